@@ -1,0 +1,203 @@
+"""Finding model bundles on this device, and what a bundle is. Nothing here loads weights."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import logging
+import os
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import platformdirs
+
+from astra_mesh import limits
+from astra_mesh.bundle import manifest
+from astra_mesh.bundle.configs import load_json, member
+from astra_mesh.bundle.hashing import file_sha256
+from astra_mesh.bundle.weights import weight_paths
+from astra_mesh.errors import AstraMeshError, UnknownModelError
+from astra_mesh.wire.messages import ModelId
+
+ENVIRONMENT: Final = "ASTRA_MESH_MODELS"
+_DOMAIN: Final = b"astra-mesh-model/1\0"
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+_CODEBOOK: Final = re.compile(r"codebook(?:-(?P<suffix>[A-Za-z0-9._+-]+))?\.safetensors")
+_CONFIG_BYTES: Final = 4 * limits.MIB  # 21,000 class names are about 1 MB
+_LISTED: Final = 20  # names in an error message
+
+_log = logging.getLogger(__name__)
+_reported: set[str] = set()
+
+
+@dataclass(frozen=True, eq=False)
+class Bundle:
+    """A model bundle: a folder whose config.json was read and whose weight files are there."""
+
+    name: str
+    path: Path
+    config: dict[str, Any]
+    weight_paths: tuple[Path, ...]  # in name order
+    entries: dict[str, manifest.Entry] | None  # of the manifest; None: the bundle has none
+
+    def has(self, name: str) -> bool:
+        """Whether the bundle has a file of that name."""
+        return member(self.path, name).exists()
+
+    def file(self, name: str) -> Path:
+        """The path of a file, after it was compared with the manifest (if there is one).
+
+        Raises:
+            BadBundleError: it leads out of the folder, or differs from the manifest.
+        """
+        path = member(self.path, name)
+        if self.entries is not None and name in self.entries:
+            manifest.check_file(path, self.entries[name])
+        return path
+
+    def optional_json(self, name: str) -> dict[str, Any]:
+        """The object in one of the bundle's JSON files; empty where the file is absent."""
+        return load_json(self.file(name)) if self.has(name) else {}
+
+    @cached_property
+    def model_id(self) -> ModelId:
+        """SHA-256 over config and weights. Reads all weights once, then remembers their hashes.
+
+        Raises:
+            BadBundleError: a file differs from the manifest.
+        """
+        total = hashlib.sha256(_DOMAIN)
+        for name in ("config.json", *(path.name for path in self.weight_paths)):
+            total.update(bytes.fromhex(file_sha256(self.file(name))))
+        return ModelId(total.hexdigest())
+
+    @cached_property
+    def codebook_paths(self) -> dict[str, Path]:
+        """Codebook files by suffix: "" for codebook.safetensors, "x" for codebook-x.safetensors.
+
+        Raises:
+            BadBundleError: one differs from the manifest.
+        """
+        matches = (_CODEBOOK.fullmatch(p.name) for p in sorted(self.path.iterdir()))
+        return {m["suffix"] or "": self.file(m.string) for m in matches if m}
+
+
+def open_bundle(path: Path | str) -> Bundle:
+    """Opens the bundle in a folder: reads config.json and manifest.json, checks names and sizes.
+
+    Raises:
+        UnknownModelError: there is no such folder.
+        BadBundleError: it is no bundle, or a file is missing, cut short, or leads elsewhere.
+    """
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise UnknownModelError(f"there is no folder {str(path)!a}")
+    folder = folder.resolve()
+    config = load_json(member(folder, "config.json"), _CONFIG_BYTES)
+    entries = manifest.read_manifest(folder)
+    paths = weight_paths(folder)
+    for name, entry in (entries or {}).items():
+        manifest.check_size(member(folder, name), entry)
+    name = "".join(c if c.isprintable() else "?" for c in folder.name)[: limits.NAME_CHARS]
+    return Bundle(name, folder, config, paths, entries)
+
+
+def find_bundle(name_or_path: str) -> Bundle:
+    """The bundle of a folder (an argument with a slash, or a folder with config.json) or of a name.
+
+    For what the person at this device types. Names that come from another device go through
+    :func:`find_named`, which opens no folder outside the model folders.
+
+    Raises:
+        UnknownModelError: neither; says what there is and the closest names.
+        BadBundleError: it is there but cannot be used.
+    """
+    separators = {"/", os.sep}
+    is_path = bool(separators & set(name_or_path))
+    if not is_path and name_or_path.isprintable():
+        is_path = (Path(name_or_path) / "config.json").is_file()
+    return open_bundle(name_or_path) if is_path else find_named(name_or_path)
+
+
+def find_named(name: str) -> Bundle:
+    """The bundle of that name in the model folders (the first folder that has it counts).
+
+    Raises:
+        UnknownModelError, BadBundleError: as :func:`find_bundle`.
+    """
+    path = _folders_by_name().get(name)
+    if path is None:
+        raise UnknownModelError(_unknown_text(name))
+    return open_bundle(path)
+
+
+def list_bundles() -> list[Bundle]:
+    """All usable bundles of the model folders, by name; a broken one is logged once instead."""
+    found = []
+    for _, path in sorted(_folders_by_name().items()):
+        try:
+            found.append(open_bundle(path))
+        except AstraMeshError as error:
+            if error.message not in _reported:
+                _reported.add(error.message)
+                _log.warning("a model bundle cannot be used: %s", error.message)
+    return found
+
+
+def model_folders() -> list[Path]:
+    """Where names are looked up: $ASTRA_MESH_MODELS, the user's folder, the shipped models."""
+    chosen = [Path(p).expanduser() for p in os.environ.get(ENVIRONMENT, "").split(os.pathsep) if p]
+    return [*chosen, user_models_path(), *_shipped()]
+
+
+def user_models_path() -> Path:
+    """Where the person's own models lie."""
+    return Path(platformdirs.user_data_path("astra-mesh")) / "models"
+
+
+def verify(bundle: Bundle) -> list[str]:
+    """Compares every file of the bundle with its manifest; the names of the files checked.
+
+    Raises:
+        BadBundleError: a file differs, is missing or is not listed, or there is no manifest.
+    """
+    return manifest.check_all(bundle.path)
+
+
+def _shipped() -> list[Path]:
+    """The models inside an installed package, or beside it in a source checkout."""
+    package = Path(__file__).resolve().parents[1]
+    inside = package / "_shipped"
+    if inside.is_dir():
+        return [inside]
+    return [package.parent / "models"] if (package.parent / "pyproject.toml").is_file() else []
+
+
+def _folders_by_name() -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for folder in model_folders():
+        try:
+            children = sorted(folder.iterdir()) if folder.is_dir() else []
+        except OSError as error:
+            _log.warning("cannot list the model folder %s: %s", folder, error.strerror)
+            continue
+        for path in children:
+            usable = len(path.name) <= limits.NAME_CHARS and _NAME.fullmatch(path.name)
+            if usable and (path / "config.json").is_file():
+                found.setdefault(path.name, path)
+    return found
+
+
+def _unknown_text(name: str) -> str:
+    names = sorted(_folders_by_name())
+    text = f"no model called {name[: limits.NAME_CHARS]!a} on this device"
+    close = difflib.get_close_matches(name[: limits.NAME_CHARS], names, n=3, cutoff=0.5)
+    if close:
+        text += f"; did you mean {' or '.join(close)}?"
+    if not names:
+        return f"{text}; there are no models yet: set {ENVIRONMENT} to a folder that holds some"
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return f"{text}{'' if close else ';'} Models here: {', '.join(names[:_LISTED])}{more}"
