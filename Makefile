@@ -1,0 +1,86 @@
+# `make` lists the targets. Everything is installed into .venv; nothing outside the repository changes.
+
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+
+VENV := .venv
+BIN := $(VENV)/bin
+
+# A Python of 3.11 or newer: the usual one if it is, else a versioned one. Or: make PYTHON=/path/to/python
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
+
+# The stamps are named after what decides the installation, so an unchanged repository installs once and
+# never asks the network again, whatever happens to the files' times.
+KEY := $(shell { cat pyproject.toml constraints.txt; echo '$(CURDIR)'; } | cksum | cut -d' ' -f1)
+RUN_STAMP := $(VENV)/.installed-run-$(KEY)
+DEV_STAMP := $(VENV)/.installed-dev-$(KEY)
+
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL := $(PIP) install --quiet --constraint constraints.txt
+
+PYTEST_ARGS ?=
+DATA := $(or $(ASTRA_MESH_DATA),../shared/data)
+
+.PHONY: help
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+.PHONY: demo
+demo: $(RUN_STAMP) ## three peers on this machine find each other and answer
+	@$(BIN)/astra-mesh demo
+
+.PHONY: test
+test: lint ## style, types and all tests (PYTEST_ARGS="-k session" for some)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+.PHONY: lint
+lint: $(DEV_STAMP) ## style and types only
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.PHONY: format
+format: $(DEV_STAMP) ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: models
+models: $(DEV_STAMP) ## train the shipped models and their codebooks again (hours without a GPU)
+	$(BIN)/python tools/models/train_tiny_gpt2.py
+	$(BIN)/python tools/models/train_vit_tiny.py
+	$(BIN)/astra-mesh fit models/tiny-gpt2 --data "$(DATA)/datasets/tinyshakespeare"
+	$(BIN)/astra-mesh fit models/vit-tiny --data "$(DATA)/datasets/cifar10_train_jpeg.zip"
+
+.PHONY: wheel
+wheel: $(DEV_STAMP) ## dist/*.whl and dist/*.tar.gz
+	$(BIN)/python -m build --outdir dist
+
+.PHONY: clean
+clean: ## remove the environment, caches and built files
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find astra_mesh tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@if [ -z '$(PYTHON)' ]; then \
+		echo 'astra_mesh needs Python 3.11 or newer, and none was found.' >&2; \
+		echo 'Install one, or name it: make demo PYTHON=/path/to/python3.11' >&2; exit 1; fi
+	@'$(PYTHON)' -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo 'astra_mesh needs Python 3.11 or newer; $(PYTHON) is older.' >&2; exit 1; }
+	@'$(PYTHON)' -c 'import sys; sys.exit(sys.maxsize < 2**32)' || { \
+		echo 'astra_mesh needs a 64-bit Python; several packages have no 32-bit files.' >&2; exit 1; }
+	@echo "Creating $(VENV) with $(PYTHON)"
+	@'$(PYTHON)' -m venv $(VENV) || { rm -rf $(VENV); \
+		echo 'No virtual environment could be made; Debian and Ubuntu need: apt install python3-venv' >&2; exit 1; }
+
+$(RUN_STAMP): | $(BIN)/python
+	@echo "Installing astra_mesh into $(VENV) (once; a few minutes)"
+	@$(INSTALL) --editable .
+	@rm -f $(VENV)/.installed-*; touch $@
+
+# What the tests need includes what the program needs, so both stamps are set.
+$(DEV_STAMP): | $(BIN)/python
+	@echo "Installing astra_mesh and its development tools into $(VENV) (once; a few minutes)"
+	@$(INSTALL) --editable '.[dev]'
+	@rm -f $(VENV)/.installed-*; touch $(RUN_STAMP) $@
