@@ -1,0 +1,168 @@
+"""Fixtures and checks for every test.
+
+Automatic for each test:
+
+- HOME and the XDG folders are empty temporary ones; nothing of the user's is read or written.
+- A test that leaves a task, thread, descriptor or child process behind fails (tests/hygiene.py).
+- In tests/unit and tests/integration, astra_mesh code that makes a blocking call inside a running
+  event loop fails with ``BlockingError``.
+- A test marked ``lab`` is skipped, with the reason, where no network namespaces can be made.
+"""
+
+from __future__ import annotations
+
+import os
+
+# Before anything imports torch: test machines are shared, and OpenMP threads that spin while they
+# wait slow everything else down. One thread also makes results repeatable.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import asyncio
+import inspect
+import itertools
+from collections.abc import AsyncIterator, Generator, Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+from blockbuster import BlockBuster
+
+from tests.hygiene import leftover_tasks, leftovers, snapshot
+from tools.lab.network import unavailable_reason
+
+REPO_ROOT = Path(__file__).resolve().parents[1]
+TESTS = REPO_ROOT / "tests"
+LOOP_CHECKED = (TESTS / "unit", TESTS / "integration")
+
+# Imports read files wherever they happen, and torch imports some of its parts on first use.
+MAY_BLOCK = (
+    ("<frozen importlib._bootstrap>", {"_find_and_load"}),
+    ("<frozen importlib._bootstrap_external>", {"get_data", "exec_module"}),
+    ("concurrent/futures/thread.py", {"shutdown"}),  # only waits for work that was cancelled
+)
+
+FAILED = pytest.StashKey[bool]()
+
+
+# --- data -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Real weights and data: $ASTRA_MESH_DATA, or shared/data beside the repository."""
+    chosen = os.environ.get("ASTRA_MESH_DATA")
+    folder = Path(chosen) if chosen else REPO_ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no development data at {folder} (set ASTRA_MESH_DATA)")
+    return folder
+
+
+# --- the user's environment -----------------------------------------------------------------------
+
+
+def _point_home_to(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    folder.mkdir()
+    patch.setenv("HOME", str(folder))
+    for name in ("DATA", "STATE", "CACHE", "CONFIG"):
+        patch.setenv(f"XDG_{name}_HOME", str(folder / name.lower()))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _homes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Iterator[Path]]:
+    """New home folders without end; the first is for fixtures that live longer than one test."""
+    base = tmp_path_factory.mktemp("homes")
+    homes = (base / str(number) for number in itertools.count())
+    with pytest.MonkeyPatch.context() as patch:
+        _point_home_to(next(homes), patch)
+        for name in [name for name in os.environ if name.startswith("ASTRA_MESH_")]:
+            if name not in ("ASTRA_MESH_DATA", "ASTRA_MESH_TIME_SCALE"):
+                patch.delenv(name)
+        yield homes
+
+
+@pytest.fixture
+def home(_homes: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The empty home folder of this test; child processes inherit it through the environment."""
+    folder = next(_homes)
+    _point_home_to(folder, monkeypatch)
+    return folder
+
+
+# --- nothing is left behind, nothing blocks -------------------------------------------------------
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if call.when == "call" and call.excinfo is not None:
+        item.stash[FAILED] = True  # a failing test need not tidy up; its own error is the news
+    return report
+
+
+def _is_async(item: pytest.Item) -> bool:
+    function = getattr(item, "obj", None)
+    return item.get_closest_marker("asyncio") is not None or inspect.iscoroutinefunction(function)
+
+
+@pytest.fixture(autouse=True)
+def _process_left_clean(request: pytest.FixtureRequest, home: Path) -> Iterator[None]:
+    before = snapshot()
+    yield
+    if request.node.stash.get(FAILED, False):
+        return
+    if left := leftovers(before):
+        pytest.fail("the test left behind: " + "; ".join(left), pytrace=False)
+
+
+@pytest.fixture(autouse=True)
+def _loop_watched(request: pytest.FixtureRequest, _process_left_clean: None) -> None:
+    # Set up after the snapshot, so torn down before it: descriptors are counted without the loop.
+    if _is_async(request.node):
+        request.getfixturevalue("_tasks_left_clean")
+    if any(request.node.path.is_relative_to(folder) for folder in LOOP_CHECKED):
+        request.getfixturevalue("_blocking_calls_fail")
+
+
+@pytest.fixture
+async def _tasks_left_clean(request: pytest.FixtureRequest) -> AsyncIterator[None]:
+    before = set(asyncio.all_tasks())
+    yield
+    if request.node.stash.get(FAILED, False):
+        return
+    if left := await leftover_tasks(before):
+        pytest.fail("the test left behind: " + "; ".join(left), pytrace=False)
+
+
+@cache
+def _detector() -> BlockBuster:
+    detector = BlockBuster("astra_mesh")
+    for function in detector.functions.values():
+        for filename, names in MAY_BLOCK:
+            function.can_block_in(filename, names)
+    return detector
+
+
+@pytest.fixture
+def _blocking_calls_fail() -> Iterator[None]:
+    detector = _detector()
+    detector.activate()
+    yield
+    detector.deactivate()
+
+
+# --- laboratory -----------------------------------------------------------------------------------
+
+
+@cache
+def _lab_missing() -> str | None:
+    return unavailable_reason()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("lab") is not None and (reason := _lab_missing()):
+        pytest.skip(f"no laboratory: {reason}")
