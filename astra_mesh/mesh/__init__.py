@@ -1,0 +1,1 @@
+"""Peers and the links between them: identity, discovery, sessions, links, membership."""

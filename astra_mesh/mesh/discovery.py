@@ -1,0 +1,230 @@
+"""Finding peers by multicast DNS: announces this one, and tells who else is announced.
+
+Everything that arrives is hostile: names and addresses are checked, tables are bounded, and without
+multicast the peer goes on with typed addresses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Callable
+from typing import Final
+
+from zeroconf import Error as ZeroconfError
+from zeroconf import IPVersion, ServiceStateChange, Zeroconf
+from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
+
+from astra_mesh import limits
+from astra_mesh.mesh.connect import Address
+from astra_mesh.mesh.interfaces import IPAddress, multicast_interfaces, own_addresses
+from astra_mesh.wire.codec import sanitise
+from astra_mesh.wire.messages import PROTOCOL_VERSION, PeerId
+
+log = logging.getLogger(__name__)
+
+SERVICE: Final = "_astra-mesh._tcp.local."
+_PEER_ID: Final = re.compile(r"[0-9a-f]{64}")
+_NOT_IN_LABEL: Final = re.compile(r"[^A-Za-z0-9 _-]+")
+_LABEL_CHARS: Final = 48  # of 63, with the id's first digits behind
+_RESOLVERS: Final = 4  # names that are looked up at the same time
+_LEAVE_S: Final = 1.0  # for the goodbyes
+
+OnFound = Callable[[PeerId, str, list[Address]], None]
+OnGone = Callable[[PeerId], None]
+Addresses = Callable[[], list[IPAddress]]
+
+
+class Discovery:
+    """Announces a peer and watches the announcements of others while :meth:`run` runs.
+
+    Args:
+        peer: Id of this peer; its own announcements are not reported.
+        name: For people.
+        port: Where this peer listens; None to watch only.
+        on_found: Called with id, name and addresses, again when they change. Must not block.
+        on_gone: Called when a peer withdraws its announcement, or it runs out.
+        addresses: Lists this machine's addresses (replaced in tests).
+        poll_s: How often they are listed, seconds.
+    """
+
+    def __init__(
+        self,
+        peer: PeerId,
+        name: str,
+        port: int | None,
+        *,
+        on_found: OnFound,
+        on_gone: OnGone,
+        addresses: Addresses = own_addresses,
+        poll_s: float = limits.INTERFACE_POLL_S,
+    ) -> None:
+        self.problem: str | None = None  # why multicast does not work, for people
+        self._peer = peer
+        self._name = sanitise(name, limits.NAME_CHARS)
+        self._port = port
+        self._on_found = on_found
+        self._on_gone = on_gone
+        self._addresses = addresses
+        self._poll_s = poll_s
+        self._zeroconf: AsyncZeroconf | None = None
+        self._own: set[str] = set()
+        self._known: dict[str, PeerId] = {}  # instance name -> who announced it
+        self._pending: dict[str, None] = {}  # names to look up, oldest first
+        self._work = asyncio.Event()
+        self._warned: set[str] = set()  # names whose version or records were complained about
+
+    async def run(self) -> None:
+        """Announce and watch until cancelled; then withdraw the announcement (goodbye)."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(_RESOLVERS):
+                    group.create_task(self._resolve())
+                await self._follow_interfaces()
+        finally:
+            await self._close()
+
+    # --- this peer --------------------------------------------------------------------------------
+
+    async def _follow_interfaces(self) -> None:
+        """Start anew whenever the machine's addresses change (another Wi-Fi, a cable)."""
+        last: list[IPAddress] | None = None
+        while True:
+            current = self._addresses()
+            if current != last:
+                await self._close()
+                await self._open(current)
+                last = current
+            await asyncio.sleep(self._poll_s)
+
+    async def _open(self, addresses: list[IPAddress]) -> None:
+        self._own = {str(address) for address in addresses}
+        try:
+            self._zeroconf = _open_sockets()
+            AsyncServiceBrowser(self._zeroconf.zeroconf, SERVICE, handlers=[self._on_change])
+            if self._port is not None:
+                info = self._info(self._port, addresses)
+                # The name holds digits of the id: no need to probe for others that use it (0.7 s).
+                await (
+                    await self._zeroconf.async_register_service(info, cooperating_responders=True)
+                )
+            self.problem = None
+        except (OSError, ZeroconfError, RuntimeError) as exc:
+            self._fail(exc)
+            await self._close()
+
+    def _info(self, port: int, addresses: list[IPAddress]) -> AsyncServiceInfo:
+        label = _NOT_IN_LABEL.sub("-", self._name)[:_LABEL_CHARS].strip(" -") or "peer"
+        return AsyncServiceInfo(
+            SERVICE,
+            f"{label}-{self._peer[:8]}.{SERVICE}",
+            port=port,
+            addresses=[address.packed for address in addresses[: limits.DIAL_ADDRESSES]],
+            properties={"id": self._peer, "v": str(PROTOCOL_VERSION), "name": self._name},
+            server=f"astra-mesh-{self._peer[:16]}.local.",
+        )
+
+    def _fail(self, exc: Exception) -> None:
+        problem = str(exc) or type(exc).__name__
+        if problem != self.problem:
+            log.warning(
+                "cannot look for other devices on this network by itself (%s): name them with "
+                "--peer HOST:PORT",
+                problem,
+            )
+        self.problem = problem
+
+    async def _close(self) -> None:
+        """Withdraw the announcement and close the sockets."""
+        zeroconf, self._zeroconf = self._zeroconf, None
+        self._pending.clear()
+        if zeroconf is None:
+            return
+        try:
+            async with asyncio.timeout(_LEAVE_S):
+                await zeroconf.async_close()
+        except (TimeoutError, OSError, ZeroconfError) as exc:
+            log.debug("multicast was not closed cleanly: %s", exc)
+
+    # --- the others -------------------------------------------------------------------------------
+
+    def _on_change(
+        self, zeroconf: Zeroconf, service_type: str, name: str, state_change: ServiceStateChange
+    ) -> None:
+        del zeroconf, service_type
+        if state_change is ServiceStateChange.Removed:
+            self._pending.pop(name, None)
+            self._forget(name)
+        elif name in self._pending or len(self._pending) < limits.CANDIDATES:
+            self._pending[name] = None
+            self._work.set()
+
+    def _forget(self, name: str) -> None:
+        peer = self._known.pop(name, None)
+        self._warned.discard(name)
+        if peer is not None and peer not in self._known.values():
+            self._on_gone(peer)
+
+    async def _resolve(self) -> None:
+        """Look up names one after the other."""
+        while True:
+            while not self._pending or self._zeroconf is None:
+                self._work.clear()
+                await self._work.wait()
+            name = next(iter(self._pending))
+            del self._pending[name]
+            info = AsyncServiceInfo(SERVICE, name)
+            zeroconf = self._zeroconf.zeroconf
+            try:
+                if info.load_from_cache(zeroconf) or await info.async_request(
+                    zeroconf, 1000 * limits.RESOLVE_TIMEOUT_S
+                ):
+                    self._report(name, info)
+            except (OSError, ZeroconfError, RuntimeError) as exc:
+                log.debug("cannot look up %s: %s", sanitise(name, 80), exc)
+
+    def _report(self, name: str, info: AsyncServiceInfo) -> None:
+        """Pass on an announcement if it is well-formed and speaks our version."""
+        texts = info.decoded_properties
+        peer = PeerId(texts.get("id") or "")
+        if peer == self._peer:
+            return
+        if _PEER_ID.fullmatch(peer) is None:
+            self._warn(name, "has no valid id")
+            return
+        if texts.get("v") != str(PROTOCOL_VERSION):
+            version = sanitise(texts.get("v") or "?", 8)
+            self._warn(name, f"speaks protocol version {version}, this one {PROTOCOL_VERSION}")
+            return
+        addresses = self._reachable(info)
+        if not addresses or (name not in self._known and len(self._known) >= limits.CANDIDATES):
+            return
+        self._known[name] = peer
+        shown = sanitise(texts.get("name") or "", limits.NAME_CHARS)
+        self._on_found(peer, shown or peer[:8], addresses)
+
+    def _reachable(self, info: AsyncServiceInfo) -> list[Address]:
+        """Its addresses, without those that lead back to this peer (container bridges)."""
+        port = info.port
+        if not port:
+            return []
+        hosts = info.parsed_scoped_addresses(IPVersion.All)
+        found = [(host, port) for host in hosts if "%" in host or not host.startswith("fe80:")]
+        if port == self._port:
+            found = [(host, p) for host, p in found if host.partition("%")[0] not in self._own]
+        return found[: limits.DIAL_ADDRESSES]
+
+    def _warn(self, name: str, what: str) -> None:
+        if name not in self._warned and len(self._warned) < limits.CANDIDATES:
+            self._warned.add(name)
+            log.warning("the device announced as %s %s: ignored", sanitise(name, 80), what)
+
+
+def _open_sockets() -> AsyncZeroconf:
+    interfaces = multicast_interfaces()
+    try:
+        return AsyncZeroconf(interfaces=interfaces)
+    except OSError as exc:
+        log.debug("no IPv6 multicast: %s", exc)
+        return AsyncZeroconf(interfaces=[name for name in interfaces if isinstance(name, str)])

@@ -1,0 +1,44 @@
+"""The addresses of this machine, as the network sees them."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Final
+
+import ifaddr
+
+IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+_ORDER: Final = {(4, False): 0, (6, False): 1, (4, True): 2, (6, True): 3}  # (version, link-local)
+
+
+def own_addresses() -> list[IPAddress]:
+    """Addresses under which others may reach this machine, the most likely first.
+
+    Loopback addresses are left out, unless there are no others.
+    """
+    found = {address for _, address in _all_addresses()}
+    outside = [address for address in found if not address.is_loopback]
+    return sorted(outside or found, key=lambda a: (_ORDER[a.version, a.is_link_local], int(a)))
+
+
+def multicast_interfaces() -> list[str | int]:
+    """Where to send and receive multicast: IPv4 addresses, and indexes of interfaces with IPv6."""
+    outside = [(index, ip) for index, ip in _all_addresses() if not ip.is_loopback]
+    found: dict[str | int, None] = {}
+    for index, address in outside or _all_addresses():
+        if address.version == 4:
+            found[str(address)] = None
+        elif index is not None and not address.is_loopback:
+            found[index] = None
+    return list(found)
+
+
+def _all_addresses() -> list[tuple[int | None, IPAddress]]:
+    """Interface index and address of all there are."""
+    found = []
+    for adapter in ifaddr.get_adapters():
+        for ip in adapter.ips:
+            text = ip.ip if isinstance(ip.ip, str) else ip.ip[0]
+            found.append((adapter.index, ipaddress.ip_address(text.partition("%")[0])))
+    return found

@@ -1,0 +1,383 @@
+"""One WebSocket that carries one session: the only place where a session meets sockets and time.
+
+A link is single-use: :meth:`Link.run` is awaited once and returns when the link is over. All
+methods belong to the event loop's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket as sockets
+from collections.abc import Callable
+from typing import Final, cast
+
+import aiohttp
+from aiohttp import WSMsgType, web
+
+from astra_mesh import limits
+from astra_mesh.errors import DeadlineError, MeshError, PeerLostError, ProtocolError
+from astra_mesh.mesh.flow import cost
+from astra_mesh.mesh.probe import Meter, train_bps
+from astra_mesh.mesh.session import Session, State
+from astra_mesh.mesh.timings import Timings
+from astra_mesh.wire.codec import AnyMessage
+from astra_mesh.wire.messages import Hello, Pong, Reason, RequestId, Throughput
+
+log = logging.getLogger(__name__)
+
+Socket = web.WebSocketResponse | aiohttp.ClientWebSocketResponse
+OnMessage = Callable[[AnyMessage], None]
+
+_FAIR_FRAMES: Final = 32  # read in a row before other tasks get a turn
+_TRAIN_PINGS: Final = 6
+_FAST_TRAIN_S: Final = 0.01
+
+
+class Link:
+    """A session over an open WebSocket.
+
+    Args:
+        socket: Opened with :func:`astra_mesh.mesh.connect.dial` or by its handler.
+        session: Fresh.
+        timings: Deadlines of closing and probing.
+        dialled: Whether this end opened the connection.
+        address: Of the other end, for people.
+    """
+
+    def __init__(
+        self,
+        socket: Socket,
+        session: Session,
+        *,
+        timings: Timings | None = None,
+        dialled: bool,
+        address: str = "",
+    ) -> None:
+        self.session = session
+        self.dialled = dialled
+        self.address = address
+        self._timings = timings if timings is not None else Timings()
+        self._socket = socket
+        self._meter = Meter()
+        self._probes: dict[int, asyncio.Future[float]] = {}
+        self._fault: Exception | None = None  # of on_message
+        self._started = False
+        self._wake = asyncio.Event()  # the writer has something to look at
+        self._tock = asyncio.Event()  # the state changed: look at the clock anew
+        self._idle = asyncio.Event()  # the writer holds no frames
+        self._room = asyncio.Event()  # the queue is short enough, or the link is over
+        self._measured = asyncio.Event()  # the other end told its throughput, or the link is over
+        self._over = asyncio.Event()  # the session is closed
+        self._done = asyncio.Event()  # run() has ended
+        self._state = session.state
+
+    # --- what is known ----------------------------------------------------------------------------
+
+    @property
+    def peer(self) -> Hello | None:
+        """The hello of the other end; None before it came."""
+        return self.session.peer_hello
+
+    @property
+    def is_open(self) -> bool:
+        """Whether messages can be sent."""
+        return self.session.state is State.OPEN
+
+    @property
+    def close_error(self) -> MeshError | None:
+        """Why the link ended; None for a goodbye, or while it is open."""
+        return self.session.close_error
+
+    @property
+    def round_trip_s(self) -> float | None:
+        """Smoothed round trip, seconds."""
+        return self.session.round_trip_s
+
+    @property
+    def send_bps(self) -> float | None:
+        """Throughput towards the other end, bits per second: probed, then from real traffic."""
+        return self._meter.bps
+
+    @property
+    def receive_bps(self) -> float | None:
+        """Throughput towards this end, bits per second, as the other end measured it."""
+        return self.session.receive_bps
+
+    def sent_bytes(self, request: RequestId) -> int:
+        """Bytes of code frames written for a request."""
+        return self.session.sent_bytes(request)
+
+    # --- sending ----------------------------------------------------------------------------------
+
+    def send(self, message: AnyMessage) -> None:
+        """Queue a message; never blocks. Who sends much awaits :meth:`drain` in between.
+
+        Raises:
+            MeshError: The link is not open.
+            ProtocolError: The message may not be sent here: a mistake of the caller.
+        """
+        self.session.send(message)
+        self._changed()
+
+    async def drain(self) -> None:
+        """Wait until less than SEND_QUEUE_BYTES are queued. Cancelling it changes nothing.
+
+        Raises:
+            MeshError: The link ended.
+        """
+        while self.session.queued_bytes >= limits.SEND_QUEUE_BYTES and self.is_open:
+            self._room.clear()
+            await self._room.wait()
+        if not self.is_open:
+            raise self.close_error or PeerLostError("the link is closed")
+
+    def consumed(self, message: AnyMessage) -> None:
+        """The data of a received message is no longer held: once for each Codes, Pooled, Token."""
+        self.session.consumed(cost(message))
+        self._changed()
+
+    def end(self, request: RequestId) -> None:
+        """Nothing more is wanted for a request on this link."""
+        self.session.end(request)
+
+    def refuse(self, reason: Reason, text: str = "") -> None:
+        """End the link with a named reason; :meth:`run` returns soon after."""
+        self.session.refuse(reason, text)
+        self._changed()
+
+    async def close(self, text: str = "") -> None:
+        """Say goodbye and wait until the link is over, no longer than twice the close timeout."""
+        self.session.goodbye(text)
+        self._changed()
+        if not self._started:
+            self._done.set()
+            await self._close_socket()
+        try:
+            async with asyncio.timeout(2 * self._timings.close_s):
+                await self._done.wait()
+        except TimeoutError:
+            log.warning("the link to %s did not close in time", self.address)
+
+    # --- measuring --------------------------------------------------------------------------------
+
+    async def probe(self) -> float:
+        """Measure ``send_bps`` with padded pings, tell the other end, and return it.
+
+        The end that dialled goes first: two trains at once would measure each other. It takes less
+        than 0.1 s at 10 Mbps. Cancelling it leaves the link as it is.
+
+        Raises:
+            MeshError: The link ended meanwhile, or no pong came in time.
+        """
+        try:
+            async with asyncio.timeout(self._timings.probe_s):
+                if not self.dialled:
+                    await self._measured.wait()
+        except TimeoutError:
+            log.debug("%s told no throughput", self.address)
+        rate, took = await self._train(limits.PROBE_BYTES // _TRAIN_PINGS, _TRAIN_PINGS)
+        if took < _FAST_TRAIN_S:
+            size = limits.PING_PADDING_BYTES
+            rate, _ = await self._train(size, limits.PROBE_FAST_BYTES // size)
+        self._meter.bps = rate
+        self.send(Throughput(rate))
+        return rate
+
+    async def _train(self, size: int, count: int) -> tuple[float, float]:
+        """Bits per second, and the seconds that it took."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        pongs: list[asyncio.Future[float]] = []
+        for _ in range(count):
+            number = self.session.ping(loop.time(), size)
+            self._probes[number] = loop.create_future()
+            pongs.append(self._probes[number])
+        self._changed()
+        try:
+            async with asyncio.timeout(self._timings.probe_s):
+                times = [await pong for pong in pongs]
+        except TimeoutError:
+            raise DeadlineError(f"{self.address} did not answer a probe in time") from None
+        finally:
+            for pong in pongs:
+                pong.cancel()
+            self._probes = {n: p for n, p in self._probes.items() if not p.done()}
+        return train_bps(times, size), loop.time() - began
+
+    # --- running ----------------------------------------------------------------------------------
+
+    async def run(self, on_message: OnMessage) -> MeshError | None:
+        """Drive the link until it is over; the result is why (None for a goodbye).
+
+        Args:
+            on_message: Called with each message, the hello first. It must not block. A
+                :class:`ProtocolError` that it raises refuses the link; any other exception ends
+                the link and is raised by ``run``.
+
+        Cancelling it closes the socket without a goodbye; :meth:`close` says one.
+        """
+        if self._started:
+            raise RuntimeError("a link runs once")
+        self._started = True
+        self._tune()
+        self.session.start(self._now())
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(self._read(on_message)),
+                    group.create_task(self._write()),
+                    group.create_task(self._watch()),
+                ]
+                await self._over.wait()
+                await self._flush()
+                for task in tasks:
+                    task.cancel()
+        finally:
+            self.session.lost("the link was closed on this side")
+            self._changed()
+            await self._close_socket()
+            self._done.set()
+        if self._fault is not None:
+            raise self._fault
+        return self.close_error
+
+    async def _read(self, on_message: OnMessage) -> None:
+        frames = 0
+        while self.session.state is not State.CLOSED:
+            message = await self._socket.receive()
+            if message.type is WSMsgType.BINARY:
+                self._take(message.data, on_message)
+            elif message.type is WSMsgType.ERROR:
+                self.session.lost(f"what it sent is no valid WebSocket frame: {message.data}")
+            elif message.type in (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED):
+                self.session.lost("the connection was closed without a goodbye")
+            else:
+                self.session.refuse(Reason.BAD_MESSAGE, "a frame that is not binary")
+            self._changed()
+            frames += 1
+            if frames % _FAIR_FRAMES == 0:
+                await asyncio.sleep(0)
+
+    def _take(self, frame: bytes, on_message: OnMessage) -> None:
+        for message in self.session.receive(frame, self._now()):
+            if isinstance(message, Pong):
+                future = self._probes.pop(message.number, None)
+                if future is not None and not future.done():
+                    future.set_result(self._now())
+                continue
+            try:
+                on_message(message)
+            except ProtocolError as exc:
+                self.session.refuse(Reason.BAD_MESSAGE, exc.message, exc)
+            except Exception as exc:
+                self._fault = exc
+                self.session.refuse(Reason.INTERNAL)
+
+    async def _write(self) -> None:
+        while True:
+            began = self._now()
+            frames = self.session.frames(limits.WRITE_BATCH_BYTES)
+            if not frames:
+                self._idle.set()
+                self._meter.idle(began)
+                self._wake.clear()
+                await self._wake.wait()
+                continue
+            self._idle.clear()
+            if self.session.queued_bytes < limits.SEND_QUEUE_BYTES:
+                self._room.set()
+            try:
+                for frame in frames:
+                    await self._socket.send_bytes(frame)
+            except (ConnectionError, aiohttp.ClientError, RuntimeError) as exc:
+                self.session.lost(f"writing failed: {exc}")
+            self._meter.wrote(sum(map(len, frames)), began)
+            self._changed()
+            await asyncio.sleep(0)
+
+    async def _watch(self) -> None:
+        """Call the session when it wants to be called."""
+        while self.session.state is not State.CLOSED:
+            due = self.session.tick(self._now())
+            self._changed()
+            self._tock.clear()
+            try:
+                async with asyncio.timeout_at(due if due < float("inf") else None):
+                    await self._tock.wait()
+            except TimeoutError:
+                continue
+
+    def _changed(self) -> None:
+        """The session was touched: wake whoever may have something to do."""
+        state = self.session.state
+        self._wake.set()
+        if state is not self._state:
+            self._state = state
+            self._tock.set()
+        if self.session.receive_bps is not None or state is State.CLOSED:
+            self._measured.set()
+        if state is State.CLOSED:
+            self._over.set()
+            self._room.set()
+            error = self.close_error or PeerLostError("the link is closed")
+            for future in self._probes.values():
+                if not future.done():
+                    future.set_exception(error)
+
+    # --- the socket -------------------------------------------------------------------------------
+
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()
+
+    async def _flush(self) -> None:
+        """Let the last word out; a lost peer is not waited for."""
+        if isinstance(self.close_error, PeerLostError):
+            return
+        try:
+            async with asyncio.timeout(self._timings.close_s):
+                await self._idle.wait()
+        except TimeoutError:
+            log.debug("the last frame to %s was not sent in time", self.address)
+
+    async def _close_socket(self) -> None:
+        """The closing handshake, except with a lost peer; afterwards the socket is gone."""
+        transport = _transport(self._socket)
+        patience = 0.0 if isinstance(self.close_error, PeerLostError) else self._timings.close_s
+        try:
+            async with asyncio.timeout(patience):
+                await self._socket.close()
+        except TimeoutError:
+            pass
+        finally:
+            if transport is not None and not transport.is_closing():
+                transport.abort()
+
+    def _tune(self) -> None:
+        """Keep little in the buffers below, so that control need not queue behind codes there."""
+        transport = _transport(self._socket)
+        if transport is None:
+            return
+        transport.set_write_buffer_limits(high=limits.UNSENT_BYTES // 4)
+        writer = getattr(self._socket, "_writer", None)
+        if writer is not None and hasattr(
+            writer, "_limit"
+        ):  # bytes between looks at those limits: 256 KiB by default
+            writer._limit = limits.UNSENT_BYTES // 4
+        raw = transport.get_extra_info("socket")
+        option = getattr(sockets, "TCP_NOTSENT_LOWAT", None)
+        if raw is not None and option is not None:
+            try:
+                raw.setsockopt(sockets.IPPROTO_TCP, option, limits.UNSENT_BYTES)
+            except OSError as exc:
+                log.debug("no limit for unsent bytes: %s", exc)
+
+
+def _transport(socket: Socket) -> asyncio.Transport | None:
+    """The transport under a WebSocket; on the client's side aiohttp has no public name for it."""
+    writer = getattr(socket, "_writer", None)
+    transport = getattr(writer, "transport", None)
+    if not hasattr(transport, "abort") or not hasattr(transport, "set_write_buffer_limits"):
+        return None
+    return cast(asyncio.Transport, transport)  # uvloop's is no subclass

@@ -1,0 +1,193 @@
+"""Who should be dialled now, and which of two links stays: decisions without I/O and clock.
+
+Of two peers the one with the lower id dials at once; the other waits a moment, and dials only if
+no link exists by then (multicast may reach it alone). Typed addresses are always dialled. Failures
+back off with jitter; a new announcement ends the wait.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from astra_mesh import limits
+from astra_mesh.mesh.connect import Address
+from astra_mesh.wire.messages import PeerId
+
+_SHORT_S = 2.0  # a link that ended sooner counts as a failure: no dialling in a tight loop
+
+Link = TypeVar("Link", bound=Hashable)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """Somebody to dial.
+
+    Attributes:
+        key: Names the candidate in calls to :class:`Membership`.
+        addresses: To try, best first.
+        expected: Who must answer; None for a typed address.
+    """
+
+    key: str
+    addresses: tuple[Address, ...]
+    expected: PeerId | None
+
+
+@dataclass(slots=True)
+class _Entry:
+    key: str
+    addresses: tuple[Address, ...]
+    typed: bool
+    peer: PeerId | None  # of a typed address: who answered last
+    due: float  # earliest next dial
+    failures: int = 0
+    dialling: bool = False
+    dialled: float = -math.inf  # when the last dial began
+
+    def candidate(self) -> Candidate:
+        """The first address changes with each failure: one of them may lead elsewhere."""
+        turn = self.failures % len(self.addresses)
+        addresses = self.addresses[turn:] + self.addresses[:turn]
+        return Candidate(self.key, addresses, None if self.typed else self.peer)
+
+
+@dataclass(slots=True)
+class _Opened(Generic[Link]):
+    link: Link
+    dialled: bool
+    at: float
+
+
+@dataclass(slots=True)
+class Membership(Generic[Link]):
+    """Candidates and links of one peer.
+
+    Args:
+        own: Id of this peer.
+        random: Source of the jitter.
+    """
+
+    own: PeerId
+    random: random.Random = field(default_factory=random.Random)
+    _entries: dict[str, _Entry] = field(default_factory=dict)
+    _links: dict[PeerId, list[_Opened[Link]]] = field(default_factory=dict)
+
+    # --- candidates -------------------------------------------------------------------------------
+
+    def typed(self, host: str, port: int, now: float) -> None:
+        """Dial this address, for ever."""
+        key = f"{host}:{port}"
+        self._entries.setdefault(key, _Entry(key, ((host, port),), True, None, now))
+
+    def found(self, peer: PeerId, addresses: Iterable[Address], now: float) -> None:
+        """A peer announced itself (again): dial it soon, whatever failed before."""
+        places = tuple(addresses)[: limits.DIAL_ADDRESSES]
+        if peer == self.own or not places:
+            return
+        entry = self._entries.get(peer)
+        if entry is None:
+            if len(self._entries) >= limits.CANDIDATES:
+                return
+            entry = self._entries[peer] = _Entry(peer, places, False, peer, math.inf)
+        entry.addresses = places
+        entry.failures = 0
+        patience = 0.0 if self.own < peer else limits.DIAL_PATIENCE_S
+        soon = max(now + patience, entry.dialled + limits.REDIAL_GAP_S)
+        entry.due = min(entry.due, soon)
+
+    def gone(self, peer: PeerId) -> None:
+        """A peer withdrew its announcement; its links, if any, go their own way."""
+        self._entries.pop(peer, None)
+
+    def due(self, now: float) -> list[Candidate]:
+        """Whom to dial now. Each call of :meth:`opened` or :meth:`failed` ends the dial of one."""
+        result = []
+        for entry in self._entries.values():
+            if self._wants(entry) and entry.due <= now:
+                entry.dialling = True
+                entry.dialled = now
+                result.append(entry.candidate())
+        return result
+
+    def next_due(self) -> float:
+        """When :meth:`due` has something to say, if nothing happens before; ``inf``: never."""
+        return min((e.due for e in self._entries.values() if self._wants(e)), default=math.inf)
+
+    def failed(self, key: str, now: float, peer: PeerId | None = None) -> None:
+        """The dial of a candidate brought no link (``peer``: but who answered is known)."""
+        entry = self._entries.get(key)
+        if entry is None:
+            return
+        entry.dialling = False
+        if entry.typed and peer is not None:
+            entry.peer = peer
+        self._back_off(entry, now)
+
+    def _wants(self, entry: _Entry) -> bool:
+        if entry.dialling or entry.peer == self.own:
+            return False
+        return entry.peer is None or entry.peer not in self._links
+
+    def _back_off(self, entry: _Entry, now: float) -> None:
+        delay = min(limits.BACKOFF_CAP_S, limits.BACKOFF_FIRST_S * 2 ** min(entry.failures, 10))
+        entry.failures += 1
+        entry.due = now + delay * self.random.uniform(0.5, 1.0)
+
+    # --- links ------------------------------------------------------------------------------------
+
+    def opened(
+        self, link: Link, peer: PeerId, *, dialled: bool, now: float, key: str | None = None
+    ) -> list[Link]:
+        """A link is open; the result are links to refuse as duplicates, perhaps this one.
+
+        Args:
+            link: Any handle.
+            peer: Who is at its other end.
+            dialled: Whether this peer opened it.
+            now: The time.
+            key: The candidate, where this peer dialled it.
+        """
+        entry = self._entries.get(key) if key is not None else None
+        if entry is not None:
+            entry.dialling = False
+            entry.failures = 0
+            if entry.typed:
+                entry.peer = peer
+        links = self._links.setdefault(peer, [])
+        links.append(_Opened(link, dialled, now))
+        rightful = [other for other in links if other.dialled is (self.own < peer)]
+        kept = rightful or links
+        extra = [other.link for other in links if other not in kept]
+        if kept[0].dialled:  # the end that dialled them all chooses among them: the first
+            extra += [other.link for other in kept[1:]]
+        return extra
+
+    def closed(self, link: Link, peer: PeerId, now: float) -> bool:
+        """A link is over; whether it was the last to that peer."""
+        links = self._links.get(peer, [])
+        lasted = next((now - other.at for other in links if other.link == link), None)
+        links[:] = [other for other in links if other.link != link]
+        if links or lasted is None:
+            return False
+        del self._links[peer]
+        for entry in self._entries.values():
+            if entry.peer == peer and not entry.dialling:
+                if lasted >= _SHORT_S:
+                    entry.failures = 0
+                self._back_off(entry, now)
+                if not entry.typed and self.own > peer:
+                    entry.due += limits.DIAL_PATIENCE_S
+        return True
+
+    def link(self, peer: PeerId) -> Link | None:
+        """The link to use for a peer: of several the newest."""
+        links = self._links.get(peer)
+        return links[-1].link if links else None
+
+    def peers(self) -> list[PeerId]:
+        """Peers with a link, in the order in which they came."""
+        return list(self._links)

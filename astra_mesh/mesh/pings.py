@@ -1,0 +1,58 @@
+"""Pings of one link, without I/O: when the next is due, and what the pongs say about the delay."""
+
+from __future__ import annotations
+
+from astra_mesh.wire.messages import Ping
+
+_REMEMBERED = 64  # pings under way; the oldest are forgotten
+_MEASURE_EVERY = 5  # heartbeats between pings on a link that is never silent
+_GAIN = 0.125  # of a new sample in the smoothed round trip (RFC 6298, section 2)
+
+
+class Pings:
+    """Numbers, due times and round trips.
+
+    Args:
+        heartbeat_s: Silence after which a ping is due.
+    """
+
+    def __init__(self, heartbeat_s: float) -> None:
+        self.round_trip_s: float | None = None
+        self._heartbeat_s = heartbeat_s
+        self._number = 0
+        self._last = 0.0
+        self._sent: dict[int, tuple[float, bool]] = {}  # number -> when, and whether a probe
+
+    def start(self, now: float) -> None:
+        """The link is open: the first ping is due at once."""
+        self._last = now - _MEASURE_EVERY * self._heartbeat_s
+
+    def due(self, heard: float) -> float:
+        """When the next heartbeat is due; ``heard`` is when the last frame came."""
+        silent = max(heard, self._last) + self._heartbeat_s
+        return min(silent, self._last + _MEASURE_EVERY * self._heartbeat_s)
+
+    def heartbeat(self, now: float) -> Ping:
+        """A ping that only this class waits for."""
+        self._last = now
+        return self._ping(now, 0, probe=False)
+
+    def probe(self, now: float, padding: int) -> Ping:
+        """A ping that the caller waits for."""
+        return self._ping(now, padding, probe=True)
+
+    def _ping(self, now: float, padding: int, *, probe: bool) -> Ping:
+        self._number += 1
+        self._sent[self._number] = (now, probe)
+        if len(self._sent) > _REMEMBERED:
+            del self._sent[next(iter(self._sent))]
+        return Ping(self._number, bytes(padding))
+
+    def pong(self, number: int, now: float) -> bool:
+        """Note a pong; whether it answers a probe. An unknown number is ignored."""
+        sent, probe = self._sent.pop(number, (None, False))
+        if sent is not None and not probe:
+            sample = max(0.0, now - sent)
+            old = self.round_trip_s
+            self.round_trip_s = sample if old is None else old + _GAIN * (sample - old)
+        return probe
