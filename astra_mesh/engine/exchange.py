@@ -1,0 +1,72 @@
+"""The one interface between the engine and whatever carries codes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from astra_mesh.engine.layout import Layout
+from astra_mesh.quant.codecs import CodeArray
+
+
+class Exchange(Protocol):
+    """One request's view of the network, for one shard."""
+
+    async def send_codes(self, block: int, codes: Sequence[CodeArray]) -> None:
+        """Hand the own codes of ``block`` (one array per stage) to every shard that needs them."""
+
+    async def receive_codes(self, block: int) -> tuple[int, Sequence[CodeArray]]:
+        """The next complete part of ``block``, in order of arrival: (shard, arrays)."""
+
+    async def send_pooled(self, vector: Tensor, weight: float) -> None:
+        """Hand the own share of the pooled output to the answering peer."""
+
+    async def receive_pooled(self, count: int) -> list[tuple[Tensor, float]]:
+        """The shares of ``count`` other shards, in shard order."""
+
+
+class LocalExchange:
+    """Shards of one process, joined by queues: for tests and simulations."""
+
+    def __init__(self, layout: Layout, shard: int, mailboxes: list[LocalExchange]) -> None:
+        self._layout, self._shard, self._mailboxes = layout, shard, mailboxes
+        self._codes: dict[int, asyncio.Queue[tuple[int, Sequence[CodeArray]]]] = {}
+        self._pooled: dict[int, tuple[Tensor, float]] = {}
+        self._arrived = asyncio.Event()
+
+    @classmethod
+    def connect(cls, layout: Layout) -> list[LocalExchange]:
+        """One exchange per shard."""
+        found: list[LocalExchange] = []
+        for shard in range(len(layout.bounds)):
+            found.append(cls(layout, shard, found))
+        return found
+
+    def _queue(self, block: int) -> asyncio.Queue[tuple[int, Sequence[CodeArray]]]:
+        return self._codes.setdefault(block, asyncio.Queue())
+
+    async def send_codes(self, block: int, codes: Sequence[CodeArray]) -> None:
+        """See :class:`Exchange`."""
+        for receiver in self._layout.receivers(self._shard, block):
+            stages = self._layout.stages[self._shard, receiver]
+            self._mailboxes[receiver]._queue(block).put_nowait((self._shard, codes[:stages]))
+
+    async def receive_codes(self, block: int) -> tuple[int, Sequence[CodeArray]]:
+        """See :class:`Exchange`."""
+        return await self._queue(block).get()
+
+    async def send_pooled(self, vector: Tensor, weight: float) -> None:
+        """See :class:`Exchange`."""
+        answering = self._mailboxes[self._layout.answering()]
+        answering._pooled[self._shard] = (vector, weight)
+        answering._arrived.set()
+
+    async def receive_pooled(self, count: int) -> list[tuple[Tensor, float]]:
+        """See :class:`Exchange`."""
+        while len(self._pooled) < count:
+            self._arrived.clear()
+            await self._arrived.wait()
+        return [self._pooled[shard] for shard in sorted(self._pooled)]

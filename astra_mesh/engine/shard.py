@@ -1,0 +1,132 @@
+"""One peer's part of one prefill: synchronous steps that the pipeline and the reference drive.
+
+Attention parts are merged in token order, whatever order they arrived in, so that the same plan gives
+the same bits: a code that flips at a near tie would change later blocks visibly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from astra_mesh.engine.attention import Part, attend, merge
+from astra_mesh.engine.layout import Layout
+from astra_mesh.families.model import Model, ModelInput
+from astra_mesh.quant.codecs import CodeArray, Codec
+
+
+class ShardRun:
+    """State of one shard. Per block call, in this order:
+
+    ``encode`` (codes to send), ``attend_local``, ``attend_remote`` once for each of
+    ``layout.sources``, ``finish``. ``rows[block]`` keeps the keys and values (T, 2, H_kv, E) of all
+    tokens that this shard has seen, in token order; decoding continues from them.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        layout: Layout,
+        shard: int,
+        codec: Codec,
+        inputs: ModelInput,
+        spare: int = 0,
+    ) -> None:
+        self.model, self.layout, self.shard, self.codec = model, layout, shard, codec
+        self.inputs = inputs
+        self.start, self.stop = layout.bounds[shard]
+        self._copied = int(layout.copies_class(shard))
+        self._spare = spare if model.spec.causal else 0
+        self.rows: list[Tensor] = []
+        self.x = self._embed()  # (rows, D), input of the block that comes next
+        self._n = self._query = self.x
+        self._keys: Tensor | None = None
+        self._parts: dict[int, Part] = {}
+
+    def _embed(self) -> Tensor:
+        x = self.model.embed(self.inputs, self.start, self.stop)
+        if self._copied:
+            x = torch.cat([self.model.embed(self.inputs, 0, 1), x])
+        return x
+
+    def encode(self, block: int) -> list[CodeArray]:
+        """Codes of the own tokens for ``block``, as many stages as any receiver takes; or none."""
+        receivers = self.layout.receivers(self.shard, block)
+        if not receivers:
+            return []
+        stages = max(self.layout.stages[self.shard, i] for i in receivers)
+        skip = len(self.x) - len(self.layout.sent(self.shard))
+        return self.codec.encode(block, self.x[skip:], stages)
+
+    def attend_local(self, block: int) -> None:
+        """Exact Q, K, V of the own tokens, and attention among them."""
+        at, wanted = self.model.block(block), self._wanted(block)
+        self._parts, self._n = {}, at.normalize(self.x)
+        if not wanted:
+            return
+        query, rows = at.query_key_value(self._n, self.start)
+        self._store(block, self.start, rows[self._copied :])
+        self._query = query[:, :, wanted.start : wanted.stop]
+        whole = len(wanted) == len(rows)
+        self._parts[self.shard] = attend(self._query, rows, self.layout.causal and whole)
+        if block < self.layout.first_block:
+            self._attend_known(block)
+
+    def _attend_known(self, block: int) -> None:
+        """The first block's input is known to every peer: attend the others exactly."""
+        for source in self.layout.sources(self.shard, block):
+            sent = self.layout.sent(source)
+            at = self.model.block(block)
+            n = at.normalize(self.model.embed(self.inputs, sent.start, sent.stop))
+            self._attend(block, source, at.key_value(n, sent.start))
+
+    def attend_remote(self, block: int, source: int, codes: Sequence[CodeArray]) -> None:
+        """Attend the tokens of shard ``source``, given its codes."""
+        raw = self.codec.decode(block, codes)
+        start = self.layout.sent(source).start
+        self._attend(block, source, self.model.block(block).finish_key_value(raw, start))
+
+    def _attend(self, block: int, source: int, rows: Tensor) -> None:
+        self._store(block, self.layout.sent(source).start, rows)
+        self._parts[source] = attend(self._query, rows)
+
+    def finish(self, block: int) -> None:
+        """Merge the parts and compute the block's output, the next block's input."""
+        wanted = self._wanted(block)
+        if not wanted:
+            self.x = self.x[:0]
+            return
+        parts = [self._parts[i] for i in sorted(self._parts)]
+        x = self.x[wanted.start : wanted.stop]
+        self.x = self.model.block(block).mix(x, merge(parts))
+        self._parts = {}
+
+    def _wanted(self, block: int) -> range:
+        if block == self.layout.blocks - 1:
+            return self.layout.wanted(self.shard)
+        return range(len(self.x))
+
+    def _store(self, block: int, start: int, rows: Tensor) -> None:
+        """Keep rows for decoding, in a buffer with room for the new tokens."""
+        if not self.layout.causal:
+            return
+        if block == len(self.rows):
+            self.rows.append(rows.new_empty(self.stop + self._spare, *rows.shape[1:]))
+        self.rows[block][start : start + len(rows)] = rows
+
+    def pooled(self) -> tuple[Tensor, float]:
+        """This shard's share of the pooled output: sum of final rows (D,) float32, and its weight.
+
+        ``last`` and ``class`` share one row; a class token with copies counts as one token of a mean.
+        """
+        rows = self.layout.wanted(self.shard)
+        if not rows:
+            return torch.zeros(self.model.spec.hidden_size), 0.0
+        hidden = self.model.final(self.x).float()
+        weights = torch.ones(len(rows))
+        if self.layout.distributed and self.layout.pooling == "mean":
+            holders = sum(self.layout.holds(i) for i in range(len(self.layout.bounds)))
+            weights[0] = 1.0 / holders
+        return weights @ hidden, float(weights.sum())

@@ -1,0 +1,160 @@
+"""BERT (Devlin et al., arXiv 1810.04805): post-LN encoder.
+
+Sequence classification reads the class token, a sentence embedding is the mean of the final rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from astra_mesh.errors import InputError, WrongTaskError
+from astra_mesh.families.block import Activation, Block, FeedForward, Linear, Norm, activation
+from astra_mesh.families.model import Model, ModelInput, check_tokens, labels_of
+from astra_mesh.families.spec import ModelSpec
+from astra_mesh.families.weights import Config, Weights
+
+MODEL_TYPES = ("bert",)
+
+
+class Bert(Model):
+    """BERT encoder with its optional classifier."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        blocks: list[Block],
+        *,
+        words: Tensor,
+        positions: Tensor,
+        types: Tensor,
+        norm: Norm,
+        pooler: Linear | None,
+        head: Linear | None,
+    ) -> None:
+        super().__init__(spec, blocks)
+        self.words, self.positions = nn.Parameter(words), nn.Parameter(positions)
+        self.types, self.norm = nn.Parameter(types), norm
+        self.pooler, self.head = pooler, head
+
+    def count_tokens(self, inputs: ModelInput) -> int:
+        """See :meth:`Model.count_tokens`."""
+        count = check_tokens(self.spec, inputs)
+        types = inputs.token_types
+        if types is not None and (
+            types.shape[0] != count or int(types.min()) < 0 or int(types.max()) >= len(self.types)
+        ):
+            raise InputError(
+                f"token types must be one of 0..{len(self.types) - 1} for each of {count} tokens"
+            )
+        return count
+
+    def embed(self, inputs: ModelInput, start: int, stop: int) -> Tensor:
+        """See :meth:`Model.embed`."""
+        assert inputs.tokens is not None
+        kinds = inputs.token_types
+        types = self.types[0] if kinds is None else self.types[kinds[start:stop]]
+        x = self.words[inputs.tokens[start:stop]] + types + self.positions[start:stop]
+        return self.norm(x)  # type: ignore[no-any-return]
+
+    def final(self, x: Tensor) -> Tensor:
+        """See :meth:`Model.final`."""
+        return x
+
+    def classify(self, pooled: Tensor) -> Tensor:
+        """See :meth:`Model.classify`."""
+        if self.pooler is None or self.head is None:
+            raise WrongTaskError("this bert model has no classifier")
+        return self.head(torch.tanh(self.pooler(pooled)))  # type: ignore[no-any-return]
+
+
+def read_spec(values: Mapping[str, Any]) -> ModelSpec:
+    """The spec of a Hugging Face ``config.json``."""
+    config = Config(values)
+    config.reject("position_embedding_type", "absolute")
+    config.reject("is_decoder", False)
+    hidden, heads = config.size("hidden_size"), config.size("num_attention_heads")
+    names = values.get("architectures") or []
+    classifies = any("SequenceClassification" in str(name) for name in names)
+    return ModelSpec(
+        family="bert",
+        hidden_size=hidden,
+        intermediate_size=config.size("intermediate_size"),
+        num_hidden_layers=config.blocks("num_hidden_layers"),
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        head_dim=hidden // heads,
+        vocab_size=config.size("vocab_size"),
+        max_tokens=config.size("max_position_embeddings"),
+        causal=False,
+        has_class_token=True,
+        tasks=("classify", "embed") if classifies else ("embed",),
+    )
+
+
+def build(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Bert:
+    """The model from its config and tensors."""
+    spec, config = read_spec(values), Config(values)
+    weights = Weights(tensors, ("bert.", ""))
+    d, eps = spec.hidden_size, config.number("layer_norm_eps", default=1e-12)
+    act = activation(config.get("hidden_act", "gelu"))
+    pooler = head = None
+    classes = 0
+    if "classify" in spec.tasks:
+        classes = weights.rows("classifier.weight")
+        pooler = Linear(
+            weights.take("pooler.dense.weight", d, d), weights.take("pooler.dense.bias", d)
+        )
+        head = Linear(
+            weights.take("classifier.weight", classes, d), weights.take("classifier.bias", classes)
+        )
+    model = Bert(
+        spec,
+        [
+            _block(spec, weights, f"encoder.layer.{i}.", eps, act)
+            for i in range(spec.num_hidden_layers)
+        ],
+        words=weights.take("embeddings.word_embeddings.weight", spec.vocab_size, d),
+        positions=weights.take("embeddings.position_embeddings.weight", spec.max_tokens, d),
+        types=weights.take(
+            "embeddings.token_type_embeddings.weight", config.size("type_vocab_size", default=2), d
+        ),
+        norm=_norm(weights, "embeddings.LayerNorm", d, eps),
+        pooler=pooler,
+        head=head,
+    )
+    model.labels = labels_of(values.get("id2label"), classes)
+    return model
+
+
+def _norm(weights: Weights, name: str, d: int, eps: float) -> Norm:
+    return Norm("layer", eps, weights.take(f"{name}.weight", d), weights.take(f"{name}.bias", d))
+
+
+def _block(spec: ModelSpec, weights: Weights, at: str, eps: float, act: Activation) -> Block:
+    d, f = spec.hidden_size, spec.intermediate_size
+
+    def dense(name: str, inner: int, outer: int) -> tuple[Tensor, Tensor]:
+        return (
+            weights.take(f"{at}{name}.weight", outer, inner),
+            weights.take(f"{at}{name}.bias", outer),
+        )
+
+    parts = [dense(f"attention.self.{name}", d, d) for name in ("query", "key", "value")]
+    return Block(
+        spec,
+        post_norm=True,
+        norm_1=_norm(weights, f"{at}attention.output.LayerNorm", d, eps),
+        norm_2=_norm(weights, f"{at}output.LayerNorm", d, eps),
+        qkv=Linear(torch.cat([w for w, _ in parts]), torch.cat([b for _, b in parts])),
+        out=Linear(*dense("attention.output.dense", d, d)),
+        ffn=FeedForward(
+            Linear(*dense("intermediate.dense", d, f)),
+            Linear(*dense("output.dense", f, d)),
+            act,
+            gated=False,
+        ),
+    )

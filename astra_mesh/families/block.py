@@ -1,0 +1,226 @@
+"""The transformer block of all families, in the steps that the engine interleaves with the mesh.
+
+The input of the K,V projection is what peers send each other in coded form. It is ``n``, the
+normalized block input *without* the norm's affine part, which is folded into the projections; hence
+K and V are linear in ``n`` (plus a bias), and a receiver can decode them by table lookups. In a
+post-LN block ``n`` is the block input itself.
+
+Shapes: T tokens, S keys, D hidden, H_kv key/value heads, G query heads per key/value head, E head
+dimension. Queries are ``(H_kv, G, T, E)``; keys and values share rows ``(S, 2, H_kv, E)``, so that
+appending tokens and decoding codes both write whole rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from astra_mesh.errors import UnsupportedModelError
+from astra_mesh.families.spec import ModelSpec
+
+Activation = Callable[[Tensor], Tensor]
+
+
+def _gelu_tanh(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+def _quick_gelu(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(1.702 * x)
+
+
+_ACTIVATIONS: dict[str, Activation] = {
+    "gelu": F.gelu,
+    "gelu_new": _gelu_tanh,
+    "gelu_pytorch_tanh": _gelu_tanh,
+    "gelu_fast": _gelu_tanh,
+    "quick_gelu": _quick_gelu,
+    "relu": F.relu,
+    "silu": F.silu,
+    "swish": F.silu,
+}
+
+
+def activation(name: str) -> Activation:
+    """The function for a Hugging Face activation name; UnsupportedModelError for others."""
+    if name not in _ACTIVATIONS:
+        raise UnsupportedModelError(
+            f"the activation {name!r} is not supported; known: {', '.join(sorted(_ACTIVATIONS))}"
+        )
+    return _ACTIVATIONS[name]
+
+
+class Norm(nn.Module):
+    """Layer norm or RMS norm over the last dimension, with or without its affine part."""
+
+    def __init__(
+        self, kind: str, eps: float, weight: Tensor | None = None, bias: Tensor | None = None
+    ) -> None:
+        super().__init__()
+        self.kind = kind
+        self.eps = eps
+        self.weight = None if weight is None else nn.Parameter(weight)
+        self.bias = None if bias is None else nn.Parameter(bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) to (..., D)."""
+        if self.kind == "rms":
+            return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
+        return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
+
+
+class Linear(nn.Module):
+    """``x @ weight.T + bias`` with given tensors; weight (out, in)."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight.contiguous())
+        self.bias = None if bias is None else nn.Parameter(bias.contiguous())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) to (..., out)."""
+        return F.linear(x, self.weight, self.bias)
+
+
+def fold_norm(
+    weight: Tensor, bias: Tensor | None, norm_weight: Tensor, norm_bias: Tensor | None
+) -> Linear:
+    """The layer that applied to a bare norm equals ``weight, bias`` applied to the affine one."""
+    if norm_bias is not None:
+        shift = weight @ norm_bias
+        bias = shift if bias is None else bias + shift
+    return Linear(weight * norm_weight, bias)
+
+
+class Rope(nn.Module):
+    """Rotary position embedding (Su et al., arXiv 2104.09864) in the half-split layout of Llama."""
+
+    def __init__(self, inverse_frequency: Tensor, max_tokens: int) -> None:
+        super().__init__()
+        self.max_tokens = max_tokens
+        self.register_buffer("inverse_frequency", inverse_frequency, persistent=False)
+        self._cos = torch.empty(0)
+        self._sin = torch.empty(0)
+
+    def _grow(self, stop: int, like: Tensor) -> None:
+        if self._cos.shape[0] >= stop and self._cos.dtype == like.dtype:
+            return
+        length = min(self.max_tokens, max(stop, 2 * self._cos.shape[0], 128))
+        assert isinstance(self.inverse_frequency, Tensor)
+        angles = torch.arange(length, dtype=torch.float32)[:, None] * self.inverse_frequency.float()
+        angles = torch.cat([angles, angles], dim=-1)  # (length, E)
+        self._cos, self._sin = angles.cos().to(like.dtype), angles.sin().to(like.dtype)
+
+    def forward(self, x: Tensor, start: int) -> Tensor:
+        """Rotate ``x`` (T, ..., E), whose first row has position ``start``."""
+        stop = start + x.shape[0]
+        self._grow(stop, x)
+        shape = (x.shape[0],) + (1,) * (x.dim() - 2) + (x.shape[-1],)
+        cos, sin = self._cos[start:stop].view(shape), self._sin[start:stop].view(shape)
+        half = x.shape[-1] // 2
+        turned = torch.cat([-x[..., half:], x[..., :half]], dim=-1)
+        return x * cos + turned * sin
+
+
+class FeedForward(nn.Module):
+    """``down(act(up(x)))``, or ``down(act(gate(x)) * up(x))`` with gate and up in one matrix."""
+
+    def __init__(self, up: Linear, down: Linear, act: Activation, gated: bool) -> None:
+        super().__init__()
+        self.up, self.down, self.act, self.gated = up, down, act, gated
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(T, D) to (T, D)."""
+        wide = self.up(x)
+        if self.gated:
+            gate, value = wide.chunk(2, dim=-1)
+            return self.down(self.act(gate) * value)  # type: ignore[no-any-return]
+        return self.down(self.act(wide))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """One transformer block. Pre-LN: bare norms (affine folded); post-LN: affine norms."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        *,
+        post_norm: bool,
+        norm_1: Norm,
+        norm_2: Norm,
+        qkv: Linear,  # (q_size + 2 kv_size, D)
+        out: Linear,  # (D, q_size)
+        ffn: FeedForward,
+        rope: Rope | None = None,
+        q_norm: Norm | None = None,
+        k_norm: Norm | None = None,
+    ) -> None:
+        super().__init__()
+        self.spec, self.post_norm = spec, post_norm
+        self.norm_1, self.norm_2, self.qkv, self.out, self.ffn = norm_1, norm_2, qkv, out, ffn
+        self.rope, self.q_norm, self.k_norm = rope, q_norm, k_norm
+
+    def normalize(self, x: Tensor) -> Tensor:
+        """``n`` for block input ``x``: (T, D) to (T, D)."""
+        return x if self.post_norm else self.norm_1(x)
+
+    @property
+    def kv_weight(self) -> Tensor:
+        """(2 kv_size, D): keys' rows, then values', of the folded projection."""
+        return self.qkv.weight[self.spec.q_size :]
+
+    @property
+    def kv_bias(self) -> Tensor | None:
+        """(2 kv_size,) or None."""
+        return None if self.qkv.bias is None else self.qkv.bias[self.spec.q_size :]
+
+    def query(self, n: Tensor, start: int) -> Tensor:
+        """Queries (H_kv, G, T, E) of ``n`` (T, D)."""
+        size = self.spec.q_size
+        bias = None if self.qkv.bias is None else self.qkv.bias[:size]
+        return self._shape_query(F.linear(n, self.qkv.weight[:size], bias), start)
+
+    def key_value(self, n: Tensor, start: int) -> Tensor:
+        """Keys and values (T, 2, H_kv, E) of ``n`` (T, D)."""
+        return self.finish_key_value(F.linear(n, self.kv_weight, self.kv_bias), start)
+
+    def query_key_value(self, n: Tensor, start: int) -> tuple[Tensor, Tensor]:
+        """Both of the above in one multiplication."""
+        wide = self.qkv(n)
+        size = self.spec.q_size
+        return (
+            self._shape_query(wide[:, :size], start),
+            self.finish_key_value(wide[:, size:], start),
+        )
+
+    def _shape_query(self, q: Tensor, start: int) -> Tensor:
+        s = self.spec
+        q = q.view(-1, s.num_key_value_heads, s.heads_per_kv, s.head_dim)
+        if self.q_norm is not None:
+            q = self.q_norm(q)
+        if self.rope is not None:
+            q = self.rope(q, start)
+        return q.permute(1, 2, 0, 3)
+
+    def finish_key_value(self, raw: Tensor, start: int) -> Tensor:
+        """Raw projection (T, 2 kv_size) to rows (T, 2, H_kv, E): key norm and rotation applied."""
+        rows = raw.view(-1, 2, self.spec.num_key_value_heads, self.spec.head_dim)
+        if self.k_norm is None and self.rope is None:
+            return rows
+        keys = rows[:, 0]
+        if self.k_norm is not None:
+            keys = self.k_norm(keys)
+        if self.rope is not None:
+            keys = self.rope(keys, start)
+        return torch.stack([keys, rows[:, 1]], dim=1)
+
+    def mix(self, x: Tensor, attended: Tensor) -> Tensor:
+        """The block's output (T, D) of its input ``x`` (T, D) and the heads (T, q_size)."""
+        x = x + self.out(attended)
+        if self.post_norm:
+            x = self.norm_1(x)
+            return self.norm_2(x + self.ffn(x))  # type: ignore[no-any-return]
+        return x + self.ffn(self.norm_2(x))  # type: ignore[no-any-return]

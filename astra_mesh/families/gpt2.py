@@ -1,0 +1,124 @@
+"""GPT-2 (Radford et al. 2019): pre-LN, learned positions, tied head.
+
+Its ``Conv1D`` weights are stored (in, out).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from astra_mesh.families.block import Block, FeedForward, Linear, Norm, activation, fold_norm
+from astra_mesh.families.model import Model, ModelInput, check_tokens
+from astra_mesh.families.spec import ModelSpec
+from astra_mesh.families.weights import Config, Weights
+
+MODEL_TYPES = ("gpt2",)
+
+
+class GPT2(Model):
+    """GPT-2 language model."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        blocks: list[Block],
+        wte: Tensor,
+        wpe: Tensor,
+        ln_f: Norm,
+        head: Tensor,
+    ) -> None:
+        super().__init__(spec, blocks)
+        self.wte, self.wpe = nn.Parameter(wte), nn.Parameter(wpe)
+        self.ln_f = ln_f
+        self.head = Linear(head)
+        if head is wte:
+            self.head.weight = self.wte
+
+    def count_tokens(self, inputs: ModelInput) -> int:
+        """See :meth:`Model.count_tokens`."""
+        return check_tokens(self.spec, inputs)
+
+    def embed(self, inputs: ModelInput, start: int, stop: int) -> Tensor:
+        """See :meth:`Model.embed`."""
+        assert inputs.tokens is not None
+        return self.wte[inputs.tokens[start:stop]] + self.wpe[start:stop]
+
+    def final(self, x: Tensor) -> Tensor:
+        """See :meth:`Model.final`."""
+        return self.ln_f(x)  # type: ignore[no-any-return]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """See :meth:`Model.logits`."""
+        return self.head(hidden)  # type: ignore[no-any-return]
+
+
+def read_spec(values: Mapping[str, Any]) -> ModelSpec:
+    """The spec of a Hugging Face ``config.json``."""
+    config = Config(values)
+    config.reject("scale_attn_by_inverse_layer_idx", False)
+    config.reject("scale_attn_weights", True)
+    config.reject("add_cross_attention", False)
+    hidden = config.size("n_embd", "hidden_size")
+    heads = config.size("n_head", "num_attention_heads")
+    return ModelSpec(
+        family="gpt2",
+        hidden_size=hidden,
+        intermediate_size=config.size("n_inner", default=4 * hidden),
+        num_hidden_layers=config.blocks("n_layer", "num_hidden_layers"),
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        head_dim=hidden // heads,
+        vocab_size=config.size("vocab_size"),
+        max_tokens=config.size("n_positions", "n_ctx", "max_position_embeddings"),
+        causal=True,
+        has_class_token=False,
+        tasks=("generate",),
+    )
+
+
+def build(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> GPT2:
+    """The model from its config and tensors."""
+    spec, config = read_spec(values), Config(values)
+    weights = Weights(tensors, ("transformer.", ""))
+    d, vocab = spec.hidden_size, spec.vocab_size
+    eps = config.number("layer_norm_epsilon", default=1e-5)
+    act = activation(config.get("activation_function", "gelu_new"))
+    wte = weights.take("wte.weight", vocab, d)
+    tied = config.get("tie_word_embeddings", True) or not weights.has("lm_head.weight")
+    return GPT2(
+        spec,
+        [_block(spec, weights, f"h.{i}.", eps, act) for i in range(spec.num_hidden_layers)],
+        wte,
+        weights.take("wpe.weight", spec.max_tokens, d),
+        Norm("layer", eps, weights.take("ln_f.weight", d), weights.take("ln_f.bias", d)),
+        wte if tied else weights.take("lm_head.weight", vocab, d),
+    )
+
+
+def _block(spec: ModelSpec, weights: Weights, at: str, eps: float, act: Any) -> Block:
+    d, f = spec.hidden_size, spec.intermediate_size
+
+    def conv1d(name: str, inner: int, outer: int) -> tuple[Tensor, Tensor]:
+        weight = weights.take(f"{at}{name}.weight", inner, outer).T
+        return weight, weights.take(f"{at}{name}.bias", outer)
+
+    def norm(name: str) -> tuple[Tensor, Tensor]:
+        return weights.take(f"{at}{name}.weight", d), weights.take(f"{at}{name}.bias", d)
+
+    return Block(
+        spec,
+        post_norm=False,
+        norm_1=Norm("layer", eps),
+        norm_2=Norm("layer", eps),
+        qkv=fold_norm(*conv1d("attn.c_attn", d, 3 * d), *norm("ln_1")),
+        out=Linear(*conv1d("attn.c_proj", d, d)),
+        ffn=FeedForward(
+            fold_norm(*conv1d("mlp.c_fc", d, f), *norm("ln_2")),
+            Linear(*conv1d("mlp.c_proj", f, d)),
+            act,
+            gated=False,
+        ),
+    )

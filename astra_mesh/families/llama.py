@@ -1,0 +1,190 @@
+"""Llama (Touvron et al., arXiv 2307.09288) and its near kin Mistral, Qwen2 and Qwen3.
+
+RMSNorm, rotary positions, grouped-query attention, gated feed-forward, tied or untied head.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from astra_mesh.errors import BadBundleError, UnsupportedModelError
+from astra_mesh.families.block import (
+    Activation,
+    Block,
+    FeedForward,
+    Linear,
+    Norm,
+    Rope,
+    activation,
+    fold_norm,
+)
+from astra_mesh.families.model import Model, ModelInput, check_tokens
+from astra_mesh.families.spec import ModelSpec
+from astra_mesh.families.weights import Config, Weights
+
+MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+
+
+class Llama(Model):
+    """Llama-like language model."""
+
+    def __init__(
+        self, spec: ModelSpec, blocks: list[Block], embedding: Tensor, norm: Norm, head: Tensor
+    ) -> None:
+        super().__init__(spec, blocks)
+        self.embedding = nn.Parameter(embedding)
+        self.norm = norm
+        self.head = Linear(head)
+        if head is embedding:
+            self.head.weight = self.embedding
+
+    def count_tokens(self, inputs: ModelInput) -> int:
+        """See :meth:`Model.count_tokens`."""
+        return check_tokens(self.spec, inputs)
+
+    def embed(self, inputs: ModelInput, start: int, stop: int) -> Tensor:
+        """See :meth:`Model.embed`."""
+        assert inputs.tokens is not None
+        return self.embedding[inputs.tokens[start:stop]]
+
+    def final(self, x: Tensor) -> Tensor:
+        """See :meth:`Model.final`."""
+        return self.norm(x)  # type: ignore[no-any-return]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """See :meth:`Model.logits`."""
+        return self.head(hidden)  # type: ignore[no-any-return]
+
+
+def _context(config: Config) -> int:
+    """Positions that are exact: a sliding window, where one is in use, caps them."""
+    longest = config.size("max_position_embeddings", default=2048)
+    windowed = config.values.get("model_type") == "mistral" or config.get(
+        "use_sliding_window", False
+    )
+    window = config.values.get("sliding_window") if windowed else None
+    return min(longest, window) if isinstance(window, int) and window > 0 else longest
+
+
+def read_spec(values: Mapping[str, Any]) -> ModelSpec:
+    """The spec of a Hugging Face ``config.json``."""
+    config = Config(values)
+    hidden, heads = config.size("hidden_size"), config.size("num_attention_heads")
+    kv_heads = config.size("num_key_value_heads", default=heads)
+    if heads % kv_heads:
+        raise BadBundleError(f"config.json: {heads} heads cannot share {kv_heads} key/value heads")
+    return ModelSpec(
+        family="llama",
+        hidden_size=hidden,
+        intermediate_size=config.size("intermediate_size"),
+        num_hidden_layers=config.blocks("num_hidden_layers"),
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=config.size("head_dim", default=hidden // heads),
+        vocab_size=config.size("vocab_size"),
+        max_tokens=_context(config),
+        causal=True,
+        has_class_token=False,
+        tasks=("generate",),
+    )
+
+
+def inverse_frequency(values: Mapping[str, Any], head_dim: int) -> Tensor:
+    """(E / 2,) rotation per position: plain, ``linear``, or ``llama3`` (the Llama 3.1 rule)."""
+    scaling = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    if not isinstance(scaling, dict):
+        raise BadBundleError(f"config.json: rope_scaling must be an object, it is {scaling!r}")
+    rope = Config(scaling)
+    base = Config(values).number("rope_theta", default=rope.number("rope_theta", default=10000.0))
+    plain = base ** -(torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if kind == "default":
+        return plain
+    if kind == "linear":
+        return plain / rope.number("factor")
+    if kind != "llama3":
+        raise UnsupportedModelError(f"config.json: rope_scaling of type {kind!r} is not supported")
+    return _llama3_frequency(plain, rope)
+
+
+def _llama3_frequency(plain: Tensor, rope: Config) -> Tensor:
+    factor = rope.number("factor")
+    low, high = rope.number("low_freq_factor"), rope.number("high_freq_factor")
+    old_context = rope.number("original_max_position_embeddings")
+    turns = old_context * plain / (2 * math.pi)  # full turns within the old context
+    smooth = ((turns - low) / (high - low)).clamp(0.0, 1.0)
+    return (1 - smooth) * plain / factor + smooth * plain
+
+
+def build(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Llama:
+    """The model from its config and tensors."""
+    spec, config = read_spec(values), Config(values)
+    weights = Weights(tensors, ("model.", ""))
+    d, vocab = spec.hidden_size, spec.vocab_size
+    eps = config.number("rms_norm_eps", default=1e-6)
+    act = activation(config.get("hidden_act", "silu"))
+    rope = Rope(inverse_frequency(values, spec.head_dim), spec.max_tokens)
+    embedding = weights.take("embed_tokens.weight", vocab, d)
+    tied = config.get("tie_word_embeddings", False)
+    return Llama(
+        spec,
+        [
+            _block(spec, weights, f"layers.{i}.", eps, act, rope)
+            for i in range(spec.num_hidden_layers)
+        ],
+        embedding,
+        Norm("rms", eps, weights.take("norm.weight", d)),
+        embedding if tied else weights.take("lm_head.weight", vocab, d),
+    )
+
+
+def _block(
+    spec: ModelSpec, weights: Weights, at: str, eps: float, act: Activation, rope: Rope
+) -> Block:
+    d, f, e = spec.hidden_size, spec.intermediate_size, spec.head_dim
+
+    def dense(name: str, inner: int, outer: int) -> tuple[Tensor, Tensor | None]:
+        return (
+            weights.take(f"{at}{name}.weight", outer, inner),
+            weights.maybe(f"{at}{name}.bias", outer),
+        )
+
+    def stacked(names: tuple[str, ...], inner: int, outers: tuple[int, ...]) -> tuple[Tensor, Any]:
+        parts = [dense(name, inner, outer) for name, outer in zip(names, outers, strict=True)]
+        biases = [bias for _, bias in parts if bias is not None]
+        return torch.cat([w for w, _ in parts]), torch.cat(biases) if biases else None
+
+    def head_norm(name: str) -> Norm | None:
+        scale = weights.maybe(f"{at}self_attn.{name}.weight", e)
+        return None if scale is None else Norm("rms", eps, scale)
+
+    attention = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+    sizes = (spec.q_size, spec.kv_size, spec.kv_size)
+    return Block(
+        spec,
+        post_norm=False,
+        norm_1=Norm("rms", eps),
+        norm_2=Norm("rms", eps),
+        qkv=fold_norm(
+            *stacked(attention, d, sizes), weights.take(f"{at}input_layernorm.weight", d), None
+        ),
+        out=Linear(*dense("self_attn.o_proj", spec.q_size, d)),
+        ffn=FeedForward(
+            fold_norm(
+                *stacked(("mlp.gate_proj", "mlp.up_proj"), d, (f, f)),
+                weights.take(f"{at}post_attention_layernorm.weight", d),
+                None,
+            ),
+            Linear(*dense("mlp.down_proj", f, d)),
+            act,
+            gated=True,
+        ),
+        rope=rope,
+        q_norm=head_norm("q_norm"),
+        k_norm=head_norm("k_norm"),
+    )

@@ -1,0 +1,185 @@
+"""ViT (Dosovitskiy et al., arXiv 2010.11929): pre-LN encoder of a class token and image patches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from astra_mesh.errors import BadBundleError, InputError
+from astra_mesh.families.block import Block, FeedForward, Linear, Norm, activation, fold_norm
+from astra_mesh.families.model import Model, ModelInput, labels_of
+from astra_mesh.families.spec import ModelSpec
+from astra_mesh.families.weights import Config, Weights
+
+MODEL_TYPES = ("vit",)
+
+
+class ViT(Model):
+    """ViT image classifier."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        blocks: list[Block],
+        *,
+        patch: Linear,  # (D, C * P * P)
+        image_shape: tuple[int, int, int],  # C, H, W
+        patch_size: int,
+        class_token: Tensor,  # (D,)
+        positions: Tensor,  # (T, D)
+        norm: Norm,
+        head: Linear,
+    ) -> None:
+        super().__init__(spec, blocks)
+        self.patch, self.norm, self.head = patch, norm, head
+        self.image_shape, self.patch_size = image_shape, patch_size
+        self.class_token, self.positions = nn.Parameter(class_token), nn.Parameter(positions)
+
+    def count_tokens(self, inputs: ModelInput) -> int:
+        """See :meth:`Model.count_tokens`."""
+        if inputs.pixels is None:
+            raise InputError("a vit model reads an image; give an image, not a text")
+        if tuple(inputs.pixels.shape) != self.image_shape:
+            raise InputError(
+                f"the picture has shape {tuple(inputs.pixels.shape)}, the model reads "
+                f"{self.image_shape} (channels, height, width)"
+            )
+        return self.spec.max_tokens
+
+    def embed(self, inputs: ModelInput, start: int, stop: int) -> Tensor:
+        """See :meth:`Model.embed`."""
+        assert inputs.pixels is not None
+        first = max(start, 1)
+        x = self._patches(inputs.pixels.to(self.positions.dtype), first - 1, max(stop, 1) - 1)
+        if start == 0 and stop > 0:
+            x = torch.cat([self.class_token[None], x])
+        return x + self.positions[start:stop]
+
+    def _patches(self, pixels: Tensor, start: int, stop: int) -> Tensor:
+        """Projected patches ``start`` to ``stop`` (row-major): (stop - start, D)."""
+        c, _, w = self.image_shape
+        p, across = self.patch_size, w // self.patch_size
+        top, bottom = start // across, -(-stop // across)  # the patch rows that are touched
+        band = pixels[:, top * p : bottom * p]
+        tiles = band.reshape(c, bottom - top, p, across, p).permute(1, 3, 0, 2, 4)
+        rows = tiles.reshape(-1, c * p * p)[start - top * across : stop - top * across]
+        return self.patch(rows)  # type: ignore[no-any-return]
+
+    def final(self, x: Tensor) -> Tensor:
+        """See :meth:`Model.final`."""
+        return self.norm(x)  # type: ignore[no-any-return]
+
+    def classify(self, pooled: Tensor) -> Tensor:
+        """See :meth:`Model.classify`."""
+        return self.head(pooled)  # type: ignore[no-any-return]
+
+
+def _pair(value: Any, name: str) -> tuple[int, int]:
+    pair = value if isinstance(value, list | tuple) else (value, value)
+    if len(pair) != 2 or not all(isinstance(v, int) and 0 < v <= 1 << 14 for v in pair):
+        raise BadBundleError(
+            f"config.json: {name} must be one or two whole numbers, it is {value!r}"
+        )
+    return int(pair[0]), int(pair[1])
+
+
+def _geometry(values: Mapping[str, Any]) -> tuple[tuple[int, int, int], int]:
+    height, width = _pair(values.get("image_size", 224), "image_size")
+    patch, other = _pair(values.get("patch_size", 16), "patch_size")
+    if patch != other or height % patch or width % patch:
+        raise BadBundleError(
+            f"config.json: patches {patch}x{other} do not tile an image of {height}x{width}"
+        )
+    return (Config(values).size("num_channels", default=3), height, width), patch
+
+
+def read_spec(values: Mapping[str, Any]) -> ModelSpec:
+    """The spec of a Hugging Face ``config.json``."""
+    config = Config(values)
+    (_, height, width), patch = _geometry(values)
+    hidden, heads = config.size("hidden_size"), config.size("num_attention_heads")
+    return ModelSpec(
+        family="vit",
+        hidden_size=hidden,
+        intermediate_size=config.size("intermediate_size"),
+        num_hidden_layers=config.blocks("num_hidden_layers"),
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        head_dim=hidden // heads,
+        vocab_size=0,
+        max_tokens=(height // patch) * (width // patch) + 1,
+        causal=False,
+        has_class_token=True,
+        tasks=("classify",),
+    )
+
+
+def build(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ViT:
+    """The model from its config and tensors."""
+    spec, config = read_spec(values), Config(values)
+    weights = Weights(tensors, ("vit.", ""))
+    (c, h, w), p = _geometry(values)
+    d, eps = spec.hidden_size, config.number("layer_norm_eps", default=1e-12)
+    act = activation(config.get("hidden_act", "gelu"))
+    projection = "embeddings.patch_embeddings.projection"
+    classes = weights.rows("classifier.weight")
+    model = ViT(
+        spec,
+        [
+            _block(spec, weights, f"encoder.layer.{i}.", eps, act)
+            for i in range(spec.num_hidden_layers)
+        ],
+        patch=Linear(
+            weights.take(f"{projection}.weight", d, c, p, p).reshape(d, -1),
+            weights.take(f"{projection}.bias", d),
+        ),
+        image_shape=(c, h, w),
+        patch_size=p,
+        class_token=weights.take("embeddings.cls_token", 1, 1, d)[0, 0],
+        positions=weights.take("embeddings.position_embeddings", 1, spec.max_tokens, d)[0],
+        norm=Norm(
+            "layer", eps, weights.take("layernorm.weight", d), weights.take("layernorm.bias", d)
+        ),
+        head=Linear(
+            weights.take("classifier.weight", classes, d), weights.take("classifier.bias", classes)
+        ),
+    )
+    model.labels = labels_of(values.get("id2label"), classes)
+    return model
+
+
+def _block(spec: ModelSpec, weights: Weights, at: str, eps: float, act: Any) -> Block:
+    d, f = spec.hidden_size, spec.intermediate_size
+
+    def dense(name: str, inner: int, outer: int) -> tuple[Tensor, Tensor | None]:
+        return (
+            weights.take(f"{at}{name}.weight", outer, inner),
+            weights.maybe(f"{at}{name}.bias", outer),
+        )
+
+    def norm(name: str) -> tuple[Tensor, Tensor]:
+        return weights.take(f"{at}{name}.weight", d), weights.take(f"{at}{name}.bias", d)
+
+    parts = [dense(f"attention.attention.{name}", d, d) for name in ("query", "key", "value")]
+    biases = [bias for _, bias in parts if bias is not None]
+    return Block(
+        spec,
+        post_norm=False,
+        norm_1=Norm("layer", eps),
+        norm_2=Norm("layer", eps),
+        qkv=fold_norm(
+            torch.cat([weight for weight, _ in parts]),
+            torch.cat(biases) if biases else None,
+            *norm("layernorm_before"),
+        ),
+        out=Linear(*dense("attention.output.dense", d, d)),
+        ffn=FeedForward(
+            fold_norm(*dense("intermediate.dense", d, f), *norm("layernorm_after")),
+            Linear(*dense("output.dense", f, d)),
+            act,
+            gated=False,
+        ),
+    )

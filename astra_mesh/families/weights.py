@@ -1,0 +1,117 @@
+"""Reading a checkpoint's config and tensors with errors that name what is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from astra_mesh.errors import BadBundleError, UnsupportedModelError
+from astra_mesh.limits import BLOCKS
+
+T = TypeVar("T", int, float, bool, str)
+
+SIZE_LIMIT = 1 << 24  # no dimension of any supported model comes near it
+
+
+class Config:
+    """A ``config.json`` with typed access."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self.values = values
+
+    def size(self, *names: str, default: int | None = None) -> int:
+        """A positive integer under the first of ``names`` that is set."""
+        value = self._first(names, default)
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= SIZE_LIMIT:
+            raise BadBundleError(
+                f"config.json: {names[0]} must be a positive whole number, it is {value!r}"
+            )
+        return value
+
+    def blocks(self, *names: str) -> int:
+        """The number of blocks, within :data:`astra_mesh.limits.BLOCKS`."""
+        count = self.size(*names)
+        if count > BLOCKS:
+            raise UnsupportedModelError(
+                f"config.json: {count} blocks; at most {BLOCKS} are allowed"
+            )
+        return count
+
+    def number(self, *names: str, default: float | None = None) -> float:
+        """A finite number."""
+        value = self._first(names, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+            raise BadBundleError(f"config.json: {names[0]} must be a number, it is {value!r}")
+        return float(value)
+
+    def get(self, name: str, default: T) -> T:
+        """An optional value of the default's type; null counts as absent."""
+        value = self.values.get(name)
+        if value is None:
+            return default
+        if not isinstance(value, type(default)):
+            raise BadBundleError(
+                f"config.json: {name} must be {type(default).__name__}, it is {value!r}"
+            )
+        return value
+
+    def _first(self, names: Sequence[str], default: Any) -> Any:
+        for name in names:
+            if self.values.get(name) is not None:
+                return self.values[name]
+        if default is None:
+            raise BadBundleError(f"config.json lacks {' / '.join(names)}")
+        return default
+
+    def reject(self, name: str, *allowed: Any) -> None:
+        """UnsupportedModelError unless ``name`` is absent, null or one of ``allowed``."""
+        value = self.values.get(name)
+        if value is not None and value not in allowed:
+            raise UnsupportedModelError(f"config.json: {name}={value!r} is not supported")
+
+
+class Weights:
+    """A checkpoint's tensors, as float32, each checked for its shape."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], prefixes: Sequence[str] = ("",)) -> None:
+        self._tensors = tensors
+        self._prefixes = prefixes
+
+    def _find(self, name: str) -> Tensor | None:
+        for prefix in self._prefixes:
+            if prefix + name in self._tensors:
+                return self._tensors[prefix + name]
+        return None
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a tensor."""
+        return self._find(name) is not None
+
+    def take(self, name: str, *shape: int) -> Tensor:
+        """The tensor, float32; BadBundleError if it is missing or of another shape."""
+        tensor = self._find(name)
+        if tensor is None:
+            raise BadBundleError(
+                f"the weights lack {name}; is this the checkpoint that config.json describes?"
+            )
+        if tuple(tensor.shape) != shape:
+            raise BadBundleError(
+                f"{name} has shape {tuple(tensor.shape)} where config.json implies {shape}"
+            )
+        return tensor.float()
+
+    def maybe(self, name: str, *shape: int) -> Tensor | None:
+        """As :meth:`take`, None if absent."""
+        return self.take(name, *shape) if self.has(name) else None
+
+    def rows(self, name: str) -> int:
+        """The first dimension of a matrix whose size the config does not state."""
+        tensor = self._find(name)
+        if tensor is None or tensor.dim() != 2:
+            raise BadBundleError(
+                f"the weights lack {name}: this is a bare encoder; use a checkpoint that was "
+                "trained for the task"
+            )
+        return int(tensor.shape[0])
