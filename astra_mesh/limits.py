@@ -1,0 +1,91 @@
+"""Every cap and timeout, with its unit in the name and the worst case that it bounds beside it."""
+
+from __future__ import annotations
+
+from typing import Final
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+
+# --- wire -----------------------------------------------------------------------------------------
+# One WebSocket frame holds one message. The largest is a proposal with a compressed image; codes
+# and pooled vectors are cut to CODES_DATA_BYTES before they are sent.
+FRAME_BYTES: Final = 12 * MIB
+# One Codes message: at 10 Mbps 64 KiB are on the wire for 52 ms, the longest that control waits.
+CODES_DATA_BYTES: Final = 64 * KIB
+# Credit window for codes and pooled vectors, per link and direction: what a peer may have to hold
+# that its engine has not consumed. fp32 codes of 1,024 tokens at hidden 1,024 are 4 MiB a block.
+WINDOW_BYTES: Final = 16 * MIB
+# Frames queued for a link before the sender waits (control included).
+SEND_QUEUE_BYTES: Final = 32 * MIB
+# msgpack: no legal message nests deeper than plan -> shards -> shard -> rates (6) plus envelope.
+NESTING_DEPTH: Final = 12
+ARRAY_ITEMS: Final = 262_144  # prompt tokens are the longest array
+MAP_ITEMS: Final = 256  # per-peer tables in a report
+TEXT_BYTES: Final = MIB  # the prompt of a client, in UTF-8
+NAME_CHARS: Final = 64  # a peer's or a model's name as shown to people
+REASON_CHARS: Final = 500  # any sentence from a peer
+TOKEN_TEXT_CHARS: Final = 4096  # text of one Token: one token and what was held back before it
+# Frames without prompt or image. The largest is a plan of 64 peers: 4,032 rates of 170 bytes are
+# 670 KiB.
+CONTROL_FRAME_BYTES: Final = 4 * MIB
+CONTROL_ARRAY_ITEMS: Final = 8_192  # 64 * 63 rates
+# All items of all arrays and maps of one frame: tokens and token types, or the plan above with
+# room. As empty maps (64 bytes each) they are 21 MB of memory.
+FRAME_ITEMS: Final = 327_680
+# Below this a message of CODES_DATA_BYTES could wait for ever: credit comes back in half windows.
+WINDOW_MIN_BYTES: Final = 256 * KIB
+WINDOW_MAX_BYTES: Final = 1024 * MIB
+MODELS_PER_PEER: Final = 64
+CODEBOOKS_PER_MODEL: Final = 16
+VECTOR_BYTES: Final = 64 * KIB  # a pooled vector: hidden size 16,384 in float32
+LABELS: Final = 4_096
+
+# --- requests -------------------------------------------------------------------------------------
+PROMPT_TOKENS: Final = 131_072  # no plan is made for longer prompts; models usually take less
+NEW_TOKENS: Final = 131_072
+IMAGE_BYTES: Final = 10 * MIB  # compressed, as sent
+IMAGE_PIXELS: Final = 64_000_000  # decompressed: 64 Mpixel RGB are 192 MB
+PEERS_PER_PLAN: Final = 64
+BLOCKS: Final = 512
+STAGES: Final = 64
+REQUESTS_PER_PEER: Final = 64  # running or waiting, before "busy"
+OPEN_REQUESTS_PER_LINK: Final = 256  # opened by one end and not ended; past it the link is refused
+ENDED_REQUESTS: Final = 1_024  # remembered per link, so that late messages are dropped; 100 KB
+EARLY_CODES_BYTES: Final = 4 * MIB  # codes that overtake their proposal (other link), per link
+EARLY_CODES_S: Final = 10.0  # kept so long, then dropped
+
+# --- times ----------------------------------------------------------------------------------------
+HELLO_TIMEOUT_S: Final = 5.0  # connect + TCP + upgrade + hello on a bad Wi-Fi: about 2 s
+HEARTBEAT_S: Final = 1.0  # a ping this long after the last frame received
+SILENCE_S: Final = 4.0  # no frame for so long: the peer is gone (listed nowhere within 5 s)
+CLOSE_TIMEOUT_S: Final = 1.0
+ACCEPT_TIMEOUT_S: Final = 10.0  # propose -> accept, the model already loaded
+PREPARE_TIMEOUT_S: Final = 60.0  # loading and measuring a model on a slow board
+CODES_TIMEOUT_S: Final = 60.0  # waiting for one remote part; past it the request fails by name
+SHUTDOWN_S: Final = 3.0
+DISCOVERY_WAIT_S: Final = 1.5  # an embedded peer looks this long for others before it answers alone
+
+# --- links and discovery --------------------------------------------------------------------------
+LINKS: Final = 256  # WebSockets that a peer serves at once (peers, clients, those without hello)
+PENDING_PONGS: Final = 256  # pongs that the other end has not read; past it the link is closed
+# What one wake-up of the writer hands to the socket: a control message waits for no more than that.
+WRITE_BATCH_BYTES: Final = 64 * KIB
+UNSENT_BYTES: Final = 64 * KIB  # in the kernel and not yet sent, for the same reason
+PROBE_BYTES: Final = 96 * KIB  # first train of padded pings: 79 ms at 10 Mbps
+PROBE_FAST_BYTES: Final = MIB  # second train where the first took under 10 ms: 107 ms at 78 Mbps
+PING_PADDING_BYTES: Final = 64 * KIB
+PROBE_TIMEOUT_S: Final = 3.0
+CANDIDATES: Final = 256  # addresses and announcements kept; more are ignored (mDNS can be flooded)
+DIAL_ADDRESSES: Final = 8  # addresses of one candidate that are tried
+DIAL_TIMEOUT_S: Final = 3.0  # TCP and upgrade to one address on a bad Wi-Fi
+DIAL_PATIENCE_S: Final = 1.0  # the peer with the higher id leaves dialling to the other one so long
+BACKOFF_FIRST_S: Final = 0.5
+BACKOFF_CAP_S: Final = 15.0
+REDIAL_GAP_S: Final = 0.25  # between two dials of one candidate, however often it is announced
+INTERFACE_POLL_S: Final = 3.0
+RESOLVE_TIMEOUT_S: Final = 3.0  # an mDNS instance name to its address and TXT records
+
+# --- files ----------------------------------------------------------------------------------------
+SAFETENSORS_HEADER_BYTES: Final = 100 * MIB  # the format's own cap
+JSON_BYTES: Final = 64 * MIB  # tokenizer.json of a 256k vocabulary is about 33 MB
