@@ -1,0 +1,82 @@
+"""The files that describe the package agree with each other."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from astra_mesh._version import __version__
+
+REPO_ROOT = Path(__file__).resolve().parents[2]
+PROJECT = tomllib.loads((REPO_ROOT / "pyproject.toml").read_text())["project"]
+
+
+def requirements() -> Iterator[Requirement]:
+    extras = PROJECT["optional-dependencies"].values()
+    for line in [*PROJECT["dependencies"], *(line for extra in extras for line in extra)]:
+        requirement = Requirement(line)
+        if requirement.name != PROJECT["name"]:
+            yield requirement
+
+
+def pins() -> dict[str, str]:
+    lines = (REPO_ROOT / "constraints.txt").read_text().splitlines()
+    pinned = [line.split("==") for line in lines if line and not line.startswith("#")]
+    return {canonicalize_name(name): version for name, version in pinned}
+
+
+@pytest.mark.parametrize("requirement", requirements(), ids=lambda r: r.name)
+def test_every_dependency_is_pinned_within_its_range(requirement: Requirement) -> None:
+    assert requirement.specifier.contains(pins()[canonicalize_name(requirement.name)])
+
+
+def test_pins_are_plain_public_versions() -> None:
+    assert all(re.fullmatch(r"[0-9][0-9a-z.]*", version) for version in pins().values())
+
+
+def test_the_changelog_knows_the_version() -> None:
+    assert f"\n## [{__version__}]" in (REPO_ROOT / "CHANGELOG.md").read_text()
+
+
+def test_every_make_target_is_listed() -> None:
+    text = (REPO_ROOT / "Makefile").read_text()
+    targets = re.findall(r"^\.PHONY: (\S+)$", text, re.MULTILINE)
+    assert {"demo", "test", "models", "wheel"} <= set(targets)
+    for target in targets:
+        assert re.search(rf"^{target}:.*## ", text, re.MULTILINE), target
+
+
+SCRIPTS = [".ci/run", "peers/board/install.sh"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_scripts_are_executable_and_parse(script: str) -> None:
+    path = REPO_ROOT / script
+    assert os.access(path, os.X_OK)
+    subprocess.run(["bash", "-n", path], check=True)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+def test_scripts_pass_shellcheck(script: str) -> None:
+    subprocess.run(["shellcheck", REPO_ROOT / script], check=True)
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze")
+def test_the_service_file_is_valid(tmp_path: Path) -> None:
+    text = (REPO_ROOT / "peers/board/astra-mesh-peer.service").read_text()
+    unit = tmp_path / "astra-mesh-peer.service"
+    unit.write_text(text.replace("/opt/astra-mesh/bin/astra-mesh", "/bin/true"))
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", unit], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
