@@ -102,7 +102,9 @@ def decode(frame: bytes | bytearray | memoryview) -> AnyMessage:
     """
     kind = _kind(frame)
     try:
-        message = msgspec.convert(_unpack(frame, kind), kind, strict=True)
+        body = _unpack(frame, kind)
+        # Without builtin_types, text would do for bytes, as base64.
+        message = msgspec.convert(body, kind, strict=True, builtin_types=(bytes,))
         validate(message)
     except _PARSE_ERRORS as exc:
         raise ProtocolError(f"malformed {kind.__name__}: {_sentence(exc)}") from exc
