@@ -155,7 +155,14 @@ def member(folder: Path, name: str) -> Path:
         text = ascii(name[: limits.NAME_CHARS])
         raise BadBundleError(f"{folder.name}: {text} is not a plain file name; {_COPY_AGAIN}")
     path = folder / name
-    if path.is_symlink() and path.resolve().parent != folder.resolve():
+    if path.is_symlink() and not _stays_in(folder, path):
         remedy = "put a copy of the file itself into the folder"
         raise bad_file(path, "is a link that leads out of the bundle", remedy)
     return path
+
+
+def _stays_in(folder: Path, link: Path) -> bool:
+    try:
+        return link.resolve().parent == folder.resolve()
+    except (OSError, RuntimeError):  # a loop of links
+        return False

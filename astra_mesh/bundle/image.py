@@ -81,8 +81,8 @@ class ImageProcessor:
         if self.steps.rescale is not None:
             values = np.multiply(pixels, self.steps.rescale, dtype=np.float64).astype(np.float32)
         if self.steps.mean is not None:
-            mean = np.array(self.steps.mean, dtype=np.float32)
-            values = (values - mean) / np.array(self.steps.std, dtype=np.float32)
+            centred = values - np.array(self.steps.mean, dtype=np.float32)
+            values = np.divide(centred, self.steps.std, dtype=np.float32)
         return np.ascontiguousarray(values.transpose(2, 0, 1))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -16,6 +15,7 @@ _TYPES: Final = frozenset(
     {"ViTImageProcessor", "ViTImageProcessorFast", "ViTImageProcessorPil", "ViTFeatureExtractor"}
 )
 _EDGE: Final = 8_192  # pixels; models look at some hundreds
+_FACTOR: Final = 1e6  # of pixel values; usual ones are 1/255 to 255
 _FILTERS: Final = 6  # Pillow's resampling filters are numbered from 0 to 5
 
 
@@ -114,7 +114,7 @@ def _resample(value: Any) -> int:
 
 
 def _number(field: str, value: Any) -> float:
-    if type(value) not in (int, float) or not math.isfinite(value):
+    if type(value) not in (int, float) or not abs(value) <= _FACTOR:  # NaN is not
         raise _bad(field, value)
     return float(value)
 

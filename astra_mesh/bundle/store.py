@@ -92,10 +92,7 @@ def open_bundle(path: Path | str) -> Bundle:
         UnknownModelError: there is no such folder.
         BadBundleError: it is no bundle, or a file is missing, cut short, or leads elsewhere.
     """
-    folder = Path(path).expanduser()
-    if not folder.is_dir():
-        raise UnknownModelError(f"there is no folder {str(path)!a}")
-    folder = folder.resolve()
+    folder = _existing_folder(path)
     config = load_json(member(folder, "config.json"), _CONFIG_BYTES)
     entries = manifest.read_manifest(folder)
     paths = weight_paths(folder)
@@ -117,7 +114,7 @@ def find_bundle(name_or_path: str) -> Bundle:
     """
     separators = {"/", os.sep}
     is_path = bool(separators & set(name_or_path))
-    if not is_path and name_or_path.isprintable():
+    if not is_path and len(name_or_path) <= limits.NAME_CHARS and name_or_path.isprintable():
         is_path = (Path(name_or_path) / "config.json").is_file()
     return open_bundle(name_or_path) if is_path else find_named(name_or_path)
 
@@ -165,6 +162,16 @@ def verify(bundle: Bundle) -> list[str]:
         BadBundleError: a file differs, is missing or is not listed, or there is no manifest.
     """
     return manifest.check_all(bundle.path)
+
+
+def _existing_folder(path: Path | str) -> Path:
+    try:
+        folder = Path(path).expanduser()
+        if folder.is_dir():
+            return folder.resolve()
+    except (OSError, RuntimeError, ValueError):  # too long, no such home, not encodable
+        pass
+    raise UnknownModelError(f"there is no folder {str(path)[-200:]!a}")
 
 
 def _shipped() -> list[Path]:

@@ -100,5 +100,11 @@ class TextStream:
         for tail in range(_TAIL + 1):
             count = len(self._pending) - tail
             if not self._decoder.decode(self._pending[:count]).endswith(_UNKNOWN):
-                return self._emit(count)
-        return self._emit(len(self._pending))
+                break
+        else:
+            count = len(self._pending)
+        ids = self._pending[:count]
+        text = self._emit(count)
+        # The run may go on: a context that began within one of its characters would spoil the rest.
+        self._context, self._context_text = ids, self._decoder.decode(ids)
+        return text

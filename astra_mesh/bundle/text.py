@@ -100,7 +100,9 @@ class TextTokenizer:
         wanted = list(ids)
         if any(not 0 <= i <= _LARGEST_ID for i in wanted):
             raise InputError("token ids are whole numbers from 0 on")
-        return self._tokenizer.decode(wanted, skip_special_tokens=True)
+        # The library knows special tokens by text, and misses those that its normalizer changes.
+        plain = [i for i in wanted if i not in self._special]
+        return self._tokenizer.decode(plain, skip_special_tokens=True)
 
     def piece(self, token_id: int) -> str | None:
         """The vocabulary entry of an id; None for special tokens and ids outside the vocabulary."""
