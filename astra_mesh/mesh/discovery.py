@@ -141,11 +141,16 @@ class Discovery:
         self._pending.clear()
         if zeroconf is None:
             return
+        closed = False
         try:
             async with asyncio.timeout(_LEAVE_S):
                 await zeroconf.async_close()
+            closed = True
         except (TimeoutError, OSError, ZeroconfError) as exc:
             log.debug("multicast was not closed cleanly: %s", exc)
+        finally:
+            if not closed:  # the goodbyes were cut short, perhaps by a second cancellation
+                zeroconf.zeroconf.close()
 
     # --- the others -------------------------------------------------------------------------------
 

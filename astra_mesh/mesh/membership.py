@@ -154,7 +154,6 @@ class Membership(Generic[Link]):
         entry = self._entries.get(key) if key is not None else None
         if entry is not None:
             entry.dialling = False
-            entry.failures = 0
             if entry.typed:
                 entry.peer = peer
         links = self._links.setdefault(peer, [])

@@ -1,0 +1,144 @@
+"""Two real mDNS responders on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from astra_mesh.mesh import discovery as module
+from astra_mesh.mesh.connect import Address
+from astra_mesh.mesh.discovery import Discovery
+from astra_mesh.mesh.interfaces import IPAddress, multicast_interfaces, own_addresses
+from astra_mesh.wire.messages import PeerId
+from tests.timings import patient
+
+# Ids of this run, so that two runs on one network do not see each other.
+A, B = (PeerId(letter + f"{time.time_ns():063x}") for letter in "ab")
+
+
+class Peer:
+    """A discovery with what it told."""
+
+    def __init__(self, peer: PeerId, port: int | None, **options: object) -> None:
+        self.found: dict[PeerId, tuple[str, list[Address]]] = {}
+        self.times = 0
+        self.gone: list[PeerId] = []
+        self.discovery = Discovery(
+            peer,
+            f"peer {peer[0]}",
+            port,
+            on_found=self._found,
+            on_gone=self._gone,
+            **options,  # type: ignore[arg-type]
+        )
+
+    def _found(self, peer: PeerId, name: str, addresses: list[Address]) -> None:
+        self.found[peer] = (name, addresses)
+        self.times += 1
+
+    def _gone(self, peer: PeerId) -> None:
+        self.found.pop(peer, None)
+        self.gone.append(peer)
+
+
+@asynccontextmanager
+async def running(*peers: Peer) -> AsyncIterator[list[asyncio.Task[None]]]:
+    tasks = [asyncio.ensure_future(peer.discovery.run()) for peer in peers]
+    try:
+        yield tasks
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+
+async def until(condition: Callable[[], object], seconds: float = 5.0) -> float:
+    began = time.perf_counter()
+    async with asyncio.timeout(patient(seconds)):
+        while not condition():
+            await asyncio.sleep(0.005)
+    return time.perf_counter() - began
+
+
+async def test_two_peers_find_each_other_and_say_goodbye() -> None:
+    a, b = Peer(A, 7100), Peer(B, 7101)
+    async with running(a, b) as tasks:
+        assert await until(lambda: B in a.found and A in b.found) < patient(1.5)
+        name, addresses = a.found[B]
+        assert name == "peer b"
+        assert {port for _, port in addresses} == {7101}
+        assert A not in a.found
+        assert a.discovery.problem is None
+        tasks[1].cancel()
+        assert await until(lambda: B in a.gone) < patient(2.0)
+        assert A not in b.gone
+
+
+async def test_a_watcher_is_not_announced() -> None:
+    a, watcher = Peer(A, 7100), Peer(B, None)
+    async with running(a, watcher):
+        await until(lambda: A in watcher.found)
+        await asyncio.sleep(0.2)
+        assert B not in a.found
+
+
+async def test_a_peer_that_comes_later() -> None:
+    a, b = Peer(A, 7100), Peer(B, 7101)
+    async with running(a):
+        await asyncio.sleep(0.3)
+        async with running(b):
+            await until(lambda: B in a.found and A in b.found)
+        await until(lambda: B in a.gone)
+
+
+async def test_another_address_starts_it_anew() -> None:
+    addresses = own_addresses()
+
+    def listed() -> list[IPAddress]:
+        return list(addresses)
+
+    a, b = Peer(A, 7100, addresses=listed, poll_s=0.05), Peer(B, 7101)
+    async with running(a, b):
+        await until(lambda: A in b.found and B in a.found)
+        addresses.insert(0, ipaddress.ip_address("192.0.2.200"))
+        await until(lambda: A in b.found and ("192.0.2.200", 7100) in b.found[A][1])
+        await until(lambda: B in a.found)
+
+
+async def test_without_multicast(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(**_: object) -> None:
+        raise OSError("no multicast here")
+
+    monkeypatch.setattr(module, "AsyncZeroconf", refuse)
+    turns = iter(range(1_000))
+
+    def changing() -> list[IPAddress]:
+        return [ipaddress.ip_address(f"192.0.2.{next(turns) % 200}")]
+
+    peer = Peer(A, 7100, addresses=changing, poll_s=0.01)
+    with caplog.at_level(logging.WARNING):
+        async with running(peer) as (task,):
+            await until(lambda: next(turns) > 5)
+            assert not task.done()
+            assert peer.discovery.problem == "no multicast here"
+    warnings = [record for record in caplog.records if record.name == module.__name__]
+    assert len(warnings) == 1
+    assert "--peer HOST:PORT" in warnings[0].getMessage()
+
+
+async def test_addresses_of_this_machine() -> None:
+    addresses = own_addresses()
+    assert addresses
+    versions = [(address.version, address.is_link_local) for address in addresses]
+    assert versions == sorted(versions, key=lambda v: (v[1], v[0]))
+    interfaces = multicast_interfaces()
+    assert interfaces
+    assert len(set(interfaces)) == len(interfaces)
