@@ -1,0 +1,41 @@
+"""What a person may choose about a peer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from astra_mesh.mesh.timings import Timings
+
+DEFAULT_PORT: Final = 7475
+
+
+@dataclass(frozen=True)
+class PeerConfig:
+    """Settings of one peer; the defaults need no thought.
+
+    Attributes:
+        name: For people; empty: the host name.
+        port: None: :data:`DEFAULT_PORT`, or any free port if that is taken. A number that is taken
+            is an error. 0: any free port.
+        listen: Address to listen on; None: all interfaces.
+        peers: Typed addresses, dialled for as long as the peer runs.
+        threads: Of torch; 0: as many as the cores that this process may use.
+        discovery: Whether to announce this peer and look for others by mDNS.
+        state_dir: Where the identity is kept; None: the user's state folder.
+        ephemeral: Identity in memory only, and no record for local clients.
+        models: Names to offer; None: all on this device.
+        timings: Of links.
+    """
+
+    name: str = ""
+    port: int | None = None
+    listen: str | None = None
+    peers: tuple[tuple[str, int], ...] = ()
+    threads: int = 0
+    discovery: bool = True
+    state_dir: Path | None = None
+    ephemeral: bool = False
+    models: tuple[str, ...] | None = None
+    timings: Timings = field(default_factory=Timings)

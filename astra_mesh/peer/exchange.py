@@ -1,0 +1,227 @@
+"""One request's view of the links: codes out to those who need them, codes in put together.
+
+What arrives is checked against the plan before it is kept, so that a peer can make this one hold no
+more than the plan says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from astra_mesh.engine.layout import Layout
+from astra_mesh.errors import DeadlineError, PeerLostError, ProtocolError
+from astra_mesh.limits import CODES_DATA_BYTES, CODES_TIMEOUT_S
+from astra_mesh.mesh.link import Link
+from astra_mesh.peer.models import AnyCodec
+from astra_mesh.quant.codecs import CodeArray
+from astra_mesh.wire.messages import Codes, PeerId, Pooled, RequestId
+
+FindLink = Callable[[PeerId], Link | None]
+
+
+class _Part:
+    """The codes of one shard for one block, while they come in."""
+
+    def __init__(self, stages: int, tokens: int) -> None:
+        self.arrays: list[CodeArray | None] = [None] * stages
+        self.here = np.zeros((stages, tokens), dtype=bool)
+
+    def put(self, stage: int, first: int, rows: CodeArray) -> bool:
+        """Keep rows; True once all are there. ProtocolError if some came before."""
+        at = slice(first, first + len(rows))
+        if self.here[stage, at].any():
+            raise ProtocolError("codes that were sent before")
+        self.here[stage, at] = True
+        array = self.arrays[stage]
+        if array is None:
+            array = np.empty((self.here.shape[1], rows.shape[1]), dtype=rows.dtype)
+            self.arrays[stage] = array
+        array[at] = rows
+        return bool(self.here.all())
+
+    def complete(self) -> list[CodeArray]:
+        return [array for array in self.arrays if array is not None]
+
+
+class MeshExchange:
+    """Implements :class:`astra_mesh.engine.exchange.Exchange` over links."""
+
+    def __init__(
+        self,
+        request: RequestId,
+        layout: Layout,
+        peers: Sequence[PeerId],
+        shard: int,
+        codec: AnyCodec,
+        find_link: FindLink,
+    ) -> None:
+        self.request, self.layout, self.peers, self.shard = request, layout, list(peers), shard
+        self._codec, self._find_link = codec, find_link
+        self._parts: dict[tuple[int, int], _Part] = {}
+        self._done: set[tuple[int, int]] = set()
+        self._ready: dict[int, asyncio.Queue[tuple[int, list[CodeArray]] | None]] = {}
+        self._pooled: dict[int, tuple[Tensor, float]] = {}
+        self._pooled_came = asyncio.Event()
+        self._error: Exception | None = None
+        self.sent_bytes: dict[str, int] = {}
+
+    # --- what comes in ----------------------------------------------------------------------------
+
+    def take(self, sender: PeerId, message: Codes | Pooled) -> None:
+        """Keep what a peer sent; ProtocolError if the plan does not allow it."""
+        if sender not in self.peers:
+            raise ProtocolError("codes from a peer that has no shard of this request")
+        source = self.peers.index(sender)
+        if isinstance(message, Pooled):
+            self._take_pooled(source, message)
+        else:
+            self._take_codes(source, message)
+
+    def _take_codes(self, source: int, message: Codes) -> None:
+        layout, block = self.layout, message.block
+        if not layout.first_block <= block < layout.blocks or (
+            source not in layout.sources(self.shard, block)
+        ):
+            raise ProtocolError(f"codes of block {block} that this peer does not need")
+        sent, stages = layout.sent(source), layout.stages[source, self.shard]
+        first = message.first - sent.start
+        if message.stage >= stages or first < 0 or first + message.count > len(sent):
+            raise ProtocolError(f"codes of block {block} outside the sender's shard and rate")
+        key = (block, source)
+        if key in self._done:
+            raise ProtocolError("codes that were sent before")
+        rows = self._codec.unpack(message.data, message.count)
+        part = self._parts.setdefault(key, _Part(stages, len(sent)))
+        if part.put(message.stage, first, rows):
+            self._done.add(key)
+            del self._parts[key]
+            self._queue(block).put_nowait((source, part.complete()))
+
+    def _take_pooled(self, source: int, message: Pooled) -> None:
+        if self.shard != self.layout.answering() or not self.layout.wanted(source):
+            raise ProtocolError("a pooled vector that this peer does not need")
+        vector = np.frombuffer(message.vector, "<f4")
+        if source in self._pooled or not np.isfinite(vector).all() or message.weight <= 0:
+            raise ProtocolError("a pooled vector that is not valid")
+        if self._pooled and len(vector) != len(next(iter(self._pooled.values()))[0]):
+            raise ProtocolError("a pooled vector of a wrong size")
+        self._pooled[source] = (torch.from_numpy(vector.astype(np.float32)), message.weight)
+        self._pooled_came.set()
+
+    def fail(self, error: Exception) -> None:
+        """End all waiting, now and later, with this error."""
+        self._error = self._error or error
+        self._pooled_came.set()
+        for queue in self._ready.values():
+            queue.put_nowait(None)
+
+    # --- the engine's side ------------------------------------------------------------------------
+
+    async def send_codes(self, block: int, codes: Sequence[CodeArray]) -> None:
+        """See :class:`Exchange`; waits while too much is queued on a link."""
+        receivers = self.layout.receivers(self.shard, block)
+        links = [self._link(self.peers[i]) for i in receivers]
+        start = self.layout.sent(self.shard).start
+        for stage, rows in enumerate(codes):
+            taking = [
+                link
+                for i, link in zip(receivers, links, strict=True)
+                if stage < self.layout.stages[self.shard, i]
+            ]
+            for first, chunk in self._chunks(rows):
+                data = self._codec.pack(chunk)
+                message = Codes(self.request, block, stage, start + first, len(chunk), data)
+                for link in taking:
+                    self._send(link, message)
+        for link in links:
+            await link.drain()
+
+    def _chunks(self, rows: CodeArray) -> list[tuple[int, CodeArray]]:
+        """Cut so that each message stays within CODES_DATA_BYTES."""
+        per_row = self._codec.packed_bytes(64) / 64
+        size = max(1, int(CODES_DATA_BYTES / max(per_row, 1 / 8)) - 8)
+        return [(at, rows[at : at + size]) for at in range(0, len(rows), size)]
+
+    async def receive_codes(self, block: int) -> tuple[int, Sequence[CodeArray]]:
+        """See :class:`Exchange`.
+
+        Raises:
+            DeadlineError: nothing came within CODES_TIMEOUT_S.
+            PeerLostError: and others, as given to :meth:`fail`.
+        """
+        if self._error is not None:
+            raise self._error
+        try:
+            async with asyncio.timeout(CODES_TIMEOUT_S):
+                found = await self._queue(block).get()
+        except TimeoutError:
+            raise self._late(f"codes of block {block}") from None
+        if found is None:
+            assert self._error is not None
+            raise self._error
+        return found
+
+    async def send_pooled(self, vector: Tensor, weight: float) -> None:
+        """See :class:`Exchange`."""
+        data = vector.numpy().astype("<f4").tobytes()
+        link = self._link(self.peers[self.layout.answering()])
+        self._send(link, Pooled(self.request, weight, data))
+
+    async def receive_pooled(self, count: int) -> list[tuple[Tensor, float]]:
+        """See :class:`Exchange`; raises as :meth:`receive_codes`."""
+        try:
+            async with asyncio.timeout(CODES_TIMEOUT_S):
+                while len(self._pooled) < count:
+                    if self._error is not None:
+                        raise self._error
+                    self._pooled_came.clear()
+                    await self._pooled_came.wait()
+        except TimeoutError:
+            raise self._late("pooled vectors") from None
+        return [self._pooled[source] for source in sorted(self._pooled)]
+
+    def _queue(self, block: int) -> asyncio.Queue[tuple[int, list[CodeArray]] | None]:
+        return self._ready.setdefault(block, asyncio.Queue())
+
+    def _late(self, what: str) -> DeadlineError:
+        return DeadlineError(
+            f"no {what} came within {CODES_TIMEOUT_S:g} s; a peer of this request hangs or its "
+            "link is stuck: ask again, or with fewer peers (--max-peers)"
+        )
+
+    def missing_link(self) -> PeerId | None:
+        """A peer that codes must go to or come from, and to which there is no link."""
+        layout, me = self.layout, self.shard
+        needed = {*layout.sources(me, 0), *layout.receivers(me, layout.first_block)}
+        if layout.wanted(me) and me != layout.answering():
+            needed.add(layout.answering())
+        for shard in sorted(needed):
+            if self._find_link(self.peers[shard]) is None:
+                return self.peers[shard]
+        return None
+
+    def _link(self, peer: PeerId) -> Link:
+        link = self._find_link(peer)
+        if link is None:
+            raise PeerLostError(f"the link to peer {peer[:8]} is gone")
+        return link
+
+    def _send(self, link: Link, message: Codes | Pooled) -> None:
+        before = link.session.queued_bytes
+        link.send(message)
+        peer = link.peer
+        if peer is not None:
+            queued = link.session.queued_bytes - before
+            self.sent_bytes[peer.peer] = self.sent_bytes.get(peer.peer, 0) + queued
+
+    def abandon(self) -> None:
+        """The request ends early: drop what is queued for it, and what still comes."""
+        for peer in self.peers:
+            link = self._find_link(peer)
+            if link is not None:
+                link.end(self.request)

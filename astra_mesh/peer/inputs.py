@@ -1,0 +1,57 @@
+"""From what a client or a proposal carries to what a model reads."""
+
+from __future__ import annotations
+
+import torch
+
+from astra_mesh.errors import EmptyPromptError, InputError
+from astra_mesh.families import ModelInput
+from astra_mesh.peer.models import Loaded
+from astra_mesh.wire.messages import Ask, Inputs, Task
+
+
+def inputs_of_ask(loaded: Loaded, ask: Ask) -> Inputs:
+    """Token ids, or the image as it came; InputError and its kin where it cannot be used.
+
+    Slow for long texts: runs in the compute thread.
+    """
+    loaded.model.require(ask.task.value)
+    given = [value for value in (ask.text, ask.tokens, ask.image) if value is not None]
+    if len(given) != 1:
+        raise InputError("give exactly one of a text, token ids and an image")
+    if ask.image is not None:
+        return Inputs(image=ask.image)
+    if ask.tokens is not None:
+        return Inputs(tokens=ask.tokens)
+    if loaded.tokenizer is None:
+        raise InputError(
+            f"{loaded.bundle.name} has no tokenizer.json: give token ids, or an image if it "
+            "reads those"
+        )
+    tokens, types = loaded.tokenizer.encode_full(ask.text or "")
+    if not tokens or (ask.task is Task.GENERATE and not (ask.text or "")):
+        raise EmptyPromptError("the prompt is empty; give at least one token of text")
+    return Inputs(tokens=tokens, token_types=types if any(types) else [])
+
+
+def read_inputs(loaded: Loaded, inputs: Inputs) -> tuple[ModelInput, int]:
+    """What the model reads, and its number of tokens.
+
+    Raises:
+        InputError: and its kin, where the input does not fit the model.
+    """
+    found = ModelInput()
+    if inputs.image:
+        if loaded.processor is None:
+            raise InputError(f"{loaded.bundle.name} reads text; give a text, not an image")
+        found = ModelInput(pixels=loaded.processor(inputs.image))
+    elif loaded.processor is not None:
+        raise InputError(f"{loaded.bundle.name} reads images; give an image file")
+    else:
+        found = ModelInput(
+            tokens=torch.tensor(inputs.tokens, dtype=torch.int64),
+            token_types=torch.tensor(inputs.token_types, dtype=torch.int64)
+            if inputs.token_types
+            else None,
+        )
+    return found, loaded.model.count_tokens(found)

@@ -1,0 +1,108 @@
+"""Measuring how fast this device runs a model (Petals measures its servers the same way: once)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from astra_mesh.engine.attention import attend, merge
+from astra_mesh.families.model import Model
+from astra_mesh.quant.codecs import Codec
+from astra_mesh.wire.messages import Timing
+
+_REPEATS = 3
+_HEAD_REPEATS = 5
+
+
+def _best(function: Callable[[], object], repeats: int = _REPEATS) -> float:
+    times = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+@torch.inference_mode()
+def measure(model: Model, codec: Codec | None, stages: int) -> Timing:
+    """Time of one block at three sizes, of the codec and of the head; takes well under a second for
+    small models. Runs in the compute thread.
+    """
+    spec = model.spec
+    sizes = sorted({min(spec.max_tokens, size) for size in (8, 64, 256)})
+    times = [_block_time(model, size) for size in sizes]
+    pairs = [size * size * (0.5 if spec.causal else 1.0) for size in sizes]
+    fixed, per_token, per_pair = _fit(sizes, pairs, times)
+    encode_s = decode_s = 0.0
+    if codec is not None:
+        encode_s, decode_s = _codec_time(model, codec, stages)
+    row = torch.randn(1, spec.hidden_size, dtype=_dtype(model))
+    head_s = _best(lambda: _head(model, row), _HEAD_REPEATS)
+    return Timing(
+        fixed_s=fixed,
+        per_token_s=per_token,
+        per_pair_s=per_pair,
+        encode_token_s=encode_s,
+        decode_token_s=decode_s,
+        head_s=head_s,
+        step_s=_step_time(model) + head_s if spec.causal else 0.0,
+    )
+
+
+def _dtype(model: Model) -> torch.dtype:
+    return next(model.parameters()).dtype
+
+
+def _head(model: Model, row: torch.Tensor) -> None:
+    hidden = model.final(row)
+    if "generate" in model.spec.tasks:
+        model.logits(hidden)
+    elif "classify" in model.spec.tasks:
+        model.classify(hidden[0])
+
+
+def _forward(model: Model, x: torch.Tensor) -> None:
+    for index in range(model.spec.num_hidden_layers):
+        block = model.block(index)
+        query, rows = block.query_key_value(block.normalize(x), 0)
+        x = block.mix(x, merge([attend(query, rows, model.spec.causal)]))
+
+
+def _block_time(model: Model, tokens: int) -> float:
+    x = torch.randn(tokens, model.spec.hidden_size, dtype=_dtype(model))
+    return _best(lambda: _forward(model, x)) / model.spec.num_hidden_layers
+
+
+def _step_time(model: Model) -> float:
+    x = torch.randn(1, model.spec.hidden_size, dtype=_dtype(model))
+    return _best(lambda: _forward(model, x))
+
+
+def _fit(sizes: list[int], pairs: list[float], times: list[float]) -> tuple[float, float, float]:
+    """Non-negative fixed, per-token and per-pair seconds through the measured points."""
+    columns = np.array([[1.0, size, pair] for size, pair in zip(sizes, pairs, strict=True)])
+    weights = 1.0 / np.array(times)
+    kept = [0, 1, 2][: len(sizes)]
+    solution = np.zeros(3)
+    while kept:
+        scaled = columns[:, kept] * weights[:, None]
+        found, *_ = np.linalg.lstsq(scaled, np.ones(len(times)), rcond=None)
+        if found.min() >= 0:
+            solution[kept] = found
+            break
+        kept.pop(int(found.argmin()))
+    return float(solution[0]), float(solution[1]), float(solution[2])
+
+
+def _codec_time(model: Model, codec: Codec, stages: int) -> tuple[float, float]:
+    """Seconds per token of encoding and decoding one block."""
+    block = model.spec.num_hidden_layers - 1
+    tokens = min(64, model.spec.max_tokens)
+    x = torch.randn(tokens, model.spec.hidden_size, dtype=_dtype(model))
+    codes = codec.encode(block, x, stages)
+    codec.decode(block, codes)
+    encode_s = _best(lambda: codec.encode(block, x, stages))
+    return encode_s / tokens, _best(lambda: codec.decode(block, codes)) / tokens

@@ -1,0 +1,229 @@
+"""The models of one peer: what it offers, and loading and measuring them when they are wanted."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from astra_mesh.bundle import Bundle, find_bundle, list_bundles
+from astra_mesh.bundle.image import ImageProcessor
+from astra_mesh.bundle.tensors import load_weights
+from astra_mesh.bundle.text import NAME as TOKENIZER_FILE
+from astra_mesh.bundle.text import TextTokenizer, eos_ids
+from astra_mesh.engine.compute import ComputeThread
+from astra_mesh.errors import AstraMeshError, CodebookError, InputError, UnknownModelError
+from astra_mesh.families import Model, ModelSpec, build_model, read_spec
+from astra_mesh.limits import NAME_CHARS
+from astra_mesh.peer.measure import measure
+from astra_mesh.quant.codebook import Codebook, load_codebook
+from astra_mesh.quant.codecs import PLAIN, PlainCodec, VectorCodec, make_codec
+from astra_mesh.wire.codec import sanitise
+from astra_mesh.wire.messages import CodebookId, CodebookOffer, ModelId, ModelOffer, Task, Timing
+
+log = logging.getLogger(__name__)
+
+AnyCodec = PlainCodec | VectorCodec
+
+
+@dataclass
+class Loaded:
+    """A model in memory."""
+
+    bundle: Bundle
+    model: Model
+    codebooks: dict[CodebookId, Codebook]
+    tokenizer: TextTokenizer | None
+    processor: ImageProcessor | None
+    stop_ids: frozenset[int]
+    _codecs: dict[tuple[str, CodebookId], AnyCodec] = field(default_factory=dict)
+
+    @property
+    def spec(self) -> ModelSpec:
+        """Sizes and kind."""
+        return self.model.spec
+
+    def codec(self, name: str, codebook: CodebookId) -> AnyCodec:
+        """The codec of a plan; InputError or CodebookError where there is none."""
+        key = (name, codebook)
+        if key not in self._codecs:
+            book = self.codebooks.get(codebook)
+            if name not in PLAIN and book is None:
+                raise CodebookError(
+                    f"{self.bundle.name} has no codebook {codebook[:12] or name!r} on this device"
+                )
+            self._codecs[key] = make_codec(name, self.model, book)
+        return self._codecs[key]
+
+    def choose_codec(self, name: str) -> tuple[AnyCodec, CodebookId]:
+        """The codec that a client named; "": the bundle's codebook, ``fp16`` without one."""
+        if name in PLAIN:
+            return self.codec(name, CodebookId("")), CodebookId("")
+        for wanted in (name,) if name else ("vq", "astra"):
+            for key, book in self.codebooks.items():
+                if book.codec == wanted:
+                    return self.codec(wanted, key), key
+        if name:
+            return make_codec(name, self.model), CodebookId("")  # raises, saying what to do
+        return self.codec("fp16", CodebookId("")), CodebookId("")
+
+
+def choose_stages(codec: AnyCodec, rate: int) -> int:
+    """Stages for a rate in bits per token and block; 0: the codebook's default.
+
+    Raises:
+        InputError: the codebook has no such rate.
+    """
+    if rate == 0:
+        return codec.codebook.default_stages if isinstance(codec, VectorCodec) else codec.stages
+    for stages in range(1, codec.stages + 1):
+        if codec.rate(stages) == rate:
+            return stages
+    able = ", ".join(str(codec.rate(s)) for s in range(1, codec.stages + 1))
+    raise InputError(f"{codec.name} has no rate of {rate} bits per token and block; it has {able}")
+
+
+@dataclass
+class _Entry:
+    bundle: Bundle
+    spec: ModelSpec
+    offer: ModelOffer
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    loaded: Loaded | None = None
+
+
+class ModelHost:
+    """The models of this peer.
+
+    Args:
+        names: to offer; None: all on this device.
+        compute: the thread in which they are loaded and measured.
+        on_change: called when the offers change.
+    """
+
+    def __init__(
+        self,
+        names: tuple[str, ...] | None,
+        compute: ComputeThread,
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._names, self._compute, self._on_change = names, compute, on_change
+        self._entries: dict[ModelId, _Entry] = {}
+
+    async def start(self) -> None:
+        """Look through the bundles on this device; broken ones are logged and left out.
+
+        Raises:
+            UnknownModelError, BadBundleError: of a model that was named.
+        """
+        found = await self._compute(_read_all, self._names)
+        self._entries = {offer.id: _Entry(bundle, spec, offer) for bundle, spec, offer in found}
+
+    def offers(self) -> list[ModelOffer]:
+        """What this peer tells the others."""
+        return [entry.offer for entry in self._entries.values()]
+
+    def offer(self, model: ModelId) -> ModelOffer | None:
+        """The offer of one model."""
+        entry = self._entries.get(model)
+        return None if entry is None else entry.offer
+
+    def find(self, name: str) -> ModelId:
+        """The model of that name, or whose id begins so (8 digits at least).
+
+        Raises:
+            UnknownModelError: none; the text lists what there is.
+        """
+        for model, entry in self._entries.items():
+            if name == entry.offer.name or (len(name) >= 8 and model.startswith(name)):
+                return model
+        names = ", ".join(sorted(offer.name for offer in self.offers())) or "none"
+        raise UnknownModelError(
+            f"no model {name!r} on this device; it has: {names}. `astra-mesh models` lists them"
+        )
+
+    async def load(self, model: ModelId) -> Loaded:
+        """The model in memory, loaded and measured at its first use.
+
+        Cancelling it lets the loading in the thread run to its end.
+        """
+        entry = self._entries.get(model)
+        if entry is None:
+            raise UnknownModelError(f"no model {model[:12]} on this device")
+        async with entry.lock:
+            if entry.loaded is None:
+                loaded, timing = await self._compute(_load, entry.bundle)
+                entry.loaded = loaded
+                entry.offer = _with_timing(entry.offer, timing)
+                self._on_change()
+            return entry.loaded
+
+
+def _with_timing(offer: ModelOffer, timing: Timing) -> ModelOffer:
+    return ModelOffer(
+        id=offer.id,
+        name=offer.name,
+        family=offer.family,
+        tasks=offer.tasks,
+        codebooks=offer.codebooks,
+        timing=timing,
+        loaded=True,
+    )
+
+
+def _read_all(names: tuple[str, ...] | None) -> list[tuple[Bundle, ModelSpec, ModelOffer]]:
+    if names is not None:
+        return [_read(find_bundle(name)) for name in names]
+    found = []
+    for bundle in list_bundles():
+        try:
+            found.append(_read(bundle))
+        except AstraMeshError as error:
+            log.warning("the model %s is left out: %s", bundle.name, error.message)
+    return found
+
+
+def _read(bundle: Bundle) -> tuple[Bundle, ModelSpec, ModelOffer]:
+    spec = read_spec(bundle.config)
+    books = [_offer_codebook(book) for book in _codebooks(bundle)]
+    offer = ModelOffer(
+        id=bundle.model_id,
+        name=sanitise(bundle.name, NAME_CHARS),
+        family=spec.family,
+        tasks=[Task(task) for task in spec.tasks],
+        codebooks=books,
+    )
+    return bundle, spec, offer
+
+
+def _codebooks(bundle: Bundle) -> list[Codebook]:
+    return [
+        load_codebook(bundle.file(p.name), bundle.model_id) for p in bundle.codebook_paths.values()
+    ]
+
+
+def _offer_codebook(book: Codebook) -> CodebookOffer:
+    return CodebookOffer(
+        id=book.id,
+        codec=book.codec,
+        rates=[book.rate(stages) for stages in range(1, book.stages + 1)],
+        default_rate=book.rate(book.default_stages),
+    )
+
+
+def _load(bundle: Bundle) -> tuple[Loaded, Timing]:
+    """In the compute thread."""
+    model = build_model(bundle.config, load_weights(bundle))
+    loaded = Loaded(
+        bundle=bundle,
+        model=model,
+        codebooks={book.id: book for book in _codebooks(bundle)},
+        tokenizer=TextTokenizer.from_bundle(bundle) if bundle.has(TOKENIZER_FILE) else None,
+        processor=ImageProcessor.from_bundle(bundle) if model.spec.vocab_size == 0 else None,
+        stop_ids=eos_ids(bundle),
+    )
+    codec, _ = loaded.choose_codec("")
+    if isinstance(codec, VectorCodec):
+        codec.prepare()
+    return loaded, measure(model, codec, choose_stages(codec, 0))
