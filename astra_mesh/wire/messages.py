@@ -1,0 +1,479 @@
+"""Every message of the protocol as a frozen typed struct (docs/protocol.md).
+
+A frame is the msgpack array ``[type, body]``; :data:`TYPES` maps ``type`` to its struct. Messages
+that repeat (:class:`Codes`, :class:`Pooled`, :class:`Token`, :class:`Ping`, :class:`Pong`,
+:class:`Credit`, :class:`Throughput`) have positional arrays as bodies, all others maps.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import NewType
+
+import msgspec
+
+PROTOCOL_VERSION = 1
+MAGIC = "astra-mesh"
+
+PeerId = NewType("PeerId", str)  # 64 hex digits: SHA-256 of the peer's certificate
+ModelId = NewType("ModelId", str)  # 64 hex digits: SHA-256 over config and weights
+CodebookId = NewType("CodebookId", str)  # 64 hex digits: SHA-256 of the canonical form; "" for none
+RequestId = NewType("RequestId", int)  # 63 random bits, chosen by whoever asks
+
+
+class Role(enum.Enum):
+    """Who is at the other end of a link."""
+
+    PEER = "peer"  # holds models, takes shards
+    CLIENT = "client"  # asks, and takes no shard
+
+
+class Task(enum.Enum):
+    """What a request wants."""
+
+    GENERATE = "generate"  # continue a text
+    CLASSIFY = "classify"  # label an image or a text
+    EMBED = "embed"  # one vector for a text
+
+
+class Reason(enum.Enum):
+    """Why a link or a request is refused; each has a sentence in :data:`REASONS`."""
+
+    PROTOCOL_VERSION = "protocol-version"
+    BAD_MESSAGE = "bad-message"
+    SELF = "self"
+    DUPLICATE = "duplicate"
+    WRONG_PEER = "wrong-peer"
+    UNKNOWN_MODEL = "unknown-model"
+    UNKNOWN_CODEBOOK = "unknown-codebook"
+    BAD_PLAN = "bad-plan"
+    NOT_LINKED = "not-linked"
+    BUSY = "busy"
+    LEAVING = "leaving"
+    INTERNAL = "internal"
+
+
+REASONS: dict[Reason, str] = {
+    Reason.PROTOCOL_VERSION: "the two ends speak different protocol versions; update the older one",
+    Reason.BAD_MESSAGE: "a message was malformed or not allowed at this point",
+    Reason.SELF: "this is the peer itself",
+    Reason.DUPLICATE: "there is already a link between these two peers",
+    Reason.WRONG_PEER: "another peer answers at this address than was expected",
+    Reason.UNKNOWN_MODEL: "the peer does not have that model",
+    Reason.UNKNOWN_CODEBOOK: "the peer does not have that codebook for the model",
+    Reason.BAD_PLAN: "the plan does not fit the model or the peers",
+    Reason.NOT_LINKED: "the peer has no link to another peer of the plan",
+    Reason.BUSY: "the peer has as many requests as it takes; try again later",
+    Reason.LEAVING: "the peer is about to leave the mesh",
+    Reason.INTERNAL: "the peer met an error of its own",
+}
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=False):
+    """Base of messages with a map as body. Unknown keys are ignored, so fields can be added."""
+
+
+class Positional(msgspec.Struct, frozen=True, array_like=True):
+    """Base of messages with a positional array as body."""
+
+
+# --- what peers tell about themselves -------------------------------------------------------------
+
+
+class Timing(Message, frozen=True):
+    """Measured time of one block on one device, seconds: ``fixed_s + per_token_s * tokens +
+    per_pair_s * tokens * keys`` (keys: tokens attended), plus the cost of codes and of the head."""
+
+    fixed_s: float
+    per_token_s: float
+    per_pair_s: float
+    encode_token_s: float = 0.0  # all stages of one token
+    decode_token_s: float = 0.0  # all stages of one remote token
+    head_s: float = 0.0  # final norm and head of one answer
+    step_s: float = 0.0  # one decoding step (all blocks and head) at a short cache
+
+
+class CodebookOffer(Message, frozen=True):
+    """A codebook that a peer holds for a model."""
+
+    id: CodebookId
+    codec: str  # "vq", "astra"
+    rates: list[int]  # bits per token and block, one entry for each number of stages
+    default_rate: int
+
+
+class ModelOffer(Message, frozen=True):
+    """A model that a peer holds."""
+
+    id: ModelId
+    name: str
+    family: str
+    tasks: list[Task]
+    codebooks: list[CodebookOffer] = []
+    timing: Timing | None = None  # None until the model is loaded and measured
+    loaded: bool = False
+
+
+class Device(Message, frozen=True):
+    """The hardware under a peer, as far as planning needs it."""
+
+    host: str  # opaque id of the machine: peers with the same share its cores
+    cores: float  # cores the peer may use (CPU quota counted)
+    host_cores: float  # cores of the whole machine
+    threads: int
+    system: str = ""  # "Linux aarch64", for people
+    memory_bytes: int = 0
+    software: str = ""  # astra_mesh version
+
+
+# --- link -----------------------------------------------------------------------------------------
+
+
+class Hello(Message, frozen=True):
+    """First message in both directions."""
+
+    magic: str
+    version: int
+    peer: PeerId
+    name: str
+    role: Role
+    window_bytes: int  # credit given to the other end for codes
+    device: Device | None = None  # None for clients
+    models: list[ModelOffer] = []
+
+
+class Status(Message, frozen=True):
+    """Replaces ``models`` of the hello (a model was added, loaded or measured)."""
+
+    models: list[ModelOffer]
+
+
+class LinkRefused(Message, frozen=True):
+    """The link is refused; the sender closes after it."""
+
+    reason: Reason
+    text: str = ""
+
+
+class Goodbye(Message, frozen=True):
+    """The sender leaves; the link closes after it."""
+
+    text: str = ""
+
+
+class Ping(Positional, frozen=True):
+    """Asks for a :class:`Pong`; ``padding`` measures throughput."""
+
+    number: int
+    padding: bytes = b""
+
+
+class Pong(Positional, frozen=True):
+    """Answers a :class:`Ping` of the same number."""
+
+    number: int
+
+
+class Credit(Positional, frozen=True):
+    """Gives the other end ``size`` more bytes of codes to send."""
+
+    size: int
+
+
+class Throughput(Positional, frozen=True):
+    """What the sender measured towards the other end, which cannot measure it itself."""
+
+    bps: float  # bits per second
+
+
+# --- requests between peers -----------------------------------------------------------------------
+
+
+class Shard(Message, frozen=True):
+    """Tokens ``start <= i < stop`` of one request, owned by one peer."""
+
+    peer: PeerId
+    start: int
+    stop: int
+
+
+class LinkRate(Message, frozen=True):
+    """How many stages of the code ``sender`` sends to ``receiver``."""
+
+    sender: PeerId
+    receiver: PeerId
+    stages: int
+
+
+class Plan(Message, frozen=True):
+    """How one request is run. Immutable."""
+
+    model: ModelId
+    codec: str  # "vq", "astra", "fp32", "fp16", "int8", "int4"
+    codebook: CodebookId  # "" for codecs without one
+    shards: list[Shard]  # in token order, contiguous, the first starts at 0
+    rates: list[LinkRate]  # one for each directed link that carries codes
+    answering: PeerId  # generate: owner of the last non-empty shard
+    class_token: str  # "single" or "distributed"; "none" where the model has no class token
+    predicted_s: float = 0.0
+
+
+class Sampling(Message, frozen=True):
+    """How new tokens are chosen. ``temperature`` 0 is greedy."""
+
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_k: int = 0  # 0: all
+    top_p: float = 1.0
+    seed: int | None = None
+
+
+class Inputs(Message, frozen=True):
+    """What the model reads: token ids, or an image file's bytes."""
+
+    tokens: list[int] = []
+    token_types: list[int] = []  # BERT segments; empty: all 0
+    image: bytes = b""
+
+
+class Prepare(Message, frozen=True):
+    """Load and measure a model; the answer is a :class:`Status`, or a :class:`Fail`."""
+
+    request: RequestId
+    model: ModelId
+
+
+class Propose(Message, frozen=True):
+    """A plan for a request, with all that a participant needs to start at once."""
+
+    request: RequestId
+    task: Task
+    plan: Plan
+    inputs: Inputs
+    sampling: Sampling | None = None
+
+
+class Accept(Message, frozen=True):
+    """The participant takes its shard and starts."""
+
+    request: RequestId
+
+
+class Refuse(Message, frozen=True):
+    """The participant does not take part."""
+
+    request: RequestId
+    reason: Reason
+    text: str = ""
+
+
+class Codes(Positional, frozen=True):
+    """Codes of tokens ``first <= i < first + count`` (absolute positions) of the sender's shard."""
+
+    request: RequestId
+    block: int
+    stage: int
+    first: int
+    count: int
+    data: bytes  # as the codec packs them; its length follows from codec, stage and count
+
+
+class Pooled(Positional, frozen=True):
+    """The sender's share of the pooled output: ``sum(vector) / sum(weight)`` is the mean."""
+
+    request: RequestId
+    weight: float
+    vector: bytes  # (D,) float32 little-endian
+
+
+class PeerReport(Message, frozen=True):
+    """What one peer did for one request."""
+
+    peer: PeerId
+    tokens: int  # of its shard
+    compute_s: float
+    encode_s: float
+    decode_s: float
+    wait_s: float
+    finished_s: float  # after it accepted
+    sent_bytes: dict[str, int] = {}  # code bytes by receiving peer
+    decode_steps: int = 0
+
+
+class Done(Message, frozen=True):
+    """The sender's part is complete."""
+
+    request: RequestId
+    report: PeerReport
+
+
+class Cancel(Message, frozen=True):
+    """Stop the request and free what it holds."""
+
+    request: RequestId
+    text: str = ""
+
+
+class Fail(Message, frozen=True):
+    """The request ended by an error (``code`` as in :mod:`astra_mesh.errors`)."""
+
+    request: RequestId
+    code: str
+    text: str
+
+
+class Token(Positional, frozen=True):
+    """One new token, from the answering peer to the one that planned, and on to the client."""
+
+    request: RequestId
+    index: int
+    token: int
+    text: str = ""
+
+
+# --- clients --------------------------------------------------------------------------------------
+
+
+class Use(enum.Enum):
+    """Which peers a request may use."""
+
+    AUTO = "auto"  # the plan with the shortest predicted time
+    ALL = "all"  # every peer that holds the model
+    SOLO = "solo"  # only the peer that is asked
+
+
+class Options(Message, frozen=True):
+    """What a client may choose."""
+
+    use: Use = Use.AUTO
+    max_peers: int = 0  # 0: no limit
+    codec: str = ""  # "": the bundle's codebook ("vq" if it has one), else "fp16"
+    rate: int = 0  # bits per token and block; 0: the bundle's default
+    class_token: str = ""  # "": what the bundle was adapted for
+
+
+class Ask(Message, frozen=True):
+    """A client's request. Exactly one of ``text``, ``tokens`` and ``image`` is given."""
+
+    request: RequestId
+    task: Task
+    model: str  # name, or the first digits of the id
+    text: str | None = None
+    tokens: list[int] | None = None
+    image: bytes | None = None
+    sampling: Sampling | None = None
+    options: Options = Options()
+
+
+class Planned(Message, frozen=True):
+    """The plan that a client's request runs under."""
+
+    request: RequestId
+    plan: Plan
+    names: dict[str, str]  # peer id -> name
+    bits_per_token: float  # per token and block, the largest rate of the plan; 0 for solo
+    solo_s: float  # predicted time on the asked peer alone
+    reason: str  # why this plan, for people
+    prompt_tokens: int
+
+
+class Label(Message, frozen=True):
+    """One class with its probability."""
+
+    label: str
+    probability: float
+
+
+class Report(Message, frozen=True):
+    """What a request cost, all peers together."""
+
+    plan: Plan
+    predicted_s: float  # prefill: until the first token, the labels or the vector
+    actual_s: float
+    total_s: float
+    bits_per_token: float
+    peers: list[PeerReport]
+    new_tokens: int = 0
+    finish: str = ""  # "length", "eos", "context" for generate
+    notes: list[str] = []
+
+
+class Result(Message, frozen=True):
+    """The end of a client's request."""
+
+    request: RequestId
+    report: Report
+    labels: list[Label] = []
+    vector: bytes = b""  # (D,) float32 little-endian, for embed
+
+
+class ListPeers(Message, frozen=True):
+    """Asks for :class:`Peers`."""
+
+    request: RequestId
+
+
+class PeerInfo(Message, frozen=True):
+    """A peer as another one sees it."""
+
+    peer: PeerId
+    name: str
+    address: str
+    self: bool
+    device: Device
+    models: list[ModelOffer]
+    round_trip_s: float | None = None
+    send_bps: float | None = None  # bits per second towards that peer
+    receive_bps: float | None = None
+
+
+class Peers(Message, frozen=True):
+    """The mesh as the asked peer sees it, itself first."""
+
+    request: RequestId
+    peers: list[PeerInfo]
+
+
+class Subscribe(Message, frozen=True):
+    """Asks for :class:`Event` messages from now on."""
+
+    request: RequestId
+
+
+class Event(Message, frozen=True):
+    """Something happened: kinds "peer-joined", "peer-left", "request-started", "request-ended"."""
+
+    request: RequestId  # of the subscription
+    kind: str
+    peer: str = ""
+    name: str = ""
+    text: str = ""
+
+
+TYPES: dict[int, type[msgspec.Struct]] = {
+    0: Hello,
+    1: LinkRefused,
+    2: Goodbye,
+    3: Ping,
+    4: Pong,
+    5: Credit,
+    6: Status,
+    7: Throughput,
+    10: Prepare,
+    11: Propose,
+    12: Accept,
+    13: Refuse,
+    14: Codes,
+    15: Pooled,
+    16: Token,
+    17: Done,
+    18: Cancel,
+    19: Fail,
+    30: Ask,
+    31: Planned,
+    32: Result,
+    33: ListPeers,
+    34: Peers,
+    35: Subscribe,
+    36: Event,
+}
