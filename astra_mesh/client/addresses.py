@@ -1,0 +1,38 @@
+"""Addresses as people type them."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from astra_mesh.errors import InputError
+from astra_mesh.mesh.connect import Address
+
+DEFAULT_PORT: Final = 7475
+
+
+_FORM: Final = re.compile(
+    r"(?:\[(?P<ipv6>[0-9A-Fa-f:.]+(?:%\w+)?)\]|(?P<host>[\w.-]+))(?::(?P<port>[0-9]{1,5}))?"
+    r"|(?P<bare>[0-9A-Fa-f.]*(?::[0-9A-Fa-f.]*){2,}(?:%\w+)?)"
+)
+
+
+def parse_address(text: str) -> Address:
+    """``host``, ``host:port``, ``[IPv6]``, ``[IPv6]:port`` as host and port (default 7475).
+
+    Raises:
+        InputError: It is none of these.
+    """
+    match = _FORM.fullmatch(text.strip())
+    port = int(match["port"] or DEFAULT_PORT) if match else 0
+    if match is None or not 0 < port < 65536:
+        raise InputError(
+            f"{text[:100]!a} is no address of a peer: use HOST, HOST:PORT or [IPv6]:PORT"
+        )
+    return match["ipv6"] or match["host"] or match["bare"], port
+
+
+def show_address(address: Address) -> str:
+    """The inverse of :func:`parse_address`."""
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,0 +1,301 @@
+"""The client's view of a mesh."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator, Generator, Sequence
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, Self
+
+import numpy as np
+
+from astra_mesh import limits
+from astra_mesh.client.addresses import parse_address
+from astra_mesh.client.answers import Classification, Embedding, ModelEntry, models_of
+from astra_mesh.client.finding import Target, find_line
+from astra_mesh.client.generation import Generation
+from astra_mesh.client.inputs import (
+    Given,
+    UseName,
+    check_model,
+    check_prompt,
+    check_text,
+    make_options,
+    make_sampling,
+    read_picture,
+)
+from astra_mesh.client.line import Line, new_request
+from astra_mesh.errors import DeadlineError
+from astra_mesh.mesh.connect import Address
+from astra_mesh.mesh.timings import Timings
+from astra_mesh.wire.messages import (
+    Ask,
+    Event,
+    Hello,
+    ListPeers,
+    Options,
+    PeerInfo,
+    Peers,
+    Planned,
+    Result,
+    Subscribe,
+    Task,
+)
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_LIST_S: Final = 5.0  # a peer answers from memory; more is a peer that hangs
+_LOOK_S: Final = 0.1  # between two looks for other peers
+_SETTLE_S: Final = 0.3  # after the first was found: the others of the room are about to be
+
+
+def connect(
+    address: str | Address | None = None,
+    *,
+    peers: Sequence[str] = (),
+    wait_s: float = limits.DISCOVERY_WAIT_S,
+) -> Mesh:
+    """A mesh to ask: ``async with astra_mesh.connect() as mesh:`` (or ``await``, and ``close()``).
+
+    Args:
+        address: Of the peer to ask, "host:port". None: the environment's ASTRA_MESH_PEER, else a
+            peer of this user on this machine, else a peer inside this process, which finds others.
+        peers: Addresses for the peer inside this process to start from, where multicast is
+            dropped. With them no other peer of this machine is looked for.
+        wait_s: How long the peer inside this process looks for others, seconds.
+    """
+    return Mesh(address, peers=peers, wait_s=wait_s)
+
+
+class Mesh:
+    """A mesh, seen through one of its peers. Made by :func:`connect`."""
+
+    def __init__(
+        self,
+        address: str | Address | None = None,
+        *,
+        peers: Sequence[str] = (),
+        wait_s: float = limits.DISCOVERY_WAIT_S,
+        timings: Timings | None = None,
+        window_bytes: int = limits.WINDOW_BYTES,
+    ) -> None:
+        self.embedded = False  # whether the peer runs inside this process
+        self._target = Target(
+            address=parse_address(address) if isinstance(address, str) else address,
+            typed=tuple(parse_address(text) for text in peers),
+            timings=timings if timings is not None else Timings(),
+            window_bytes=window_bytes,
+        )
+        self._wait_s = wait_s
+        self._line: Line | None = None
+        self._stack = AsyncExitStack()
+
+    # --- opening and closing ----------------------------------------------------------------------
+
+    async def open(self) -> Self:
+        """Connect. Cancelling it, or an error, leaves nothing behind.
+
+        Raises:
+            NoPeerError: Nobody answers at the address.
+            VersionMismatchError: The peer speaks another version of the protocol.
+            MeshError: The peer refused, or went away.
+        """
+        if self._line is not None:
+            raise RuntimeError("this mesh is open already")
+        async with AsyncExitStack() as stack:
+            stack.callback(self._forget_line)
+            self._line, self.embedded = await find_line(stack, self._target)
+            if self.embedded:
+                await self._wait_for_others()
+            self._stack = stack.pop_all()
+        return self
+
+    async def close(self) -> None:
+        """Say goodbye; stop the peer inside this process, if there is one."""
+        await self._stack.aclose()
+
+    async def __aenter__(self) -> Self:
+        return await self.open()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    def __await__(self) -> Generator[object, None, Self]:
+        return self.open().__await__()
+
+    @property
+    def peer(self) -> Hello:
+        """The peer that is asked, as it introduced itself."""
+        return self._open_line().hello
+
+    # --- asking -----------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        model: str,
+        prompt: str | Sequence[int],
+        *,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        use: UseName = "auto",
+        max_peers: int = 0,
+        codec: str = "",
+        rate: int = 0,
+    ) -> Generation:
+        """Continue a text (or token ids): an async iterator of tokens. See :class:`Generation`.
+
+        Args:
+            model: Name, or the first digits of the id.
+            prompt: What is continued.
+            max_new_tokens: It ends earlier at the model's end token, or where its context is full.
+            temperature: 0 takes the most probable token each time; above it is sampled.
+            top_k: Sample from so many most probable tokens; 0 from all.
+            top_p: Sample from the most probable tokens that make up this much probability.
+            seed: The same seed, plan and prompt give the same text.
+            use: "auto": the plan with the shortest predicted time; "all": every peer that holds
+                the model; "solo": only the peer that is asked.
+            max_peers: At most so many peers; 0: no limit.
+            codec: "vq", "astra", "fp32", "fp16", "int8" or "int4"; "" for the model's own.
+            rate: Bits per token and block; 0 for the model's default.
+
+        Raises:
+            InputError: Something given cannot be used; other errors come from the iterator.
+        """
+        ask = Ask(
+            request=new_request(),
+            task=Task.GENERATE,
+            model=check_model(model),
+            sampling=make_sampling(max_new_tokens, temperature, top_k, top_p, seed),
+            options=make_options(use, max_peers, codec, rate),
+            **check_prompt(prompt),
+        )
+        return Generation(self._open_line(), ask)
+
+    async def classify(
+        self,
+        model: str,
+        image_or_text: bytes | str | os.PathLike[str] | Image,
+        *,
+        top: int = 5,
+        use: UseName = "auto",
+        max_peers: int = 0,
+        codec: str = "",
+        rate: int = 0,
+    ) -> Classification:
+        """Label an image (a path, a file's bytes, a PIL image) or a text (``str``, never a path).
+
+        ``top``: at most so many labels. The other arguments are those of :meth:`generate`.
+        Cancelling it ends the request.
+        """
+        if top < 1:
+            top = limits.LABELS
+        options = make_options(use, max_peers, codec, rate)
+        if isinstance(image_or_text, str):
+            given = check_text(image_or_text)
+        else:
+            given = await asyncio.to_thread(read_picture, image_or_text)
+        planned, result = await self._answer(Task.CLASSIFY, model, given, options)
+        return Classification(result.labels[:top], planned, result.report)
+
+    async def embed(
+        self,
+        model: str,
+        text: str,
+        *,
+        normalize: bool = True,
+        use: UseName = "auto",
+        max_peers: int = 0,
+        codec: str = "",
+        rate: int = 0,
+    ) -> Embedding:
+        """One vector for a text, (D,) float32, of length 1 if ``normalize``.
+
+        The other arguments are those of :meth:`generate`. Cancelling it ends the request.
+        """
+        options = make_options(use, max_peers, codec, rate)
+        planned, result = await self._answer(Task.EMBED, model, check_text(text), options)
+        vector = np.frombuffer(result.vector, dtype="<f4").astype(np.float32)
+        if normalize:
+            vector /= max(float(np.linalg.norm(vector)), 1e-12)
+        return Embedding(vector, planned, result.report)
+
+    # --- looking ----------------------------------------------------------------------------------
+
+    async def peers(self) -> list[PeerInfo]:
+        """The peers of the mesh, the asked one first.
+
+        Raises:
+            DeadlineError: The peer did not answer in time.
+        """
+        conversation = self._open_line().start(ListPeers(request=new_request()))
+        try:
+            async with asyncio.timeout(_LIST_S):
+                return (await conversation.expect(Peers)).peers
+        except TimeoutError:
+            raise DeadlineError(
+                f"the peer {self.peer.name} did not list its mesh within {_LIST_S:g} s: it is "
+                "overloaded or hangs"
+            ) from None
+        finally:
+            conversation.close()
+
+    async def models(self) -> list[ModelEntry]:
+        """The models of the mesh, by name, and who holds each."""
+        return models_of(await self.peers())
+
+    async def events(self) -> AsyncGenerator[Event, None]:
+        """What happens from now on: peers that come and go, requests that start and end.
+
+        Endless; leave the loop to end it. Who reads too slowly loses the oldest events.
+        """
+        conversation = self._open_line().start(Subscribe(request=new_request()))
+        try:
+            while True:
+                yield await conversation.expect(Event)
+        finally:
+            conversation.close()
+
+    # --- inside -----------------------------------------------------------------------------------
+
+    def _forget_line(self) -> None:
+        self._line = None
+
+    async def _wait_for_others(self) -> None:
+        """Wait until the peer inside this process knows another one, ``wait_s`` at most."""
+        end = asyncio.get_running_loop().time() + self._wait_s
+        while asyncio.get_running_loop().time() < end:
+            if len(await self.peers()) > 1:
+                await asyncio.sleep(_SETTLE_S)
+                return
+            await asyncio.sleep(_LOOK_S)
+
+    async def _answer(
+        self, task: Task, model: str, given: Given, options: Options
+    ) -> tuple[Planned | None, Result]:
+        ask = Ask(
+            request=new_request(), task=task, model=check_model(model), options=options, **given
+        )
+        conversation = self._open_line().start(ask)
+        planned: Planned | None = None
+        try:
+            while not isinstance(message := await conversation.next(), Result):
+                planned = message if isinstance(message, Planned) else planned
+            return planned, message
+        finally:
+            conversation.close()
+
+    def _open_line(self) -> Line:
+        if self._line is None:
+            raise RuntimeError("the mesh is not open: use `async with connect() as mesh`")
+        return self._line
