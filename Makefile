@@ -66,8 +66,8 @@ $(BIN)/python:
 	@if [ -z '$(PYTHON)' ]; then \
 		echo 'astra_mesh needs Python 3.11 or newer, and none was found.' >&2; \
 		echo 'Install one, or name it: make demo PYTHON=/path/to/python3.11' >&2; exit 1; fi
-	@'$(PYTHON)' -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-		echo 'astra_mesh needs Python 3.11 or newer; $(PYTHON) is older.' >&2; exit 1; }
+	@'$(PYTHON)' -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo 'astra_mesh needs Python 3.11 or newer; $(PYTHON) is older or does not start.' >&2; exit 1; }
 	@'$(PYTHON)' -c 'import sys; sys.exit(sys.maxsize < 2**32)' || { \
 		echo 'astra_mesh needs a 64-bit Python; several packages have no 32-bit files.' >&2; exit 1; }
 	@echo "Creating $(VENV) with $(PYTHON)"

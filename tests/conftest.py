@@ -29,6 +29,7 @@ from pathlib import Path
 
 import pytest
 from blockbuster import BlockBuster
+from hypothesis import HealthCheck, settings
 
 from tests.hygiene import leftover_tasks, leftovers, snapshot
 from tools.lab.network import unavailable_reason
@@ -45,6 +46,12 @@ MAY_BLOCK = (
 )
 
 FAILED = pytest.StashKey[bool]()
+
+# On a shared machine one example may take long for no fault of the code.
+settings.register_profile(
+    "shared", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("shared")
 
 
 # --- data -----------------------------------------------------------------------------------------
