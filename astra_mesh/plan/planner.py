@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from astra_mesh.engine.layout import ClassToken, Layout, make_layout
 from astra_mesh.families.spec import ModelSpec, Pooling
@@ -52,53 +52,94 @@ def choose(
 
     ``me`` is the coordinator; it owns the last shard, so that new tokens need no network.
     """
-
-    def evaluate(group: Sequence[Candidate], sizes: Sequence[int]) -> tuple[Layout, Prediction]:
-        layout = _layout(job, sizes)
-        return layout, predict(layout, Work(job.token_bytes, me.peer), group, links)
-
-    alone, solo = evaluate([me], [job.tokens])
+    me, *others = _same_measure([me, *others])
+    trial = _Trial(job, me, links)
+    solo = trial([me], [job.tokens])
     if job.use is Use.SOLO:
-        return _choice(job, [me], alone, solo, solo, "one device was asked for")
+        return trial.choice(solo, solo, "one device was asked for")
     if not others:
-        return _choice(
-            job, [me], alone, solo, solo, "no other peer here holds this model and codebook"
-        )
+        return trial.choice(solo, solo, "no other peer here holds this model and codebook")
     ranked = sorted(others, key=lambda one: (one.timing.per_token_s, one.peer))
     limit = min(job.max_peers or len(ranked) + 1, len(ranked) + 1, job.tokens)
     if job.use is Use.ALL:
         group = [*ranked[: limit - 1], me]
-        layout, prediction = evaluate(group, proportional(job.tokens, group))
-        reason = _compare(prediction, solo, [*group], "all peers were asked for")
-        return _choice(job, group, layout, prediction, solo, reason)
-    best: tuple[list[Candidate], Layout, Prediction] | None = None
-    for count in range(2, limit + 1):
-        group = [*ranked[: count - 1], me]
-        sizes = improve(
-            proportional(job.tokens, group), lambda s, g=group: evaluate(g, s)[1].total_s
-        )
-        layout, prediction = evaluate(group, sizes)
-        if best is None or prediction.total_s < best[2].total_s:
-            best = (group, layout, prediction)
-    if best is None or best[2].total_s > GAIN * solo.total_s:
-        found = best[2].total_s if best else solo.total_s
+        found = trial(group, proportional(job.tokens, group))
+        return trial.choice(found, solo, _compare(found, solo, "all peers were asked for"))
+    tried = [trial.improved([*ranked[: count - 1], me]) for count in range(2, limit + 1)]
+    best = min(tried, key=lambda one: one.prediction.total_s, default=solo)
+    if best.prediction.total_s > GAIN * solo.prediction.total_s or best is solo:
         reason = (
-            f"one device is faster: {_ms(solo.total_s)} alone, {_ms(found)} is the best with others"
+            f"one device is faster: {_ms(solo.prediction.total_s)} alone, "
+            f"{_ms(best.prediction.total_s)} is the best with others"
         )
-        return _choice(job, [me], alone, solo, solo, reason)
-    group, layout, prediction = best
-    reason = _compare(prediction, solo, group, "shortest predicted time")
-    return _choice(job, group, layout, prediction, solo, reason)
+        return trial.choice(solo, solo, reason)
+    return trial.choice(best, solo, _compare(best, solo, "shortest predicted time"))
+
+
+def _same_measure(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Peers of one machine with equal cores and threads are one device: its best measure counts.
+
+    They measure themselves while the others use the same cores, so that single figures are noise.
+    """
+    best: dict[tuple[str, float, int], Candidate] = {}
+    for one in candidates:
+        key = (one.device.host, one.device.cores, one.device.threads)
+        if key not in best or one.timing.per_token_s < best[key].timing.per_token_s:
+            best[key] = one
+    return [
+        replace(one, timing=best[one.device.host, one.device.cores, one.device.threads].timing)
+        for one in candidates
+    ]
+
+
+@dataclass(frozen=True)
+class _Tried:
+    group: list[Candidate]
+    layout: Layout
+    prediction: Prediction
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """Evaluates groups and sizes for one job."""
+
+    job: Job
+    me: Candidate
+    links: Mapping[tuple[PeerId, PeerId], Link]
+
+    def __call__(self, group: list[Candidate], sizes: Sequence[int]) -> _Tried:
+        layout = _layout(self.job, sizes)
+        work = Work(self.job.token_bytes, self.me.peer)
+        return _Tried(group, layout, predict(layout, work, group, self.links))
+
+    def improved(self, group: list[Candidate]) -> _Tried:
+        """The group with the shard sizes of the shortest predicted time."""
+
+        def cost(sizes: list[int]) -> float:
+            return self(group, sizes).prediction.total_s
+
+        return self(group, improve(proportional(self.job.tokens, group), cost))
+
+    def choice(self, found: _Tried, solo: _Tried, reason: str) -> Choice:
+        """The plan of what was tried."""
+        return Choice(
+            plan=_plan(self.job, found),
+            layout=found.layout,
+            prediction=found.prediction,
+            solo_s=solo.prediction.total_s,
+            reason=reason,
+        )
 
 
 def _ms(seconds: float) -> str:
     return f"{seconds * 1000:.1f} ms"
 
 
-def _compare(prediction: Prediction, solo: Prediction, group: Sequence[Candidate], why: str) -> str:
-    ratio = solo.total_s / max(prediction.total_s, 1e-9)
-    text = f"{why}; predicted {ratio:.2f}x one device ({_ms(solo.total_s)})"
-    hosts = [one.device.host for one in group]
+def _compare(found: _Tried, solo: _Tried, why: str) -> str:
+    alone = solo.prediction.total_s
+    ratio = alone / max(found.prediction.total_s, 1e-9)
+    text = f"{why}; predicted {ratio:.2f}x one device ({_ms(alone)})"
+    hosts = [one.device.host for one in found.group]
     if ratio < 1 and len(set(hosts)) < len(hosts):
         text += ": slower, because peers of one machine share its cores"
     elif ratio < 1:
@@ -121,16 +162,10 @@ def _layout(job: Job, sizes: Sequence[int]) -> Layout:
     )
 
 
-def _choice(
-    job: Job,
-    group: Sequence[Candidate],
-    layout: Layout,
-    prediction: Prediction,
-    solo: Prediction,
-    reason: str,
-) -> Choice:
-    peers = [one.peer for one in group]
-    plan = Plan(
+def _plan(job: Job, found: _Tried) -> Plan:
+    layout = found.layout
+    peers = [one.peer for one in found.group]
+    return Plan(
         model=job.model,
         codec=job.codec,
         codebook=job.codebook,
@@ -145,9 +180,8 @@ def _choice(
         ],
         answering=peers[layout.answering()],
         class_token=layout.class_token,
-        predicted_s=prediction.total_s,
+        predicted_s=found.prediction.total_s,
     )
-    return Choice(plan, layout, prediction, solo.total_s, reason)
 
 
 def proportional(tokens: int, group: Sequence[Candidate]) -> list[int]:
