@@ -16,8 +16,8 @@ from astra_mesh.wire.messages import (
 )
 
 
-class LinkRefusal(Exception):  # noqa: N818 - no error of the program: a decision
-    """The link is to be refused.
+class LinkRefusal(Exception):
+    """The link is to be refused: a decision, not an error of the program.
 
     Args:
         reason: Told to the other end, with ``text``.

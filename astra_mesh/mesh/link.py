@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import socket as sockets
+import time
 from collections.abc import Callable
 from typing import Final, cast
 
@@ -40,7 +42,7 @@ class Link:
     Args:
         socket: Opened with :func:`astra_mesh.mesh.connect.dial` or by its handler.
         session: Fresh.
-        timings: Deadlines of closing and probing.
+        timings: Deadlines of closing and probing; those of the session by default.
         dialled: Whether this end opened the connection.
         address: Of the other end, for people.
     """
@@ -57,7 +59,7 @@ class Link:
         self.session = session
         self.dialled = dialled
         self.address = address
-        self._timings = timings if timings is not None else Timings()
+        self._timings = timings if timings is not None else session.timings
         self._socket = socket
         self._meter = Meter()
         self._probes: dict[int, asyncio.Future[float]] = {}
@@ -186,12 +188,11 @@ class Link:
 
     async def _train(self, size: int, count: int) -> tuple[float, float]:
         """Bits per second, and the seconds that it took."""
-        loop = asyncio.get_running_loop()
-        began = loop.time()
+        began = _now()
         pongs: list[asyncio.Future[float]] = []
         for _ in range(count):
-            number = self.session.ping(loop.time(), size)
-            self._probes[number] = loop.create_future()
+            number = self.session.ping(_now(), size)
+            self._probes[number] = asyncio.get_running_loop().create_future()
             pongs.append(self._probes[number])
         self._changed()
         try:
@@ -203,7 +204,7 @@ class Link:
             for pong in pongs:
                 pong.cancel()
             self._probes = {n: p for n, p in self._probes.items() if not p.done()}
-        return train_bps(times, size), loop.time() - began
+        return train_bps(times, size), _now() - began
 
     # --- running ----------------------------------------------------------------------------------
 
@@ -221,7 +222,7 @@ class Link:
             raise RuntimeError("a link runs once")
         self._started = True
         self._tune()
-        self.session.start(self._now())
+        self.session.start(_now())
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [
@@ -260,11 +261,11 @@ class Link:
                 await asyncio.sleep(0)
 
     def _take(self, frame: bytes, on_message: OnMessage) -> None:
-        for message in self.session.receive(frame, self._now()):
+        for message in self.session.receive(frame, _now()):
             if isinstance(message, Pong):
                 future = self._probes.pop(message.number, None)
                 if future is not None and not future.done():
-                    future.set_result(self._now())
+                    future.set_result(_now())
                 continue
             try:
                 on_message(message)
@@ -276,7 +277,7 @@ class Link:
 
     async def _write(self) -> None:
         while True:
-            began = self._now()
+            began = _now()
             frames = self.session.frames(limits.WRITE_BATCH_BYTES)
             if not frames:
                 self._idle.set()
@@ -299,11 +300,11 @@ class Link:
     async def _watch(self) -> None:
         """Call the session when it wants to be called."""
         while self.session.state is not State.CLOSED:
-            due = self.session.tick(self._now())
+            due = self.session.tick(_now())
             self._changed()
             self._tock.clear()
             try:
-                async with asyncio.timeout_at(due if due < float("inf") else None):
+                async with asyncio.timeout(due - _now() if due < math.inf else None):
                     await self._tock.wait()
             except TimeoutError:
                 continue
@@ -326,10 +327,6 @@ class Link:
                     future.set_exception(error)
 
     # --- the socket -------------------------------------------------------------------------------
-
-    @staticmethod
-    def _now() -> float:
-        return asyncio.get_running_loop().time()
 
     async def _flush(self) -> None:
         """Let the last word out; a lost peer is not waited for."""
@@ -372,6 +369,11 @@ class Link:
                 raw.setsockopt(sockets.IPPROTO_TCP, option, limits.UNSENT_BYTES)
             except OSError as exc:
                 log.debug("no limit for unsent bytes: %s", exc)
+
+
+def _now() -> float:
+    """The clock of sessions, seconds; uvloop's own has steps of 1 ms."""
+    return time.monotonic()
 
 
 def _transport(socket: Socket) -> asyncio.Transport | None:

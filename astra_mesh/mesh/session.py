@@ -77,12 +77,12 @@ class Session:
         self.close_error: MeshError | None = None  # None: a goodbye, or still open
         self.close_reason: Reason | None = None  # of a LinkRefused, sent or received
         self.receive_bps: float | None = None  # bits per second, as the other end measured
-        self._timings = timings if timings is not None else Timings()
+        self.timings = timings if timings is not None else Timings()
         self._expected = expected
         self._outbox = Outbox()
         self._window = Window(hello.window_bytes)
         self._requests = RequestTable()
-        self._pings = Pings(self._timings.heartbeat_s)
+        self._pings = Pings(self.timings.heartbeat_s)
         self._pongs = 0  # queued since control was last all written
         self._heard = 0.0  # when the last frame came
         self._deadline = math.inf  # of GREETING and CLOSING
@@ -113,7 +113,7 @@ class Session:
         """Queue the hello. Once, before all else."""
         self._move(State.GREETING)
         self._outbox.put_control(encode(self.hello))
-        self._deadline = now + self._timings.hello_s
+        self._deadline = now + self.timings.hello_s
         self._heard = now
 
     def send(self, message: AnyMessage) -> None:
@@ -199,26 +199,26 @@ class Session:
     def tick(self, now: float) -> float:
         """Do what is due; the result is when to call again at the latest (``inf``: never)."""
         if self.state is State.GREETING and now >= self._deadline:
-            self.lost(f"no hello within {self._timings.hello_s:g} s")
+            self.lost(f"no hello within {self.timings.hello_s:g} s")
         elif self.state is State.CLOSING:
-            self._deadline = min(self._deadline, now + self._timings.close_s)
+            self._deadline = min(self._deadline, now + self.timings.close_s)
             if now >= self._deadline:
                 self._close()
         elif self.state is State.OPEN:
             self._beat(now)
         if self.state is State.OPEN:
-            self._due = min(self._pings.due(self._heard), self._heard + self._timings.silence_s)
+            self._due = min(self._pings.due(self._heard), self._heard + self.timings.silence_s)
         else:
             self._due = math.inf if self.state is State.CLOSED else self._deadline
         return self._due
 
     def _beat(self, now: float) -> None:
         """Ping in silence; give up after too much of it."""
-        if now - self._due > self._timings.heartbeat_s:
+        if now - self._due > self.timings.heartbeat_s:
             # This process stood still (a suspended laptop): silence so far proves nothing.
-            self._heard = max(self._heard, now - self._timings.heartbeat_s)
-        if now - self._heard >= self._timings.silence_s:
-            self.lost(f"nothing heard for {self._timings.silence_s:g} s")
+            self._heard = max(self._heard, now - self.timings.heartbeat_s)
+        if now - self._heard >= self.timings.silence_s:
+            self.lost(f"nothing heard for {self.timings.silence_s:g} s")
         elif now >= self._pings.due(self._heard):
             self._outbox.put_control(encode(self._pings.heartbeat(now)))
 

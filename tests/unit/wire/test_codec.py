@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from astra_mesh import limits
-from astra_mesh.errors import ProtocolError
+from astra_mesh.errors import AstraMeshError, ProtocolError, _all_errors
 from astra_mesh.wire import messages as m
 from astra_mesh.wire.codec import AnyMessage, decode, encode, hello_version
 from tools import make_vectors
@@ -82,6 +82,8 @@ def test_the_document_names_every_type_and_field() -> None:
             assert f"`{field}`" in document, f"{kind.__name__}.{field}"
     for reason in m.Reason:
         assert f"`{reason.value}`" in document
+    for code in _all_errors(AstraMeshError):
+        assert f"`{code}`" in document
 
 
 def make_structs() -> list[type[msgspec.Struct]]:
