@@ -1,0 +1,95 @@
+"""Calibration and evaluation data: files of text, sentences or pictures as model inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from astra_mesh.bundle import Bundle
+from astra_mesh.errors import CalibrationError
+from astra_mesh.families import ModelInput, ModelSpec, read_spec
+from astra_mesh.quality.pictures import pictures
+from astra_mesh.quality.sample import Sample
+from astra_mesh.quality.texts import sentences, windows
+
+Split = Literal["fit", "eval"]
+T = TypeVar("T")
+
+EVAL_EVERY = 10  # with a split, every tenth item is for evaluation, the others for fitting
+WINDOW_TOKENS = 1024  # default cap of a window where the model's context is longer
+
+
+def load_inputs(
+    bundle: Bundle,
+    path: Path,
+    *,
+    limit_tokens: int,
+    window: int | None = None,
+    split: Split | None = None,
+) -> list[ModelInput]:
+    """Inputs of at most ``limit_tokens`` tokens together, but at least one; see load_samples."""
+    spec = read_spec(bundle.config)
+    found: list[ModelInput] = []
+    left = limit_tokens
+    for sample in _samples(bundle, spec, path, window, split):
+        tokens = sample.input.tokens
+        left -= spec.max_tokens if tokens is None else len(tokens)
+        if found and left < 0:
+            break
+        found.append(sample.input)
+    return _some(found, path)
+
+
+def load_samples(
+    bundle: Bundle,
+    path: Path,
+    *,
+    limit: int,
+    window: int | None = None,
+    split: Split | None = None,
+) -> list[Sample]:
+    """The first ``limit`` items of a data file or folder, in an order that is always the same.
+
+    Models that generate read a .txt file or a folder of them, in windows of ``window`` tokens
+    (default: the model's context, at most 1,024). Text encoders read a .tsv with a column
+    ``sentence`` (and perhaps ``label``), or a .txt with one sentence a line. Image models read a
+    folder or .zip of JPEG and PNG files; classes come from ``labels.csv`` or the parent folder's
+    name. ``split`` "eval" takes every tenth item only, "fit" the nine others, None all.
+
+    Raises:
+        CalibrationError: nothing there that the model can read; says what is wrong.
+        ModelError, WrongTaskError: the bundle itself cannot be used for this.
+    """
+    spec = read_spec(bundle.config)
+    return _some(list(islice(_samples(bundle, spec, path, window, split), max(1, limit))), path)
+
+
+def _some(found: list[T], path: Path) -> list[T]:
+    if not found:
+        raise CalibrationError(f"{path.name} holds too little: not one input could be made of it")
+    return found
+
+
+def _samples(
+    bundle: Bundle, spec: ModelSpec, path: Path, window: int | None, split: Split | None
+) -> Iterator[Sample]:
+    """The items of the split, each made only when it is asked for."""
+    if not path.exists():
+        raise CalibrationError(f"there is no file or folder {path}")
+    size = min(spec.max_tokens, WINDOW_TOKENS if window is None else window)
+    if size < 2:
+        raise CalibrationError(f"a window must have at least 2 tokens, not {size}")
+    if spec.vocab_size == 0:
+        yield from _of_split(pictures(bundle, path), split)
+    elif spec.causal:
+        yield from _of_split(windows(bundle, path, size), split)
+    else:
+        yield from _of_split(sentences(bundle, path, size), split)
+
+
+def _of_split(items: Iterator[T], split: Split | None) -> Iterator[T]:
+    for index, item in enumerate(items):
+        if split is None or (split == "eval") == (index % EVAL_EVERY == EVAL_EVERY - 1):
+            yield item

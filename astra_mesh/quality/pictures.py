@@ -1,0 +1,179 @@
+"""Picture data: a folder or a .zip of image files, with their classes where they are known."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import logging
+import re
+import zipfile
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+
+from astra_mesh.bundle import Bundle
+from astra_mesh.bundle.image import ImageProcessor
+from astra_mesh.errors import BadImageError, CalibrationError
+from astra_mesh.families import ModelInput
+from astra_mesh.limits import IMAGE_BYTES
+from astra_mesh.quality.sample import Sample
+
+FILES: Final = 500_000  # names in one folder or archive: some 100 MB
+LABELS_BYTES: Final = 64 << 20
+SUFFIXES: Final = (".jpg", ".jpeg", ".png")
+LABELS: Final = "labels.csv"
+# Columns of labels.csv that may name the class, best first: an index or a name of the model's.
+COLUMNS: Final = ("imagenet1k_index", "class_index", "label", "class", "name")
+
+_log = logging.getLogger(__name__)
+Read = Callable[[str], bytes]
+
+
+def pictures(bundle: Bundle, path: Path) -> Iterator[Sample]:
+    """Pictures in an order that takes from all subfolders alike; unreadable ones are left out."""
+    processor = ImageProcessor.from_bundle(bundle)
+    with _opened(path) as (names, read):
+        images = [name for name in names if _is_image(name)]
+        if not images:
+            raise CalibrationError(f"there is no JPEG or PNG picture in {path}")
+        classes = _Classes(bundle.config.get("id2label"), names, read)
+        broken = 0
+        for name in interleaved(images):
+            try:
+                pixels = processor(read(name))
+            except BadImageError as error:
+                broken += 1
+                _log.warning("%s is left out: %s", name, error.message)
+                continue
+            yield Sample(ModelInput(pixels=pixels), classes.of(name))
+        if broken == len(images):
+            raise CalibrationError(f"none of the {broken} pictures in {path} can be read")
+
+
+def interleaved(names: Iterable[str]) -> list[str]:
+    """Names one from each folder in turn; within a folder by a hash, so that any prefix is mixed.
+
+    (Files are often named by class.)
+    """
+    folders: dict[str, list[str]] = defaultdict(list)
+    for name in sorted(
+        names, key=lambda one: hashlib.sha256(one.encode("utf-8", "replace")).digest()
+    ):
+        folders[str(PurePosixPath(name).parent)].append(name)
+    queues = [folders[key] for key in sorted(folders)]
+    longest = max((len(queue) for queue in queues), default=0)
+    return [queue[i] for i in range(longest) for queue in queues if i < len(queue)]
+
+
+def _is_image(name: str) -> bool:
+    path = PurePosixPath(name)
+    hidden = any(part.startswith((".", "__MACOSX")) for part in path.parts)
+    return not hidden and path.suffix.lower() in SUFFIXES
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[list[str], Read]]:
+    """The names in a folder or archive, and how to read one (BadImageError if that fails)."""
+    if path.is_dir():
+        yield _limited([p.relative_to(path).as_posix() for p in _walk(path)], path), _folder(path)
+        return
+    if path.suffix.lower() != ".zip":
+        raise CalibrationError(f"this model reads pictures: give a folder or .zip, not {path.name}")
+    try:
+        archive = zipfile.ZipFile(path)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise CalibrationError(f"{path.name} is no zip archive ({error})") from error
+    with archive:
+        yield (
+            _limited([i.filename for i in archive.infolist() if not i.is_dir()], path),
+            _zip(archive),
+        )
+
+
+def _walk(path: Path) -> Iterator[Path]:
+    for count, one in enumerate(path.rglob("*")):
+        if count > 2 * FILES:
+            raise CalibrationError(f"{path} holds too many files; give a folder of pictures only")
+        if one.is_file():
+            yield one
+
+
+def _limited(names: list[str], path: Path) -> list[str]:
+    if len(names) > FILES:
+        raise CalibrationError(f"{path} holds {len(names)} files; at most {FILES} are read")
+    return names
+
+
+def _folder(path: Path) -> Read:
+    def read(name: str) -> bytes:
+        try:
+            with (path / name).open("rb") as stream:
+                return stream.read(_limit(name) + 1)
+        except OSError as error:
+            raise BadImageError(f"it cannot be read: {error.strerror}") from error
+
+    return read
+
+
+def _zip(archive: zipfile.ZipFile) -> Read:
+    def read(name: str) -> bytes:
+        try:
+            with archive.open(name) as stream:
+                return stream.read(_limit(name) + 1)
+        except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+            raise BadImageError(f"it cannot be unpacked: {error}") from error
+
+    return read
+
+
+def _limit(name: str) -> int:
+    return LABELS_BYTES if name == LABELS else IMAGE_BYTES
+
+
+class _Classes:
+    """Class index of a picture: from labels.csv if there is one, else its folder's name."""
+
+    def __init__(self, id2label: Any, names: list[str], read: Read) -> None:
+        self._by_name: dict[str, int] = {}
+        self._known: set[int] = set()
+        for key, name in (id2label if isinstance(id2label, dict) else {}).items():
+            if str(key).isdecimal():
+                self._known.add(int(key))
+                self._by_name.setdefault(_plain(str(name)), int(key))
+        self._by_file = self._table(read(LABELS)) if LABELS in names else {}
+
+    def of(self, name: str) -> int | None:
+        """None where nothing says it."""
+        if name in self._by_file:
+            return self._by_file[name]
+        return self._by_name.get(_plain(PurePosixPath(name).parent.name))
+
+    def _table(self, data: bytes) -> dict[str, int]:
+        found: dict[str, int] = {}
+        if len(data) > LABELS_BYTES:
+            raise CalibrationError(f"{LABELS} has more than {LABELS_BYTES} bytes")
+        try:
+            for row in csv.DictReader(io.StringIO(data.decode("utf-8-sig"))):
+                index = self._index(row)
+                if index is not None and row.get("file"):
+                    found[row["file"]] = index
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise CalibrationError(f"{LABELS} is no table: {error}") from error
+        return found
+
+    def _index(self, row: Mapping[str, Any]) -> int | None:
+        for column in COLUMNS:
+            value = str(row.get(column) or "").strip()
+            if value.isdecimal() and int(value) in self._known:
+                return int(value)
+            if _plain(value) in self._by_name:
+                return self._by_name[_plain(value)]
+        return None
+
+
+def _plain(name: str) -> str:
+    """A class name without what spellings differ in."""
+    return re.sub(r"[^a-z0-9]", "", name.split(",", maxsplit=1)[0].lower())

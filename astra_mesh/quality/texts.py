@@ -1,0 +1,121 @@
+"""Text data: windows of running text for causal models, single sentences for encoders."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+import torch
+
+from astra_mesh.bundle import Bundle
+from astra_mesh.bundle.text import TextTokenizer
+from astra_mesh.errors import CalibrationError
+from astra_mesh.families import ModelInput
+from astra_mesh.quality.sample import Sample
+
+CHUNK_CHARS = 1 << 16  # of text tokenized at a time, cut at a line's end
+LINE_CHARS = 1 << 20  # a longer line is cut
+FILES = 10_000  # text files read from one folder
+
+
+def windows(bundle: Bundle, path: Path, size: int) -> Iterator[Sample]:
+    """Running text in windows of ``size`` tokens; a file's last one may be shorter (2 at least)."""
+    tokenizer = TextTokenizer.from_bundle(bundle)
+    for file in _text_files(path, (".txt",)):
+        held: list[int] = []
+        for chunk in _chunks(file):
+            held += tokenizer.encode(chunk)
+            while len(held) >= size:
+                yield _sample(held[:size])
+                del held[:size]
+        if len(held) >= 2:
+            yield _sample(held)
+
+
+def sentences(bundle: Bundle, path: Path, size: int) -> Iterator[Sample]:
+    """Sentences of a .tsv (columns ``sentence`` and perhaps ``label``) or lines of a .txt.
+
+    Each is cut after ``size`` tokens.
+    """
+    tokenizer = TextTokenizer.from_bundle(bundle)
+    for file in _text_files(path, (".tsv", ".txt")):
+        rows = _table(file) if file.suffix.lower() == ".tsv" else _lines(file)
+        for text, label in rows:
+            ids, types = tokenizer.encode_full(text)
+            if ids:
+                yield _sample(ids[:size], types[:size], label)
+
+
+def _sample(ids: list[int], types: list[int] | None = None, label: int | None = None) -> Sample:
+    kinds = torch.tensor(types) if types is not None and any(types) else None
+    return Sample(ModelInput(tokens=torch.tensor(ids), token_types=kinds), label)
+
+
+def _text_files(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    names = " or ".join(suffixes)
+    if not path.is_dir():
+        if path.suffix.lower() not in suffixes:
+            raise CalibrationError(f"this model reads text: give a {names} file, not {path.name}")
+        return [path]
+    found = sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
+    if not found:
+        raise CalibrationError(f"this model reads text, and there is no {names} file in {path}")
+    if len(found) > FILES:
+        raise CalibrationError(f"{path} holds {len(found)} text files; at most {FILES} are read")
+    return found
+
+
+def _chunks(file: Path) -> Iterator[str]:
+    """The text in pieces of some ``CHUNK_CHARS`` that end with a line."""
+    with _open(file) as stream:
+        held: list[str] = []
+        size = 0
+        for line in _checked_lines(file, stream):
+            held.append(line)
+            size += len(line)
+            if size >= CHUNK_CHARS:
+                yield "".join(held)
+                held, size = [], 0
+        if held:
+            yield "".join(held)
+
+
+def _lines(file: Path) -> Iterator[tuple[str, int | None]]:
+    with _open(file) as stream:
+        for line in _checked_lines(file, stream):
+            if text := line.strip():
+                yield text, None
+
+
+def _table(file: Path) -> Iterator[tuple[str, int | None]]:
+    with _open(file) as stream:
+        lines = _checked_lines(file, stream)
+        reader = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+        if "sentence" not in (reader.fieldnames or ()):
+            raise CalibrationError(
+                f"{file.name} has no column called sentence; its first line must name the columns"
+            )
+        try:
+            for row in reader:
+                label = str(row.get("label") or "").strip()
+                if text := (row["sentence"] or "").strip():
+                    yield text, int(label) if label.isdecimal() else None
+        except csv.Error as error:
+            raise CalibrationError(f"{file.name} is no table: {error}") from error
+
+
+def _open(file: Path) -> TextIO:
+    try:
+        return file.open(encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise CalibrationError(f"{file} cannot be read: {error.strerror}") from error
+
+
+def _checked_lines(file: Path, stream: TextIO) -> Iterator[str]:
+    try:
+        while line := stream.readline(LINE_CHARS):
+            yield line
+    except (UnicodeDecodeError, OSError) as error:
+        raise CalibrationError(f"{file.name} is no UTF-8 text ({error})") from error
