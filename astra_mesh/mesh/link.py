@@ -33,7 +33,6 @@ OnMessage = Callable[[AnyMessage], None]
 
 _FAIR_FRAMES: Final = 32  # read in a row before other tasks get a turn
 _TRAIN_PINGS: Final = 6
-_FAST_TRAIN_S: Final = 0.01
 
 
 class Link:
@@ -178,20 +177,19 @@ class Link:
                     await self._measured.wait()
         except TimeoutError:
             log.debug("%s told no throughput", self.address)
-        rate, took = await self._train(limits.PROBE_BYTES // _TRAIN_PINGS, _TRAIN_PINGS)
-        if took < _FAST_TRAIN_S:
+        rate = await self._train(limits.PROBE_BYTES // _TRAIN_PINGS, _TRAIN_PINGS)
+        if rate > limits.PROBE_FAST_BPS:
             size = limits.PING_PADDING_BYTES
-            rate, _ = await self._train(size, limits.PROBE_FAST_BYTES // size)
+            rate = await self._train(size, limits.PROBE_FAST_BYTES // size)
         self._meter.bps = rate
         self.send(Throughput(rate))
         return rate
 
-    async def _train(self, size: int, count: int) -> tuple[float, float]:
-        """Bits per second, and the seconds that it took."""
-        began = _now()
+    async def _train(self, size: int, count: int) -> float:
+        """Bits per second, from ``count`` pings in a row."""
         pongs: list[asyncio.Future[float]] = []
-        for _ in range(count):
-            number = self.session.ping(_now(), size)
+        for padding in (0, *[size] * count):
+            number = self.session.ping(_now(), padding)
             self._probes[number] = asyncio.get_running_loop().create_future()
             pongs.append(self._probes[number])
         self._changed()
@@ -204,7 +202,7 @@ class Link:
             for pong in pongs:
                 pong.cancel()
             self._probes = {n: p for n, p in self._probes.items() if not p.done()}
-        return train_bps(times, size), _now() - began
+        return train_bps(times, size)
 
     # --- running ----------------------------------------------------------------------------------
 

@@ -19,16 +19,19 @@ _GAIN = 0.25  # of a new sample
 def train_bps(pongs: Sequence[float], size: int) -> float:
     """Bits per second from the times at which the pongs of a train of pings came back.
 
-    The second half of the train counts: the first fills what lies between (TCP's first window, the
-    burst that a rate limiter lets through), and the round trip cancels out.
+    The first ping has no padding, so its pong marks the round trip. The lower of two estimates
+    counts: over the whole train (too high where a rate limiter lets a burst through), and over its
+    second half (too high where pongs came back in a bunch).
 
     Args:
-        pongs: Arrival times, seconds; at least two.
-        size: Bytes of each ping.
+        pongs: Arrival times, seconds; at least three.
+        size: Bytes of each ping but the first.
     """
-    half = len(pongs) // 2
-    span = pongs[-1] - pongs[half - 1]
-    return 8 * size * (len(pongs) - half) / max(span, 1e-6)
+    last = len(pongs) - 1
+    half = last // 2
+    whole = 8 * size * last / max(pongs[last] - pongs[0], 1e-6)
+    second = 8 * size * (last - half) / max(pongs[last] - pongs[half], 1e-6)
+    return min(whole, second)
 
 
 class Meter:

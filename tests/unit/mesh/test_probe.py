@@ -9,18 +9,24 @@ from astra_mesh.mesh.probe import Meter, train_bps
 @pytest.mark.parametrize("rate", [1e5, 1e7, 1e9])
 def test_a_train_at_the_rate_of_the_link(rate: float) -> None:
     size = 16_384
-    pongs = [0.05 + 8 * size * (i + 1) / rate for i in range(6)]
+    pongs = [0.05 + 8 * size * i / rate for i in range(7)]
     assert train_bps(pongs, size) == pytest.approx(rate)
 
 
 def test_a_burst_at_the_head_is_left_out() -> None:
     size, rate = 16_384, 1e7
-    pongs = [0.01, 0.01, 0.01 + 8 * size / rate, *(0.01 + 8 * size * i / rate for i in (2, 3, 4))]
+    pongs = [0.01, 0.01, 0.01, *(0.01 + 8 * size * i / rate for i in (0, 1, 2, 3))]
+    assert train_bps(pongs, size) == pytest.approx(rate)
+
+
+def test_pongs_in_a_bunch_are_not_believed() -> None:
+    size, rate = 16_384, 1e7
+    pongs = [0.01, *[0.01 + 8 * size * 6 / rate] * 6]
     assert train_bps(pongs, size) == pytest.approx(rate)
 
 
 def test_a_train_that_came_back_at_once() -> None:
-    assert train_bps([1.0, 1.0, 1.0, 1.0], 1_000) == pytest.approx(8 * 2_000 / 1e-6)
+    assert train_bps([1.0, 1.0, 1.0, 1.0, 1.0], 1_000) == pytest.approx(8 * 2_000 / 1e-6)
 
 
 def test_real_traffic() -> None:
