@@ -119,6 +119,7 @@ class Answer:
             check_sampling(ask.sampling)
         codec, codebook = await self._compute(loaded.choose_codec, ask.options.codec)
         stages = choose_stages(codec, ask.options.rate)
+        self._notes += [f"a codebook is left out: {problem}" for problem in loaded.problems]
         others = await self._around.candidates(loaded, codebook)
         while True:
             job = self._job(loaded, codec, codebook, stages, tokens)

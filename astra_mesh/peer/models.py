@@ -37,6 +37,7 @@ class Loaded:
     tokenizer: TextTokenizer | None
     processor: ImageProcessor | None
     stop_ids: frozenset[int]
+    problems: tuple[str, ...] = ()  # codebooks that are left out, and why
     _codecs: dict[tuple[str, CodebookId], AnyCodec] = field(default_factory=dict)
 
     @property
@@ -64,6 +65,8 @@ class Loaded:
             for key, book in self.codebooks.items():
                 if book.codec == wanted:
                     return self.codec(wanted, key), key
+        if name and self.problems:
+            raise CodebookError(self.problems[0])
         if name:
             return make_codec(name, self.model), CodebookId("")  # raises, saying what to do
         return self.codec("fp16", CodebookId("")), CodebookId("")
@@ -186,21 +189,28 @@ def _read_all(names: tuple[str, ...] | None) -> list[tuple[Bundle, ModelSpec, Mo
 
 def _read(bundle: Bundle) -> tuple[Bundle, ModelSpec, ModelOffer]:
     spec = read_spec(bundle.config)
-    books = [_offer_codebook(book) for book in _codebooks(bundle)]
+    books, problems = _codebooks(bundle)
+    for problem in problems:
+        log.warning("%s: a codebook is left out: %s", bundle.name, problem)
     offer = ModelOffer(
         id=bundle.model_id,
         name=sanitise(bundle.name, NAME_CHARS),
         family=spec.family,
         tasks=[Task(task) for task in spec.tasks],
-        codebooks=books,
+        codebooks=[_offer_codebook(book) for book in books],
     )
     return bundle, spec, offer
 
 
-def _codebooks(bundle: Bundle) -> list[Codebook]:
-    return [
-        load_codebook(bundle.file(p.name), bundle.model_id) for p in bundle.codebook_paths.values()
-    ]
+def _codebooks(bundle: Bundle) -> tuple[list[Codebook], list[str]]:
+    """The usable codebooks of a bundle, and why others are left out."""
+    found, problems = [], []
+    for path in bundle.codebook_paths.values():
+        try:
+            found.append(load_codebook(bundle.file(path.name), bundle.model_id))
+        except AstraMeshError as error:
+            problems.append(error.message)
+    return found, problems
 
 
 def _offer_codebook(book: Codebook) -> CodebookOffer:
@@ -215,10 +225,12 @@ def _offer_codebook(book: Codebook) -> CodebookOffer:
 def _load(bundle: Bundle) -> tuple[Loaded, Timing]:
     """In the compute thread."""
     model = build_model(bundle.config, load_weights(bundle))
+    books, problems = _codebooks(bundle)
     loaded = Loaded(
         bundle=bundle,
         model=model,
-        codebooks={book.id: book for book in _codebooks(bundle)},
+        codebooks={book.id: book for book in books},
+        problems=tuple(problems),
         tokenizer=TextTokenizer.from_bundle(bundle) if bundle.has(TOKENIZER_FILE) else None,
         processor=ImageProcessor.from_bundle(bundle) if model.spec.vocab_size == 0 else None,
         stop_ids=eos_ids(bundle),

@@ -29,6 +29,7 @@ from astra_mesh.wire.codec import AnyMessage, sanitise
 from astra_mesh.wire.messages import (
     MAGIC,
     PROTOCOL_VERSION,
+    Device,
     Event,
     Hello,
     ListPeers,
@@ -58,7 +59,7 @@ class Peer:
         self.config = config
         self.name = sanitise(config.name or platform.node() or "peer", limits.NAME_CHARS)
         self.id = PeerId("")
-        self.device = this_device(config.threads)
+        self.device = Device(host="", cores=1, host_cores=1, threads=1)  # until started
         self._on_event = on_event
         self._compute = ComputeThread()
         self.models = ModelHost(config.models, self._compute, self._models_changed)
@@ -79,6 +80,7 @@ class Peer:
         """
         identity = await asyncio.to_thread(self._identity)
         self.id = identity.peer_id
+        self.device = await asyncio.to_thread(this_device, self.config.threads)
         await self._compute(torch.set_num_threads, self.device.threads)
         await self.models.start()
         self._links = LinkKeeper(

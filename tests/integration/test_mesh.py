@@ -1,0 +1,323 @@
+"""Whole requests over real peers and sockets, held against the single-process reference."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from astra_mesh.bundle import open_bundle
+from astra_mesh.engine.pipeline import Pipeline
+from astra_mesh.engine.reference import decode, pooled, run_plan, run_solo
+from astra_mesh.errors import PortInUseError
+from astra_mesh.families import ModelInput
+from astra_mesh.peer import Peer, PeerConfig
+from astra_mesh.peer.inputs import read_inputs
+from astra_mesh.peer.models import Loaded, _load
+from astra_mesh.plan.check import layout_of
+from astra_mesh.wire.messages import Inputs, Options, Result, Sampling, Task, Use
+from tests.integration.mesh_fixtures import client_of, make_models, mesh_of, picture, until
+
+PROMPT = [(7 * i) % 64 for i in range(40)]
+ALL = Options(use=Use.ALL)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_models(tmp_path_factory.mktemp("models") / "all")
+
+
+@pytest.fixture(scope="module")
+def loaded_models(models: Path) -> dict[str, Loaded]:
+    """The same models once more, for the reference."""
+    return {path.name: _load(open_bundle(path))[0] for path in models.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Models of the same names with other weights."""
+    return make_models(tmp_path_factory.mktemp("models") / "foreign", seed=5)
+
+
+@pytest.fixture
+def mixed(models: Path, foreign: Path) -> Iterator[Path]:
+    """The foreign models, ``words`` with a codebook of the others."""
+    path = foreign / "words" / "codebook.safetensors"
+    own = path.read_bytes()
+    path.write_bytes((models / "words" / "codebook.safetensors").read_bytes())
+    yield foreign
+    path.write_bytes(own)
+
+
+def reference_of(loaded: Loaded, result: Result, task: Task, inputs: Inputs):
+    """The shards of the plan that ran, run in this process."""
+    plan = result.report.plan
+    codec = loaded.codec(plan.codec, plan.codebook)
+    given, tokens = read_inputs(loaded, inputs)
+    layout = layout_of(plan, loaded.spec, task, tokens, codec.first_block, codec.stages)
+    return run_plan(loaded.model, layout, codec, given, spare=64)
+
+
+def options(codec: str, rate: int = 0, class_token: str = "") -> Options:
+    return Options(use=Use.ALL, codec=codec, rate=rate, class_token=class_token)
+
+
+@pytest.mark.parametrize(
+    ("codec", "rate"),
+    [("vq", 0), ("vq", 16), ("astra", 0), ("fp32", 0), ("fp16", 0), ("int8", 0), ("int4", 0)],
+)
+async def test_text_over_three_peers_equals_the_reference(
+    models: Path, loaded_models: dict[str, Loaded], codec: str, rate: int
+) -> None:
+    sampling = Sampling(max_new_tokens=16)
+    async with mesh_of(["a", "b", "c"], models) as peers, client_of(peers[2]) as client:
+        request = client.send(
+            Task.GENERATE, "words", tokens=PROMPT, sampling=sampling, options=options(codec, rate)
+        )
+        reply = await client.reply(request)
+    result = reply.done()
+    plan = result.report.plan
+    assert len(plan.shards) == 3
+    assert plan.answering == plan.shards[-1].peer == peers[2].id
+    loaded = loaded_models["words"]
+    runs = reference_of(loaded, result, Task.GENERATE, Inputs(tokens=PROMPT))
+    assert reply.ids == decode(runs, sampling, loaded.stop_ids)
+    assert [token.index for token in reply.tokens] == list(range(16))
+    if codec == "fp32":
+        solo = run_solo(loaded.model, ModelInput(tokens=torch.tensor(PROMPT)), "last", spare=64)
+        assert reply.ids == decode([solo], sampling, loaded.stop_ids)
+
+
+@pytest.mark.parametrize("class_token", ["single", "distributed"])
+@pytest.mark.parametrize("codec", ["vq", "astra", "fp32"])
+async def test_pictures_over_three_peers_equal_the_reference(
+    models: Path, loaded_models: dict[str, Loaded], codec: str, class_token: str
+) -> None:
+    async with mesh_of(["a", "b", "c"], models) as peers, client_of(peers[0]) as client:
+        request = client.send(
+            Task.CLASSIFY, "pictures", image=picture(), options=options(codec, 0, class_token)
+        )
+        result = (await client.reply(request)).done()
+    loaded = loaded_models["pictures"]
+    assert result.report.plan.class_token == class_token
+    runs = reference_of(loaded, result, Task.CLASSIFY, Inputs(image=picture()))
+    expected = torch.softmax(loaded.model.classify(pooled(runs)), -1)
+    found = {label.label: label.probability for label in result.labels}
+    for index, probability in enumerate(expected.tolist()):
+        assert found[loaded.model.labels[index]] == pytest.approx(probability, abs=1e-5)
+    assert [x.probability for x in result.labels] == sorted(found.values(), reverse=True)
+
+
+@pytest.mark.parametrize("class_token", ["single", "distributed"])
+async def test_embedding_over_four_peers_equals_the_reference(
+    models: Path, loaded_models: dict[str, Loaded], class_token: str
+) -> None:
+    text = " ".join(f"w{i}" for i in PROMPT)
+    async with mesh_of(["a", "b", "c", "d"], models) as peers, client_of(peers[1]) as client:
+        request = client.send(
+            Task.EMBED, "feelings", text=text, options=options("vq", 0, class_token)
+        )
+        result = (await client.reply(request)).done()
+    runs = reference_of(loaded_models["feelings"], result, Task.EMBED, Inputs(tokens=PROMPT))
+    vector = np.frombuffer(result.vector, "<f4")
+    np.testing.assert_allclose(vector, pooled(runs).numpy(), atol=1e-5)
+
+
+async def test_the_report_says_who_did_what(models: Path) -> None:
+    async with mesh_of(["a", "b", "c"], models) as peers, client_of(peers[2]) as client:
+        request = client.send(Task.GENERATE, "words", tokens=PROMPT, options=ALL)
+        reply = await client.reply(request)
+    report = reply.done().report
+    planned = reply.planned[0]
+    assert sorted(planned.names.values()) == ["a", "b", "c"]
+    assert planned.bits_per_token == report.bits_per_token == 2 * 4 * 4
+    assert planned.prompt_tokens == len(PROMPT)
+    assert [one.tokens for one in report.peers] == [s.stop - s.start for s in planned.plan.shards]
+    first, second, last = report.peers
+    # Codes of blocks 1 and 2 for those that finish the last block, of block 1 for the other.
+    per_block = first.tokens * 2 * 4 // 2
+    assert first.sent_bytes[last.peer] > 2 * per_block
+    assert first.sent_bytes[second.peer] > per_block
+    assert second.sent_bytes.keys() == {last.peer}
+    assert not last.sent_bytes
+    assert last.decode_steps == report.new_tokens == 64 - 8 or report.finish
+    assert 0 < report.actual_s <= report.total_s
+    assert report.predicted_s > 0
+
+
+async def test_alone_a_peer_answers_and_says_that_it_is(models: Path) -> None:
+    async with mesh_of(["only"], models) as peers, client_of(peers[0]) as client:
+        request = client.send(Task.GENERATE, "words", tokens=PROMPT)
+        reply = await client.reply(request)
+    assert reply.done().report.bits_per_token == 0
+    assert "no other peer" in reply.planned[0].reason
+
+
+async def test_peers_without_the_same_codebook_are_left_out(models: Path, foreign: Path) -> None:
+    async with mesh_of(["a", "b"], [foreign, models]) as peers, client_of(peers[1]) as client:
+        request = client.send(Task.GENERATE, "words", tokens=PROMPT, options=ALL)
+        reply = await client.reply(request)
+    assert [shard.peer for shard in reply.done().report.plan.shards] == [peers[1].id]
+
+
+async def test_a_peer_lost_during_prefill_is_planned_around(
+    models: Path, loaded_models: dict[str, Loaded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Pipeline.prefill
+    stuck = asyncio.Event()
+
+    async def prefill(self: Pipeline) -> None:
+        if self.run.shard == 0 and len(self.run.layout.bounds) == 3:
+            stuck.set()
+            await asyncio.Event().wait()
+        await original(self)
+
+    monkeypatch.setattr(Pipeline, "prefill", prefill)
+    async with mesh_of(["a", "b", "c"], models) as peers, client_of(peers[2]) as client:
+        request = client.send(Task.GENERATE, "words", tokens=PROMPT, options=ALL)
+        await asyncio.wait_for(stuck.wait(), 10)
+        first = (await client.next(request)).plan.shards[0].peer
+        await next(peer for peer in peers if peer.id == first).stop()
+        reply = await client.reply(request)
+        result = reply.done()
+    assert len(result.report.plan.shards) == 2
+    assert first not in {shard.peer for shard in result.report.plan.shards}
+    assert any("planned again" in note for note in result.report.notes)
+    loaded = loaded_models["words"]
+    runs = reference_of(loaded, result, Task.GENERATE, Inputs(tokens=PROMPT))
+    assert reply.ids == decode(runs, Sampling(), loaded.stop_ids)
+
+
+async def test_cancelling_frees_the_request_on_every_peer(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = []
+
+    async def prefill(self: Pipeline) -> None:
+        started.append(self)
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Pipeline, "prefill", prefill)
+    async with mesh_of(["a", "b", "c"], models) as peers, client_of(peers[2]) as client:
+        request = client.send(Task.GENERATE, "words", tokens=PROMPT, options=ALL)
+        await until(lambda: len(started) == 3)
+        client.cancel(request)
+        await until(lambda: not any(busy(peer) for peer in peers), wait_s=1.0)
+
+
+def busy(peer: Peer) -> bool:
+    requests = peer._requests
+    assert requests is not None
+    return bool(requests._answers or requests._parts or requests._exchanges or requests._running)
+
+
+async def test_a_client_that_goes_away_cancels_its_requests(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = asyncio.Event()
+
+    async def prefill(self: Pipeline) -> None:
+        started.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Pipeline, "prefill", prefill)
+    async with mesh_of(["a", "b"], models) as peers:
+        async with client_of(peers[0]) as client:
+            client.send(Task.GENERATE, "words", tokens=PROMPT, options=ALL)
+            await asyncio.wait_for(started.wait(), 10)
+        await until(lambda: not any(busy(peer) for peer in peers), wait_s=1.0)
+
+
+async def test_many_requests_at_once_all_get_their_own_answer(
+    models: Path, loaded_models: dict[str, Loaded]
+) -> None:
+    prompts = [[(k * i + 3) % 64 for i in range(20 + k)] for k in range(8)]
+    async with mesh_of(["a", "b"], models) as peers, client_of(peers[1]) as client:
+        sampling = Sampling(max_new_tokens=6)
+        asked = [
+            client.send(
+                Task.GENERATE, "words", tokens=p, sampling=sampling, options=options("fp32")
+            )
+            for p in prompts
+        ]
+        replies = [await client.reply(request) for request in asked]
+    loaded = loaded_models["words"]
+    for prompt, reply in zip(prompts, replies, strict=True):
+        solo = run_solo(loaded.model, ModelInput(tokens=torch.tensor(prompt)), "last", spare=64)
+        assert reply.ids == decode([solo], sampling, loaded.stop_ids)
+
+
+@pytest.mark.parametrize(
+    ("ask", "code", "says"),
+    [
+        ({"task": Task.GENERATE, "model": "nothing", "text": "w1"}, "unknown-model", "words"),
+        ({"task": Task.GENERATE, "model": "words", "text": ""}, "empty-prompt", "empty"),
+        ({"task": Task.GENERATE, "model": "words", "tokens": []}, "empty-prompt", "empty"),
+        ({"task": Task.GENERATE, "model": "words", "tokens": [1] * 97}, "prompt-too-long", "96"),
+        ({"task": Task.GENERATE, "model": "words", "tokens": [64]}, "bad-input", "0..63"),
+        ({"task": Task.GENERATE, "model": "pictures", "text": "w1"}, "wrong-task", "classify"),
+        ({"task": Task.CLASSIFY, "model": "pictures", "image": b"no image"}, "bad-image", "image"),
+        ({"task": Task.CLASSIFY, "model": "pictures", "text": "w1"}, "bad-input", "image"),
+        ({"task": Task.CLASSIFY, "model": "feelings", "image": b"x"}, "bad-input", "text"),
+        (
+            {
+                "task": Task.GENERATE,
+                "model": "words",
+                "text": "w1",
+                "options": Options(codec="zip"),
+            },
+            "bad-input",
+            "fp16",
+        ),
+        (
+            {"task": Task.GENERATE, "model": "words", "text": "w1", "options": Options(rate=7)},
+            "bad-input",
+            "16, 32",
+        ),
+        (
+            {
+                "task": Task.GENERATE,
+                "model": "words",
+                "text": "w1",
+                "sampling": Sampling(temperature=1000.0),
+            },
+            "bad-input",
+            "temperature",
+        ),
+    ],
+)
+async def test_bad_input_is_a_named_error(models: Path, ask: dict, code: str, says: str) -> None:
+    async with mesh_of(["only"], models) as peers, client_of(peers[0]) as client:
+        task, model = ask.pop("task"), ask.pop("model")
+        reply = await client.reply(client.send(task, model, **ask))
+        assert reply.failure is not None
+        assert reply.failure.code == code
+        assert says in reply.failure.text
+        again = await client.reply(client.send(Task.GENERATE, "words", tokens=PROMPT))
+        again.done()
+
+
+async def test_a_port_in_use_is_a_named_error(models: Path) -> None:
+    async with mesh_of(["only"], models) as peers:
+        config = PeerConfig(
+            port=peers[0].port, listen="127.0.0.1", discovery=False, ephemeral=True, models=()
+        )
+        with pytest.raises(PortInUseError, match="--port"):
+            await Peer(config).start()
+
+
+async def test_a_codebook_of_other_weights_is_left_out_and_named(mixed: Path) -> None:
+    async with mesh_of(["only"], mixed) as peers, client_of(peers[0]) as client:
+        request = client.send(Task.GENERATE, "words", tokens=PROMPT, options=Options(codec="vq"))
+        reply = await client.reply(request)
+        assert reply.failure is not None
+        assert reply.failure.code == "codebook"
+        assert "other weights" in reply.failure.text
+        other = Options(codec="fp16")
+        request = client.send(Task.GENERATE, "words", tokens=PROMPT, options=other)
+        result = (await client.reply(request)).done()
+    assert any("left out" in note for note in result.report.notes)
