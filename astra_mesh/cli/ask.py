@@ -1,0 +1,266 @@
+"""Commands that ask the mesh: ``run``, ``classify``, ``embed``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from astra_mesh.cli.console import (
+    clean,
+    err,
+    hint,
+    out,
+    print_json,
+    reporting,
+    run_async,
+    write,
+)
+from astra_mesh.cli.options import (
+    Codec,
+    Connect,
+    Json,
+    MaxPeers,
+    Model,
+    PlanOptions,
+    Rate,
+    Typed,
+    Use,
+    UseOption,
+    plan_options,
+)
+from astra_mesh.errors import BadImageError, InputError
+
+if TYPE_CHECKING:
+    from astra_mesh.client import Classification, Embedding, Mesh
+    from astra_mesh.wire.messages import Planned, Report
+
+RUN_EXAMPLE: Final = 'Example:  astra-mesh run tiny-gpt2 "ROMEO:" -n 100 --use all'
+CLASSIFY_EXAMPLE: Final = "Example:  astra-mesh classify vit-tiny photo.jpg --top 3"
+EMBED_EXAMPLE: Final = 'Example:  astra-mesh embed my-bert "a sentence" --output vector.npy'
+ALONE: Final = (
+    'alone: no other peer found; start "astra-mesh peer" on another device of this network '
+    "(or name one with --peer HOST:PORT)"
+)
+_SHOWN: Final = 6  # numbers of a vector
+
+
+def run(
+    model: Model,
+    prompt: Annotated[str, typer.Argument(help="Text to continue; - reads standard input.")],
+    max_new_tokens: Annotated[
+        int, typer.Option("-n", "--max-new-tokens", min=1, help="At most so many new tokens.")
+    ] = 64,
+    temperature: Annotated[
+        float, typer.Option(min=0.0, help="0 takes the most probable token; above, it samples.")
+    ] = 0.0,
+    top_k: Annotated[int, typer.Option(min=0, help="Sample from so many tokens; 0: all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Sample from this much probability.")] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="For the same sample again.")] = None,
+    use: UseOption = Use.AUTO,
+    max_peers: MaxPeers = 0,
+    codec: Codec = "",
+    rate: Rate = 0,
+    connect: Connect = None,
+    peer: Typed = None,
+    as_json: Json = False,
+) -> None:
+    """Continue a text: it streams as it comes, then a report says what the mesh did."""
+    with reporting(as_json):
+        text = _read_prompt(prompt)
+        sampling = {
+            "max_new_tokens": max_new_tokens,
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "seed": seed,
+        }
+        options = plan_options(use, max_peers, codec, rate)
+        run_async(_run(connect, peer, model, text, sampling, options, as_json))
+
+
+def _read_prompt(prompt: str) -> str:
+    if prompt != "-":
+        return prompt
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError:
+        raise InputError("standard input is no UTF-8 text") from None
+
+
+async def _run(
+    connect: str | None,
+    typed: list[str] | None,
+    model: str,
+    prompt: str,
+    sampling: dict[str, Any],
+    options: PlanOptions,
+    as_json: bool,
+) -> None:
+    async with opened(connect, typed) as mesh:
+        async with mesh.generate(model, prompt, **sampling, **options) as generation:
+            with err.status(f"asking {mesh.peer.name}", spinner="dots") as status:
+                async for token in generation:
+                    status.stop()
+                    if as_json:
+                        print_json({"type": "token", "id": token.id, "text": token.text})
+                    else:
+                        write(token.text)
+        if generation.report is None:
+            return
+        if as_json:
+            document = {"planned": generation.planned, "report": generation.report}
+            print_json({"type": "report", "text": generation.text, **document})
+        else:
+            out.print()
+        await _explain(mesh, generation.planned, generation.report, options, as_json)
+
+
+def classify(
+    model: Model,
+    what: Annotated[
+        str, typer.Argument(metavar="FILE|TEXT", help="An image file; with --text, a text.")
+    ],
+    text: Annotated[bool, typer.Option("--text", help="The argument is a text, no file.")] = False,
+    top: Annotated[int, typer.Option(min=1, help="How many labels.")] = 5,
+    use: UseOption = Use.AUTO,
+    max_peers: MaxPeers = 0,
+    codec: Codec = "",
+    rate: Rate = 0,
+    connect: Connect = None,
+    peer: Typed = None,
+    as_json: Json = False,
+) -> None:
+    """Label a picture, or a text."""
+    with reporting(as_json):
+        if not text and not Path(what).is_file():
+            raise BadImageError(
+                f"there is no file {clean(what)[:200]!r}; to label a text, add --text"
+            )
+        options = plan_options(use, max_peers, codec, rate)
+        given: str | os.PathLike[str] = what if text else Path(what)
+        run_async(_classify(connect, peer, model, given, top, options, as_json))
+
+
+async def _classify(
+    connect: str | None,
+    typed: list[str] | None,
+    model: str,
+    given: str | os.PathLike[str],
+    top: int,
+    options: PlanOptions,
+    as_json: bool,
+) -> None:
+    async with opened(connect, typed) as mesh:
+        with err.status(f"asking {mesh.peer.name}", spinner="dots"):
+            answer = await mesh.classify(model, given, top=top, **options)
+        if as_json:
+            print_json(
+                {"labels": answer.labels, "planned": answer.planned, "report": answer.report}
+            )
+        else:
+            show_labels(answer)
+        await _explain(mesh, answer.planned, answer.report, options, as_json)
+
+
+def show_labels(answer: Classification) -> None:
+    """Labels with their probability, on standard output."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for one in answer.labels:
+        bar = "█" * round(one.probability * 24)
+        table.add_row(f"{one.probability:6.1%}", Text(clean(one.label)), Text(bar, style="cyan"))
+    out.print(table)
+
+
+def embed(
+    model: Model,
+    text: Annotated[str, typer.Argument(help="The text; - reads standard input.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the vector to this .npy file.")
+    ] = None,
+    normalize: Annotated[bool, typer.Option(help="Scale the vector to length 1.")] = True,
+    use: UseOption = Use.AUTO,
+    max_peers: MaxPeers = 0,
+    codec: Codec = "",
+    rate: Rate = 0,
+    connect: Connect = None,
+    peer: Typed = None,
+    as_json: Json = False,
+) -> None:
+    """Turn a text into one vector."""
+    with reporting(as_json):
+        options = plan_options(use, max_peers, codec, rate)
+        given = _read_prompt(text)
+        run_async(_embed(connect, peer, model, given, normalize, output, options, as_json))
+
+
+async def _embed(
+    connect: str | None,
+    typed: list[str] | None,
+    model: str,
+    text: str,
+    normalize: bool,
+    output: Path | None,
+    options: PlanOptions,
+    as_json: bool,
+) -> None:
+    async with opened(connect, typed) as mesh:
+        with err.status(f"asking {mesh.peer.name}", spinner="dots"):
+            answer = await mesh.embed(model, text, normalize=normalize, **options)
+        if output is not None:
+            save_vector(answer, output)
+        if as_json:
+            vector = {"vector": answer.vector.tolist()} if output is None else {}
+            print_json({**vector, "planned": answer.planned, "report": answer.report})
+        else:
+            start = " ".join(f"{value:.4f}" for value in answer.vector[:_SHOWN])
+            out.print(f"{len(answer.vector)} numbers: {start} …")
+        await _explain(mesh, answer.planned, answer.report, options, as_json)
+
+
+def save_vector(answer: Embedding, path: Path) -> None:
+    """Write a .npy file."""
+    import numpy as np
+
+    try:
+        with path.open("wb") as file:
+            np.save(file, answer.vector)
+    except OSError as exc:
+        raise InputError(f"{path} cannot be written: {exc.strerror or exc}") from None
+
+
+@asynccontextmanager
+async def opened(connect: str | None, typed: list[str] | None) -> AsyncIterator[Mesh]:
+    """The mesh, with a live line while it is looked for."""
+    from astra_mesh import client
+
+    status = err.status("looking for peers", spinner="dots")
+    status.start()
+    try:
+        mesh = await client.connect(connect, peers=typed or ())
+    finally:
+        status.stop()
+    try:
+        yield mesh
+    finally:
+        await mesh.close()
+
+
+async def _explain(
+    mesh: Mesh, planned: Planned | None, report: Report, options: PlanOptions, as_json: bool
+) -> None:
+    """The report, and a hint where nobody else is here; both on standard error."""
+    if not as_json:
+        from astra_mesh.cli.report import report_block
+
+        err.print(report_block(planned, report))
+    if len(report.plan.shards) == 1 and options["use"] != "solo" and len(await mesh.peers()) == 1:
+        hint(ALONE)

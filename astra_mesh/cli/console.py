@@ -1,0 +1,89 @@
+"""What commands print, where, and how they end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any, Final, TypeVar
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from astra_mesh.errors import AstraMeshError, InputError
+
+INPUT_STATUS: Final = 2  # the caller can mend it
+FAILED_STATUS: Final = 1
+INTERRUPTED_STATUS: Final = 130
+
+out = Console(highlight=False, soft_wrap=False)
+err = Console(stderr=True, highlight=False)
+
+T = TypeVar("T")
+
+
+@contextmanager
+def reporting(as_json: bool) -> Iterator[None]:
+    """Around the body of a command: errors become one line and an exit status."""
+    try:
+        yield
+    except AstraMeshError as error:
+        show_error(error, as_json)
+        mendable = isinstance(error, InputError)
+        raise typer.Exit(INPUT_STATUS if mendable else FAILED_STATUS) from None
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        raise typer.Exit(INTERRUPTED_STATUS) from None
+    except BrokenPipeError:  # whoever read the output has enough
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - for the flush at exit
+        raise typer.Exit(FAILED_STATUS) from None
+
+
+def show_error(error: AstraMeshError, as_json: bool) -> None:
+    """One red line on standard error; with ``--json`` also a document on standard output."""
+    if as_json:
+        print_json({"error": {"code": error.code, "message": error.message}})
+    line = Text("error: ", style="bold red")
+    err.print(line.append(clean(error.message), style="red"), soft_wrap=True)
+
+
+def hint(text: str) -> None:
+    """A dim line on standard error."""
+    err.print(Text(text, style="dim"), soft_wrap=True)
+
+
+def print_json(document: object) -> None:
+    """One line of JSON on standard output, at once."""
+    sys.stdout.write(json.dumps(to_plain(document), ensure_ascii=False) + "\n")
+    sys.stdout.flush()
+
+
+def to_plain(document: object) -> Any:
+    """Messages, enums and dataclasses as plain values; bytes in base 64."""
+    import msgspec
+
+    return msgspec.to_builtins(document, str_keys=True)
+
+
+def write(text: str) -> None:
+    """Text of a model to standard output, at once."""
+    sys.stdout.write(clean(text))
+    sys.stdout.flush()
+
+
+def clean(text: str) -> str:
+    """Text that cannot steer a terminal: control characters become spaces, but for line ends."""
+    return "".join(c if c.isprintable() or c in "\n\t" else " " for c in text)
+
+
+def run_async(main: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine, on uvloop where it is installed. Ctrl-C cancels it first."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run(main)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(main)

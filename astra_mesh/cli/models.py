@@ -1,0 +1,154 @@
+"""The models of this device: ``models`` lists them, ``models verify`` checks one."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Final
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from astra_mesh.cli.console import clean, err, hint, out, print_json, reporting
+from astra_mesh.cli.options import Bundle, Json
+from astra_mesh.cli.report import amount
+from astra_mesh.errors import AstraMeshError
+
+if TYPE_CHECKING:
+    from astra_mesh.bundle import Bundle as ModelBundle
+
+SHORT_ID: Final = 12  # hex digits
+EXAMPLE: Final = "Examples:  astra-mesh models   ·   astra-mesh models verify tiny-gpt2"
+
+app = typer.Typer(
+    help="The models of this device: list them, or verify one.",
+    epilog=EXAMPLE,
+    invoke_without_command=True,
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model of this device."""
+
+    name: str
+    family: str
+    parameters: int
+    tasks: tuple[str, ...]
+    size_bytes: int
+    codebooks: dict[str, list[int]]  # codec -> bits per token and block
+    id: str
+    path: str
+    problem: str = ""  # why it cannot be used
+
+
+@app.callback()
+def default(context: typer.Context, as_json: Json = False) -> None:
+    """The models of this device: list them, or verify one."""
+    if context.invoked_subcommand is None:
+        list_models(as_json)
+
+
+@app.command("list", epilog="Example:  astra-mesh models list --json")
+def list_models(as_json: Json = False) -> None:
+    """List the models: what they are, what they do, which codebooks they have."""
+    with reporting(as_json):
+        with err.status("reading the models", spinner="dots"):
+            from astra_mesh.bundle import list_bundles, model_folders
+
+            rows = [describe(bundle) for bundle in list_bundles()]
+        if as_json:
+            print_json({"models": [asdict(row) for row in rows]})
+            return
+        if not rows:
+            folders = ", ".join(str(path) for path in model_folders())
+            hint(f"no models on this device; looked in {folders}")
+            return
+        out.print(_table(rows))
+        for row in rows:
+            if row.problem:
+                hint(f"{row.name}: {row.problem}")
+
+
+@app.command("verify", epilog="Example:  astra-mesh models verify tiny-gpt2")
+def verify_model(model: Bundle, as_json: Json = False) -> None:
+    """Compare every file of a model with its manifest."""
+    with reporting(as_json):
+        from astra_mesh.bundle import find_bundle, verify
+
+        bundle = find_bundle(model)
+        with err.status(f"reading {clean(bundle.name)}", spinner="dots"):
+            names = verify(bundle)
+        if as_json:
+            print_json({"name": bundle.name, "id": bundle.model_id, "files": names})
+        else:
+            out.print(f"{clean(bundle.name)}: {len(names)} files are as they should be")
+
+
+def describe(bundle: ModelBundle) -> Row:
+    """What a person wants to know of a model; a broken one says why."""
+    path, size = str(bundle.path), sum(file.stat().st_size for file in bundle.weight_paths)
+    try:
+        from astra_mesh.bundle.header import read_header
+        from astra_mesh.families import read_spec
+
+        spec = read_spec(bundle.config)
+        shapes = [
+            info.shape
+            for file in bundle.weight_paths
+            for info in read_header(file).tensors.values()
+        ]
+        return Row(
+            name=bundle.name,
+            family=spec.family,
+            parameters=sum(math.prod(shape) for shape in shapes),
+            tasks=spec.tasks,
+            size_bytes=size,
+            codebooks=_rates(bundle),
+            id=bundle.model_id,
+            path=path,
+        )
+    except AstraMeshError as error:
+        return Row(bundle.name, "", 0, (), size, {}, "", path, problem=error.message)
+
+
+def _rates(bundle: ModelBundle) -> dict[str, list[int]]:
+    from astra_mesh.quant.codebook import load_codebook
+
+    found: dict[str, list[int]] = {}
+    for suffix, path in bundle.codebook_paths.items():
+        book = load_codebook(path, bundle.model_id)
+        key = f"{book.codec}-{suffix}" if suffix and suffix != book.codec else book.codec
+        found[key] = [book.rate(stages) for stages in range(1, book.stages + 1)]
+    return found
+
+
+def _table(rows: list[Row]) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("name", "family", "tasks", "codebook bits", "id", "path"):
+        table.add_column(column, overflow="fold")
+    for index, column in enumerate(("parameters", "size")):
+        table.add_column(column, justify="right", no_wrap=True)
+        table.columns.insert(2 + index, table.columns.pop())
+    for row in rows:
+        books = "; ".join(
+            f"{codec} {'/'.join(map(str, rates))}" for codec, rates in row.codebooks.items()
+        )
+        table.add_row(
+            Text(clean(row.name), style="bold"),
+            row.family or Text("cannot be used", style="red"),
+            _count(row.parameters),
+            amount(row.size_bytes),
+            ", ".join(row.tasks),
+            books or "none",
+            row.id[:SHORT_ID],
+            Text(clean(row.path)),
+        )
+    return table
+
+
+def _count(parameters: int) -> str:
+    if parameters >= 10**6:
+        return f"{parameters / 1e6:.1f} M"
+    return f"{parameters / 1e3:.0f} k"

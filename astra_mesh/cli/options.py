@@ -1,0 +1,86 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING, Annotated, TypedDict
+
+import typer
+
+if TYPE_CHECKING:
+    from astra_mesh.client.inputs import UseName
+
+
+class Use(enum.Enum):
+    """As in the protocol; here so that ``--help`` need not import it."""
+
+    AUTO = "auto"
+    ALL = "all"
+    SOLO = "solo"
+
+
+Json = Annotated[
+    bool,
+    typer.Option("--json", help="Print JSON on standard output; messages go to standard error."),
+]
+Model = Annotated[str, typer.Argument(help="Name of a model (see `astra-mesh models`).")]
+Bundle = Annotated[str, typer.Argument(help="Name of a model on this device, or its folder.")]
+Connect = Annotated[
+    str | None,
+    typer.Option(
+        "--connect",
+        metavar="HOST:PORT",
+        envvar="ASTRA_MESH_PEER",
+        help="Ask the peer at this address. Default: a peer on this machine, or one inside this "
+        "command.",
+    ),
+]
+Typed = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--peer",
+        metavar="HOST:PORT",
+        help="Address of a peer to work with, where multicast is dropped. May be repeated.",
+    ),
+]
+
+_PLAN = "Plan"
+UseOption = Annotated[
+    Use,
+    typer.Option(
+        "--use",
+        rich_help_panel=_PLAN,
+        help="auto: the plan with the shortest predicted time; all: every peer that has the "
+        "model; solo: one device.",
+    ),
+]
+MaxPeers = Annotated[
+    int, typer.Option(min=0, rich_help_panel=_PLAN, help="At most so many peers; 0: no limit.")
+]
+Codec = Annotated[
+    str,
+    typer.Option(
+        rich_help_panel=_PLAN,
+        help="vq, astra, fp32, fp16, int8 or int4. Default: the model's codebook.",
+    ),
+]
+Rate = Annotated[
+    int,
+    typer.Option(
+        min=0, rich_help_panel=_PLAN, help="Bits per token and block; 0: the model's default."
+    ),
+]
+
+
+class PlanOptions(TypedDict):
+    """The arguments that all requests of the client share."""
+
+    use: UseName
+    max_peers: int
+    codec: str
+    rate: int
+
+
+def plan_options(use: Use, max_peers: int, codec: str, rate: int) -> PlanOptions:
+    """The options of the panel "Plan" as arguments of the client's methods."""
+    return {"use": use.value, "max_peers": max_peers, "codec": codec, "rate": rate}

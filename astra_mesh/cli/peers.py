@@ -1,0 +1,202 @@
+"""Commands about peers: ``peer`` runs one, ``peers`` lists those that are here."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from astra_mesh.cli.ask import ALONE, opened
+from astra_mesh.cli.console import clean, err, hint, out, print_json, reporting, run_async
+from astra_mesh.cli.options import Connect, Json, Typed
+
+if TYPE_CHECKING:
+    from astra_mesh.peer import Peer, PeerConfig
+    from astra_mesh.wire.messages import Event, PeerInfo
+
+PEER_EXAMPLE: Final = "Example:  astra-mesh peer --name kitchen --model tiny-gpt2"
+PEERS_EXAMPLE: Final = "Example:  astra-mesh peers --json"
+SHORT_ID: Final = 8  # hex digits
+
+
+class LogLevel(enum.Enum):
+    """How much is logged to standard error."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+# --- peer -----------------------------------------------------------------------------------------
+
+
+def peer(
+    name: Annotated[str, typer.Option(help="Name shown to people. Default: the host name.")] = "",
+    port: Annotated[
+        int | None,
+        typer.Option(
+            min=0, max=65535, help="Port to listen on; 0: any free one. Default: 7475, if free."
+        ),
+    ] = None,
+    listen: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Listen on this address only.")
+    ] = None,
+    peer: Typed = None,
+    threads: Annotated[
+        int, typer.Option(min=0, help="Threads for computing; 0: the cores it may use.")
+    ] = 0,
+    discovery: Annotated[
+        bool, typer.Option("--discovery/--no-discovery", help="Find others by mDNS.")
+    ] = True,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="Offer this model only. May be repeated. Default: all on this device."),
+    ] = None,
+    state_dir: Annotated[
+        Path | None, typer.Option(help="Where this peer keeps its identity.", hidden=True)
+    ] = None,
+    stop_with_stdin: Annotated[
+        bool, typer.Option(help="End when standard input is closed.", hidden=True)
+    ] = False,
+    log_level: Annotated[LogLevel, typer.Option(help="Log to standard error.")] = LogLevel.WARNING,
+    as_json: Json = False,
+) -> None:
+    """Run a peer until Ctrl-C: it finds the others, and takes its share of every request."""
+    with reporting(as_json):
+        import logging
+
+        from astra_mesh.client.addresses import parse_address
+
+        logging.basicConfig(
+            level=log_level.value.upper(),
+            format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        )
+        typed = tuple(parse_address(text) for text in peer or ())
+        with err.status("starting", spinner="dots"):
+            from astra_mesh.peer import PeerConfig
+        config = PeerConfig(
+            name=name,
+            port=port,
+            listen=listen,
+            peers=typed,
+            threads=threads,
+            discovery=discovery,
+            state_dir=state_dir,
+            models=tuple(model) if model else None,
+        )
+        run_async(_serve(config, as_json, stop_with_stdin))
+
+
+async def _serve(config: PeerConfig, as_json: bool, stop_with_stdin: bool) -> None:
+    """One peer until SIGINT or SIGTERM (or the end of stdin); then it says goodbye."""
+    from astra_mesh.peer import Peer
+
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    if stop_with_stdin:
+        loop.add_reader(sys.stdin.fileno(), _read_stdin, stop)
+    try:
+        async with Peer(config, on_event=lambda event: show_event(event, as_json)) as running:
+            _introduce(running, as_json)
+            await stop.wait()
+            hint("leaving")
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+
+def _read_stdin(stop: asyncio.Event) -> None:
+    if not os.read(sys.stdin.fileno(), 4096):
+        asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
+        stop.set()
+
+
+def _introduce(peer: Peer, as_json: bool) -> None:
+    """The first lines: who this is, where, with what."""
+    from astra_mesh.client.addresses import show_address
+    from astra_mesh.mesh.interfaces import own_addresses
+
+    hosts = [peer.config.listen] if peer.config.listen else [str(ip) for ip in own_addresses()]
+    addresses = [show_address((host, peer.port)) for host in hosts]
+    models = [offer.name for offer in peer.models.offers()]
+    if as_json:
+        about = {"name": peer.name, "id": peer.id, "port": peer.port, "addresses": addresses}
+        print_json({"type": "started", **about, "models": models})
+        return
+    title = Text(clean(peer.name), style="bold").append(f"  {peer.id[:SHORT_ID]}", style="dim")
+    out.print(title)
+    out.print(f"  at      {', '.join(addresses)}", markup=False, soft_wrap=True)
+    out.print(f"  models  {', '.join(models) or 'none'}", markup=False, soft_wrap=True)
+    out.print("  Ctrl-C ends it.", style="dim")
+
+
+def show_event(event: Event, as_json: bool) -> None:
+    """One line for something that happened."""
+    if as_json:
+        print_json({"type": "event", "event": event})
+        return
+    style = {"peer-joined": "green", "peer-left": "yellow"}.get(event.kind, "cyan")
+    line = Text(event.kind.replace("-", " "), style=style)
+    if event.name:
+        line.append(f"  {clean(event.name)} {event.peer[:SHORT_ID]}", style="default")
+    if event.text:
+        line.append(f"  {clean(event.text)}", style="dim")
+    out.print(line, soft_wrap=True)
+
+
+# --- peers ----------------------------------------------------------------------------------------
+
+
+def peers(connect: Connect = None, peer: Typed = None, as_json: Json = False) -> None:
+    """Who is here, with what, and how fast the links are."""
+    with reporting(as_json):
+        run_async(_list(connect, peer, as_json))
+
+
+async def _list(connect: str | None, typed: list[str] | None, as_json: bool) -> None:
+    async with opened(connect, typed) as mesh:
+        found = await mesh.peers()
+    if as_json:
+        print_json({"peers": found})
+    else:
+        out.print(peer_table(found))
+    if len(found) == 1:
+        hint(ALONE)
+
+
+def peer_table(found: list[PeerInfo]) -> Table:
+    """One row for each peer."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("name", "id", "address", "system", "models"):
+        table.add_column(column, overflow="fold")
+    for column in ("cores", "round trip", "Mbit/s to", "from"):
+        table.add_column(column, justify="right")
+    for one in found:
+        texts = (
+            one.name + (" (asked)" if one.self else ""),
+            one.peer[:SHORT_ID],
+            one.address,
+            one.device.system,
+            ", ".join(model.name for model in one.models) or "none",
+            f"{one.device.cores:g}",
+            "" if one.round_trip_s is None else f"{one.round_trip_s * 1000:.1f} ms",
+            _mbits(one.send_bps),
+            _mbits(one.receive_bps),
+        )
+        table.add_row(*(Text(clean(text)) for text in texts))
+    return table
+
+
+def _mbits(bps: float | None) -> str:
+    return "" if bps is None else f"{bps / 1e6:.3g}" if bps < 1e9 else f"{bps / 1e6:.0f}"

@@ -1,0 +1,110 @@
+"""What an answer cost, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from astra_mesh.wire.messages import PeerReport, Planned, Report
+
+
+def report_block(planned: Planned | None, report: Report) -> RenderableType:
+    """Who did what, what went over the links, and how long it took beside the prediction."""
+    names = Names(planned)
+    lines = [Text(line, style="dim") for line in report_lines(planned, report, names)]
+    table = Padding(_table(report.peers, names), (0, 0, 0, 2))
+    return Group(Text(_headline(report, names), style="dim"), table, *lines)
+
+
+class Names:
+    """Names of peers, with the first digits of the id where two have the same."""
+
+    def __init__(self, planned: Planned | None) -> None:
+        self._names = dict(planned.names) if planned is not None else {}
+
+    def __call__(self, peer: str) -> str:
+        """The name of a peer; the first digits of its id where the plan does not name it."""
+        name = self._names.get(peer)
+        if name is None:
+            return peer[:8]
+        twice = list(self._names.values()).count(name) > 1
+        return f"{name} ({peer[:8]})" if twice else name
+
+
+def seconds(value: float) -> str:
+    """A duration, as exact as a person cares."""
+    if value >= 1:
+        return f"{value:.2f} s"
+    return f"{value * 1000:.1f} ms" if value < 0.1 else f"{value * 1000:.0f} ms"
+
+
+def amount(size: float) -> str:
+    """A number of bytes."""
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"
+
+
+def _headline(report: Report, names: Names) -> str:
+    count = len(report.plan.shards)
+    answering = names(report.plan.answering)
+    if count == 1:
+        return f"{answering} alone"
+    return f"{count} peers, {answering} answered"
+
+
+def _table(peers: list[PeerReport], names: Names) -> Table:
+    table = Table(box=None, pad_edge=False, style="dim", header_style="dim bold")
+    table.add_column("peer")
+    for column in ("tokens", "compute", "encode", "decode", "wait"):
+        table.add_column(column, justify="right")
+    for one in peers:
+        times = (one.compute_s, one.encode_s, one.decode_s, one.wait_s)
+        table.add_row(Text(names(one.peer)), str(one.tokens), *map(seconds, times))
+    return table
+
+
+def report_lines(planned: Planned | None, report: Report, names: Names) -> Iterator[str]:
+    """The lines under the table."""
+    if report.bits_per_token:
+        yield f"{report.bits_per_token:g} bits per token and block ({report.plan.codec})"
+        yield f"sent: {links_line(report, names) or 'nothing'}"
+    times = f"predicted {seconds(report.predicted_s)}, took {seconds(report.actual_s)}"
+    if planned is not None and len(report.plan.shards) > 1:
+        times += f"; one device predicted {seconds(planned.solo_s)}"
+    yield times
+    if report.new_tokens:
+        after = max(report.total_s - report.actual_s, 1e-9)
+        yield (
+            f"{report.new_tokens} new tokens in {seconds(after)} "
+            f"({report.new_tokens / after:.0f} a second), ended by {report.finish or 'the caller'}"
+        )
+    if planned is not None and planned.reason:
+        yield f"plan: {planned.reason}"
+    for note in report.notes:
+        yield f"note: {note}"
+
+
+def links_line(report: Report, names: Names) -> str:
+    """Bytes of codes by directed link."""
+    order = [str(shard.peer) for shard in report.plan.shards]
+    sent: dict[tuple[str, str], int] = {}
+    for one in report.peers:
+        for receiver, size in one.sent_bytes.items():
+            sent[one.peer, receiver] = size
+
+    def place(link: tuple[str, str]) -> tuple[int, ...]:
+        return tuple(order.index(p) if p in order else len(order) for p in link)
+
+    return ", ".join(
+        f"{names(link[0])} → {names(link[1])} {amount(sent[link])}"
+        for link in sorted(sent, key=place)
+    )
