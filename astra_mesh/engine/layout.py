@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from astra_mesh.families.spec import ModelSpec, Pooling
@@ -78,18 +79,36 @@ class Layout:
             )
         return range(1) if rows and (self.distributed or self.bounds[shard][0] == 0) else range(0)
 
-    def sources(self, shard: int, block: int) -> list[int]:
+    def sources(self, shard: int, block: int) -> tuple[int, ...]:
         """Shards whose codes this one needs to finish ``block``, in token order."""
-        if not self.holds(shard) or (block == self.blocks - 1 and not self.wanted(shard)):
-            return []
-        others = range(shard) if self.causal else range(len(self.bounds))
-        return [i for i in others if i != shard and len(self.sent(i))]
+        return self._sources[block == self.blocks - 1][shard]
 
-    def receivers(self, shard: int, block: int) -> list[int]:
+    def receivers(self, shard: int, block: int) -> tuple[int, ...]:
         """Shards that need this one's codes of ``block``."""
-        if block < self.first_block:
-            return []
-        return [i for i in range(len(self.bounds)) if shard in self.sources(i, block)]
+        return () if block < self.first_block else self._receivers[block == self.blocks - 1][shard]
+
+    @cached_property
+    def _sources(self) -> tuple[tuple[tuple[int, ...], ...], ...]:
+        """Per shard, for all blocks but the last and for the last."""
+        senders = [i for i in range(len(self.bounds)) if len(self.sent(i))]
+
+        def of(shard: int, last: bool) -> tuple[int, ...]:
+            if not self.holds(shard) or (last and not self.wanted(shard)):
+                return ()
+            return tuple(i for i in senders if i < shard or (i > shard and not self.causal))
+
+        return tuple(
+            tuple(of(shard, last) for shard in range(len(self.bounds))) for last in (False, True)
+        )
+
+    @cached_property
+    def _receivers(self) -> tuple[tuple[tuple[int, ...], ...], ...]:
+        """As :attr:`_sources`, the other way round."""
+        shards = range(len(self.bounds))
+        return tuple(
+            tuple(tuple(i for i in shards if shard in sources[i]) for shard in shards)
+            for sources in self._sources
+        )
 
     def answering(self) -> int:
         """The shard of the last token."""

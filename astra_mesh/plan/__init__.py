@@ -1,1 +1,1 @@
-"""Planning: profiles and a cost model turned into a plan. Pure functions; no sockets, clock or torch."""
+"""Planning: profiles and a cost model to a plan. Pure functions; no sockets, clock or torch."""

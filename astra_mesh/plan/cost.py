@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from astra_mesh.engine.layout import Layout
 from astra_mesh.wire.messages import Device, PeerId, Timing
@@ -19,6 +20,14 @@ class Link:
 
     round_trip_s: float = DEFAULT_ROUND_TRIP_S
     bps: float = DEFAULT_BPS
+
+    @property
+    def delay_s(self) -> float:
+        """One way."""
+        return self.round_trip_s / 2
+
+
+UNMEASURED = Link()
 
 
 @dataclass(frozen=True)
@@ -70,6 +79,8 @@ def predict(
 
 
 class _Play:
+    """The clocks of all shards; what does not change from block to block is in tables."""
+
     def __init__(
         self,
         layout: Layout,
@@ -78,76 +89,94 @@ class _Play:
         links: Mapping[tuple[PeerId, PeerId], Link],
     ) -> None:
         self.layout, self.work, self.candidates, self.links = layout, work, candidates, links
-        active = [one for i, one in enumerate(candidates) if layout.holds(i)]
-        factors = dict(zip((one.peer for one in active), slowdown(active), strict=True))
-        self.factor = [factors.get(one.peer, 1.0) for one in candidates]
+        self.shards = [i for i in range(len(candidates)) if layout.holds(i)]
+        self.factor = dict.fromkeys(range(len(candidates)), 1.0)
+        active = [candidates[i] for i in self.shards]
+        self.factor |= dict(zip(self.shards, slowdown(active), strict=True))
+        self.sent = [len(layout.sent(i)) for i in range(len(candidates))]
         self.now = [
-            0.0
-            if one.peer == work.coordinator
-            else self.link(work.coordinator, one).round_trip_s / 2
+            0.0 if one.peer == work.coordinator else self.link(work.coordinator, one.peer).delay_s
             for one in candidates
         ]
         self.uplink_free = [0.0] * len(candidates)
         self.waited = [0.0] * len(candidates)
+        self.costs = {i: (self._costs(i, False), self._costs(i, True)) for i in self.shards}
+        self.hops = {(i, j): self._hop(i, j) for j in self.shards for i in layout.sources(j, 0)}
 
-    def link(self, sender: PeerId, receiver: Candidate) -> Link:
-        return self.links.get((sender, receiver.peer), Link())
+    def link(self, sender: PeerId, receiver: PeerId) -> Link:
+        return self.links.get((sender, receiver), UNMEASURED)
 
     def run(self) -> Prediction:
         for block in range(self.layout.blocks):
             self._block(block)
-        answering = self.layout.answering()
-        done = list(self.now)
+        layout, answering = self.layout, self.layout.answering()
+        owner = self.candidates[answering]
         arrivals = [
-            self.now[i]
-            + self.link(self.candidates[i].peer, self.candidates[answering]).round_trip_s / 2
-            for i in range(len(done))
-            if i != answering and self.layout.wanted(i)
+            self.now[i] + self.link(self.candidates[i].peer, owner.peer).delay_s
+            for i in self.shards
+            if i != answering and layout.wanted(i)
         ]
         total = max([self.now[answering], *arrivals])
-        total += self.candidates[answering].timing.head_s * self.factor[answering]
-        return Prediction(total, tuple(done), tuple(self.waited))
+        total += owner.timing.head_s * self.factor[answering]
+        return Prediction(total, tuple(self.now), tuple(self.waited))
+
+    def _hop(self, shard: int, receiver: int) -> tuple[float, float]:
+        """Seconds on the sender's uplink, and then until it is there."""
+        link = self.link(self.candidates[shard].peer, self.candidates[receiver].peer)
+        size = self.sent[shard] * self.work.token_bytes * self.layout.stages[shard, receiver]
+        return 8 * size / link.bps, link.delay_s
+
+    def _costs(self, shard: int, last: bool) -> _Costs:
+        timing, factor = self.candidates[shard].timing, self.factor[shard]
+        rows = self.layout.local_rows(shard)
+        outputs = len(self.layout.wanted(shard)) if last else rows
+        own_keys = rows / 2 if self.layout.causal and outputs == rows else rows
+        share = max(outputs / rows, 0.3)  # keys and values are computed for all rows
+        local = timing.fixed_s + timing.per_token_s * rows * share
+        local += timing.per_pair_s * outputs * own_keys
+        pair = timing.per_pair_s * outputs
+        return _Costs(
+            local=local * factor if outputs else 0.0,
+            known=(0.3 * timing.per_token_s + pair) * factor,
+            coded=(timing.decode_token_s + pair) * factor,
+        )
 
     def _block(self, block: int) -> None:
         arrivals: dict[tuple[int, int], float] = {}
-        shards = [i for i in range(len(self.candidates)) if self.layout.holds(i)]
-        for shard in shards:
+        for shard in self.shards:
             self._send(block, shard, arrivals)
-        for shard in shards:
+        for shard in self.shards:
             self._compute(block, shard, arrivals)
 
     def _send(self, block: int, shard: int, arrivals: dict[tuple[int, int], float]) -> None:
         receivers = self.layout.receivers(shard, block)
         if not receivers:
             return
-        me, tokens = self.candidates[shard], len(self.layout.sent(shard))
-        self.now[shard] += me.timing.encode_token_s * tokens * self.factor[shard]
+        timing = self.candidates[shard].timing
+        self.now[shard] += timing.encode_token_s * self.sent[shard] * self.factor[shard]
         depart = max(self.now[shard], self.uplink_free[shard])
         for receiver in receivers:
-            link = self.link(me.peer, self.candidates[receiver])
-            size = tokens * self.work.token_bytes * self.layout.stages[shard, receiver]
-            depart += 8 * size / link.bps
-            arrivals[shard, receiver] = depart + link.round_trip_s / 2
+            transfer, delay = self.hops[shard, receiver]
+            depart += transfer
+            arrivals[shard, receiver] = depart + delay
         self.uplink_free[shard] = depart
 
     def _compute(self, block: int, shard: int, arrivals: Mapping[tuple[int, int], float]) -> None:
-        timing, factor = self.candidates[shard].timing, self.factor[shard]
-        rows = self.layout.local_rows(shard)
-        last = block == self.layout.blocks - 1
-        outputs = len(self.layout.wanted(shard)) if last else rows
-        if last and not outputs:
-            return
-        own_keys = rows / 2 if self.layout.causal and outputs == rows else rows
-        share = outputs / rows if last else 1.0
-        local = timing.fixed_s + timing.per_token_s * rows * max(share, 0.3)
-        local += timing.per_pair_s * outputs * own_keys
-        self.now[shard] += local * factor
+        costs = self.costs[shard][block == self.layout.blocks - 1]
+        rate = costs.known if block < self.layout.first_block else costs.coded
+        now = self.now[shard] + costs.local
         sources = self.layout.sources(shard, block)
         for arrival, source in sorted((arrivals.get((i, shard), 0.0), i) for i in sources):
-            keys = len(self.layout.sent(source))
-            waited = max(0.0, arrival - self.now[shard])
-            self.waited[shard] += waited
-            known = block < self.layout.first_block
-            rebuild = 0.3 * timing.per_token_s if known else timing.decode_token_s
-            part = rebuild * keys + timing.per_pair_s * outputs * keys
-            self.now[shard] += waited + part * factor + PART_OVERHEAD_S
+            if arrival > now:
+                self.waited[shard] += arrival - now
+                now = arrival
+            now += rate * self.sent[source] + PART_OVERHEAD_S
+        self.now[shard] = now
+
+
+class _Costs(NamedTuple):
+    """Seconds of one shard in one block."""
+
+    local: float  # own tokens
+    known: float  # per remote token whose block input every peer knows
+    coded: float  # per remote token that comes as codes
