@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 from collections.abc import AsyncIterator
@@ -216,7 +217,7 @@ async def _embed(
         with err.status(f"asking {mesh.peer.name}", spinner="dots"):
             answer = await mesh.embed(model, text, normalize=normalize, **options)
         if output is not None:
-            save_vector(answer, output)
+            await asyncio.to_thread(save_vector, answer, output)
         if as_json:
             vector = {"vector": answer.vector.tolist()} if output is None else {}
             print_json({**vector, "planned": answer.planned, "report": answer.report})

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final, TypeVar
 
 import typer
@@ -38,7 +38,8 @@ def reporting(as_json: bool) -> Iterator[None]:
     except (KeyboardInterrupt, asyncio.CancelledError):
         raise typer.Exit(INTERRUPTED_STATUS) from None
     except BrokenPipeError:  # whoever read the output has enough
-        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - for the flush at exit
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         raise typer.Exit(FAILED_STATUS) from None
 
 

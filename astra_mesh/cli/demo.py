@@ -147,6 +147,10 @@ async def _demonstrate(asked: Demo, folder: Path) -> None:
             for peer in peers:
                 _say(asked, f"  {peer.name:8} {peer.id[:8]}  process {peer.process.pid}")
             mesh = meshes[-1]
+            infos = await mesh.peers()
+            own = {peer.id for peer in peers}
+            if others := [info.name for info in infos if info.peer not in own]:
+                _say(asked, f"  also in this network, and taking part: {', '.join(others)}")
             status.update("every peer loads and measures the two models")
             await ask_text(mesh, TEXT_MODEL, asked.prompt, "all", new_tokens=1)
             await ask_photo(mesh, IMAGE_MODEL, asked.photo.data, "all")
@@ -161,16 +165,14 @@ async def _demonstrate(asked: Demo, folder: Path) -> None:
                 await ask_photo(mesh, IMAGE_MODEL, asked.photo.data, "all"),
                 await ask_photo(mesh, IMAGE_MODEL, asked.photo.data, "solo"),
             )
-            hosts = {info.device.host for info in await mesh.peers()}
-            cores = (await mesh.peers())[0].device.cores
             status.update("ending the peers")
         status.stop()
     for one in (text, photo):
         asked.found.append(one)
         if not asked.as_json:
             _show(one, asked.photo.truth if one is photo else "")
-    if not asked.as_json and len(hosts) == 1:
-        _show_cores(asked, cores)
+    if not asked.as_json and len({info.device.host for info in infos}) == 1:
+        _show_cores(asked, infos[0].device.cores)
 
 
 async def ask_text(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import typer
@@ -66,6 +67,8 @@ def list_models(as_json: Json = False) -> None:
             hint(f"no models on this device; looked in {folders}")
             return
         out.print(_table(rows))
+        for line in _folders(rows):
+            out.print(Text(clean(line), style="dim"), soft_wrap=True)
         for row in rows:
             if row.problem:
                 hint(f"{row.name}: {row.problem}")
@@ -126,26 +129,37 @@ def _rates(bundle: ModelBundle) -> dict[str, list[int]]:
 
 def _table(rows: list[Row]) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("name", "family", "tasks", "codebook bits", "id", "path"):
-        table.add_column(column, overflow="fold")
-    for index, column in enumerate(("parameters", "size")):
+    table.add_column("name", overflow="fold")
+    table.add_column("family", no_wrap=True)
+    for column in ("parameters", "size"):
         table.add_column(column, justify="right", no_wrap=True)
-        table.columns.insert(2 + index, table.columns.pop())
+    table.add_column("tasks", overflow="fold")
+    table.add_column("codebook bits", overflow="fold")
+    table.add_column("id", no_wrap=True)
     for row in rows:
         books = "; ".join(
             f"{codec} {'/'.join(map(str, rates))}" for codec, rates in row.codebooks.items()
         )
         table.add_row(
             Text(clean(row.name), style="bold"),
-            row.family or Text("cannot be used", style="red"),
+            row.family or Text("unusable", style="red"),
             _count(row.parameters),
             amount(row.size_bytes),
             ", ".join(row.tasks),
             books or "none",
             row.id[:SHORT_ID],
-            Text(clean(row.path)),
         )
     return table
+
+
+def _folders(rows: list[Row]) -> list[str]:
+    """Where the models lie, with the names in each folder."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        found.setdefault(str(Path(row.path).parent), []).append(row.name)
+    if len(found) == 1:
+        return [f"in {folder}" for folder in found]
+    return [f"{', '.join(names)} in {folder}" for folder, names in found.items()]
 
 
 def _count(parameters: int) -> str:

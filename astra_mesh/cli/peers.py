@@ -171,6 +171,9 @@ async def _list(connect: str | None, typed: list[str] | None, as_json: bool) -> 
         print_json({"peers": found})
     else:
         out.print(peer_table(found))
+        out.print()
+        for line in model_lines(found):
+            out.print(line, soft_wrap=True)
     if len(found) == 1:
         hint(ALONE)
 
@@ -178,17 +181,17 @@ async def _list(connect: str | None, typed: list[str] | None, as_json: bool) -> 
 def peer_table(found: list[PeerInfo]) -> Table:
     """One row for each peer."""
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("name", "id", "address", "system", "models"):
-        table.add_column(column, overflow="fold")
+    table.add_column("name", overflow="fold")
+    for column in ("id", "address", "system"):
+        table.add_column(column, no_wrap=True)
     for column in ("cores", "round trip", "Mbit/s to", "from"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     for one in found:
         texts = (
             one.name + (" (asked)" if one.self else ""),
             one.peer[:SHORT_ID],
             one.address,
             one.device.system,
-            ", ".join(model.name for model in one.models) or "none",
             f"{one.device.cores:g}",
             "" if one.round_trip_s is None else f"{one.round_trip_s * 1000:.1f} ms",
             _mbits(one.send_bps),
@@ -196,6 +199,19 @@ def peer_table(found: list[PeerInfo]) -> Table:
         )
         table.add_row(*(Text(clean(text)) for text in texts))
     return table
+
+
+def model_lines(found: list[PeerInfo]) -> list[Text]:
+    """One line for each model: what it does, and who holds it."""
+    from astra_mesh.client.answers import models_of
+
+    lines = []
+    for model in models_of(found):
+        everyone = len(model.peers) == len(found)
+        holders = "every peer" if everyone and len(found) > 1 else ", ".join(model.peers)
+        tasks = "/".join(task.value for task in model.tasks)
+        lines.append(Text(f"{clean(model.name)}  ({tasks})  on {clean(holders)}"))
+    return lines
 
 
 def _mbits(bps: float | None) -> str:

@@ -17,7 +17,7 @@ import astra_mesh
 from astra_mesh import errors
 from astra_mesh.client import Mesh, connect
 from astra_mesh.client.line import UNREAD_EVENTS
-from astra_mesh.limits import WINDOW_MIN_BYTES
+from astra_mesh.limits import WINDOW_BYTES, WINDOW_MIN_BYTES
 from astra_mesh.mesh.link import Link
 from astra_mesh.wire.codec import AnyMessage
 from astra_mesh.wire.messages import (
@@ -53,8 +53,8 @@ def tell_two(peer: FakePeer, link: Link, message: AnyMessage) -> None:
             link.send(Token(message.request, index, index + 7, word))
 
 
-def open_mesh(peer: FakePeer, **settings: int) -> Mesh:
-    return Mesh(peer.address, timings=TIMINGS, **settings)
+def open_mesh(peer: FakePeer, window_bytes: int = WINDOW_BYTES) -> Mesh:
+    return Mesh(peer.address, timings=TIMINGS, window_bytes=window_bytes)
 
 
 # --- streams --------------------------------------------------------------------------------------
@@ -81,7 +81,7 @@ async def test_tokens_come_in_order_with_plan_text_and_report() -> None:
 
 async def test_token_ids_are_a_prompt_too() -> None:
     async with fake_peer(tell) as peer, open_mesh(peer) as mesh:
-        async for _ in mesh.generate("toy", np.array([1, 2, 3])):
+        async for _ in mesh.generate("toy", list(np.array([1, 2, 3]))):
             pass
         ask = await peer.saw(Ask)
     assert isinstance(ask, Ask)

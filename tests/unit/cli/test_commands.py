@@ -1,0 +1,207 @@
+"""The commands with a stub in place of the client: what they print, where, and how they end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from astra_mesh import client
+from astra_mesh.cli.app import app
+from astra_mesh.errors import BadImageError, NoPeerError, PromptTooLongError, UnknownModelError
+from tests.unit.cli.stub import StubMesh
+
+
+@pytest.fixture
+def mesh(monkeypatch: pytest.MonkeyPatch) -> StubMesh:
+    stub = StubMesh()
+    monkeypatch.setattr(client, "connect", stub.connect)
+    monkeypatch.setenv("COLUMNS", "100")
+    return stub
+
+
+def call(*arguments: str, stdin: str | None = None) -> Result:
+    return CliRunner().invoke(app, list(arguments), input=stdin)
+
+
+def lines(result: Result) -> list[dict]:
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+# --- run ------------------------------------------------------------------------------------------
+
+
+def test_run_streams_the_text_to_stdout_and_reports_on_stderr(mesh: StubMesh) -> None:
+    result = call("run", "toy", "Hello", "-n", "9", "--use", "all", "--rate", "32", "--seed", "3")
+    assert result.exit_code == 0
+    assert result.stdout == "Once upon a [31m time\n"
+    for part in (
+        "2 peers, here answered",
+        "32 bits per token and block (vq)",
+        "there → here 2.0 KiB",
+        "predicted 10.0 ms, took 12.0 ms; one device predicted 20.0 ms",
+        "4 new tokens",
+        "plan: shortest predicted time",
+        "note: a note",
+    ):
+        assert part in result.stderr
+    assert mesh.asked["max_new_tokens"] == 9
+    assert (mesh.asked["use"], mesh.asked["rate"], mesh.asked["seed"]) == ("all", 32, 3)
+    assert mesh.closed
+
+
+def test_run_reads_standard_input_and_names_addresses(mesh: StubMesh) -> None:
+    result = call("run", "toy", "-", "--connect", "h:1", "--peer", "a:2", "--peer", "b", stdin="Hi")
+    assert result.exit_code == 0
+    assert mesh.asked["prompt"] == "Hi"
+    assert (mesh.asked["address"], mesh.asked["peers"]) == ("h:1", ["a:2", "b"])
+
+
+def test_run_as_json_lines(mesh: StubMesh) -> None:
+    result = call("run", "toy", "Hello", "--json")
+    *tokens, last = lines(result)
+    assert [one["text"] for one in tokens] == mesh.texts
+    assert last["type"] == "report"
+    assert last["text"] == "".join(mesh.texts)
+    assert last["report"]["peers"][0]["sent_bytes"] == {"a" * 64: 2048}
+    assert last["planned"]["names"]["b" * 64] == "there"
+
+
+def test_alone_is_an_answer_and_a_hint(mesh: StubMesh) -> None:
+    mesh.alone()
+    result = call("run", "toy", "Hello")
+    assert result.exit_code == 0
+    assert "alone: no other peer found" in result.stderr
+    assert "here alone" in result.stderr
+    assert "bits per token" not in result.stderr
+    assert "alone:" not in call("run", "toy", "Hello", "--use", "solo").stderr
+
+
+# --- errors ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (PromptTooLongError("300 tokens, 256 fit"), 2),
+        (UnknownModelError("no such model"), 1),
+        (NoPeerError("nobody there"), 1),
+    ],
+)
+def test_an_error_is_one_line_and_a_status(
+    mesh: StubMesh, error: PromptTooLongError, status: int
+) -> None:
+    mesh.error = error
+    result = call("run", "toy", "Hello")
+    assert result.exit_code == status
+    assert result.stdout == ""
+    assert f"error: {error.message}" in result.stderr
+    as_json = call("run", "toy", "Hello", "--json")
+    assert as_json.exit_code == status
+    assert lines(as_json) == [{"error": {"code": error.code, "message": error.message}}]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), BrokenPipeError()])
+def test_interruptions_are_quiet(
+    mesh: StubMesh, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def interrupted(*arguments: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(mesh, "generate", interrupted)
+    result = call("run", "toy", "Hello")
+    assert result.exit_code == (130 if isinstance(error, KeyboardInterrupt) else 1)
+    assert "Traceback" not in result.output
+    assert "Error" not in result.output
+
+
+def test_terminal_codes_in_an_error_do_nothing(mesh: StubMesh) -> None:
+    mesh.error = UnknownModelError("bad \x1b[2J text [bold]")
+    assert "error: bad  [2J text [bold]" in call("run", "toy", "Hello").stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("run",),
+        ("run", "toy", "Hello", "--use", "some"),
+        ("run", "toy", "Hello", "-n", "0"),
+        ("fit", "toy"),
+        ("nonsense",),
+    ],
+)
+def test_wrong_usage_has_status_2(arguments: tuple[str, ...]) -> None:
+    assert call(*arguments).exit_code == 2
+
+
+# --- classify, embed, peers -----------------------------------------------------------------------
+
+
+def test_classify_takes_a_file_or_with_text_a_text(mesh: StubMesh, tmp_path: Path) -> None:
+    photo = tmp_path / "photo.jpg"
+    photo.write_bytes(b"data")
+    result = call("classify", "toy", str(photo), "--top", "3")
+    assert "75.0%  [bold]cat[/bold]" in result.stdout
+    assert (mesh.asked["what"], mesh.asked["top"]) == (photo, 3)
+    call("classify", "toy", str(photo), "--text")
+    assert mesh.asked["what"] == str(photo)
+
+
+def test_classify_without_the_file_says_how_to_label_a_text(mesh: StubMesh) -> None:
+    result = call("classify", "toy", "no such file")
+    assert result.exit_code == 2
+    assert "add --text" in result.stderr
+
+
+def test_classify_as_json_and_its_error(mesh: StubMesh) -> None:
+    (document,) = lines(call("classify", "toy", "words", "--text", "--json"))
+    assert document["labels"] == [{"label": "[bold]cat[/bold]", "probability": 0.75}]
+    mesh.error = BadImageError("no image")
+    assert call("classify", "toy", "words", "--text").exit_code == 2
+
+
+def test_embed_prints_or_saves(mesh: StubMesh, tmp_path: Path) -> None:
+    result = call("embed", "toy", "words", "--no-normalize")
+    assert result.stdout.startswith("8 numbers: 0.0000 1.0000")
+    assert mesh.asked["normalize"] is False
+    path = tmp_path / "vector.npy"
+    assert call("embed", "toy", "words", "-o", str(path)).exit_code == 0
+    np.testing.assert_array_equal(np.load(path), np.arange(8, dtype=np.float32))
+    (document,) = lines(call("embed", "toy", "words", "--json"))
+    assert document["vector"] == list(range(8))
+    assert call("embed", "toy", "words", "-o", str(tmp_path / "no" / "such")).exit_code == 2
+
+
+def test_peers_as_table_and_json(mesh: StubMesh) -> None:
+    result = call("peers")
+    assert result.exit_code == 0
+    for part in ("here (asked)", "there", "aaaaaaaa", "10.0.0.7:7475", "2.1 ms", "94", "2500"):
+        assert part in result.stdout
+    assert "toy  (generate/embed)  on every peer" in result.stdout
+    assert "alone" not in result.stderr
+    (document,) = lines(call("peers", "--json"))
+    assert [one["name"] for one in document["peers"]] == ["here", "there"]
+    mesh.alone()
+    assert "alone: no other peer found" in call("peers").stderr
+
+
+# --- help -----------------------------------------------------------------------------------------
+
+COMMANDS = ("peer", "peers", "demo", "run", "classify", "embed", "fit", "eval", "models")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example_and_json(command: str) -> None:
+    result = call(command, "--help")
+    assert result.exit_code == 0
+    assert "Example" in result.stdout
+    assert "--json" in result.stdout
+
+
+def test_the_help_lists_all_commands_and_the_version_is_printed() -> None:
+    result = call("--help")
+    assert all(f" {command} " in result.stdout for command in COMMANDS)
+    assert call("--version").stdout.startswith("astra-mesh 0.")

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import pytest
+
+from astra_mesh.client.addresses import DEFAULT_PORT, parse_address, show_address
+from astra_mesh.errors import InputError
+from astra_mesh.peer.config import DEFAULT_PORT as PEER_PORT
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("kitchen.local", ("kitchen.local", DEFAULT_PORT)),
+        ("kitchen:80", ("kitchen", 80)),
+        (" 10.0.0.7:7475 ", ("10.0.0.7", 7475)),
+        ("[fe80::1%eth0]:9", ("fe80::1%eth0", 9)),
+        ("[::1]", ("::1", DEFAULT_PORT)),
+        ("fe80::1", ("fe80::1", DEFAULT_PORT)),
+    ],
+)
+def test_addresses_as_people_type_them(text: str, address: tuple[str, int]) -> None:
+    assert parse_address(text) == address
+    assert parse_address(show_address(address)) == address
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        ":80",
+        "host:",
+        "host:0",
+        "host:65536",
+        "host:x",
+        "a b",
+        "http://host",
+        "[::1",
+        "h/p",
+        "🙂",
+    ],
+)
+def test_what_is_no_address_is_an_input_error(text: str) -> None:
+    with pytest.raises(InputError, match="HOST:PORT"):
+        parse_address(text)
+
+
+def test_the_default_port_is_that_of_peers() -> None:
+    assert DEFAULT_PORT == PEER_PORT
