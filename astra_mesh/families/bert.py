@@ -86,7 +86,7 @@ def read_spec(values: Mapping[str, Any]) -> ModelSpec:
         num_hidden_layers=config.blocks("num_hidden_layers"),
         num_attention_heads=heads,
         num_key_value_heads=heads,
-        head_dim=hidden // heads,
+        head_dim=config.head_dim(hidden, heads),
         vocab_size=config.size("vocab_size"),
         max_tokens=config.size("max_position_embeddings"),
         causal=False,
@@ -98,7 +98,7 @@ def read_spec(values: Mapping[str, Any]) -> ModelSpec:
 def build(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Bert:
     """The model from its config and tensors."""
     spec, config = read_spec(values), Config(values)
-    weights = Weights(tensors, ("bert.", ""))
+    weights = Weights(_renamed(tensors), ("bert.", ""))
     d, eps = spec.hidden_size, config.number("layer_norm_eps", default=1e-12)
     act = activation(config.get("hidden_act", "gelu"))
     pooler = head = None
@@ -130,6 +130,16 @@ def build(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Bert:
     return model
 
 
+def _renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Old checkpoints (bert-base-uncased among them) call a norm's weight gamma, its bias beta."""
+    names = {".gamma": ".weight", ".beta": ".bias"}
+    return {
+        name.removesuffix(end) + names.get(end, end): tensor
+        for name, tensor in tensors.items()
+        for end in (name[name.rfind(".") :],)
+    }
+
+
 def _norm(weights: Weights, name: str, d: int, eps: float) -> Norm:
     return Norm("layer", eps, weights.take(f"{name}.weight", d), weights.take(f"{name}.bias", d))
 
@@ -143,13 +153,13 @@ def _block(spec: ModelSpec, weights: Weights, at: str, eps: float, act: Activati
             weights.take(f"{at}{name}.bias", outer),
         )
 
-    parts = [dense(f"attention.self.{name}", d, d) for name in ("query", "key", "value")]
+    attention = [f"{at}attention.self.{name}" for name in ("query", "key", "value")]
     return Block(
         spec,
         post_norm=True,
         norm_1=_norm(weights, f"{at}attention.output.LayerNorm", d, eps),
         norm_2=_norm(weights, f"{at}output.LayerNorm", d, eps),
-        qkv=Linear(torch.cat([w for w, _ in parts]), torch.cat([b for _, b in parts])),
+        qkv=Linear(*weights.stacked(attention, d, (d, d, d))),
         out=Linear(*dense("attention.output.dense", d, d)),
         ffn=FeedForward(
             Linear(*dense("intermediate.dense", d, f)),

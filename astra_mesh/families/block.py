@@ -101,7 +101,7 @@ class Rope(nn.Module):
     def __init__(self, inverse_frequency: Tensor, max_tokens: int) -> None:
         super().__init__()
         self.max_tokens = max_tokens
-        self.register_buffer("inverse_frequency", inverse_frequency, persistent=False)
+        self._inverse_frequency = inverse_frequency  # no buffer: stays float32 in a bfloat16 model
         self._cos = torch.empty(0)
         self._sin = torch.empty(0)
 
@@ -109,8 +109,7 @@ class Rope(nn.Module):
         if self._cos.shape[0] >= stop and self._cos.dtype == like.dtype:
             return
         length = min(self.max_tokens, max(stop, 2 * self._cos.shape[0], 128))
-        assert isinstance(self.inverse_frequency, Tensor)
-        angles = torch.arange(length, dtype=torch.float32)[:, None] * self.inverse_frequency.float()
+        angles = torch.arange(length, dtype=torch.float32)[:, None] * self._inverse_frequency
         angles = torch.cat([angles, angles], dim=-1)  # (length, E)
         self._cos, self._sin = angles.cos().to(like.dtype), angles.sin().to(like.dtype)
 
@@ -162,6 +161,16 @@ class Block(nn.Module):
         self.spec, self.post_norm = spec, post_norm
         self.norm_1, self.norm_2, self.qkv, self.out, self.ffn = norm_1, norm_2, qkv, out, ffn
         self.rope, self.q_norm, self.k_norm = rope, q_norm, k_norm
+
+    def forward(self, x: Tensor, causal: bool) -> Tensor:
+        """The block's output (T, D) of a whole sequence on one device, with one fused attention."""
+        query, rows = self.query_key_value(self.normalize(x), 0)
+        key, value = (
+            part.transpose(0, 1).unsqueeze(1).expand(-1, query.shape[1], -1, -1)
+            for part in rows.unbind(1)
+        )
+        out = F.scaled_dot_product_attention(query, key, value, is_causal=causal)
+        return self.mix(x, out.permute(2, 0, 1, 3).reshape(len(x), -1))
 
     def normalize(self, x: Tensor) -> Tensor:
         """``n`` for block input ``x``: (T, D) to (T, D)."""

@@ -70,7 +70,7 @@ def read_spec(values: Mapping[str, Any]) -> ModelSpec:
         num_hidden_layers=config.blocks("n_layer", "num_hidden_layers"),
         num_attention_heads=heads,
         num_key_value_heads=heads,
-        head_dim=hidden // heads,
+        head_dim=config.head_dim(hidden, heads),
         vocab_size=config.size("vocab_size"),
         max_tokens=config.size("n_positions", "n_ctx", "max_position_embeddings"),
         causal=True,

@@ -61,14 +61,20 @@ class Llama(Model):
         return self.head(hidden)  # type: ignore[no-any-return]
 
 
+MISTRAL_WINDOW = 4096  # where its config does not mention one (null means none)
+
+
 def _context(config: Config) -> int:
     """Positions that are exact: a sliding window, where one is in use, caps them."""
     longest = config.size("max_position_embeddings", default=2048)
-    windowed = config.values.get("model_type") == "mistral" or config.get(
-        "use_sliding_window", False
+    if config.values.get("model_type") == "mistral":
+        window = config.values.get("sliding_window", MISTRAL_WINDOW)
+    else:
+        used = config.get("use_sliding_window", False)
+        window = config.values.get("sliding_window") if used else None
+    return (
+        longest if window is None else min(longest, config.size("sliding_window", default=window))
     )
-    window = config.values.get("sliding_window") if windowed else None
-    return min(longest, window) if isinstance(window, int) and window > 0 else longest
 
 
 def read_spec(values: Mapping[str, Any]) -> ModelSpec:
@@ -78,6 +84,10 @@ def read_spec(values: Mapping[str, Any]) -> ModelSpec:
     kv_heads = config.size("num_key_value_heads", default=heads)
     if heads % kv_heads:
         raise BadBundleError(f"config.json: {heads} heads cannot share {kv_heads} key/value heads")
+    stated = values.get("head_dim") is not None
+    head_dim = config.size("head_dim") if stated else config.head_dim(hidden, heads)
+    if head_dim % 2:
+        raise BadBundleError(f"config.json: head_dim must be even to be rotated, it is {head_dim}")
     return ModelSpec(
         family="llama",
         hidden_size=hidden,
@@ -85,7 +95,7 @@ def read_spec(values: Mapping[str, Any]) -> ModelSpec:
         num_hidden_layers=config.blocks("num_hidden_layers"),
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
-        head_dim=config.size("head_dim", default=hidden // heads),
+        head_dim=head_dim,
         vocab_size=config.size("vocab_size"),
         max_tokens=_context(config),
         causal=True,
@@ -100,22 +110,26 @@ def inverse_frequency(values: Mapping[str, Any], head_dim: int) -> Tensor:
     if not isinstance(scaling, dict):
         raise BadBundleError(f"config.json: rope_scaling must be an object, it is {scaling!r}")
     rope = Config(scaling)
-    base = Config(values).number("rope_theta", default=rope.number("rope_theta", default=10000.0))
+    for part in (rope, Config(values)):
+        part.reject("partial_rotary_factor", 1.0)
+    base = Config(values).positive("rope_theta", default=rope.positive("rope_theta", default=1e4))
     plain = base ** -(torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind == "default":
         return plain
     if kind == "linear":
-        return plain / rope.number("factor")
+        return plain / rope.positive("factor")
     if kind != "llama3":
         raise UnsupportedModelError(f"config.json: rope_scaling of type {kind!r} is not supported")
     return _llama3_frequency(plain, rope)
 
 
 def _llama3_frequency(plain: Tensor, rope: Config) -> Tensor:
-    factor = rope.number("factor")
-    low, high = rope.number("low_freq_factor"), rope.number("high_freq_factor")
-    old_context = rope.number("original_max_position_embeddings")
+    factor = rope.positive("factor")
+    low, high = rope.positive("low_freq_factor"), rope.positive("high_freq_factor")
+    if low >= high:
+        raise BadBundleError(f"config.json: low_freq_factor {low} is not below {high}")
+    old_context = rope.positive("original_max_position_embeddings")
     turns = old_context * plain / (2 * math.pi)  # full turns within the old context
     smooth = ((turns - low) / (high - low)).clamp(0.0, 1.0)
     return (1 - smooth) * plain / factor + smooth * plain
@@ -134,7 +148,7 @@ def build(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Llama:
     return Llama(
         spec,
         [
-            _block(spec, weights, f"layers.{i}.", eps, act, rope)
+            _block(spec, weights, f"layers.{i}.", eps, act, rope, str(values["model_type"]))
             for i in range(spec.num_hidden_layers)
         ],
         embedding,
@@ -144,7 +158,13 @@ def build(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Llama:
 
 
 def _block(
-    spec: ModelSpec, weights: Weights, at: str, eps: float, act: Activation, rope: Rope
+    spec: ModelSpec,
+    weights: Weights,
+    at: str,
+    eps: float,
+    act: Activation,
+    rope: Rope,
+    kind: str,
 ) -> Block:
     d, f, e = spec.hidden_size, spec.intermediate_size, spec.head_dim
 
@@ -154,16 +174,14 @@ def _block(
             weights.maybe(f"{at}{name}.bias", outer),
         )
 
-    def stacked(names: tuple[str, ...], inner: int, outers: tuple[int, ...]) -> tuple[Tensor, Any]:
-        parts = [dense(name, inner, outer) for name, outer in zip(names, outers, strict=True)]
-        biases = [bias for _, bias in parts if bias is not None]
-        return torch.cat([w for w, _ in parts]), torch.cat(biases) if biases else None
-
     def head_norm(name: str) -> Norm | None:
-        scale = weights.maybe(f"{at}self_attn.{name}.weight", e)
-        return None if scale is None else Norm("rms", eps, scale)
+        if kind != "qwen3":
+            return None
+        return Norm("rms", eps, weights.take(f"{at}self_attn.{name}.weight", e))
 
-    attention = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+    attention = [f"{at}self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj")]
+    if kind == "qwen2":  # its config does not say that these have biases
+        weights.take(f"{attention[0]}.bias", spec.q_size)
     sizes = (spec.q_size, spec.kv_size, spec.kv_size)
     return Block(
         spec,
@@ -171,12 +189,14 @@ def _block(
         norm_1=Norm("rms", eps),
         norm_2=Norm("rms", eps),
         qkv=fold_norm(
-            *stacked(attention, d, sizes), weights.take(f"{at}input_layernorm.weight", d), None
+            *weights.stacked(attention, d, sizes),
+            weights.take(f"{at}input_layernorm.weight", d),
+            None,
         ),
         out=Linear(*dense("self_attn.o_proj", spec.q_size, d)),
         ffn=FeedForward(
             fold_norm(
-                *stacked(("mlp.gate_proj", "mlp.up_proj"), d, (f, f)),
+                *weights.stacked((f"{at}mlp.gate_proj", f"{at}mlp.up_proj"), d, (f, f)),
                 weights.take(f"{at}post_attention_layernorm.weight", d),
                 None,
             ),

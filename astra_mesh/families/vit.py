@@ -79,7 +79,7 @@ class ViT(Model):
 
 def _pair(value: Any, name: str) -> tuple[int, int]:
     pair = value if isinstance(value, list | tuple) else (value, value)
-    if len(pair) != 2 or not all(isinstance(v, int) and 0 < v <= 1 << 14 for v in pair):
+    if len(pair) != 2 or not all(type(v) is int and 0 < v <= 1 << 14 for v in pair):
         raise BadBundleError(
             f"config.json: {name} must be one or two whole numbers, it is {value!r}"
         )
@@ -108,7 +108,7 @@ def read_spec(values: Mapping[str, Any]) -> ModelSpec:
         num_hidden_layers=config.blocks("num_hidden_layers"),
         num_attention_heads=heads,
         num_key_value_heads=heads,
-        head_dim=hidden // heads,
+        head_dim=config.head_dim(hidden, heads),
         vocab_size=0,
         max_tokens=(height // patch) * (width // patch) + 1,
         causal=False,
@@ -163,18 +163,13 @@ def _block(spec: ModelSpec, weights: Weights, at: str, eps: float, act: Any) -> 
     def norm(name: str) -> tuple[Tensor, Tensor]:
         return weights.take(f"{at}{name}.weight", d), weights.take(f"{at}{name}.bias", d)
 
-    parts = [dense(f"attention.attention.{name}", d, d) for name in ("query", "key", "value")]
-    biases = [bias for _, bias in parts if bias is not None]
+    attention = [f"{at}attention.attention.{name}" for name in ("query", "key", "value")]
     return Block(
         spec,
         post_norm=False,
         norm_1=Norm("layer", eps),
         norm_2=Norm("layer", eps),
-        qkv=fold_norm(
-            torch.cat([weight for weight, _ in parts]),
-            torch.cat(biases) if biases else None,
-            *norm("layernorm_before"),
-        ),
+        qkv=fold_norm(*weights.stacked(attention, d, (d, d, d)), *norm("layernorm_before")),
         out=Linear(*dense("attention.output.dense", d, d)),
         ffn=FeedForward(
             fold_norm(*dense("intermediate.dense", d, f), *norm("layernorm_after")),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from astra_mesh.errors import BadBundleError, UnsupportedModelError
@@ -42,9 +44,26 @@ class Config:
     def number(self, *names: str, default: float | None = None) -> float:
         """A finite number."""
         value = self._first(names, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not math.isfinite(value)
+        ):
             raise BadBundleError(f"config.json: {names[0]} must be a number, it is {value!r}")
         return float(value)
+
+    def positive(self, *names: str, default: float | None = None) -> float:
+        """A finite number above zero."""
+        value = self.number(*names, default=default)
+        if value <= 0:
+            raise BadBundleError(f"config.json: {names[0]} must be above zero, it is {value}")
+        return value
+
+    def head_dim(self, hidden: int, heads: int) -> int:
+        """Width of one head where heads share the hidden size; BadBundleError if they cannot."""
+        if hidden % heads:
+            raise BadBundleError(f"config.json: {heads} heads cannot share {hidden} dimensions")
+        return hidden // heads
 
     def get(self, name: str, default: T) -> T:
         """An optional value of the default's type; null counts as absent."""
@@ -105,6 +124,19 @@ class Weights:
     def maybe(self, name: str, *shape: int) -> Tensor | None:
         """As :meth:`take`, None if absent."""
         return self.take(name, *shape) if self.has(name) else None
+
+    def stacked(
+        self, names: Sequence[str], inner: int, outers: Sequence[int]
+    ) -> tuple[Tensor, Tensor | None]:
+        """Linear layers over the same input as one: weight (sum of outers, inner) and bias.
+
+        Either all of them have a bias or none.
+        """
+        weights = [self.take(f"{n}.weight", o, inner) for n, o in zip(names, outers, strict=True)]
+        biases = None
+        if any(self.has(f"{name}.bias") for name in names):
+            biases = [self.take(f"{n}.bias", o) for n, o in zip(names, outers, strict=True)]
+        return torch.cat(weights), None if biases is None else torch.cat(biases)
 
     def rows(self, name: str) -> int:
         """The first dimension of a matrix whose size the config does not state."""
