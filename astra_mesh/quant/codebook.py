@@ -1,4 +1,4 @@
-"""A codebook: what turns one block's K,V input into a few bytes per token, for all blocks of a model.
+"""A codebook: what turns each block's K,V input into a few bytes per token, for one model.
 
 For block input ``n`` (T, D) (see :mod:`astra_mesh.families.block`):
 
@@ -6,10 +6,11 @@ For block input ``n`` (T, D) (see :mod:`astra_mesh.families.block`):
     code[s, g] = nearest codeword of stage s to what the stages before left of y[g]
     n^ = center + synthesis @ (sum over stages of the codewords)
 
-``analysis`` maps into coordinates in which the Euclidean distance is the error of the keys and values
-(each scaled to unit energy), rotated so that groups carry equal log-variance (the balance of optimized
-product quantization, Ge et al., CVPR 2013). Stages are residual, so a prefix of the code is a coarser
-code. The codec ``astra`` (arXiv 2505.19342, section 3.2) has neither: it quantizes the embedding itself.
+``analysis`` maps into coordinates in which the Euclidean distance is the error of the keys and
+values (each scaled to unit energy), rotated so that groups carry equal log-variance (the balance of
+optimized product quantization, Ge et al., CVPR 2013). Stages are residual, so a prefix of the code
+is a coarser code. The codec ``astra`` (arXiv 2505.19342, section 3.2) has neither: it quantizes the
+embedding itself.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from astra_mesh.bundle.tensors import open_tensors, read_metadata, save_tensors
 from astra_mesh.errors import BadBundleError, CodebookError
+from astra_mesh.limits import STAGES
 from astra_mesh.wire.messages import CodebookId, ModelId
 
 FORMAT = "astra-mesh-codebook"
@@ -144,12 +146,12 @@ def load_codebook(path: Path, model: ModelId | None = None) -> Codebook:
         raise CodebookError(f"{error.message}; fit it again: astra-mesh fit MODEL") from error
     if meta.get("format") != FORMAT or meta.get("version") != VERSION:
         raise CodebookError(
-            f"{path.name} is not a version {VERSION} codebook of astra_mesh; fit one: astra-mesh fit"
+            f"{path.name} is no codebook of version {VERSION}; fit one: astra-mesh fit MODEL"
         )
     if model is not None and meta.get("model") != model:
         raise CodebookError(
-            f"{path.name} was fitted for other weights (model {meta.get('model', '?')[:12]}, this one "
-            f"is {model[:12]}); fit one for these: astra-mesh fit MODEL"
+            f"{path.name} was fitted for other weights (model {meta.get('model', '?')[:12]!a}, "
+            f"this one is {model[:12]!a}); fit one for these: astra-mesh fit MODEL"
         )
     return _from_tensors(path.name, meta, tensors)
 
@@ -192,7 +194,7 @@ def _check(book: Codebook) -> None:
     if not 1 <= book.default_stages <= book.stages:
         raise ValueError("default_stages out of range")
     shape = book.blocks[0].codewords.shape
-    if len(shape) != 4 or min(shape) < 1 or shape[2] > 65536:
+    if len(shape) != 4 or min(shape) < 1 or not 2 <= shape[2] <= 65536 or shape[0] > STAGES:
         raise ValueError("codewords of a wrong shape")
     coordinates, hidden = int(shape[1] * shape[3]), book.hidden_size
     wanted = {

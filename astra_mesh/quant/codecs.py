@@ -55,7 +55,7 @@ class Codec(Protocol):
 
 
 class PlainCodec:
-    """The normalized embedding in ``fp32``, ``fp16``, ``int8`` or ``int4``; the receiver projects."""
+    """The normalized embedding in fp32, fp16, int8 or int4; the receiver projects."""
 
     stages = 1
     first_block = 1
@@ -111,7 +111,7 @@ class PlainCodec:
         """See :class:`Codec`."""
         if len(data) != tokens * self._row:
             raise ProtocolError(
-                f"{len(data)} bytes of {self.name} for {tokens} tokens; {tokens * self._row} expected"
+                f"{len(data)} bytes of {self.name} for {tokens} tokens, not {tokens * self._row}"
             )
         rows = np.frombuffer(data, np.uint8).reshape(tokens, self._row)
         if not self._finite(rows):
@@ -172,9 +172,11 @@ class VectorCodec:
     """Codes of a codebook: ``vq`` or ``astra``.
 
     Args:
-        decoder: "table" sums rows in which the K,V projection is already applied; "project" rebuilds
-            the embedding and projects it. Both give the same keys and values up to rounding; ``astra``
-            can only project, because it quantizes before the norm.
+        model: the model whose block inputs are coded.
+        codebook: of that model.
+        decoder: "table" sums rows in which the K,V projection is already applied; "project"
+            rebuilds the embedding and projects it. Both give the same keys and values up to
+            rounding; ``astra`` can only project, because it quantizes before the norm.
     """
 
     def __init__(self, model: Model, codebook: Codebook, decoder: str = "table") -> None:
@@ -198,7 +200,7 @@ class VectorCodec:
         """See :class:`Codec`."""
         book = self.codebook.book(block)
         y = x.float()
-        if book.analysis is not None:
+        if book.analysis is not None and book.center is not None:
             n = self._model.block(block).normalize(x).float()
             y = F.linear(n - book.center, book.analysis)
         y = y.view(len(x), self.codebook.groups, -1).transpose(0, 1).contiguous()  # (G, T, W)
@@ -258,9 +260,7 @@ class VectorCodec:
     def unpack(self, data: bytes, tokens: int) -> CodeArray:
         """See :class:`Codec`."""
         codes = unpack(data, tokens, self.codebook.groups, self.codebook.code_bits)
-        if self.codebook.size < 1 << self.codebook.code_bits and int(codes.max()) >= (
-            self.codebook.size
-        ):
+        if codes.size and int(codes.max()) >= self.codebook.size:
             raise ProtocolError(f"a code beyond the {self.codebook.size} codewords of its group")
         return codes
 
@@ -280,7 +280,8 @@ def make_table(book: BlockBook, block: Block) -> tuple[Tensor, Tensor]:
     Returns:
         Rows (S * G * K, 2 kv_size) and the offset (2 kv_size,), in the block's dtype.
     """
-    assert book.synthesis is not None and book.center is not None
+    assert book.synthesis is not None
+    assert book.center is not None
     weight = block.kv_weight.float()
     stages, groups, size, width = book.codewords.shape
     basis = (weight @ book.synthesis).view(-1, groups, width)  # (2 kv, G, W)
@@ -302,8 +303,8 @@ def make_codec(
         raise InputError(f"unknown codec {name!r}; known: {', '.join(PLAIN + VECTOR)}")
     if codebook is None or codebook.codec != name:
         raise CodebookError(
-            f"the model has no {name} codebook; fit one (astra-mesh fit MODEL --codec {name}) or use "
-            f"one of {', '.join(PLAIN)}"
+            f"the model has no {name} codebook; fit one (astra-mesh fit MODEL --codec {name}) or "
+            f"use one of {', '.join(PLAIN)}"
         )
     if codebook.hidden_size != model.spec.hidden_size or (
         len(codebook.blocks) != model.spec.num_hidden_layers - codebook.first_block

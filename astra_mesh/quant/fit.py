@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from astra_mesh.engine.attention import attend, merge
 from astra_mesh.errors import CalibrationError
 from astra_mesh.families.block import Block
 from astra_mesh.families.model import Model, ModelInput
@@ -69,6 +68,11 @@ def fit_codebook(
     """
     spec = model.spec
     options.check(spec.hidden_size)
+    first = 0 if options.codec == "astra" else 1
+    if spec.num_hidden_layers <= first:
+        raise CalibrationError(
+            "a model of one block needs no codebook: all peers know that block's input anyway"
+        )
     hidden = _embed(model, inputs, options.max_tokens)
     tokens = sum(len(x) for x in hidden)
     if tokens < 10 * options.codewords:
@@ -76,7 +80,6 @@ def fit_codebook(
             f"{tokens} calibration tokens are too few for {options.codewords} codewords: give at "
             f"least {10 * options.codewords} tokens (more text or pictures), or fewer codewords"
         )
-    first = 0 if options.codec == "astra" else 1
     generator = torch.Generator().manual_seed(options.seed)
     books = []
     for index in range(spec.num_hidden_layers):
@@ -84,8 +87,10 @@ def fit_codebook(
         block = model.block(index)
         if index >= first:
             books.append(_fit_block(block, torch.cat(hidden), options, generator))
-        hidden = [_forward(block, x, spec.causal) for x in hidden]
+        hidden = [block(x, spec.causal) for x in hidden]
     progress(spec.num_hidden_layers, spec.num_hidden_layers, "done")
+    if not all(bool(book.codewords.isfinite().all()) for book in books):
+        raise CalibrationError("the model's embeddings are beyond what a codebook holds (float16)")
     return Codebook(
         codec=options.codec,
         model=model_id,
@@ -106,11 +111,6 @@ def _embed(model: Model, inputs: Sequence[ModelInput], max_tokens: int) -> list[
         found.append(model.embed(one, 0, count).float())
         left -= count
     return found
-
-
-def _forward(block: Block, x: Tensor, causal: bool) -> Tensor:
-    query, rows = block.query_key_value(block.normalize(x), 0)
-    return block.mix(x, merge([attend(query, rows, causal)]))
 
 
 def _fit_block(
@@ -145,11 +145,17 @@ class Frame:
 
 
 def kv_frame(n: Tensor, block: Block, groups: int) -> Frame:
-    """Coordinates in which the distance of ``n`` (N, D) is the error of K and V, in balanced groups."""
+    """Coordinates for ``n`` (N, D) in which a distance is an error of K and V, balanced groups.
+
+    Raises:
+        CalibrationError: all rows are equal.
+    """
     center = n.mean(0)
     metric = _kv_metric(n - center, block)  # (2 kv, D)
     seen = (n - center) @ metric.T
     values, vectors = torch.linalg.eigh((seen.T @ seen / len(n)).double())
+    if not values[-1] > 0:
+        raise CalibrationError("the calibration inputs are all alike; give others")
     keep = values > 1e-7 * values[-1]
     values, vectors = values[keep].flip(0), vectors[:, keep].flip(1)  # by falling variance
     analysis = vectors.T @ metric.double()  # (R, D)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from astra_mesh.quant.codecs import nearest
+
 CHUNK_TOKENS = 8192  # rows scored at a time: (G, 8192, K) float32 scores
 
 
 def assign(y: Tensor, codewords: Tensor) -> Tensor:
     """Index (G, N) int64 of the nearest of ``codewords`` (G, K, W) to ``y`` (G, N, W)."""
-    from astra_mesh.quant.codecs import nearest
-
     parts = [nearest(part, codewords) for part in y.split(CHUNK_TOKENS, dim=1)]
     return torch.cat([torch.from_numpy(part) for part in parts], dim=1)
 
