@@ -1,4 +1,4 @@
-"""Running a plan: partial attention, the block pipeline, decoding, and the single-process reference.
+"""Running a plan: partial attention, the block pipeline, decoding, the single-process reference.
 
 Talks to the network only through :class:`astra_mesh.engine.exchange.Exchange`.
 """

@@ -17,8 +17,8 @@ class Layout:
     """The shards of one request, in token order.
 
     ``bounds`` are (start, stop) pairs, contiguous from 0; empty shards are allowed. With
-    ``distributed`` class tokens every shard works on a copy of position 0 beside its own tokens, and
-    position 0 is never sent.
+    ``distributed`` class tokens every shard works on a copy of position 0 beside its own tokens,
+    and position 0 is never sent.
     """
 
     bounds: tuple[tuple[int, int], ...]

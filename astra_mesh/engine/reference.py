@@ -54,7 +54,7 @@ def run_solo(model: Model, inputs: ModelInput, pooling: Pooling, spare: int = 0)
 
 @torch.inference_mode()
 def hidden_rows(runs: list[ShardRun]) -> Tensor:
-    """Final hidden rows (T, D) of a layout with ``pooling="all"``; copies of the class token left out."""
+    """Final hidden rows (T, D) of a layout with ``pooling="all"``, without class token copies."""
     rows = [run.x[int(run.layout.copies_class(run.shard)) :] for run in runs]
     return runs[0].model.final(torch.cat(rows))
 

@@ -38,7 +38,8 @@ class Sampler:
         options = self._sampling
         if options.temperature == 0.0:
             return int(logits.argmax())
-        probabilities = torch.softmax(truncate(logits.float() / options.temperature, options), -1)
+        below = logits.float() - logits.max()  # so that a tiny temperature overflows to -inf only
+        probabilities = torch.softmax(truncate(below / options.temperature, options), -1)
         return int(torch.multinomial(probabilities, 1, generator=self._generator))
 
 

@@ -1,7 +1,7 @@
 """One peer's part of one prefill: synchronous steps that the pipeline and the reference drive.
 
-Attention parts are merged in token order, whatever order they arrived in, so that the same plan gives
-the same bits: a code that flips at a near tie would change later blocks visibly.
+Attention parts are merged in token order, whatever order they arrived in, so that the same plan
+gives the same bits: a code that flips at a near tie would change later blocks visibly.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class ShardRun:
     def pooled(self) -> tuple[Tensor, float]:
         """This shard's share of the pooled output: sum of final rows (D,) float32, and its weight.
 
-        ``last`` and ``class`` share one row; a class token with copies counts as one token of a mean.
+        ``last`` and ``class`` share one row; a copied class token counts as one token of a mean.
         """
         rows = self.layout.wanted(self.shard)
         if not rows:
