@@ -1,0 +1,178 @@
+"""The commands as processes, with real peers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from astra_mesh.cli.app import app
+from tests.integration.mesh_fixtures import make_models, picture
+from tests.timings import patient
+
+START_S = patient(40.0)  # a process that imports torch on a busy core
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_models(tmp_path_factory.mktemp("models") / "all")
+
+
+@pytest.fixture(autouse=True)
+def _environment(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ASTRA_MESH_MODELS", str(models))
+    monkeypatch.setenv("COLUMNS", "120")
+
+
+def call(*arguments: str, status: int = 0) -> Result:
+    """The command inside this process, which has torch already."""
+    found = CliRunner().invoke(app, list(arguments))
+    assert found.exit_code == status, found.output
+    return found
+
+
+def spawn(*arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
+    """The command as a process."""
+    found = subprocess.run(
+        [sys.executable, "-m", "astra_mesh", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=2 * START_S,
+        check=False,
+    )
+    assert found.returncode == status, found.stderr
+    assert "Traceback" not in found.stderr
+    return found
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _uvloop_started() -> None:
+    """libuv opens a pipe for signals with the first loop of a process and keeps it."""
+    try:
+        import uvloop
+    except ImportError:
+        return
+    uvloop.new_event_loop().close()
+
+
+@contextmanager
+def running_peer(tmp_path: Path, *options: str) -> Iterator[tuple[subprocess.Popen, dict]]:
+    """``astra-mesh peer`` and its first line."""
+    output = tmp_path / "output"
+    with output.open("w") as file:
+        fixed = ("peer", "--json", "--port", "0", "--threads", "1", "--no-discovery")
+        models = ("--model", "words", "--model", "pictures")
+        process = subprocess.Popen(
+            [sys.executable, "-m", "astra_mesh", *fixed, *models, *options],
+            stdout=file,
+            stdin=subprocess.PIPE,
+        )
+    try:
+        deadline = time.monotonic() + START_S
+        while not output.read_text().endswith("\n"):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        yield process, json.loads(output.read_text().splitlines()[0])
+    finally:
+        process.kill()
+        process.wait()
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+def lines(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_a_peer_is_found_asked_and_ended(tmp_path: Path) -> None:
+    photo = tmp_path / "photo.png"
+    photo.write_bytes(picture())
+    with running_peer(tmp_path, "--name", "kitchen") as (process, started):
+        assert started["type"] == "started"
+        assert sorted(started["models"]) == ["pictures", "words"]
+        (document,) = lines(call("peers", "--json").stdout)
+        assert [one["name"] for one in document["peers"]] == ["kitchen"]
+        (document,) = lines(call("classify", "pictures", str(photo), "--json").stdout)
+        assert len(document["labels"]) == 5
+        missing = call("run", "absent", "Hello", "--json", status=1)
+        assert lines(missing.stdout)[0]["error"]["code"] == "unknown-model"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(patient(10.0)) == 0
+    events = [one["event"]["kind"] for one in lines((tmp_path / "output").read_text())[1:]]
+    assert events[:2] == ["request-started", "request-ended"]
+    assert not list(Path(os.environ["XDG_STATE_HOME"]).glob("astra-mesh/running/*"))
+
+
+def test_a_peer_ends_with_its_standard_input_where_asked(tmp_path: Path) -> None:
+    with running_peer(tmp_path, "--stop-with-stdin") as (process, _):
+        assert process.stdin is not None
+        process.stdin.close()
+        assert process.wait(patient(10.0)) == 0
+
+
+def test_a_port_in_use_is_named() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        arguments = ("--port", port, "--listen", "127.0.0.1", "--no-discovery")
+        found = spawn("peer", *arguments, status=1)
+    assert f"error: port {port}" in found.stderr
+
+
+def test_nobody_at_the_address() -> None:
+    found = call("run", "words", "Hello", "--connect", "127.0.0.1:1", status=1)
+    assert "error: no peer at 127.0.0.1:1" in found.stderr
+
+
+def test_help_is_quick() -> None:
+    began = time.monotonic()
+    spawn("--help")
+    assert time.monotonic() - began < patient(4.0)  # 0.4 s on an idle core
+
+
+def test_models_fit_and_eval(tmp_path: Path) -> None:
+    data = tmp_path / "photos"
+    data.mkdir()
+    for number in range(24):
+        (data / f"{number}.png").write_bytes(picture(number))
+    book = tmp_path / "book.safetensors"
+    small = ("--groups", "4", "--stages", "2", "--codewords", "16")
+    call("fit", "pictures", "--data", str(data), *small, "--output", str(book), "--json")
+    assert book.stat().st_size > 1000
+    found = call("eval", "pictures", "--data", str(data), "--limit", "2", "--peers", "2", "--json")
+    (document,) = lines(found.stdout)
+    assert {"vq", "fp32"} <= {row["codec"] for row in document["rows"]}
+    table = call("eval", "pictures", "--data", str(data), "--limit", "2", "--codec", "vq").stdout
+    assert "one device" in table
+    (listed,) = lines(call("models", "--json").stdout)
+    assert {"words", "pictures", "feelings"} <= {row["name"] for row in listed["models"]}
+    assert "16/32" in call("models").stdout
+    no_data = call("fit", "pictures", "--data", str(tmp_path / "absent"), status=1)
+    assert "error: there is no file or folder" in no_data.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_the_demonstration_answers_and_leaves_nothing(tmp_path: Path, models: Path) -> None:
+    photo = tmp_path / "photo.png"
+    photo.write_bytes(picture())
+    found = spawn("demo", "--photo", str(photo), "--json")
+    (document,) = lines(found.stdout)
+    text, label = document["answers"]
+    for one in (text, label):
+        assert len(one["mesh"]["report"]["peers"]) >= 3
+        assert len(one["one_device"]["report"]["peers"]) == 1
+    assert text["mesh"]["answer"]
