@@ -30,6 +30,7 @@ class Decoder:
         self.finish = ""  # "length", "eos" or "context" once it has ended
         self.logits: Tensor = self.model.logits(self.model.final(run.x[-1:]))[0]  # (vocab,)
 
+    @torch.inference_mode()
     def step(self) -> int | None:
         """The next token id, or None at the end (then ``finish`` says why)."""
         if self.finish:
