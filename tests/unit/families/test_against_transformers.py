@@ -15,7 +15,7 @@ from astra_mesh.engine.reference import hidden_rows, pooled, run_solo
 from astra_mesh.families import Model, ModelInput, build_model
 
 TOLERANCE = 1e-4
-SIZES = {
+SIZES: dict[str, Any] = {
     "vocab_size": 97,
     "hidden_size": 48,
     "intermediate_size": 80,
@@ -23,7 +23,13 @@ SIZES = {
     "num_attention_heads": 6,
     "max_position_embeddings": 64,
 }
-GPT2 = {"vocab_size": 97, "n_positions": 64, "n_embd": 48, "n_layer": 3, "n_head": 6}
+GPT2: dict[str, Any] = {
+    "vocab_size": 97,
+    "n_positions": 64,
+    "n_embd": 48,
+    "n_layer": 3,
+    "n_head": 6,
+}
 LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 500.0,
@@ -34,7 +40,7 @@ LLAMA3 = {
 }
 LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
 
-TEXT_MODELS = {
+TEXT_MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gpt2 tied": ("GPT2", "LMHeadModel", GPT2),
     "gpt2 untied": (
         "GPT2",

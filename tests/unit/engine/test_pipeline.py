@@ -1,0 +1,176 @@
+"""The asyncio pipeline gives the reference's bits, in whatever order the codes arrive."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from astra_mesh.engine.compute import ComputeThread
+from astra_mesh.engine.exchange import LocalExchange
+from astra_mesh.engine.layout import Layout, make_layout
+from astra_mesh.engine.pipeline import Pipeline
+from astra_mesh.engine.reference import decode, pooled, run_plan
+from astra_mesh.engine.shard import ShardRun
+from astra_mesh.families import Model, ModelInput
+from astra_mesh.quant.codecs import CodeArray, Codec, PlainCodec
+from astra_mesh.wire.messages import Sampling
+from tests.unit.engine.plans import input_of, random_bounds, random_codec
+from tests.unit.families.making import KINDS, make_model
+
+
+class ShuffledExchange:
+    """Lets some other tasks run before each step, and hands out what has arrived in any order."""
+
+    def __init__(self, inner: LocalExchange, rng: random.Random) -> None:
+        self._inner, self._rng = inner, rng
+
+    async def _dawdle(self) -> None:
+        for _ in range(self._rng.randrange(20)):
+            await asyncio.sleep(0)
+
+    async def send_codes(self, block: int, codes: Sequence[CodeArray]) -> None:
+        await self._dawdle()
+        await self._inner.send_codes(block, codes)
+
+    async def receive_codes(self, block: int) -> tuple[int, Sequence[CodeArray]]:
+        await self._dawdle()
+        queue = self._inner._queue(block)
+        waiting = [await queue.get()]
+        while not queue.empty():
+            waiting.append(queue.get_nowait())
+        self._rng.shuffle(waiting)
+        for one in waiting[1:]:
+            queue.put_nowait(one)
+        return waiting[0]
+
+    async def send_pooled(self, vector: Tensor, weight: float) -> None:
+        await self._dawdle()
+        await self._inner.send_pooled(vector, weight)
+
+    async def receive_pooled(self, count: int) -> list[tuple[Tensor, float]]:
+        return await self._inner.receive_pooled(count)
+
+
+async def run_mesh(
+    model: Model, layout: Layout, codec: Codec, inputs: ModelInput, seed: int, spare: int = 0
+) -> tuple[list[ShardRun], list[Tensor | None]]:
+    """All shards at once, each with a compute thread of its own; runs and pooled rows."""
+    rng = random.Random(seed)
+    threads = [ComputeThread() for _ in layout.bounds]
+    exchanges = LocalExchange.connect(layout)
+    runs = [ShardRun(model, layout, i, codec, inputs, spare) for i in range(len(layout.bounds))]
+
+    async def one(shard: int) -> Tensor | None:
+        exchange = ShuffledExchange(exchanges[shard], random.Random(rng.random()))
+        pipeline = Pipeline(runs[shard], exchange, threads[shard])
+        await pipeline.prefill()
+        return await pipeline.pool()
+
+    try:
+        async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(i)) for i in range(len(layout.bounds))]
+    finally:
+        for thread in threads:
+            thread.close()
+    return runs, [task.result() for task in tasks]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shards", [1, 4, 7])
+async def test_mesh_equals_the_reference_bit_for_bit(kind: str, shards: int) -> None:
+    model = make_model(kind)
+    codec, inputs = random_codec(model, stages=3), input_of(model, 16)
+    rates = random.Random(shards)
+    links = [(i, j) for i in range(shards) for j in range(shards)]
+    for seed in range(2):
+        layout = make_layout(
+            model.spec,
+            random_bounds(16, shards, seed),
+            pooling="last" if model.spec.causal else "class",
+            class_token="distributed" if seed else "single",
+            stages={link: rates.randint(1, 3) for link in links},
+        )
+        wanted = run_plan(model, layout, codec, inputs, 6)
+        runs, rows = await run_mesh(model, layout, codec, inputs, seed, 6)
+        for run, reference in zip(runs, wanted, strict=True):
+            assert torch.equal(run.x, reference.x)
+        answer = rows.pop(layout.answering())
+        assert rows == [None] * (shards - 1)
+        assert answer is not None
+        assert torch.equal(answer, pooled(wanted))
+        if model.spec.causal:
+            options = Sampling(max_new_tokens=6, temperature=1.0, seed=seed)
+            assert decode(runs, options) == decode(wanted, options)
+
+
+async def test_mean_pooling_over_the_mesh() -> None:
+    model = make_model("bert")
+    inputs = input_of(model, 16)
+    layout = make_layout(model.spec, random_bounds(16, 5, 2), pooling="mean")
+    codec = PlainCodec("fp32", model)
+    _, rows = await run_mesh(model, layout, codec, inputs, 0)
+    answer = rows[layout.answering()]
+    assert answer is not None
+    assert torch.equal(answer, pooled(run_plan(model, layout, codec, inputs)))
+
+
+async def test_only_what_is_needed_is_sent() -> None:
+    """Codes go to the right only, with the link's own stages, and none for the first block."""
+    model = make_model("llama")
+    sent: list[tuple[int, int, int]] = []
+
+    class Counting(LocalExchange):
+        async def receive_codes(self, block: int) -> tuple[int, Sequence[CodeArray]]:
+            source, arrays = await super().receive_codes(block)
+            sent.append((block, source, len(arrays)))
+            return source, arrays
+
+    rates = {(0, 1): 1, (0, 2): 3, (1, 2): 2}
+    layout = make_layout(model.spec, [(0, 4), (4, 8), (8, 12)], pooling="last", stages=rates)
+    codec, inputs = random_codec(model, stages=3), input_of(model, 12)
+    exchanges = Counting.connect(layout)
+    thread = ComputeThread()
+    try:
+        async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+            for i, exchange in enumerate(exchanges):
+                run = ShardRun(model, layout, i, codec, inputs)
+                group.create_task(Pipeline(run, exchange, thread).prefill())
+    finally:
+        thread.close()
+    assert sorted(sent) == [(1, 0, 1), (1, 0, 3), (1, 1, 2), (2, 0, 3), (2, 1, 2)]
+
+
+async def test_cancelling_leaves_no_task_and_a_usable_thread() -> None:
+    model = make_model("bert")
+    layout = make_layout(model.spec, [(0, 8), (8, 16)], pooling="mean")
+    codec, inputs = PlainCodec("fp32", model), input_of(model, 16)
+    run = ShardRun(model, layout, 0, codec, inputs)
+    thread = ComputeThread()
+    pipeline = Pipeline(run, LocalExchange.connect(layout)[0], thread)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.2):
+            await pipeline.prefill()  # the other shard never sends
+    assert await thread(lambda: 3) == 3
+    thread.close()
+
+
+async def test_computing_happens_in_one_thread_without_gradients() -> None:
+    thread = ComputeThread()
+
+    def look() -> tuple[str, bool]:
+        return threading.current_thread().name, torch.is_inference_mode_enabled()
+
+    found = {await thread(look) for _ in range(3)}
+    assert len(found) == 1
+    name, without = found.pop()
+    assert name != threading.current_thread().name
+    assert without
+    with pytest.raises(ZeroDivisionError):
+        await thread(divmod, 1, 0)
+    thread.close()
