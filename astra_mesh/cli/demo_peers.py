@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from astra_mesh.client import Mesh
 
 START_S: Final = 40.0  # importing torch three times on two busy cores: about 10 s
-MEET_S: Final = 10.0  # mDNS takes about 1 s; much longer means that multicast is dropped
+MEET_S: Final = 15.0  # mDNS takes 1 s, on busy cores 5; longer means that multicast is dropped
 STOP_S: Final = 5.0  # between asking a process to end and ending it
 _LOOK_S: Final = 0.1
 _LOG_CHARS: Final = 600
@@ -50,10 +50,13 @@ class DemoPeer:
 
     def check(self) -> None:
         """PeerLostError, with the end of its log, if the process ended."""
-        if self.process.returncode is not None:
-            log = (self.folder / "log").read_text(errors="replace").strip()[-_LOG_CHARS:]
-            status = self.process.returncode
-            raise PeerLostError(f"the peer {self.name} ended (status {status}): {log}")
+        status = self.process.returncode
+        if status is not None:
+            raise PeerLostError(f"the peer {self.name} ended (status {status}): {self.log()}")
+
+    def log(self) -> str:
+        """The end of what it wrote to standard error."""
+        return (self.folder / "log").read_text(errors="replace").strip()[-_LOG_CHARS:]
 
     def introduced(self) -> bool:
         """Whether it wrote its first line."""
@@ -81,7 +84,10 @@ async def demo_peers(
                 yield peers, meshes, "by mDNS, no address was typed"
                 return
             await stack.aclose()
-        why = "multicast does not work on this machine, so the peers were given addresses (--peer)"
+        why = (
+            f"they did not find each other by mDNS within {MEET_S:g} s (is multicast blocked on this "
+            "machine?), so they were given addresses with --peer"
+        )
         say(why)
         first = await _start_all(stack, names[:1], folder / "typed", (), say)
         known: tuple[str, ...] = ("--peer", f"127.0.0.1:{first[0].port}", "--no-discovery")
