@@ -45,6 +45,10 @@ class FitOptions:
             raise CalibrationError("astra needs one stage and groups that divide the hidden size")
         if not 2 <= self.codewords <= 65536 or not 1 <= self.stages <= 64:
             raise CalibrationError("codewords must lie in 2..65536 and stages in 1..64")
+        if not 0 <= self.default_stages <= self.stages:
+            raise CalibrationError(f"default_stages must lie in 0..{self.stages}")
+        if self.iterations < 1 or self.max_tokens < 1:
+            raise CalibrationError("iterations and max_tokens must be at least 1")
         if self.codewords > 256 and self.codec == "vq":
             raise CalibrationError("vq codes are bytes: at most 256 codewords per group")
 
@@ -151,11 +155,11 @@ def kv_frame(n: Tensor, block: Block, groups: int) -> Frame:
         CalibrationError: all rows are equal.
     """
     center = n.mean(0)
+    if (n - center).square().mean() <= 1e-10 * n.square().mean():  # equal but for rounding
+        raise CalibrationError("the calibration inputs are all alike; give others")
     metric = _kv_metric(n - center, block)  # (2 kv, D)
     seen = (n - center) @ metric.T
     values, vectors = torch.linalg.eigh((seen.T @ seen / len(n)).double())
-    if not values[-1] > 0:
-        raise CalibrationError("the calibration inputs are all alike; give others")
     keep = values > 1e-7 * values[-1]
     values, vectors = values[keep].flip(0), vectors[:, keep].flip(1)  # by falling variance
     analysis = vectors.T @ metric.double()  # (R, D)
