@@ -1,0 +1,117 @@
+"""Predictions move as physics does."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from astra_mesh.engine.layout import Layout, make_layout
+from astra_mesh.plan.cost import Candidate, Link, Prediction, Work, predict, slowdown
+from tests.unit.engine.plans import cut
+from tests.unit.plan.making import BERT, GPT, device, links
+
+WORK_BYTES = 16.0
+
+
+def layout(causal: bool, tokens: int = 400, edges: list[int] | None = None) -> Layout:
+    return make_layout(
+        GPT if causal else BERT,
+        cut(tokens, [100, 200, 300] if edges is None else edges),
+        pooling="last" if causal else "class",
+        stages=2,
+    )
+
+
+def told(
+    shards: Layout, peers: list[Candidate], link: Link, token_bytes: float = WORK_BYTES
+) -> Prediction:
+    return predict(shards, Work(token_bytes, peers[-1].peer), peers, links(peers, link))
+
+
+PEERS = [device(name) for name in "abcd"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.booleans(),
+    st.lists(st.integers(0, 400), min_size=3, max_size=3),
+    st.floats(1e4, 1e9),
+    st.floats(1.0, 100.0),
+    st.floats(0.0001, 0.5),
+)
+def test_better_links_are_never_slower(causal, edges, bps, factor, round_trip_s) -> None:  # type: ignore[no-untyped-def]
+    shards = layout(causal, edges=sorted(edges))
+    base = told(shards, PEERS, Link(round_trip_s, bps)).total_s
+    assert told(shards, PEERS, Link(round_trip_s, bps * factor)).total_s <= base * (1 + 1e-9)
+    assert told(shards, PEERS, Link(round_trip_s / factor, bps)).total_s <= base * (1 + 1e-9)
+    assert told(shards, PEERS, Link(round_trip_s, bps), 1.0).total_s <= base * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_faster_device_is_never_slower(causal: bool) -> None:
+    before = told(layout(causal), PEERS, Link()).total_s
+    for index in range(4):
+        peers = list(PEERS)
+        peers[index] = device(peers[index].name, 5e-5)
+        assert told(layout(causal), peers, Link()).total_s <= before
+    assert told(layout(causal), [device(n, 5e-5) for n in "abcd"], Link()).total_s < before
+
+
+def test_a_wavefront_does_not_pay_the_delay_in_every_block() -> None:
+    """Blocks take 10 ms: 20 ms more of delay cost about one round for each of three hops."""
+    near, far = (told(layout(True), PEERS, Link(rtt, 1e9)).total_s for rtt in (0.0, 0.04))
+    assert 0.02 <= far - near < 4 * 0.02
+
+
+def test_an_encoder_pays_what_its_own_work_does_not_hide() -> None:
+    near, far = (told(layout(False), PEERS, Link(rtt, 1e9)).total_s for rtt in (0.0, 0.4))
+    assert far - near > 9 * 0.15  # 10 exchanges (block 0 needs none, the last pools one token)
+
+
+def test_one_device_is_its_own_sum() -> None:
+    only = device("a")
+    shards = make_layout(GPT, [(0, 100)], pooling="all")
+    timing = only.timing
+    block = timing.fixed_s + timing.per_token_s * 100 + timing.per_pair_s * 100 * 50
+    found = predict(shards, Work(WORK_BYTES, only.peer), [only], {})
+    assert found.total_s == pytest.approx(12 * block + timing.head_s)
+    assert found.waited_s == (0.0,)
+
+
+def test_two_devices_by_hand() -> None:
+    """Causal, two shards: the second waits for the first's codes of block 1."""
+    first, second = device("a", 1e-3), device("b", 1e-5)
+    shards = make_layout(GPT, [(0, 100), (100, 200)], pooling="all", stages=2)
+    link = Link(0.01, 1e6)
+    found = predict(
+        shards,
+        Work(10.0, second.peer),
+        [first, second],
+        {(first.peer, second.peer): link, (second.peer, first.peer): link},
+    )
+    timing = first.timing
+    block = timing.fixed_s + timing.per_token_s * 100 + timing.per_pair_s * 100 * 50
+    encode = timing.encode_token_s * 100
+    done = 0.005 + 12 * block + 11 * encode
+    assert found.finished_s[0] == pytest.approx(done)
+    transfer = 8 * 100 * 10.0 * 2 / 1e6
+    arrives = done - block + transfer + 0.005  # codes of the last block
+    assert found.finished_s[1] == pytest.approx(
+        arrives + (second.timing.decode_token_s + second.timing.per_pair_s * 100) * 100 + 0.0003
+    )
+
+
+def test_empty_shards_cost_nothing() -> None:
+    full = make_layout(GPT, [(0, 200), (200, 400)], pooling="last", stages=2)
+    holes = make_layout(GPT, [(0, 200), (200, 200), (200, 400)], pooling="last", stages=2)
+    slow = device("slow", 1.0)
+    with_hole = told(holes, [PEERS[0], slow, PEERS[1]], Link())
+    assert with_hole.total_s == told(full, PEERS[:2], Link()).total_s
+
+
+def test_peers_of_one_machine_slow_each_other_down() -> None:
+    here = [device(n, host="x", cores=2, host_cores=4) for n in "abc"]
+    alone = device("d", cores=2, host_cores=4)
+    assert slowdown([*here, alone]) == [1.5, 1.5, 1.5, 1.0]
+    assert slowdown(here[:2]) == [1.0, 1.0]
