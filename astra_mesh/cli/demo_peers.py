@@ -76,6 +76,7 @@ async def demo_peers(
     """
     from astra_mesh.mesh.interfaces import multicast_interfaces
 
+    missing = "this machine has no interface for multicast"
     async with AsyncExitStack() as stack:
         if multicast_interfaces():
             peers = await _start_all(stack, names, folder / "found", (), say)
@@ -83,11 +84,9 @@ async def demo_peers(
             if await _met(peers, meshes, say):
                 yield peers, meshes, "by mDNS, no address was typed"
                 return
+            missing = f"mDNS found nobody within {MEET_S:g} s (is multicast blocked?)"
             await stack.aclose()
-        why = (
-            f"they did not find each other by mDNS within {MEET_S:g} s (is multicast blocked on this "
-            "machine?), so they were given addresses with --peer"
-        )
+        why = f"{missing}, so they were given addresses with --peer"
         say(why)
         first = await _start_all(stack, names[:1], folder / "typed", (), say)
         known: tuple[str, ...] = ("--peer", f"127.0.0.1:{first[0].port}", "--no-discovery")
