@@ -12,6 +12,7 @@ from astra_mesh._version import __version__
 from astra_mesh.wire.messages import Device
 
 _CGROUP = Path("/sys/fs/cgroup")
+_OWN = Path("/proc/self/cgroup")
 
 
 def this_device(threads: int) -> Device:
@@ -38,33 +39,38 @@ def usable_cores() -> float:
 
 
 def _quota() -> float | None:
-    """Cores that the process's control group allows; None without a limit."""
-    for path in _own_groups():
-        try:
-            if (path / "cpu.max").exists():
-                limit, period = (path / "cpu.max").read_text().split()
-            else:
-                limit = (path / "cpu.cfs_quota_us").read_text().strip()
-                period = (path / "cpu.cfs_period_us").read_text().strip()
-            if limit not in ("max", "-1"):
-                return int(limit) / int(period)
-        except (OSError, ValueError):
-            continue
-    return None
+    """Cores that the process's control groups allow, the outer ones too; None without a limit."""
+    quotas = [quota for path in _own_groups() if (quota := _quota_of(path)) is not None]
+    return min(quotas, default=None)
+
+
+def _quota_of(group: Path) -> float | None:
+    try:
+        if (group / "cpu.max").exists():
+            limit, period = (group / "cpu.max").read_text().split()
+        else:
+            limit = (group / "cpu.cfs_quota_us").read_text()
+            period = (group / "cpu.cfs_period_us").read_text()
+        cores = int(limit) / int(period)  # ValueError for "max"
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
+    return cores if cores > 0 else None  # version 1 writes -1 for no limit
 
 
 def _own_groups() -> list[Path]:
+    """Folders of the groups that limit this process, with all that they are in."""
     try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        lines = _OWN.read_text().splitlines()
     except OSError:
         return []
     found = []
     for line in lines:
-        _, controllers, group = line.split(":", 2)
-        if not controllers:
-            found.append(_CGROUP / group.lstrip("/"))
-        elif "cpu" in controllers.split(","):
-            found += [_CGROUP / name / group.lstrip("/") for name in ("cpu", "cpu,cpuacct")]
+        _, _, rest = line.partition(":")
+        controllers, _, group = rest.partition(":")
+        inside = Path(group.lstrip("/"))
+        roots = ["cpu", "cpu,cpuacct"] if "cpu" in controllers.split(",") else []
+        for root in roots if controllers else [""]:
+            found += [_CGROUP / root / at for at in (inside, *inside.parents)]
     return found
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import secrets
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,15 +28,34 @@ def _folder() -> Path:
     return platformdirs.user_state_path("astra-mesh") / "running"
 
 
+def _path(peer: LocalPeer) -> Path:
+    return _folder() / f"{peer.pid}-{peer.port}.json"
+
+
 def write_record(peer: LocalPeer) -> Path:
-    """Leave a record; whoever wrote it removes it when the peer stops."""
-    folder = _folder()
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path = folder / f"{peer.pid}-{peer.port}.json"
-    temporary = path.with_suffix(".new")
-    temporary.write_bytes(msgspec.json.encode(peer))
-    temporary.replace(path)
+    """Leave a record, which only this user can read; :func:`remove_record` when the peer stops."""
+    path = _path(peer)
+    path.parent.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path.parent.mkdir(exist_ok=True, mode=0o700)
+    temporary = path.with_suffix(f".{secrets.token_hex(4)}")
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(msgspec.json.encode(peer))
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
     return path
+
+
+def remove_record(peer: LocalPeer) -> None:
+    """Take the record away; if that fails, whoever finds it stale tries again."""
+    _remove(_path(peer))
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink()
 
 
 def local_peers() -> list[LocalPeer]:
@@ -44,12 +65,14 @@ def local_peers() -> list[LocalPeer]:
         try:
             peer = msgspec.json.decode(path.read_bytes(), type=LocalPeer)
             age = path.stat().st_mtime
-        except (OSError, msgspec.MsgspecError):
+        except (OSError, ValueError, RecursionError, msgspec.MsgspecError):
+            continue
+        if not (0 < peer.pid < 2**31 and 0 < peer.port < 2**16):
             continue
         if _alive(peer.pid):
             found.append((age, peer))
         else:
-            path.unlink(missing_ok=True)
+            _remove(path)
     return [peer for _, peer in sorted(found, key=lambda item: item[0])]
 
 

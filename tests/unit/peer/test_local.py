@@ -1,0 +1,96 @@
+"""The records by which clients find peers of the same user."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from astra_mesh.peer.local import LocalPeer, _folder, local_peers, remove_record, write_record
+from astra_mesh.wire.messages import PeerId
+
+ME = LocalPeer(os.getpid(), 7475, PeerId("a" * 64), "board")
+
+
+def dead_pid() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_a_record_is_found_and_removed() -> None:
+    write_record(ME)
+    assert local_peers() == [ME]
+    write_record(ME)
+    assert local_peers() == [ME]
+    remove_record(ME)
+    assert local_peers() == []
+    remove_record(ME)
+
+
+def test_only_the_user_can_read_it() -> None:
+    before = os.umask(0)
+    try:
+        path = write_record(ME)
+    finally:
+        os.umask(before)
+    assert mode(path) == 0o600
+    assert mode(path.parent) == 0o700
+    assert mode(path.parent.parent) == 0o700
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_the_newest_is_last() -> None:
+    for age, port in ((30, 3), (10, 1), (20, 2)):
+        path = write_record(LocalPeer(os.getpid(), port, ME.id, "x"))
+        os.utime(path, (1000 - age, 1000 - age))
+    assert [peer.port for peer in local_peers()] == [3, 2, 1]
+
+
+def test_the_record_of_a_dead_process_is_removed() -> None:
+    path = write_record(LocalPeer(dead_pid(), 7475, ME.id, "x"))
+    write_record(ME)
+    assert local_peers() == [ME]
+    assert not path.exists()
+
+
+def test_a_stale_record_of_another_name_is_removed_too() -> None:
+    path = write_record(LocalPeer(dead_pid(), 7475, ME.id, "x"))
+    renamed = path.rename(path.with_name("copy.json"))
+    assert local_peers() == []
+    assert not renamed.exists()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"\xff\xfe",
+        b'{"pid": 1}',
+        b'{"pid": 1, "port": 1, "id": "\xff", "name": ""}',
+        b'{"pid": 99999999999999999999, "port": 1, "id": "", "name": ""}',
+        b'{"pid": 9223372036854775807, "port": 1, "id": "", "name": ""}',
+        b'{"pid": -1, "port": 1, "id": "", "name": ""}',
+        b'{"pid": 0, "port": 1, "id": "", "name": ""}',
+        b'{"pid": 1, "port": 70000, "id": "", "name": ""}',
+        b"[" * 100_000,
+    ],
+)
+def test_a_corrupt_record_is_ignored(data: bytes) -> None:
+    write_record(ME)
+    (_folder() / "odd.json").write_bytes(data)
+    assert local_peers() == [ME]
+
+
+def test_without_a_folder_there_are_none() -> None:
+    assert local_peers() == []
