@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -16,48 +15,40 @@ from astra_mesh.engine.decode import Decoder
 from astra_mesh.engine.pipeline import Pipeline
 from astra_mesh.engine.sampling import check_sampling
 from astra_mesh.engine.shard import ShardRun
-from astra_mesh.errors import (
-    AstraMeshError,
-    DeadlineError,
-    MeshError,
-    PeerLostError,
-    RefusedError,
-)
+from astra_mesh.errors import InputError, MeshError, RefusedError
 from astra_mesh.families import ModelInput
-from astra_mesh.limits import ACCEPT_TIMEOUT_S, NEW_TOKENS, SHUTDOWN_S
+from astra_mesh.limits import NEW_TOKENS
 from astra_mesh.mesh.link import Link
 from astra_mesh.peer.exchange import MeshExchange
 from astra_mesh.peer.inputs import inputs_of_ask, read_inputs
 from astra_mesh.peer.models import AnyCodec, Loaded, ModelHost, choose_stages
 from astra_mesh.peer.part import NotTakingPartError, make_exchange, report_of
-from astra_mesh.plan.check import class_token_of
+from astra_mesh.peer.participants import LostDuringPrefillError, Participants
+from astra_mesh.plan.check import BadPlanError, class_token_of
 from astra_mesh.plan.cost import Candidate
 from astra_mesh.plan.cost import Link as LinkProfile
 from astra_mesh.plan.planner import Choice, Job, choose
 from astra_mesh.wire.codec import sanitise
 from astra_mesh.wire.messages import (
-    Accept,
     Ask,
-    Cancel,
     CodebookId,
-    Done,
-    Fail,
     Inputs,
     Label,
     PeerId,
     PeerReport,
     Planned,
     Propose,
-    Refuse,
     Report,
     RequestId,
     Result,
     Sampling,
     Task,
     Token,
+    Use,
 )
 
 LABELS = 100  # classes in a result, the most likely first
+NOTES = 64  # in a report
 
 Emit = Callable[[Planned | Token | Result], Awaitable[None]]
 Candidates = Callable[[Loaded, CodebookId], Awaitable[list[Candidate]]]
@@ -76,16 +67,8 @@ class Surroundings:
     candidates: Candidates
     links: Callable[[], Mapping[tuple[PeerId, PeerId], LinkProfile]]
     find_link: Callable[[PeerId], Link | None]
-    open_exchange: Callable[[MeshExchange], None]  # codes for it are delivered from now on
-    close_exchange: Callable[[RequestId], None]
-
-
-class LostDuringPrefillError(Exception):
-    """A participant failed before the answer began; the request can be planned again."""
-
-    def __init__(self, peer: PeerId, error: AstraMeshError) -> None:
-        super().__init__(error.message)
-        self.peer, self.error = peer, error
+    open: Callable[[Participants], None]  # codes and messages for them are delivered from now on
+    close: Callable[[RequestId], None]
 
 
 class Answer:
@@ -99,9 +82,6 @@ class Answer:
     ) -> None:
         self.ask, self._models, self._compute = ask, models, compute
         self._around, self._emit = around, emit
-        self._waiting: dict[PeerId, asyncio.Future[PeerReport]] = {}
-        self._accepted: dict[PeerId, asyncio.Future[None]] = {}
-        self._exchange: MeshExchange | None = None
         self._notes: list[str] = []
         self._began = 0.0
 
@@ -120,21 +100,29 @@ class Answer:
         codec, codebook = await self._compute(loaded.choose_codec, ask.options.codec)
         stages = choose_stages(codec, ask.options.rate)
         self._notes += [f"a codebook is left out: {problem}" for problem in loaded.problems]
-        others = await self._around.candidates(loaded, codebook)
+        others: list[Candidate] = []
+        if ask.options.use is not Use.SOLO:
+            others = await self._around.candidates(loaded, codebook)
+        job = self._job(loaded, codec, codebook, stages, tokens)
         while True:
-            job = self._job(loaded, codec, codebook, stages, tokens)
-            choice = choose(job, self._around.me(loaded), others, self._around.links())
+            me, links = self._around.me(loaded), self._around.links()
+            choice = await self._compute(choose, job, me, others, links)
             try:
                 await self._attempt(choice, loaded, codec, inputs, given, others)
                 return
             except LostDuringPrefillError as lost:
-                others = [one for one in others if one.peer != lost.peer]
                 self._notes.append(f"planned again without {lost.peer[:8]}: {lost.error.message}")
+                find_link = self._around.find_link
+                others = [x for x in others if x.peer != lost.peer and find_link(x.peer)]
 
     def _job(
         self, loaded: Loaded, codec: AnyCodec, codebook: CodebookId, stages: int, tokens: int
     ) -> Job:
         options, spec = self.ask.options, loaded.spec
+        try:
+            class_token = class_token_of(options.class_token or "single")
+        except BadPlanError as error:
+            raise InputError(str(error)) from error
         return Job(
             spec=spec,
             model=loaded.bundle.model_id,
@@ -143,7 +131,7 @@ class Answer:
             token_bytes=codec.rate(stages) / 8 / stages,
             stages=stages,
             first_block=codec.first_block,
-            class_token=class_token_of(options.class_token or "single"),
+            class_token=class_token,
             pooling=spec.pooling(self.ask.task.value),
             tokens=tokens,
             use=options.use,
@@ -160,8 +148,8 @@ class Answer:
         others: list[Candidate],
     ) -> None:
         plan = choice.plan
+        bits = codec.rate(max(rate.stages for rate in plan.rates)) if plan.rates else 0
         names = {one.peer: one.name for one in [*others, self._around.me(loaded)]}
-        bits = codec.rate(max((rate.stages for rate in plan.rates), default=0)) if plan.rates else 0
         await self._emit(
             Planned(
                 request=self.ask.request,
@@ -174,36 +162,28 @@ class Answer:
             )
         )
         self._began = time.perf_counter()
-        request = new_request()
-        exchange = self._open(request, choice, loaded)
-        self._exchange = exchange
-        self._around.open_exchange(exchange)
+        exchange = self._exchange(choice, loaded)
+        participants = Participants(exchange)
+        self._around.open(participants)
         try:
-            self._propose(
-                exchange,
-                Propose(
-                    request=request, task=self.ask.task, plan=plan, inputs=inputs, sampling=None
-                ),
-            )
+            request, task = exchange.request, self.ask.task
+            participants.propose(Propose(request=request, task=task, plan=plan, inputs=inputs))
             run = await self._compute(
                 ShardRun, loaded.model, exchange.layout, exchange.shard, codec, given, self._spare()
             )
             pipeline = Pipeline(run, exchange, self._compute)
-            await self._answer(choice, loaded, pipeline, bits)
-        except BaseException:
-            self._cancel(exchange)
-            exchange.abandon()
-            raise
+            await self._answer(choice, loaded, pipeline, participants, bits)
         finally:
-            self._around.close_exchange(request)
+            participants.close()
+            self._around.close(exchange.request)
 
-    def _open(self, request: RequestId, choice: Choice, loaded: Loaded) -> MeshExchange:
+    def _exchange(self, choice: Choice, loaded: Loaded) -> MeshExchange:
         """The own exchange of a plan; LostDuringPrefillError if a link went meanwhile."""
-        me, count = self._around.me(loaded).peer, choice.layout.tokens
-        find = self._around.find_link
+        plan, task, tokens = choice.plan, self.ask.task, choice.layout.tokens
+        find_link = self._around.find_link
         try:
             exchange, _ = make_exchange(
-                request, self.ask.task, choice.plan, me, loaded, count, find
+                new_request(), task, plan, plan.answering, loaded, tokens, find_link
             )
         except NotTakingPartError as error:
             refused = RefusedError(f"this peer cannot run the plan: {error.text}")
@@ -218,117 +198,65 @@ class Answer:
     def _sampling(self) -> Sampling:
         return self.ask.sampling or Sampling()
 
-    # --- the other peers --------------------------------------------------------------------------
-
-    def _propose(self, exchange: MeshExchange, propose: Propose) -> None:
-        loop = asyncio.get_running_loop()
-        self._waiting, self._accepted = {}, {}
-        for shard, peer in enumerate(exchange.peers):
-            if shard == exchange.shard or not exchange.layout.holds(shard):
-                continue
-            link = self._around.find_link(peer)
-            if link is None:
-                raise LostDuringPrefillError(peer, PeerLostError(f"no link to {peer[:8]}"))
-            self._waiting[peer], self._accepted[peer] = loop.create_future(), loop.create_future()
-            link.send(propose)
-
-    def on_message(self, peer: PeerId, message: Accept | Refuse | Done | Fail) -> None:
-        """What a participant says about the plan that runs."""
-        if isinstance(message, Accept):
-            _resolve(self._accepted.get(peer))
-        elif isinstance(message, Done):
-            _resolve(self._accepted.get(peer))
-            future = self._waiting.get(peer)
-            if future is not None and not future.done():
-                future.set_result(message.report)
-        elif isinstance(message, Refuse):
-            text = sanitise(message.text or message.reason.value)
-            self.failed(peer, RefusedError(f"{peer[:8]} refused: {text}"))
-        else:
-            self.failed(peer, MeshError(f"{peer[:8]} failed: {sanitise(message.text)}"))
-
-    def failed(self, peer: PeerId, error: AstraMeshError) -> None:
-        """A participant is out; the prefill, if it still runs, is planned again without it."""
-        future = self._waiting.get(peer)
-        if future is None or future.done():
-            return
-        future.cancel()
-        if self._exchange is not None:
-            self._exchange.fail(LostDuringPrefillError(peer, error))
-
-    def _cancel(self, exchange: MeshExchange) -> None:
-        for peer in self._waiting:
-            link = self._around.find_link(peer)
-            if link is not None and link.is_open:
-                link.send(Cancel(request=exchange.request))
-
-    async def _reports(self) -> list[PeerReport]:
-        """Reports of the others; who does not send one in time is left out."""
-        if not self._waiting:
-            return []
-        done, pending = await asyncio.wait(self._waiting.values(), timeout=SHUTDOWN_S)
-        if pending:
-            self._notes.append("a peer sent no report in time")
-        return [future.result() for future in done if not future.cancelled()]
-
     # --- the answer -------------------------------------------------------------------------------
 
-    async def _prefill(self, pipeline: Pipeline) -> Tensor | None:
-        watch = asyncio.get_running_loop().call_later(ACCEPT_TIMEOUT_S, self._overdue)
-        try:
-            await pipeline.prefill()
-            return await pipeline.pool() if self.ask.task is not Task.GENERATE else None
-        except MeshError as error:
-            for peer in self._waiting:
-                if self._around.find_link(peer) is None:
-                    raise LostDuringPrefillError(peer, error) from error
-            raise
-        finally:
-            watch.cancel()
-
-    def _overdue(self) -> None:
-        for peer, future in self._accepted.items():
-            if not future.done():
-                text = f"{peer[:8]} did not answer the proposal within {ACCEPT_TIMEOUT_S:g} s"
-                self.failed(peer, DeadlineError(text))
-
     async def _answer(
-        self, choice: Choice, loaded: Loaded, pipeline: Pipeline, bits: float
+        self,
+        choice: Choice,
+        loaded: Loaded,
+        pipeline: Pipeline,
+        participants: Participants,
+        bits: float,
     ) -> None:
-        pooled = await self._prefill(pipeline)
+        pooled = await self._prefill(pipeline, participants)
         steps, finish, labels, vector = 0, "", list[Label](), b""
-        if self.ask.task is Task.GENERATE:
+        if pooled is None:
             decoder = await self._compute(Decoder, pipeline.run, self._sampling(), loaded.stop_ids)
             actual = time.perf_counter() - self._began
             steps, finish = await self._decode(decoder, loaded)
         elif self.ask.task is Task.CLASSIFY:
-            assert pooled is not None
             labels = await self._compute(_labels, loaded, pooled)
             actual = time.perf_counter() - self._began
         else:
-            assert pooled is not None
             vector = pooled.numpy().astype("<f4").tobytes()
             actual = time.perf_counter() - self._began
-        run = pipeline.run
-        me = choice.plan.answering
-        own = report_of(me, self._exchange, pipeline.spent, run.stop - run.start, steps)
         total = time.perf_counter() - self._began
-        reports = [*await self._reports(), own]
-        order = {shard.peer: i for i, shard in enumerate(choice.plan.shards)}
         report = Report(
             plan=choice.plan,
             predicted_s=choice.prediction.total_s,
             actual_s=actual,
             total_s=total,
             bits_per_token=bits,
-            peers=sorted(reports, key=lambda one: order.get(one.peer, len(order))),
+            peers=await self._reports(choice, pipeline, participants, steps),
             new_tokens=steps,
             finish=finish,
-            notes=[sanitise(note) for note in self._notes],
+            notes=[sanitise(note) for note in self._notes[:NOTES]],
         )
         await self._emit(
             Result(request=self.ask.request, report=report, labels=labels, vector=vector)
         )
+
+    async def _prefill(self, pipeline: Pipeline, participants: Participants) -> Tensor | None:
+        """The pooled row (D,); None where new tokens are asked for."""
+        try:
+            await pipeline.prefill()
+            return await pipeline.pool() if self.ask.task is not Task.GENERATE else None
+        except MeshError as error:
+            participants.raise_lost(error)
+            raise
+
+    async def _reports(
+        self, choice: Choice, pipeline: Pipeline, participants: Participants, steps: int
+    ) -> list[PeerReport]:
+        """What each peer did, in the order of the plan."""
+        run, plan = pipeline.run, choice.plan
+        tokens = run.stop - run.start
+        own = report_of(plan.answering, participants.exchange, pipeline.spent, tokens, steps)
+        others, missing = await participants.reports()
+        if missing:
+            self._notes.append("a peer sent no report in time")
+        order = {shard.peer: i for i, shard in enumerate(plan.shards)}
+        return sorted([*others, own], key=lambda one: order[one.peer])
 
     async def _decode(self, decoder: Decoder, loaded: Loaded) -> tuple[int, str]:
         stream = loaded.tokenizer.stream() if loaded.tokenizer is not None else None
@@ -340,11 +268,6 @@ class Answer:
             await self._emit(Token(self.ask.request, count, token, text))
             count += 1
         return count, decoder.finish
-
-
-def _resolve(future: asyncio.Future[None] | None) -> None:
-    if future is not None and not future.done():
-        future.set_result(None)
 
 
 def _labels(loaded: Loaded, pooled: Tensor) -> list[Label]:

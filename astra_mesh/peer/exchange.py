@@ -7,21 +7,19 @@ more than the plan says.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from astra_mesh import limits
 from astra_mesh.engine.layout import Layout
-from astra_mesh.errors import DeadlineError, PeerLostError, ProtocolError
-from astra_mesh.limits import CODES_DATA_BYTES, CODES_TIMEOUT_S
+from astra_mesh.errors import DeadlineError, MeshError, PeerLostError, ProtocolError
 from astra_mesh.mesh.link import Link
 from astra_mesh.peer.models import AnyCodec
 from astra_mesh.quant.codecs import CodeArray
 from astra_mesh.wire.messages import Codes, PeerId, Pooled, RequestId
-
-FindLink = Callable[[PeerId], Link | None]
 
 
 class _Part:
@@ -49,7 +47,18 @@ class _Part:
 
 
 class MeshExchange:
-    """Implements :class:`astra_mesh.engine.exchange.Exchange` over links."""
+    """Implements :class:`astra_mesh.engine.exchange.Exchange` over links.
+
+    Args:
+        request: Its id between peers.
+        layout: Of the plan, checked.
+        peers: Owner of each shard.
+        shard: The own one.
+        codec: Of the plan.
+        width: Values of a pooled vector.
+        links: To the peers that codes go to and come from; used until the request ends, so that a
+            second link to the same peer changes nothing.
+    """
 
     def __init__(
         self,
@@ -58,10 +67,12 @@ class MeshExchange:
         peers: Sequence[PeerId],
         shard: int,
         codec: AnyCodec,
-        find_link: FindLink,
+        width: int,
+        links: Mapping[PeerId, Link],
     ) -> None:
         self.request, self.layout, self.peers, self.shard = request, layout, list(peers), shard
-        self._codec, self._find_link = codec, find_link
+        self.links = dict(links)
+        self._codec, self._width = codec, width
         self._parts: dict[tuple[int, int], _Part] = {}
         self._done: set[tuple[int, int]] = set()
         self._ready: dict[int, asyncio.Queue[tuple[int, list[CodeArray]] | None]] = {}
@@ -96,22 +107,47 @@ class MeshExchange:
         if key in self._done:
             raise ProtocolError("codes that were sent before")
         rows = self._codec.unpack(message.data, message.count)
-        part = self._parts.setdefault(key, _Part(stages, len(sent)))
-        if part.put(message.stage, first, rows):
+        if key not in self._parts:
+            self._parts[key] = _Part(stages, len(sent))
+        if self._parts[key].put(message.stage, first, rows):
             self._done.add(key)
-            del self._parts[key]
-            self._queue(block).put_nowait((source, part.complete()))
+            self._queue(block).put_nowait((source, self._parts.pop(key).complete()))
 
     def _take_pooled(self, source: int, message: Pooled) -> None:
-        if self.shard != self.layout.answering() or not self.layout.wanted(source):
+        if source not in self._sharing():
             raise ProtocolError("a pooled vector that this peer does not need")
         vector = np.frombuffer(message.vector, "<f4")
+        if len(vector) != self._width:
+            raise ProtocolError(f"a pooled vector of {len(vector)} values, not {self._width}")
         if source in self._pooled or not np.isfinite(vector).all() or message.weight <= 0:
             raise ProtocolError("a pooled vector that is not valid")
-        if self._pooled and len(vector) != len(next(iter(self._pooled.values()))[0]):
-            raise ProtocolError("a pooled vector of a wrong size")
         self._pooled[source] = (torch.from_numpy(vector.astype(np.float32)), message.weight)
         self._pooled_came.set()
+
+    def _sharing(self) -> list[int]:
+        """Other shards whose pooled vector comes here."""
+        layout = self.layout
+        if self.shard != layout.answering():
+            return []
+        return [i for i in range(len(self.peers)) if i != self.shard and layout.wanted(i)]
+
+    def misses(self, peer: PeerId) -> bool:
+        """Whether something of this request still has to come from ``peer``."""
+        source, layout = self.peers.index(peer), self.layout
+        if source in self._sharing() and source not in self._pooled:
+            return True
+        blocks = range(layout.first_block, layout.blocks)
+        return any(source in self._missing(block) for block in blocks)
+
+    def _missing(self, block: int) -> list[int]:
+        sources = self.layout.sources(self.shard, block)
+        return [source for source in sources if (block, source) not in self._done]
+
+    def link_gone(self, link: Link, error: MeshError) -> None:
+        """A link is over: what still had to come over it will not."""
+        for peer, bound in self.links.items():
+            if bound is link and self.misses(peer):
+                self.fail(error)
 
     def fail(self, error: Exception) -> None:
         """End all waiting, now and later, with this error."""
@@ -123,9 +159,13 @@ class MeshExchange:
     # --- the engine's side ------------------------------------------------------------------------
 
     async def send_codes(self, block: int, codes: Sequence[CodeArray]) -> None:
-        """See :class:`Exchange`; waits while too much is queued on a link."""
+        """See :class:`Exchange`; waits while too much is queued on a link.
+
+        Raises:
+            MeshError: a link is over.
+        """
         receivers = self.layout.receivers(self.shard, block)
-        links = [self._link(self.peers[i]) for i in receivers]
+        links = [self._link(i) for i in receivers]
         start = self.layout.sent(self.shard).start
         for stage, rows in enumerate(codes):
             taking = [
@@ -143,8 +183,7 @@ class MeshExchange:
 
     def _chunks(self, rows: CodeArray) -> list[tuple[int, CodeArray]]:
         """Cut so that each message stays within CODES_DATA_BYTES."""
-        per_row = self._codec.packed_bytes(64) / 64
-        size = max(1, int(CODES_DATA_BYTES / max(per_row, 1 / 8)) - 8)
+        size = max(1, limits.CODES_DATA_BYTES * 64 // self._codec.packed_bytes(64))
         return [(at, rows[at : at + size]) for at in range(0, len(rows), size)]
 
     async def receive_codes(self, block: int) -> tuple[int, Sequence[CodeArray]]:
@@ -157,71 +196,72 @@ class MeshExchange:
         if self._error is not None:
             raise self._error
         try:
-            async with asyncio.timeout(CODES_TIMEOUT_S):
+            async with asyncio.timeout(limits.CODES_TIMEOUT_S):
                 found = await self._queue(block).get()
         except TimeoutError:
-            raise self._late(f"codes of block {block}") from None
+            raise self._late(f"codes of block {block}", self._missing(block)) from None
         if found is None:
             assert self._error is not None
             raise self._error
         return found
 
     async def send_pooled(self, vector: Tensor, weight: float) -> None:
-        """See :class:`Exchange`."""
+        """See :class:`Exchange`; raises as :meth:`send_codes`."""
         data = vector.numpy().astype("<f4").tobytes()
-        link = self._link(self.peers[self.layout.answering()])
+        link = self._link(self.layout.answering())
         self._send(link, Pooled(self.request, weight, data))
 
     async def receive_pooled(self, count: int) -> list[tuple[Tensor, float]]:
         """See :class:`Exchange`; raises as :meth:`receive_codes`."""
         try:
-            async with asyncio.timeout(CODES_TIMEOUT_S):
+            async with asyncio.timeout(limits.CODES_TIMEOUT_S):
                 while len(self._pooled) < count:
                     if self._error is not None:
                         raise self._error
                     self._pooled_came.clear()
                     await self._pooled_came.wait()
         except TimeoutError:
-            raise self._late("pooled vectors") from None
+            missing = [i for i in self._sharing() if i not in self._pooled]
+            raise self._late("pooled vectors", missing) from None
         return [self._pooled[source] for source in sorted(self._pooled)]
 
     def _queue(self, block: int) -> asyncio.Queue[tuple[int, list[CodeArray]] | None]:
         return self._ready.setdefault(block, asyncio.Queue())
 
-    def _late(self, what: str) -> DeadlineError:
+    def _late(self, what: str, missing: Sequence[int]) -> DeadlineError:
+        peers = ", ".join(self.peers[source][:8] for source in missing)
         return DeadlineError(
-            f"no {what} came within {CODES_TIMEOUT_S:g} s; a peer of this request hangs or its "
-            "link is stuck: ask again, or with fewer peers (--max-peers)"
+            f"no {what} came from {peers} within {limits.CODES_TIMEOUT_S:g} s; that peer hangs or "
+            "its link is stuck: ask again, or with fewer peers (--max-peers)"
         )
 
-    def missing_link(self) -> PeerId | None:
-        """A peer that codes must go to or come from, and to which there is no link."""
-        layout, me = self.layout, self.shard
-        needed = {*layout.sources(me, 0), *layout.receivers(me, layout.first_block)}
-        if layout.wanted(me) and me != layout.answering():
-            needed.add(layout.answering())
-        for shard in sorted(needed):
-            if self._find_link(self.peers[shard]) is None:
-                return self.peers[shard]
-        return None
-
-    def _link(self, peer: PeerId) -> Link:
-        link = self._find_link(peer)
-        if link is None:
-            raise PeerLostError(f"the link to peer {peer[:8]} is gone")
+    def _link(self, shard: int) -> Link:
+        link = self.links[self.peers[shard]]
+        if not link.is_open:
+            raise PeerLostError(f"the link to peer {self.peers[shard][:8]} is gone")
         return link
 
     def _send(self, link: Link, message: Codes | Pooled) -> None:
         before = link.session.queued_bytes
         link.send(message)
-        peer = link.peer
-        if peer is not None:
-            queued = link.session.queued_bytes - before
-            self.sent_bytes[peer.peer] = self.sent_bytes.get(peer.peer, 0) + queued
+        if link.is_open and link.peer is not None:
+            peer, queued = link.peer.peer, link.session.queued_bytes - before
+            self.sent_bytes[peer] = self.sent_bytes.get(peer, 0) + queued
 
     def abandon(self) -> None:
         """The request ends early: drop what is queued for it, and what still comes."""
-        for peer in self.peers:
-            link = self._find_link(peer)
-            if link is not None:
-                link.end(self.request)
+        for link in self.links.values():
+            link.end(self.request)
+
+
+def partners(layout: Layout, shard: int) -> list[int]:
+    """The other shards that codes or pooled vectors go to or come from; for the answering shard
+    all that hold tokens.
+    """
+    answering = layout.answering()
+    found = {*layout.sources(shard, 0), *layout.receivers(shard, layout.first_block)}
+    if shard == answering:
+        found |= {i for i in range(len(layout.bounds)) if layout.holds(i)}
+    elif layout.wanted(shard):
+        found.add(answering)
+    return sorted(found - {shard})

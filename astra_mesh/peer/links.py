@@ -13,12 +13,13 @@ import aiohttp
 from aiohttp import web
 
 from astra_mesh import limits
-from astra_mesh.errors import MeshError, PortInUseError, RefusedError
+from astra_mesh.errors import MeshError, PortInUseError
 from astra_mesh.mesh.connect import PATH, Address, dial_any, websocket_handler
 from astra_mesh.mesh.discovery import Discovery
 from astra_mesh.mesh.link import Link
 from astra_mesh.mesh.membership import Candidate, Membership
 from astra_mesh.mesh.session import Session
+from astra_mesh.peer import tasks
 from astra_mesh.peer.config import DEFAULT_PORT, PeerConfig
 from astra_mesh.wire.codec import AnyMessage
 from astra_mesh.wire.messages import Hello, PeerId, Reason, Role
@@ -26,6 +27,8 @@ from astra_mesh.wire.messages import Hello, PeerId, Reason, Role
 log = logging.getLogger(__name__)
 
 _KEEPALIVE_S = 10.0  # of idle HTTP connections
+_HANDLERS_S = 0.1  # for what serves them, once the links had their goodbyes
+_PORT_TRIES = 20
 
 
 class LinkKeeper:
@@ -51,6 +54,9 @@ class LinkKeeper:
         self._on_message, self._on_closed = on_message, on_closed
         self._membership: Membership[Link] = Membership(me)
         self._links: set[Link] = set()
+        self._running = asyncio.Event()  # links that come in wait for it
+        self._leaving = False
+        self._complaints: set[str] = set()  # each is logged once
         self._wake = asyncio.Event()
         self._group: asyncio.TaskGroup | None = None
         self._http: aiohttp.ClientSession | None = None
@@ -68,23 +74,41 @@ class LinkKeeper:
         )
         app.router.add_get(PATH, handler)
         self._runner = web.AppRunner(
-            app, keepalive_timeout=_KEEPALIVE_S, handler_cancellation=True, access_log=None
+            app,
+            keepalive_timeout=_KEEPALIVE_S,
+            handler_cancellation=True,
+            access_log=None,
+            shutdown_timeout=_HANDLERS_S,
         )
         await self._runner.setup()
         wanted = self._config.port
         try:
-            await self._bind(DEFAULT_PORT if wanted is None else wanted)
+            self.port = await self._bind(DEFAULT_PORT if wanted is None else wanted)
         except PortInUseError:
             if wanted is not None:
-                await self._runner.cleanup()
                 raise
-            await self._bind(0)
+            self.port = await self._bind(0)
 
-    async def _bind(self, port: int) -> None:
+    async def _bind(self, port: int) -> int:
+        """Listen; with 0 on one free port for all address families, each of which got its own."""
+        if port:
+            await self._open(port)
+            return port
+        for _ in range(_PORT_TRIES):
+            site, ports = await self._open(0)
+            if len(ports) == 1:
+                return ports.pop()
+            await site.stop()
+            with suppress(PortInUseError):
+                port = ports.pop()
+                await self._open(port)
+                return port
+        raise PortInUseError("no port is free on all of this machine's addresses")
+
+    async def _open(self, port: int) -> tuple[web.TCPSite, set[int]]:
+        """A listening site and its ports."""
         assert self._runner is not None
-        site = web.TCPSite(
-            self._runner, self._config.listen, port, shutdown_timeout=0.1, reuse_address=True
-        )
+        site = web.TCPSite(self._runner, self._config.listen, port, reuse_address=True)
         try:
             await site.start()
         except OSError as error:
@@ -96,56 +120,42 @@ class LinkKeeper:
                 ) from error
             where = self._config.listen or "all interfaces"
             raise MeshError(f"cannot listen on {where}, port {port}: {error.strerror}") from error
-        self.port = port or _port_of(self._runner)
-        if port == 0 and self._config.listen is None:
-            await self._align(site)
-
-    async def _align(self, site: web.TCPSite) -> None:
-        """With port 0 each address family got a port of its own: take the first for all."""
-        assert self._runner is not None
-        ports = {address[1] for address in self._runner.addresses}
-        if len(ports) > 1:
-            await site.stop()
-            with suppress(PortInUseError):
-                await self._bind(self.port)
+        return site, {int(address[1]) for address in self._runner.addresses}
 
     async def run(self) -> None:
         """Discover and dial until cancelled; then say goodbye to all and close the port."""
-        async with aiohttp.ClientSession() as http:
-            self._http = http
-            for host, port in self._config.peers:
-                self._membership.typed(host, port, _now())
-            try:
-                async with asyncio.TaskGroup() as group:
-                    self._group = group
-                    if self._config.discovery:
-                        self.discovery = Discovery(
-                            self._me,
-                            self._make_hello().name,
-                            self.port,
-                            on_found=self._found,
-                            on_gone=self._gone,
-                        )
-                        group.create_task(self.discovery.run())
-                    try:
-                        await self._dial_forever()
-                    finally:
-                        await self._say_goodbye()
-            finally:
-                self._group = None
-                if self._runner is not None:
-                    await self._runner.cleanup()
+        try:
+            async with aiohttp.ClientSession() as http, asyncio.TaskGroup() as group:
+                self._http, self._group = http, group
+                for host, port in self._config.peers:
+                    self._membership.typed(host, port, _now())
+                if self._config.discovery:
+                    self.discovery = self._discovery()
+                    tasks.start(group, "discovery", self.discovery.run)
+                self._running.set()
+                try:
+                    await self._dial_forever()
+                finally:
+                    await self._say_goodbye()
+        finally:
+            await self.close_port()
+
+    def _discovery(self) -> Discovery:
+        name = self._make_hello().name
+        return Discovery(self._me, name, self.port, on_found=self._found, on_gone=self._gone)
 
     async def close_port(self) -> None:
-        """For a start that went wrong before :meth:`run`."""
-        if self._runner is not None:
-            await self._runner.cleanup()
+        """Stop listening, and end what came in by it. :meth:`run` does so at its end."""
+        runner, self._runner = self._runner, None
+        if runner is not None:
+            await runner.cleanup()
 
     async def _say_goodbye(self) -> None:
+        self._leaving = True
         closing = [link.close("leaving") for link in self._links]
         with suppress(TimeoutError):
             async with asyncio.timeout(limits.SHUTDOWN_S):
-                await asyncio.gather(*closing)
+                await asyncio.gather(*closing, return_exceptions=True)
 
     # --- who is there -----------------------------------------------------------------------------
 
@@ -173,7 +183,7 @@ class LinkKeeper:
         assert self._group is not None
         while True:
             for candidate in self._membership.due(_now()):
-                self._group.create_task(self._dial(candidate))
+                tasks.start(self._group, "a dial", self._dial, candidate)
             self._wake.clear()
             due = self._membership.next_due()
             with suppress(TimeoutError):
@@ -185,66 +195,82 @@ class LinkKeeper:
         timings = self._config.timings
         try:
             socket, address = await dial_any(self._http, candidate.addresses, timings=timings)
-        except MeshError as error:
-            level = logging.WARNING if candidate.expected is None else logging.DEBUG
-            log.log(level, "%s", error.message)
+        except Exception as error:
             self._membership.failed(candidate.key, _now())
             self._wake.set()
+            if not isinstance(error, MeshError):
+                raise
+            if candidate.expected is None:
+                self._complain(error.message)
+            else:
+                log.debug("%s", error.message)
             return
         session = Session(self._make_hello(), timings, expected=candidate.expected)
-        link = Link(
-            socket, session, timings=timings, dialled=True, address=f"{address[0]}:{address[1]}"
-        )
+        shown = f"{address[0]}:{address[1]}"
+        link = Link(socket, session, timings=timings, dialled=True, address=shown)
         await self._drive(link, candidate.key)
 
     def _session(self) -> Session:
         return Session(self._make_hello(), self._config.timings)
 
     async def _serve(self, link: Link) -> None:
+        await self._running.wait()
         await self._drive(link, None)
 
     async def _drive(self, link: Link, key: str | None) -> None:
-        opened = False
-
-        def on_message(message: AnyMessage) -> None:
-            nonlocal opened
-            if isinstance(message, Hello):
-                opened = True
-                self._opened(link, message, key)
-            self._on_message(link, message)
-
+        if self._leaving:
+            await link.close("leaving")
+            return
         self._links.add(link)
         error: MeshError | None = None
         try:
-            error = await link.run(on_message)
+            error = await link.run(lambda message: self._take(link, message, key))
         except Exception:
             log.exception("the link to %s ended by an error of this peer", link.address)
         finally:
             self._links.discard(link)
-            self._over(link, key, error, opened)
+            self._over(link, key, error)
+
+    def _take(self, link: Link, message: AnyMessage, key: str | None) -> None:
+        if isinstance(message, Hello) and message.role is Role.PEER:
+            self._opened(link, message, key)
+        self._on_message(link, message)
 
     def _opened(self, link: Link, hello: Hello, key: str | None) -> None:
-        if hello.role is not Role.PEER:
-            return
         extra = self._membership.opened(link, hello.peer, dialled=link.dialled, now=_now(), key=key)
         for other in extra:
             other.refuse(Reason.DUPLICATE)
-        if link not in extra and self._group is not None:
-            self._group.create_task(_probe(link))
+        if link not in extra and not self._leaving:
+            assert self._group is not None  # links are driven from run on
+            tasks.start(self._group, "a probe", _probe, link)
 
-    def _over(self, link: Link, key: str | None, error: MeshError | None, opened: bool) -> None:
+    def _over(self, link: Link, key: str | None, error: MeshError | None) -> None:
         now, hello = _now(), link.peer
-        if not opened and key is not None:
+        joined = hello is not None and hello.role is Role.PEER
+        if not joined and key is not None:
             own = self._me if link.session.close_reason is Reason.SELF else None
             self._membership.failed(key, now, own)
-            if isinstance(error, RefusedError) or own is None:
-                log.warning("%s: %s", link.address, error.message if error else "no hello")
-        last = False
-        if opened and hello is not None and hello.role is Role.PEER:
-            last = self._membership.closed(link, hello.peer, now)
-        if opened:
+        if hello is None:
+            self._complain_of(link, key, error)
+        else:
+            last = joined and self._membership.closed(link, hello.peer, now)
             self._on_closed(link, error, last)
         self._wake.set()
+
+    # --- what the log is told ---------------------------------------------------------------------
+
+    def _complain_of(self, link: Link, key: str | None, error: MeshError | None) -> None:
+        """A link that never opened. Those that come in have another port each time."""
+        why = error.message if error is not None else "it left without a hello"
+        self._complain(f"{link.address if key else link.address.rpartition(':')[0]}: {why}")
+
+    def _complain(self, text: str) -> None:
+        """Warn once: what fails is tried again for ever, and others may knock as often."""
+        if text in self._complaints or len(self._complaints) >= limits.CANDIDATES:
+            log.debug("%s", text)
+            return
+        self._complaints.add(text)
+        log.warning("%s", text)
 
 
 async def _probe(link: Link) -> None:
@@ -252,10 +278,6 @@ async def _probe(link: Link) -> None:
         await link.probe()
     except MeshError as error:
         log.debug("no throughput of %s: %s", link.address, error.message)
-
-
-def _port_of(runner: web.AppRunner) -> int:
-    return int(runner.addresses[0][1])
 
 
 def _now() -> float:

@@ -7,6 +7,8 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from msgspec.structs import replace
+
 from astra_mesh.bundle import Bundle, find_bundle, list_bundles
 from astra_mesh.bundle.image import ImageProcessor
 from astra_mesh.bundle.tensors import load_weights
@@ -15,7 +17,7 @@ from astra_mesh.bundle.text import TextTokenizer, eos_ids
 from astra_mesh.engine.compute import ComputeThread
 from astra_mesh.errors import AstraMeshError, CodebookError, InputError, UnknownModelError
 from astra_mesh.families import Model, ModelSpec, build_model, read_spec
-from astra_mesh.limits import NAME_CHARS
+from astra_mesh.limits import CODEBOOKS_PER_MODEL, MODELS_PER_PEER, NAME_CHARS
 from astra_mesh.peer.measure import measure
 from astra_mesh.quant.codebook import Codebook, load_codebook
 from astra_mesh.quant.codecs import PLAIN, PlainCodec, VectorCodec, make_codec
@@ -48,6 +50,8 @@ class Loaded:
     def codec(self, name: str, codebook: CodebookId) -> AnyCodec:
         """The codec of a plan; InputError or CodebookError where there is none."""
         key = (name, codebook)
+        if name in PLAIN and codebook:
+            raise CodebookError(f"{name} has no codebook")
         if key not in self._codecs:
             book = self.codebooks.get(codebook)
             if name not in PLAIN and book is None:
@@ -121,7 +125,14 @@ class ModelHost:
             UnknownModelError, BadBundleError: of a model that was named.
         """
         found = await self._compute(_read_all, self._names)
-        self._entries = {offer.id: _Entry(bundle, spec, offer) for bundle, spec, offer in found}
+        for bundle, spec, offer in found:
+            if offer.id in self._entries:
+                same = self._entries[offer.id].offer.name
+                log.warning("the model %s is left out: it is the same as %s", offer.name, same)
+            elif len(self._entries) >= MODELS_PER_PEER:
+                log.warning("the model %s is left out: there are too many", offer.name)
+            else:
+                self._entries[offer.id] = _Entry(bundle, spec, offer)
 
     def offers(self) -> list[ModelOffer]:
         """What this peer tells the others."""
@@ -158,21 +169,9 @@ class ModelHost:
             if entry.loaded is None:
                 loaded, timing = await self._compute(_load, entry.bundle)
                 entry.loaded = loaded
-                entry.offer = _with_timing(entry.offer, timing)
+                entry.offer = replace(entry.offer, timing=timing, loaded=True)
                 self._on_change()
             return entry.loaded
-
-
-def _with_timing(offer: ModelOffer, timing: Timing) -> ModelOffer:
-    return ModelOffer(
-        id=offer.id,
-        name=offer.name,
-        family=offer.family,
-        tasks=offer.tasks,
-        codebooks=offer.codebooks,
-        timing=timing,
-        loaded=True,
-    )
 
 
 def _read_all(names: tuple[str, ...] | None) -> list[tuple[Bundle, ModelSpec, ModelOffer]]:
@@ -210,7 +209,8 @@ def _codebooks(bundle: Bundle) -> tuple[list[Codebook], list[str]]:
             found.append(load_codebook(bundle.file(path.name), bundle.model_id))
         except AstraMeshError as error:
             problems.append(error.message)
-    return found, problems
+    problems += [f"{book.id[:12]}: there are too many" for book in found[CODEBOOKS_PER_MODEL:]]
+    return found[:CODEBOOKS_PER_MODEL], problems
 
 
 def _offer_codebook(book: Codebook) -> CodebookOffer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from astra_mesh.engine.compute import ComputeThread
 from astra_mesh.engine.pipeline import Pipeline, Spent
@@ -10,9 +11,10 @@ from astra_mesh.engine.shard import ShardRun
 from astra_mesh.errors import AstraMeshError, MeshError, ModelError
 from astra_mesh.families import ModelInput
 from astra_mesh.mesh.link import Link
-from astra_mesh.peer.exchange import FindLink, MeshExchange
+from astra_mesh.peer.exchange import MeshExchange, partners
 from astra_mesh.peer.inputs import read_inputs
 from astra_mesh.peer.models import AnyCodec, Loaded, ModelHost
+from astra_mesh.peer.sending import send_if_open
 from astra_mesh.plan.check import BadPlanError, layout_of
 from astra_mesh.wire.codec import sanitise
 from astra_mesh.wire.messages import (
@@ -30,6 +32,8 @@ from astra_mesh.wire.messages import (
 )
 
 log = logging.getLogger(__name__)
+
+FindLink = Callable[[PeerId], Link | None]
 
 
 class NotTakingPartError(Exception):
@@ -65,15 +69,18 @@ def make_exchange(
         layout = layout_of(plan, loaded.spec, task, tokens, codec.first_block, codec.stages)
     except BadPlanError as error:
         raise NotTakingPartError(Reason.BAD_PLAN, str(error)) from error
-    exchange = MeshExchange(request, layout, peers, peers.index(me), codec, find_link)
-    missing = exchange.missing_link()
-    if missing is not None:
-        raise NotTakingPartError(Reason.NOT_LINKED, f"no link to peer {missing[:8]}", missing)
-    return exchange, codec
+    shard, links = peers.index(me), {}
+    for peer in (peers[i] for i in partners(layout, shard)):
+        link = find_link(peer)
+        if link is None:
+            raise NotTakingPartError(Reason.NOT_LINKED, f"no link to peer {peer[:8]}", peer)
+        links[peer] = link
+    width = loaded.spec.hidden_size
+    return MeshExchange(request, layout, peers, shard, codec, width, links), codec
 
 
 def report_of(
-    peer: PeerId, exchange: MeshExchange | None, spent: Spent, tokens: int, steps: int = 0
+    peer: PeerId, exchange: MeshExchange, spent: Spent, tokens: int, steps: int = 0
 ) -> PeerReport:
     """What this peer did for a request."""
     return PeerReport(
@@ -84,25 +91,61 @@ def report_of(
         decode_s=spent.decode_s,
         wait_s=spent.wait_s,
         finished_s=spent.total_s,
-        sent_bytes=dict(exchange.sent_bytes) if exchange is not None else {},
+        sent_bytes=dict(exchange.sent_bytes),
         decode_steps=steps,
     )
 
 
 class Participation:
-    """One proposal from the link ``link``; :meth:`run` is its whole life.
+    """One proposal from the link ``link``; :meth:`run`, then :meth:`close`, are its whole life.
 
     Cancelling :meth:`run` stops the shard and frees it; the coordinator is not told.
     """
 
     def __init__(
-        self, propose: Propose, link: Link, me: PeerId, models: ModelHost, compute: ComputeThread
+        self,
+        propose: Propose,
+        link: Link,
+        me: PeerId,
+        models: ModelHost,
+        compute: ComputeThread,
+        find_link: FindLink,
     ) -> None:
         self.propose, self.link = propose, link
         self._me, self._models, self._compute = me, models, compute
-        self.exchange: MeshExchange | None = None
+        self._find_link = find_link
+        self._exchange: MeshExchange | None = None
+        self._completed = False
 
-    async def prepare(self, find_link: FindLink) -> Pipeline:
+    async def run(self, open_exchange: Callable[[MeshExchange], None]) -> None:
+        """Check the proposal, accept it, run the shard and report; errors go to the coordinator.
+
+        Args:
+            open_exchange: Called before it is accepted: codes are delivered from then on.
+        """
+        try:
+            pipeline, exchange = await self._prepare()
+        except NotTakingPartError as error:
+            self.refuse(error.reason, error.text)
+            return
+        except Exception:
+            log.exception("a proposal could not be checked")
+            self.refuse(Reason.INTERNAL)
+            return
+        open_exchange(exchange)
+        request = self.propose.request
+        send_if_open(self.link, Accept(request=request))
+        try:
+            await self._compute_shard(pipeline, exchange)
+        except AstraMeshError as error:
+            text = sanitise(error.message)
+            send_if_open(self.link, Fail(request=request, code=error.code, text=text))
+        except Exception:
+            log.exception("a shard failed on this peer")
+            text = "a peer met an error of its own; its log has the details"
+            send_if_open(self.link, Fail(request=request, code="internal", text=text))
+
+    async def _prepare(self) -> tuple[Pipeline, MeshExchange]:
         """Check the proposal; NotTakingPartError if it is refused."""
         plan, propose = self.propose.plan, self.propose
         if plan.answering == self._me:
@@ -111,59 +154,47 @@ class Participation:
             raise NotTakingPartError(Reason.UNKNOWN_MODEL, f"no model {plan.model[:12]} here")
         try:
             loaded = await self._models.load(plan.model)
-            inputs, tokens = await self._compute(read_inputs, loaded, propose.inputs)
             loaded.model.require(propose.task.value)
+            inputs, tokens = await self._compute(read_inputs, loaded, propose.inputs)
         except ModelError as error:
             raise NotTakingPartError(Reason.UNKNOWN_MODEL, error.message) from error
         except AstraMeshError as error:
             raise NotTakingPartError(Reason.BAD_PLAN, error.message) from error
         exchange, codec = make_exchange(
-            propose.request, propose.task, plan, self._me, loaded, tokens, find_link
+            propose.request, propose.task, plan, self._me, loaded, tokens, self._find_link
         )
-        self.exchange = exchange
+        self._exchange = exchange
         run = await self._compute(_make_run, loaded, exchange, codec, inputs)
-        return Pipeline(run, exchange, self._compute)
+        return Pipeline(run, exchange, self._compute), exchange
 
-    async def run(self, pipeline: Pipeline) -> bool:
-        """Run the accepted shard and report; errors go to the coordinator as :class:`Fail`.
+    async def _compute_shard(self, pipeline: Pipeline, exchange: MeshExchange) -> None:
+        await pipeline.prefill()
+        await pipeline.pool()
+        run = pipeline.run
+        report = report_of(self._me, exchange, pipeline.spent, run.stop - run.start)
+        self.link.send(Done(request=self.propose.request, report=report))
+        self._completed = True
 
-        Returns:
-            Whether the shard was completed.
-        """
-        request = self.propose.request
-        try:
-            await pipeline.prefill()
-            await pipeline.pool()
-            run = pipeline.run
-            report = report_of(self._me, self.exchange, pipeline.spent, run.stop - run.start)
-            self.link.send(Done(request=request, report=report))
-            return True
-        except AstraMeshError as error:
-            self._tell(Fail(request=request, code=error.code, text=sanitise(error.message)))
-        except Exception:
-            log.exception("request %x failed on this peer", request)
-            text = "a peer met an error of its own; its log has the details"
-            self._tell(Fail(request=request, code="internal", text=text))
-        return False
+    def refuse(self, reason: Reason, text: str = "") -> None:
+        """Tell the coordinator that this peer does not take its shard."""
+        message = Refuse(request=self.propose.request, reason=reason, text=sanitise(text))
+        send_if_open(self.link, message)
 
-    def accept(self) -> None:
-        """Tell the coordinator that this peer takes its shard."""
-        self._tell(Accept(request=self.propose.request))
+    def link_gone(self, link: Link, error: MeshError) -> None:
+        """A link is over; before there is an exchange, checking the proposal finds that out."""
+        if self._exchange is not None:
+            self._exchange.link_gone(link, error)
 
-    def refuse(self, reason: Reason, text: str) -> None:
-        """Tell the coordinator that it does not."""
-        self._tell(Refuse(request=self.propose.request, reason=reason, text=sanitise(text)))
-
-    def _tell(self, message: Accept | Refuse | Fail) -> None:
-        try:
-            self.link.send(message)
-        except MeshError as error:
-            log.debug("the coordinator is gone: %s", error.message)
-
-    def lost(self, peer: PeerId, error: AstraMeshError) -> None:
-        """A peer of the plan is gone."""
-        if self.exchange is not None and peer in self.exchange.peers:
-            self.exchange.fail(error)
+    def close(self) -> None:
+        """Once :meth:`run` is over: what others still send for the request is dropped."""
+        if self._completed:
+            return
+        for shard in self.propose.plan.shards:
+            link = self._find_link(shard.peer)
+            if link is not None:
+                link.end(self.propose.request)
+        if self._exchange is not None:
+            self._exchange.abandon()
 
 
 def _make_run(

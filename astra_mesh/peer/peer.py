@@ -7,28 +7,31 @@ import logging
 import os
 import platform
 from collections.abc import Callable
-from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
 import platformdirs
 import torch
+from msgspec.structs import replace
 
 from astra_mesh import limits
 from astra_mesh.engine.compute import ComputeThread
-from astra_mesh.errors import MeshError, PeerLostError
+from astra_mesh.errors import MeshError, PeerLostError, ProtocolError
 from astra_mesh.mesh.identity import Identity, ephemeral_identity, load_identity
 from astra_mesh.mesh.link import Link
+from astra_mesh.peer import tasks
 from astra_mesh.peer.config import PeerConfig
 from astra_mesh.peer.device import this_device
 from astra_mesh.peer.links import LinkKeeper
-from astra_mesh.peer.local import LocalPeer, write_record
+from astra_mesh.peer.local import LocalPeer, remove_record, write_record
 from astra_mesh.peer.models import ModelHost
 from astra_mesh.peer.requests import Requests
+from astra_mesh.peer.sending import send_if_open
 from astra_mesh.wire.codec import AnyMessage, sanitise
 from astra_mesh.wire.messages import (
     MAGIC,
     PROTOCOL_VERSION,
+    Cancel,
     Device,
     Event,
     Hello,
@@ -57,7 +60,7 @@ class Peer:
 
     def __init__(self, config: PeerConfig, on_event: OnEvent = lambda event: None) -> None:
         self.config = config
-        self.name = sanitise(config.name or platform.node() or "peer", limits.NAME_CHARS)
+        self.name = sanitise(config.name or platform.node(), limits.NAME_CHARS) or "peer"
         self.id = PeerId("")
         self.device = Device(host="", cores=1, host_cores=1, threads=1)  # until started
         self._on_event = on_event
@@ -66,18 +69,32 @@ class Peer:
         self._hellos: dict[PeerId, Hello] = {}
         self._subscribers: dict[tuple[Link, RequestId], None] = {}
         self._links: LinkKeeper | None = None
-        self._requests: Requests | None = None
+        self._requests: Requests | None = None  # from the moment on at which links can open
         self._main: asyncio.Task[None] | None = None
+        self._record: LocalPeer | None = None
+        self._life = asyncio.Lock()  # start and stop take turns
+        self._used = False
         self._changed = asyncio.Event()  # another peer's models, or the peers themselves
 
     # --- life -------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Be ready for links and requests.
+        """Be ready for links and requests; once. An error, or cancelling it, leaves nothing behind.
 
         Raises:
             PortInUseError, IdentityError, UnknownModelError: with what to do.
         """
+        async with self._life:
+            if self._used:
+                raise RuntimeError("a peer starts once; make another")
+            self._used = True
+            try:
+                await self._start()
+            except BaseException:
+                await self._end()
+                raise
+
+    async def _start(self) -> None:
         identity = await asyncio.to_thread(self._identity)
         self.id = identity.peer_id
         self.device = await asyncio.to_thread(this_device, self.config.threads)
@@ -86,9 +103,11 @@ class Peer:
         self._links = LinkKeeper(
             self.config, self.id, self._hello, self._on_message, self._on_closed
         )
-        self._requests = Requests(self)
         await self._links.listen()
-        self._main = asyncio.create_task(self._serve(), name="astra-mesh-peer")
+        if not self.config.ephemeral:
+            self._record = LocalPeer(os.getpid(), self._links.port, self.id, self.name)
+            await self._compute(_try_to_write, self._record)
+        self._main = tasks.start_main("astra-mesh-peer", self._serve, self._links)
 
     def _identity(self) -> Identity:
         if self.config.ephemeral:
@@ -96,49 +115,55 @@ class Peer:
         folder = self.config.state_dir or platformdirs.user_state_path("astra-mesh")
         return load_identity(folder)
 
-    async def _serve(self) -> None:
-        assert self._links is not None
-        assert self._requests is not None
-        record = None
-        if not self.config.ephemeral:
-            mine = LocalPeer(os.getpid(), self._links.port, self.id, self.name)
-            record = await asyncio.to_thread(write_record, mine)
+    async def _serve(self, links: LinkKeeper) -> None:
         try:
             async with asyncio.TaskGroup() as group:
-                self._requests.group = group
+                self._requests = requests = Requests(self, group)
                 try:
-                    await self._links.run()
+                    await links.run()
                 finally:
-                    self._requests.close()
-        finally:
-            if record is not None:
-                record.unlink(missing_ok=True)
+                    requests.close()
+        except Exception:
+            log.exception("the peer ended by an error of its own")
+            raise
 
     async def stop(self) -> None:
-        """Say goodbye, end all requests, free everything. Safe to call twice."""
-        if self._main is not None:
-            self._main.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._main
+        """Say goodbye, end all requests, free everything. It waits for a start that is under way,
+        and may be called twice. Cancelling it cuts the goodbyes short.
+        """
+        async with self._life:
+            self._used = True
+            await self._end()
+
+    async def _end(self) -> None:
+        try:
+            if self._main is not None:
+                self._main.cancel()
+                await asyncio.wait([self._main])
+                if not self._main.cancelled():
+                    self._main.exception()  # it is in the log
+        finally:
             self._main = None
-        elif self._links is not None:
-            await self._links.close_port()
-        self._links = None
-        await asyncio.to_thread(self._compute.close)
+            if self._links is not None:
+                await self._links.close_port()
+            self._links = None
+            await asyncio.to_thread(self._compute.close)
+            if self._record is not None:
+                await asyncio.to_thread(remove_record, self._record)
+            self._record = None
 
     async def run(self) -> None:
-        """Start, serve until cancelled, stop."""
+        """Start, serve until cancelled or stopped, stop."""
         async with self:
-            assert self._main is not None
-            await self._main
+            main = self._main
+            assert main is not None
+            await asyncio.wait([main])
+            if not main.cancelled():
+                main.result()
 
     async def __aenter__(self) -> Self:
         """As :meth:`start`."""
-        try:
-            await self.start()
-        except BaseException:
-            await self.stop()
-            raise
+        await self.start()
         return self
 
     async def __aexit__(
@@ -181,6 +206,10 @@ class Peer:
         self._changed.clear()
         await self._changed.wait()
 
+    def note_change(self) -> None:
+        """Something that :meth:`others_changed` waits for happened."""
+        self._changed.set()
+
     def _hello(self) -> Hello:
         return Hello(
             magic=MAGIC,
@@ -197,7 +226,11 @@ class Peer:
         for peer in list(self._hellos):
             link = self.link(peer)
             if link is not None:
-                link.send(Status(models=self.models.offers()))
+                self.send_status(link)
+
+    def send_status(self, link: Link) -> None:
+        """Tell another peer which models there are now."""
+        send_if_open(link, Status(models=self.models.offers()))
 
     # --- links ------------------------------------------------------------------------------------
 
@@ -211,16 +244,18 @@ class Peer:
                 self._hellos[message.peer] = message
                 if not known:
                     self.tell("peer-joined", message.peer, message.name, link.address)
-                self._changed.set()
+                self.note_change()
         elif isinstance(message, Status):
             known_hello = self._hellos.get(hello.peer)
             if known_hello is not None:
-                self._hellos[hello.peer] = _with_models(known_hello, message)
-                self._changed.set()
+                self._hellos[hello.peer] = replace(known_hello, models=message.models)
+                self.note_change()
         elif isinstance(message, ListPeers):
-            link.send(Peers(request=message.request, peers=self.peer_list()))
+            send_if_open(link, Peers(request=message.request, peers=self.peer_list()))
         elif isinstance(message, Subscribe):
             self._subscribers[link, message.request] = None
+        elif isinstance(message, Cancel) and (link, message.request) in self._subscribers:
+            del self._subscribers[link, message.request]
         else:
             self._requests.on_message(link, hello, message)
 
@@ -232,24 +267,29 @@ class Peer:
             del self._subscribers[key]
         if hello.role is Role.CLIENT:
             self._requests.client_gone(link)
-        elif last:
+            return
+        name = sanitise(hello.name)
+        lost = error or PeerLostError(f"{name} left the mesh")
+        self._requests.link_gone(link, hello.peer, lost)
+        if last:
             self._hellos.pop(hello.peer, None)
             why = error.message if error is not None else "it said goodbye"
-            log.info("%s (%s) is gone: %s", sanitise(hello.name), hello.peer[:8], why)
-            lost = error or PeerLostError(f"{sanitise(hello.name)} left the mesh")
-            self._requests.peer_gone(hello.peer, lost)
+            level = logging.WARNING if isinstance(error, ProtocolError) else logging.INFO
+            log.log(level, "%s (%s) is gone: %s", name, hello.peer[:8], why)
             self.tell("peer-left", hello.peer, hello.name, why)
-            self._changed.set()
+        self.note_change()
 
     def tell(self, kind: str, peer: str = "", name: str = "", text: str = "") -> None:
         """Pass an event to subscribers and the owner of this peer."""
         event = Event(
             request=RequestId(0), kind=kind, peer=peer, name=sanitise(name), text=sanitise(text)
         )
-        self._on_event(event)
+        try:
+            self._on_event(event)
+        except Exception:
+            log.exception("the owner of this peer failed to take an event")
         for link, request in list(self._subscribers):
-            with suppress(MeshError):
-                link.send(_for_request(event, request))
+            send_if_open(link, replace(event, request=request))
 
     def peer_list(self) -> list[PeerInfo]:
         """The mesh as this peer sees it, itself first."""
@@ -282,20 +322,8 @@ class Peer:
         return found
 
 
-def _with_models(hello: Hello, status: Status) -> Hello:
-    return Hello(
-        magic=hello.magic,
-        version=hello.version,
-        peer=hello.peer,
-        name=hello.name,
-        role=hello.role,
-        window_bytes=hello.window_bytes,
-        device=hello.device,
-        models=status.models,
-    )
-
-
-def _for_request(event: Event, request: RequestId) -> Event:
-    return Event(
-        request=request, kind=event.kind, peer=event.peer, name=event.name, text=event.text
-    )
+def _try_to_write(record: LocalPeer) -> None:
+    try:
+        write_record(record)
+    except OSError as error:
+        log.warning("clients on this machine will not find this peer by itself: %s", error)

@@ -4,37 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Mapping
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from astra_mesh import limits
-from astra_mesh.errors import (
-    AstraMeshError,
-    BusyError,
-    InternalError,
-    MeshError,
-    ProtocolError,
-)
+from astra_mesh.errors import AstraMeshError, BusyError, InternalError, MeshError, ProtocolError
 from astra_mesh.mesh.link import Link
-from astra_mesh.peer.answer import Answer, Surroundings, new_request
+from astra_mesh.peer import tasks
+from astra_mesh.peer.answer import Answer, Surroundings
+from astra_mesh.peer.candidates import Candidates
+from astra_mesh.peer.early import EarlyCodes
 from astra_mesh.peer.exchange import MeshExchange
-from astra_mesh.peer.models import Loaded
-from astra_mesh.peer.part import NotTakingPartError, Participation
-from astra_mesh.plan.cost import Candidate
-from astra_mesh.plan.cost import Link as LinkProfile
+from astra_mesh.peer.part import Participation
+from astra_mesh.peer.participants import Participants
+from astra_mesh.peer.sending import send_if_open
 from astra_mesh.wire.codec import AnyMessage, sanitise
 from astra_mesh.wire.messages import (
     Accept,
     Ask,
     Cancel,
-    CodebookId,
     Codes,
     Done,
     Fail,
     Hello,
-    ModelId,
-    ModelOffer,
     PeerId,
     Planned,
     Pooled,
@@ -56,12 +47,12 @@ log = logging.getLogger(__name__)
 class Requests:
     """All requests of one peer. Each runs as one task of ``group``."""
 
-    def __init__(self, peer: Peer) -> None:
-        self._peer = peer
-        self.group: asyncio.TaskGroup | None = None
+    def __init__(self, peer: Peer, group: asyncio.TaskGroup) -> None:
+        self._peer, self._group = peer, group
+        self._candidates = Candidates(peer)
         self._tasks: set[asyncio.Task[None]] = set()
         self._answers: dict[tuple[Link, RequestId], asyncio.Task[None]] = {}
-        self._running: dict[RequestId, Answer] = {}  # by the id that the mesh knows
+        self._running: dict[RequestId, Participants] = {}  # by the id that the mesh knows
         self._parts: dict[RequestId, tuple[Participation, asyncio.Task[None]]] = {}
         self._exchanges: dict[RequestId, MeshExchange] = {}
         self._early = EarlyCodes()
@@ -72,12 +63,14 @@ class Requests:
             task.cancel()
         self._early.clear()
 
-    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        assert self.group is not None
-        task = self.group.create_task(work, name=name)
+    def _start(self, name: str, work: tasks.Work[...], *args: object) -> asyncio.Task[None]:
+        task = tasks.start(self._group, name, work, *args)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+    def _is_full(self) -> bool:
+        return len(self._answers) + len(self._parts) >= limits.REQUESTS_PER_PEER
 
     # --- messages ---------------------------------------------------------------------------------
 
@@ -92,11 +85,13 @@ class Requests:
         elif isinstance(message, Propose):
             self._propose(link, message)
         elif isinstance(message, Prepare):
-            self._spawn(self._prepare(link, message), "prepare")
+            self._start("prepare", self._candidates.prepare, link, message)
         elif isinstance(message, Accept | Refuse | Done | Fail):
-            answer = self._running.get(message.request)
-            if answer is not None:
-                answer.on_message(hello.peer, message)
+            participants = self._running.get(message.request)
+            if participants is not None:
+                participants.on_message(hello.peer, message)
+            elif isinstance(message, Fail):
+                self._candidates.failed(hello.peer, message.request)
         elif isinstance(message, Cancel):
             self._cancel(link, message.request)
 
@@ -110,7 +105,15 @@ class Requests:
         finally:
             link.consumed(message)
 
-    def open_exchange(self, exchange: MeshExchange) -> None:
+    def _cancel(self, link: Link, request: RequestId) -> None:
+        task = self._answers.get((link, request))
+        if task is not None:
+            task.cancel()
+        found = self._parts.get(request)
+        if found is not None and found[0].link is link:
+            found[1].cancel()
+
+    def _open_exchange(self, exchange: MeshExchange) -> None:
         """Deliver codes of a request from now on, first those that came early."""
         self._exchanges[exchange.request] = exchange
         for link, sender, message in self._early.take(exchange.request):
@@ -120,33 +123,40 @@ class Requests:
                 link.refuse(Reason.BAD_MESSAGE, sanitise(error.message))
             link.consumed(message)
 
-    def close_exchange(self, request: RequestId) -> None:
+    def _close_exchange(self, request: RequestId) -> None:
         """Deliver no more codes of a request."""
         self._exchanges.pop(request, None)
         self._running.pop(request, None)
-        for link, _, message in self._early.take(request):
-            link.consumed(message)
+        self._early.drop(request)
 
-    def peer_gone(self, peer: PeerId, error: MeshError) -> None:
-        """A peer is lost: what waits for it ends or is planned again."""
-        self._early.drop_peer(peer)
-        for answer in list(self._running.values()):
-            answer.failed(peer, error)
+    # --- links that end ---------------------------------------------------------------------------
+
+    def link_gone(self, link: Link, peer: PeerId, error: MeshError) -> None:
+        """A link to a peer is over: what needs it ends or is planned again."""
+        self._early.drop_link(link)
+        self._candidates.peer_gone(peer)
+        for participants in list(self._running.values()):
+            participants.link_gone(link, error)
         for part, task in list(self._parts.values()):
-            coordinator = part.link.peer
-            if coordinator is not None and coordinator.peer == peer:
+            if part.link is link:
                 task.cancel()
             else:
-                part.lost(peer, error)
+                part.link_gone(link, error)
+
+    def client_gone(self, link: Link) -> None:
+        """A client's link is over: cancel what it asked."""
+        for (at, _), task in list(self._answers.items()):
+            if at is link:
+                task.cancel()
 
     # --- answering --------------------------------------------------------------------------------
 
     def _ask(self, link: Link, ask: Ask) -> None:
-        if len(self._answers) + len(self._parts) >= limits.REQUESTS_PER_PEER:
-            busy = BusyError(f"{self._peer.name} has as many requests as it takes; try again later")
-            link.send(Fail(request=ask.request, code=busy.code, text=sanitise(busy.message)))
+        if self._is_full():
+            text = f"{self._peer.name} has as many requests as it takes; try again later"
+            self._fail(link, ask.request, BusyError(text))
             return
-        task = self._spawn(self._answer(link, ask), "answer")
+        task = self._start("a request", self._answer, link, ask)
         self._answers[link, ask.request] = task
         task.add_done_callback(lambda _: self._answers.pop((link, ask.request), None))
 
@@ -155,19 +165,7 @@ class Requests:
             link.send(message)
             await link.drain()
 
-        def open_exchange(exchange: MeshExchange) -> None:
-            self._running[exchange.request] = answer
-            self.open_exchange(exchange)
-
-        around = Surroundings(
-            me=self._candidate_me,
-            candidates=self._candidates,
-            links=self._profiles,
-            find_link=self._peer.link,
-            open_exchange=open_exchange,
-            close_exchange=self.close_exchange,
-        )
-        answer = Answer(ask, self._peer.models, self._peer.compute, around, emit)
+        answer = Answer(ask, self._peer.models, self._peer.compute, self._surroundings(), emit)
         self._peer.tell("request-started", text=f"{ask.task.value} with {ask.model}")
         outcome = "cancelled"
         try:
@@ -186,160 +184,40 @@ class Requests:
             self._peer.tell("request-ended", text=outcome)
 
     def _fail(self, link: Link, request: RequestId, error: AstraMeshError) -> None:
-        with suppress(MeshError):
-            link.send(Fail(request=request, code=error.code, text=sanitise(error.message)))
+        text = sanitise(error.message)
+        send_if_open(link, Fail(request=request, code=error.code, text=text))
 
-    def client_gone(self, link: Link) -> None:
-        """A client's link is over: cancel what it asked."""
-        for (at, _), task in list(self._answers.items()):
-            if at is link:
-                task.cancel()
+    def _surroundings(self) -> Surroundings:
+        return Surroundings(
+            me=self._candidates.me,
+            candidates=self._candidates.others,
+            links=self._candidates.links,
+            find_link=self._peer.link,
+            open=self._open,
+            close=self._close_exchange,
+        )
 
-    def _cancel(self, link: Link, request: RequestId) -> None:
-        task = self._answers.get((link, request))
-        if task is not None:
-            task.cancel()
-        found = self._parts.get(request)
-        if found is not None and found[0].link is link:
-            found[1].cancel()
-
-    # --- what planning needs ----------------------------------------------------------------------
-
-    def _candidate_me(self, loaded: Loaded) -> Candidate:
-        offer = self._peer.models.offer(loaded.bundle.model_id)
-        timing = offer.timing if offer is not None else None
-        assert timing is not None  # it is loaded
-        return Candidate(self._peer.id, self._peer.name, self._peer.device, timing)
-
-    async def _candidates(self, loaded: Loaded, codebook: CodebookId) -> list[Candidate]:
-        """Other peers with this model and codebook, loaded and measured there."""
-        model = loaded.bundle.model_id
-        asked: set[PeerId] = set()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(limits.PREPARE_TIMEOUT_S):
-                while True:
-                    offers = self._offers(model, codebook)
-                    for peer, offer in offers.items():
-                        if offer.timing is None and peer not in asked:
-                            asked.add(peer)
-                            self._ask_to_prepare(peer, offer)
-                    if all(offer.timing is not None for offer in offers.values()):
-                        break
-                    await self._peer.others_changed()
-        hellos = self._peer.others()
-        found = []
-        for peer, offer in self._offers(model, codebook).items():
-            device = hellos[peer].device
-            if device is not None and offer.timing is not None:
-                found.append(Candidate(peer, hellos[peer].name, device, offer.timing))
-        return found
-
-    def _offers(self, model: ModelId, codebook: CodebookId) -> dict[PeerId, ModelOffer]:
-        found = {}
-        for peer, hello in self._peer.others().items():
-            for offer in hello.models:
-                has_book = not codebook or any(book.id == codebook for book in offer.codebooks)
-                if offer.id == model and has_book:
-                    found[peer] = offer
-        return found
-
-    def _ask_to_prepare(self, peer: PeerId, offer: ModelOffer) -> None:
-        link = self._peer.link(peer)
-        if link is not None:
-            link.send(Prepare(request=new_request(), model=offer.id))
-
-    def _profiles(self) -> Mapping[tuple[PeerId, PeerId], LinkProfile]:
-        """Links of this peer, both ways; of links between others nothing is known yet."""
-        found: dict[tuple[PeerId, PeerId], LinkProfile] = {}
-        default = LinkProfile()
-        for peer in self._peer.others():
-            link = self._peer.link(peer)
-            if link is None:
-                continue
-            delay = link.round_trip_s if link.round_trip_s is not None else default.round_trip_s
-            found[self._peer.id, peer] = LinkProfile(delay, link.send_bps or default.bps)
-            found[peer, self._peer.id] = LinkProfile(delay, link.receive_bps or default.bps)
-        return found
-
-    async def _prepare(self, link: Link, message: Prepare) -> None:
-        try:
-            await self._peer.models.load(message.model)
-        except AstraMeshError as error:
-            self._fail(link, message.request, error)
+    def _open(self, participants: Participants) -> None:
+        self._running[participants.exchange.request] = participants
+        self._open_exchange(participants.exchange)
 
     # --- taking part ------------------------------------------------------------------------------
 
     def _propose(self, link: Link, propose: Propose) -> None:
-        part = Participation(propose, link, self._peer.id, self._peer.models, self._peer.compute)
-        if len(self._answers) + len(self._parts) >= limits.REQUESTS_PER_PEER:
-            part.refuse(Reason.BUSY, "")
+        peer, request = self._peer, propose.request
+        part = Participation(propose, link, peer.id, peer.models, peer.compute, peer.link)
+        if request in self._parts or request in self._exchanges:
+            part.refuse(Reason.BAD_PLAN, "another request has this id")
             return
-        task = self._spawn(self._take_part(part), "part")
-        self._parts[propose.request] = (part, task)
-        task.add_done_callback(lambda _: self._parts.pop(propose.request, None))
+        if self._is_full():
+            part.refuse(Reason.BUSY)
+            self._part_over(part)
+            return
+        task = self._start("a shard", part.run, self._open_exchange)
+        self._parts[request] = (part, task)
+        task.add_done_callback(lambda _: self._part_over(part))
 
-    async def _take_part(self, part: Participation) -> None:
-        request = part.propose.request
-        try:
-            try:
-                pipeline = await part.prepare(self._peer.link)
-            except NotTakingPartError as error:
-                part.refuse(error.reason, error.text)
-                return
-            assert part.exchange is not None
-            self.open_exchange(part.exchange)
-            part.accept()
-            if not await part.run(pipeline):
-                part.exchange.abandon()
-        except asyncio.CancelledError:
-            if part.exchange is not None:
-                part.exchange.abandon()
-            raise
-        finally:
-            self.close_exchange(request)
-
-
-class EarlyCodes:
-    """Codes that overtook their proposal on another link: few, for a short time."""
-
-    def __init__(self) -> None:
-        self._held: dict[RequestId, list[tuple[Link, PeerId, Codes | Pooled]]] = {}
-        self._sizes: dict[Link, int] = {}
-
-    def put(self, link: Link, sender: PeerId, message: Codes | Pooled) -> None:
-        """Hold a message; ProtocolError if its sender makes us hold too much."""
-        size = len(message.data if isinstance(message, Codes) else message.vector)
-        self._sizes[link] = self._sizes.get(link, 0) + size
-        if self._sizes[link] > limits.EARLY_CODES_BYTES:
-            raise ProtocolError("too many codes for requests that are not known here")
-        if message.request not in self._held:
-            loop = asyncio.get_running_loop()
-            loop.call_later(limits.EARLY_CODES_S, self._expire, message.request)
-        self._held.setdefault(message.request, []).append((link, sender, message))
-
-    def take(self, request: RequestId) -> list[tuple[Link, PeerId, Codes | Pooled]]:
-        """What came early for a request; the caller gives back the credit."""
-        found = self._held.pop(request, [])
-        for link, _, message in found:
-            size = len(message.data if isinstance(message, Codes) else message.vector)
-            self._sizes[link] -= size
-            if not self._sizes[link]:
-                del self._sizes[link]
-        return found
-
-    def _expire(self, request: RequestId) -> None:
-        for link, _, message in self.take(request):
-            link.consumed(message)
-
-    def drop_peer(self, peer: PeerId) -> None:
-        """Forget what a lost peer sent."""
-        for request, held in list(self._held.items()):
-            if any(sender == peer for _, sender, _ in held):
-                kept = [item for item in self.take(request) if item[1] != peer]
-                for link, sender, message in kept:
-                    self.put(link, sender, message)
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self._held.clear()
-        self._sizes.clear()
+    def _part_over(self, part: Participation) -> None:
+        self._parts.pop(part.propose.request, None)
+        self._close_exchange(part.propose.request)
+        part.close()

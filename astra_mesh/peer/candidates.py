@@ -1,0 +1,153 @@
+"""What planning needs to know: who could take part, how fast each is, and the links."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from astra_mesh import limits
+from astra_mesh.errors import AstraMeshError, InternalError
+from astra_mesh.mesh.link import Link
+from astra_mesh.peer.answer import new_request
+from astra_mesh.peer.models import Loaded
+from astra_mesh.peer.sending import send_if_open
+from astra_mesh.plan.cost import Candidate
+from astra_mesh.plan.cost import Link as LinkProfile
+from astra_mesh.wire.codec import sanitise
+from astra_mesh.wire.messages import (
+    CodebookId,
+    Fail,
+    ModelId,
+    ModelOffer,
+    PeerId,
+    Prepare,
+    RequestId,
+    Timing,
+)
+
+if TYPE_CHECKING:
+    from astra_mesh.peer.peer import Peer
+
+_SLOWEST_S = 1000.0  # a peer that claims to need longer for anything is no candidate
+_THINNEST_BPS = 1000.0  # nor does any other claim make a prediction infinite
+
+
+class Candidates:
+    """Collects candidates, and answers others that do."""
+
+    def __init__(self, peer: Peer) -> None:
+        self._peer = peer
+        self._asked: dict[RequestId, PeerId] = {}  # to prepare, and did not fail yet
+        self._preparing: dict[tuple[Link, ModelId], set[RequestId]] = {}  # for others
+
+    def me(self, loaded: Loaded) -> Candidate:
+        """This peer."""
+        offer = self._peer.models.offer(loaded.bundle.model_id)
+        timing = offer.timing if offer is not None else None
+        assert timing is not None  # it is loaded
+        return Candidate(self._peer.id, self._peer.name, self._peer.device, timing)
+
+    async def others(self, loaded: Loaded, codebook: CodebookId) -> list[Candidate]:
+        """Other peers with this model and codebook, loaded and measured there."""
+        model = loaded.bundle.model_id
+        asked: dict[PeerId, RequestId] = {}
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(limits.PREPARE_TIMEOUT_S):
+                    while self._unready(self._offers(model, codebook), asked):
+                        await self._peer.others_changed()
+        finally:
+            for request in asked.values():
+                self._asked.pop(request, None)
+        hellos = self._peer.others()
+        found = []
+        for peer, offer in self._offers(model, codebook).items():
+            device = hellos[peer].device
+            if device is not None and offer.timing is not None and _credible(offer.timing):
+                found.append(Candidate(peer, hellos[peer].name, device, offer.timing))
+        return found
+
+    def _offers(self, model: ModelId, codebook: CodebookId) -> dict[PeerId, ModelOffer]:
+        found = {}
+        for peer, hello in self._peer.others().items():
+            for offer in hello.models:
+                has_book = not codebook or any(book.id == codebook for book in offer.codebooks)
+                if offer.id == model and has_book:
+                    found[peer] = offer
+        return found
+
+    def _unready(self, offers: Mapping[PeerId, ModelOffer], asked: dict[PeerId, RequestId]) -> bool:
+        """Ask those that have not loaded the model; whether one of them may still do so."""
+        waiting = False
+        for peer, offer in offers.items():
+            if offer.timing is not None:
+                continue
+            if peer not in asked:
+                asked[peer] = self._ask_to_prepare(peer, offer.id)
+            waiting |= asked[peer] in self._asked
+        return waiting
+
+    def _ask_to_prepare(self, peer: PeerId, model: ModelId) -> RequestId:
+        request, link = new_request(), self._peer.link(peer)
+        if link is not None:
+            self._asked[request] = peer
+            send_if_open(link, Prepare(request=request, model=model))
+        return request
+
+    def failed(self, peer: PeerId, request: RequestId) -> None:
+        """A peer cannot prepare."""
+        if self._asked.get(request) == peer:
+            del self._asked[request]
+            self._peer.note_change()
+
+    def peer_gone(self, peer: PeerId) -> None:
+        """It will not prepare either; if it comes back, it is not waited for."""
+        for request in [request for request, one in self._asked.items() if one == peer]:
+            del self._asked[request]
+
+    def links(self) -> Mapping[tuple[PeerId, PeerId], LinkProfile]:
+        """Links of this peer, both ways; of links between others nothing is known yet."""
+        found: dict[tuple[PeerId, PeerId], LinkProfile] = {}
+        default = LinkProfile()
+        for peer in self._peer.others():
+            link = self._peer.link(peer)
+            if link is None:
+                continue
+            delay = link.round_trip_s if link.round_trip_s is not None else default.round_trip_s
+            up, down = link.send_bps or default.bps, link.receive_bps or default.bps
+            found[self._peer.id, peer] = LinkProfile(delay, max(up, _THINNEST_BPS))
+            found[peer, self._peer.id] = LinkProfile(delay, max(down, _THINNEST_BPS))
+        return found
+
+    async def prepare(self, link: Link, message: Prepare) -> None:
+        """Load a model for another peer. It gets a status, also if there is nothing new."""
+        key = (link, message.model)
+        if key in self._preparing:
+            if len(self._preparing[key]) < limits.OPEN_REQUESTS_PER_LINK:
+                self._preparing[key].add(message.request)
+            return
+        self._preparing[key] = {message.request}
+        try:
+            await self._peer.models.load(message.model)
+            self._peer.send_status(link)
+        except AstraMeshError as error:
+            self._cannot(link, self._preparing[key], error)
+        except Exception as error:
+            text = f"{self._peer.name} met an error of its own ({type(error).__name__})"
+            self._cannot(link, self._preparing[key], InternalError(text))
+            raise
+        finally:
+            del self._preparing[key]
+
+    def _cannot(self, link: Link, requests: set[RequestId], error: AstraMeshError) -> None:
+        for request in requests:
+            text = sanitise(error.message)
+            send_if_open(link, Fail(request=request, code=error.code, text=text))
+
+
+def _credible(timing: Timing) -> bool:
+    return all(value <= _SLOWEST_S for value in msgspec.structs.astuple(timing))

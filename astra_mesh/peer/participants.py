@@ -1,0 +1,140 @@
+"""The other peers of one attempt at a request, seen by the peer that planned it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+
+from astra_mesh import limits
+from astra_mesh.errors import (
+    AstraMeshError,
+    DeadlineError,
+    MeshError,
+    PeerLostError,
+    ProtocolError,
+    RefusedError,
+)
+from astra_mesh.mesh.link import Link
+from astra_mesh.peer.exchange import MeshExchange
+from astra_mesh.peer.sending import send_if_open
+from astra_mesh.wire.codec import sanitise
+from astra_mesh.wire.messages import (
+    Accept,
+    Cancel,
+    Done,
+    Fail,
+    PeerId,
+    PeerReport,
+    Propose,
+    Refuse,
+)
+
+# A participant says that it lost another one. If that one is gone and not just out of its reach,
+# its link to this peer ends about then too (silence is noticed within a heartbeat), and names it.
+_BLAME_S = 2.0
+_LOST_ANOTHER = (PeerLostError.code, ProtocolError.code)
+
+
+class LostDuringPrefillError(Exception):
+    """A participant failed before the answer began; the request can be planned again."""
+
+    def __init__(self, peer: PeerId, error: AstraMeshError) -> None:
+        super().__init__(error.message)
+        self.peer, self.error = peer, error
+
+
+@dataclass
+class _Participant:
+    link: Link
+    report: asyncio.Future[PeerReport]  # cancelled: there will be none
+    accepted: bool = False
+
+
+class Participants:
+    """Those who have tokens of a plan, but for its coordinator.
+
+    Whatever one of them does wrong before the answer begins becomes a
+    :class:`LostDuringPrefillError` in the exchange; afterwards it only costs its report.
+    """
+
+    def __init__(self, exchange: MeshExchange) -> None:
+        loop = asyncio.get_running_loop()
+        self.exchange = exchange
+        self._timers: list[asyncio.TimerHandle] = []
+        self._all = {
+            peer: _Participant(exchange.links[peer], loop.create_future())
+            for shard, peer in enumerate(exchange.peers)
+            if shard != exchange.shard and exchange.layout.holds(shard)
+        }
+
+    def propose(self, propose: Propose) -> None:
+        """Send the proposal to all; LostDuringPrefillError if one cannot get it."""
+        for peer, one in self._all.items():
+            try:
+                one.link.send(propose)
+            except MeshError as error:
+                raise LostDuringPrefillError(peer, error) from error
+        self._later(limits.ACCEPT_TIMEOUT_S, self._overdue)
+
+    def _later(self, delay_s: float, call: Callable[[], None]) -> None:
+        self._timers.append(asyncio.get_running_loop().call_later(delay_s, call))
+
+    def _overdue(self) -> None:
+        for peer, one in self._all.items():
+            if not one.accepted:
+                text = f"{peer[:8]} did not answer the proposal in {limits.ACCEPT_TIMEOUT_S:g} s"
+                self._failed(peer, DeadlineError(text))
+
+    def on_message(self, peer: PeerId, message: Accept | Refuse | Done | Fail) -> None:
+        """What a participant says; of others it is ignored."""
+        one = self._all.get(peer)
+        if one is None:
+            return
+        if isinstance(message, Accept):
+            one.accepted = True
+        elif isinstance(message, Done):
+            one.accepted = True
+            if not one.report.done():
+                one.report.set_result(msgspec.structs.replace(message.report, peer=peer))
+        elif isinstance(message, Refuse):
+            text = sanitise(message.text or message.reason.value)
+            self._failed(peer, RefusedError(f"{peer[:8]} refused: {text}"))
+        else:
+            error = MeshError(f"{peer[:8]} failed: {sanitise(message.text)}")
+            wait_s = _BLAME_S if message.code in _LOST_ANOTHER else 0.0
+            self._later(wait_s, lambda: self._failed(peer, error))
+
+    def link_gone(self, link: Link, error: MeshError) -> None:
+        """A link is over."""
+        for peer, one in self._all.items():
+            if one.link is link and (not one.report.done() or self.exchange.misses(peer)):
+                self._failed(peer, error)
+
+    def _failed(self, peer: PeerId, error: AstraMeshError) -> None:
+        self._all[peer].report.cancel()
+        self.exchange.fail(LostDuringPrefillError(peer, error))
+
+    def raise_lost(self, error: MeshError) -> None:
+        """LostDuringPrefillError if ``error`` came of a link to one of them that is over."""
+        for peer, one in self._all.items():
+            if not one.link.is_open:
+                raise LostDuringPrefillError(peer, error) from error
+
+    async def reports(self) -> tuple[list[PeerReport], int]:
+        """What they did; who does not say so in time is left out, and counted."""
+        if not self._all:
+            return [], 0
+        waiting = [one.report for one in self._all.values()]
+        done, pending = await asyncio.wait(waiting, timeout=limits.SHUTDOWN_S)
+        return [future.result() for future in done if not future.cancelled()], len(pending)
+
+    def close(self) -> None:
+        """The attempt is over, in whatever way: those who still work for it are to stop."""
+        for timer in self._timers:
+            timer.cancel()
+        for one in self._all.values():
+            send_if_open(one.link, Cancel(request=self.exchange.request))
+        self.exchange.abandon()
