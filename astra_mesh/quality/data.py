@@ -53,7 +53,8 @@ def load_samples(
     """The first ``limit`` items of a data file or folder, in an order that is always the same.
 
     Models that generate read a .txt file or a folder of them, in windows of ``window`` tokens
-    (default: the model's context, at most 1,024). Text encoders read a .tsv with a column
+    (default: the model's context, at most 1,024); a line ``<|endoftext|>`` ends a document, and no
+    window crosses from one to the next. Text encoders read a .tsv with a column
     ``sentence`` (and perhaps ``label``), or a .txt with one sentence a line. Image models read a
     folder or .zip of JPEG and PNG files; classes come from ``labels.csv`` or the parent folder's
     name. ``split`` "eval" takes every tenth item only, "fit" the nine others, None all.

@@ -17,21 +17,28 @@ from astra_mesh.quality.sample import Sample
 
 CHUNK_CHARS = 1 << 16  # of text tokenized at a time, cut at a line's end
 LINE_CHARS = 1 << 20  # a longer line is cut
+END = "<|endoftext|>"  # a line of its own between documents, as in many corpora
 FILES = 10_000  # text files read from one folder
 
 
 def windows(bundle: Bundle, path: Path, size: int) -> Iterator[Sample]:
-    """Running text in windows of ``size`` tokens; a file's last one may be shorter (2 at least)."""
+    """Running text in windows of ``size`` tokens; a document's last one may be shorter.
+
+    A file is one document, or several, each ended by a line ``<|endoftext|>``. What is left over is
+    used if it has at least two tokens.
+    """
     tokenizer = TextTokenizer.from_bundle(bundle)
     for file in _text_files(path, (".txt",)):
         held: list[int] = []
-        for chunk in _chunks(file):
+        for chunk, ends in _chunks(file):
             held += tokenizer.encode(chunk)
             while len(held) >= size:
                 yield _sample(held[:size])
                 del held[:size]
-        if len(held) >= 2:
-            yield _sample(held)
+            if ends:
+                if len(held) >= 2:
+                    yield _sample(held)
+                held = []
 
 
 def sentences(bundle: Bundle, path: Path, size: int) -> Iterator[Sample]:
@@ -67,19 +74,22 @@ def _text_files(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
     return found
 
 
-def _chunks(file: Path) -> Iterator[str]:
-    """The text in pieces of some ``CHUNK_CHARS`` that end with a line."""
+def _chunks(file: Path) -> Iterator[tuple[str, bool]]:
+    """The text in pieces of some ``CHUNK_CHARS`` that end with a line, and if a document ends."""
     with _open(file) as stream:
         held: list[str] = []
         size = 0
         for line in _checked_lines(file, stream):
+            if line.strip() == END:
+                yield "".join(held).strip(), True
+                held, size = [], 0
+                continue
             held.append(line)
             size += len(line)
             if size >= CHUNK_CHARS:
-                yield "".join(held)
+                yield "".join(held), False
                 held, size = [], 0
-        if held:
-            yield "".join(held)
+        yield "".join(held), True
 
 
 def _lines(file: Path) -> Iterator[tuple[str, int | None]]:
