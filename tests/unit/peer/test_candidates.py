@@ -1,0 +1,236 @@
+"""Who could take part: asking others to prepare, and being asked."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from astra_mesh import limits
+from astra_mesh.errors import UnknownModelError
+from astra_mesh.peer.candidates import Candidates
+from astra_mesh.wire.messages import (
+    CodebookId,
+    CodebookOffer,
+    Device,
+    Fail,
+    Hello,
+    ModelId,
+    ModelOffer,
+    PeerId,
+    Prepare,
+    RequestId,
+    Task,
+    Timing,
+)
+from tests.unit.peer.fakes import A, B, C, FakeLink, hello_of
+
+MODEL = ModelId("e" * 64)
+BOOK, NO_BOOK = CodebookId("b" * 64), CodebookId("")
+OFFER = ModelOffer(id=MODEL, name="words", family="gpt2", tasks=[Task.GENERATE])
+TIMING = Timing(fixed_s=1e-3, per_token_s=1e-5, per_pair_s=1e-8)
+DEVICE = Device(host="h", cores=1, host_cores=4, threads=1)
+LOADED: Any = SimpleNamespace(bundle=SimpleNamespace(model_id=MODEL))
+
+
+class FakePeer:
+    """Peer A, with links to others whose hellos a test changes."""
+
+    def __init__(self) -> None:
+        self.id, self.name, self.device = A, "a", DEVICE
+        self.hellos: dict[PeerId, Hello] = {}
+        self.links: dict[PeerId, FakeLink] = {}
+        self.models = self
+        self.loading = asyncio.Event()
+        self.error: Exception | None = None
+        self.statuses: list[FakeLink] = []
+        self._changed = asyncio.Event()
+
+    def add(self, peer: PeerId, offer: ModelOffer, device: Device | None = DEVICE) -> FakeLink:
+        self.hellos[peer] = replace(hello_of(peer), models=[offer], device=device)
+        self.links[peer] = FakeLink(self.hellos[peer])
+        self.note_change()
+        return self.links[peer]
+
+    def others(self) -> dict[PeerId, Hello]:
+        return dict(self.hellos)
+
+    def link(self, peer: PeerId) -> Any:
+        return self.links.get(peer)
+
+    async def others_changed(self) -> None:
+        self._changed.clear()
+        await self._changed.wait()
+
+    def note_change(self) -> None:
+        self._changed.set()
+
+    async def load(self, model: ModelId) -> None:
+        await self.loading.wait()
+        if self.error is not None:
+            raise self.error
+
+    def send_status(self, link: FakeLink) -> None:
+        self.statuses.append(link)
+
+
+@pytest.fixture
+def peer() -> FakePeer:
+    return FakePeer()
+
+
+@pytest.fixture
+def candidates(peer: FakePeer) -> Candidates:
+    return Candidates(peer)  # type: ignore[arg-type]
+
+
+def ready(**timing: float) -> ModelOffer:
+    return replace(OFFER, timing=replace(TIMING, **timing), loaded=True)
+
+
+async def found(candidates: Candidates, book: CodebookId = NO_BOOK) -> list[PeerId]:
+    async with asyncio.timeout(1):
+        return [one.peer for one in await candidates.others(LOADED, book)]
+
+
+async def test_those_that_are_ready_are_not_asked(peer: FakePeer, candidates: Candidates) -> None:
+    link = peer.add(B, ready())
+    assert await found(candidates) == [B]
+    assert link.sent == []
+
+
+async def test_only_with_the_same_codebook(peer: FakePeer, candidates: Candidates) -> None:
+    book = CodebookOffer(id=BOOK, codec="vq", rates=[8], default_rate=8)
+    peer.add(B, replace(ready(), codebooks=[book]))
+    peer.add(C, ready())
+    assert await found(candidates, BOOK) == [B]
+
+
+@pytest.mark.parametrize(
+    "timing", [{"per_pair_s": 1e300}, {"fixed_s": 1e4}, {"head_s": 2000.0}, {"step_s": 1e18}]
+)
+async def test_claims_that_break_predictions(
+    peer: FakePeer, candidates: Candidates, timing: dict[str, float]
+) -> None:
+    peer.add(B, ready(**timing))
+    assert await found(candidates) == []
+
+
+async def test_a_peer_without_a_device_is_left_out(peer: FakePeer, candidates: Candidates) -> None:
+    peer.add(B, ready(), device=None)
+    assert await found(candidates) == []
+
+
+async def test_the_others_are_asked_once_and_waited_for(
+    peer: FakePeer, candidates: Candidates
+) -> None:
+    link = peer.add(B, OFFER)
+    waiting = asyncio.ensure_future(found(candidates))
+    await asyncio.sleep(0)
+    peer.note_change()
+    await asyncio.sleep(0)
+    assert [type(message) for message in link.sent] == [Prepare]
+    peer.hellos[B] = replace(peer.hellos[B], models=[ready()])
+    peer.note_change()
+    assert await waiting == [B]
+    assert candidates._asked == {}
+
+
+async def test_a_peer_that_cannot_prepare_is_not_waited_for(
+    peer: FakePeer, candidates: Candidates
+) -> None:
+    link = peer.add(B, OFFER)
+    peer.add(C, ready())
+    waiting = asyncio.ensure_future(found(candidates))
+    await asyncio.sleep(0)
+    candidates.failed(C, link.sent[0].request)  # type: ignore[union-attr]  # not its business
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    candidates.failed(B, link.sent[0].request)  # type: ignore[union-attr]
+    assert await waiting == [C]
+
+
+@pytest.mark.parametrize("back", [False, True])
+async def test_a_peer_that_leaves_meanwhile_is_not_waited_for(
+    peer: FakePeer, candidates: Candidates, back: bool
+) -> None:
+    peer.add(B, OFFER)
+    waiting = asyncio.ensure_future(found(candidates))
+    await asyncio.sleep(0)
+    if not back:
+        del peer.hellos[B], peer.links[B]
+    candidates.peer_gone(B)
+    peer.note_change()
+    assert await waiting == []
+
+
+async def test_the_wait_has_an_end(
+    peer: FakePeer, candidates: Candidates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "PREPARE_TIMEOUT_S", 0.01)
+    peer.add(B, OFFER)
+    peer.add(C, ready())
+    assert await found(candidates) == [C]
+    assert candidates._asked == {}
+
+
+async def test_thin_links_do_not_make_predictions_infinite(
+    peer: FakePeer, candidates: Candidates
+) -> None:
+    link: Any = peer.add(B, ready())
+    link.round_trip_s, link.send_bps, link.receive_bps = 0.01, None, 1e-300
+    profiles = candidates.links()
+    assert profiles[B, A].bps == 1000
+    assert profiles[A, B].bps > 1e6
+
+
+# --- being asked ----------------------------------------------------------------------------------
+
+
+def prepare(number: int) -> Prepare:
+    return Prepare(request=RequestId(number), model=MODEL)
+
+
+async def test_each_request_to_prepare_gets_a_status(
+    peer: FakePeer, candidates: Candidates
+) -> None:
+    """Also when the model was loaded long ago and the asking peer did not hear of it."""
+    link: Any = FakeLink(hello_of(B))
+    peer.loading.set()
+    await candidates.prepare(link, prepare(1))
+    await candidates.prepare(link, prepare(2))
+    assert peer.statuses == [link, link]
+
+
+@pytest.mark.parametrize("error", [UnknownModelError("no such model"), OSError("disk")])
+async def test_all_that_asked_meanwhile_hear_of_a_failure(
+    peer: FakePeer, candidates: Candidates, error: Exception
+) -> None:
+    peer.error, link = error, FakeLink(hello_of(B))
+    asked: list[Any] = [candidates.prepare(link, prepare(n)) for n in (1, 2, 3)]  # type: ignore[arg-type]
+    running = asyncio.gather(*asked, return_exceptions=True)
+    await asyncio.sleep(0)
+    peer.loading.set()
+    await running
+    assert {x.request for x in link.sent if isinstance(x, Fail)} == {1, 2, 3}
+    assert candidates._preparing == {}
+
+
+async def test_a_flood_of_requests_is_held_to_a_limit(
+    peer: FakePeer, candidates: Candidates, caplog: pytest.LogCaptureFixture
+) -> None:
+    link: Any = FakeLink(hello_of(B))
+    peer.error = UnknownModelError("no")
+    with caplog.at_level(logging.WARNING):
+        running = asyncio.ensure_future(candidates.prepare(link, prepare(0)))
+        await asyncio.sleep(0)
+        for number in range(1, 1000):
+            await candidates.prepare(link, prepare(number))
+        peer.loading.set()
+        await running
+    assert len(link.sent) == limits.OPEN_REQUESTS_PER_LINK
+    assert not caplog.records

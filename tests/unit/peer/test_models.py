@@ -1,0 +1,188 @@
+"""What a peer offers, and loading at the first use."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from astra_mesh.bundle import Bundle
+from astra_mesh.engine.compute import ComputeThread
+from astra_mesh.errors import (
+    BadBundleError,
+    CodebookError,
+    InputError,
+    UnknownModelError,
+    UnsupportedModelError,
+)
+from astra_mesh.peer import models as module
+from astra_mesh.peer.models import Loaded, ModelHost, choose_stages
+from astra_mesh.wire.messages import CodebookId, Timing
+from tests.bundles import GPT2, VIT, gpt2_tensors, vit_tensors, write_bundle
+
+
+@pytest.fixture
+async def compute() -> AsyncIterator[ComputeThread]:
+    thread = ComputeThread()
+    yield thread
+    thread.close()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model folder with ``words``; the shipped models are not looked at."""
+    monkeypatch.setattr("astra_mesh.bundle.store._shipped", list)
+    monkeypatch.setenv("ASTRA_MESH_MODELS", str(tmp_path))
+    write_bundle(tmp_path / "words", GPT2, gpt2_tensors(GPT2))
+    return tmp_path
+
+
+async def names_of(host: ModelHost) -> list[str]:
+    await host.start()
+    return sorted(offer.name for offer in host.offers())
+
+
+async def test_all_models_are_offered(folder: Path, compute: ComputeThread) -> None:
+    await asyncio.to_thread(write_bundle, folder / "pictures", VIT, vit_tensors(VIT))
+    host = ModelHost(None, compute)
+    assert await names_of(host) == ["pictures", "words"]
+    offer = next(offer for offer in host.offers() if offer.name == "words")
+    assert (offer.family, offer.timing, offer.loaded) == ("gpt2", None, False)
+    assert host.find("words") == host.find(offer.id[:8]) == offer.id
+    for name in ("word", offer.id[:7], "", "w" * 100):
+        with pytest.raises(UnknownModelError, match="pictures, words"):
+            host.find(name)
+
+
+@pytest.mark.parametrize(
+    ("file", "data"),
+    [
+        ("config.json", b"{"),
+        ("config.json", b'{"model_type": "none"}'),
+        ("config.json", b'{"model_type": "gpt2"}'),
+        ("config.json", b'{"model_type": "gpt2", "n_embd": "x", "n_layer": [], "n_head": {}}'),
+        ("model.safetensors", b""),
+        ("manifest.json", b"[]"),
+    ],
+)
+async def test_a_broken_bundle_is_left_out_and_named(
+    folder: Path,
+    compute: ComputeThread,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    file: str,
+    data: bytes,
+) -> None:
+    monkeypatch.setattr("astra_mesh.bundle.store._reported", set())
+    await asyncio.to_thread(write_bundle, folder / "broken", VIT, vit_tensors(VIT))
+    (folder / "broken" / file).write_bytes(data)
+    names = await names_of(ModelHost(None, compute))
+    assert "words" in names
+    if file == "model.safetensors":
+        return  # its content is read when it is wanted
+    assert names == ["words"]
+    assert any("broken" in record.getMessage() for record in caplog.records)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("absent", UnknownModelError), ("odd", UnsupportedModelError), ("bad", BadBundleError)],
+)
+async def test_a_named_model_must_be_usable(
+    folder: Path, compute: ComputeThread, name: str, kind: type[Exception]
+) -> None:
+    await asyncio.to_thread(
+        write_bundle, folder / "odd", VIT | {"model_type": "odd"}, vit_tensors(VIT)
+    )
+    await asyncio.to_thread(write_bundle, folder / "bad", VIT, vit_tensors(VIT))
+    (folder / "bad" / "config.json").write_text("{")
+    with pytest.raises(kind):
+        await ModelHost((name,), compute).start()
+
+
+async def test_copies_of_a_model_are_one(
+    folder: Path, compute: ComputeThread, caplog: pytest.LogCaptureFixture
+) -> None:
+    await asyncio.to_thread(write_bundle, folder / "words-again", GPT2, gpt2_tensors(GPT2))
+    assert await names_of(ModelHost(None, compute)) == ["words"]
+    assert any("same as words" in record.getMessage() for record in caplog.records)
+
+
+async def test_no_more_models_than_a_hello_holds(
+    folder: Path, compute: ComputeThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MODELS_PER_PEER", 1)
+    await asyncio.to_thread(write_bundle, folder / "pictures", VIT, vit_tensors(VIT))
+    assert await names_of(ModelHost(None, compute)) == ["pictures"]
+
+
+async def test_two_at_once_load_a_model_once(
+    folder: Path, compute: ComputeThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads: list[str] = []
+    original = module._load
+
+    def load(bundle: Bundle) -> tuple[Loaded, Timing]:
+        loads.append(bundle.name)
+        return original(bundle)
+
+    monkeypatch.setattr(module, "_load", load)
+    changes: list[None] = []
+    host = ModelHost(None, compute, lambda: changes.append(None))
+    await host.start()
+    model = host.find("words")
+    one, two = await asyncio.gather(host.load(model), host.load(model))
+    assert one is two
+    assert loads == ["words"]
+    assert len(changes) == 1
+    offer = host.offer(model)
+    assert offer is not None
+    assert offer.loaded
+    assert offer.timing is not None
+
+
+async def test_loading_that_was_cancelled_can_be_repeated(
+    folder: Path, compute: ComputeThread
+) -> None:
+    host = ModelHost(None, compute)
+    await host.start()
+    model = host.find("words")
+    task = asyncio.ensure_future(host.load(model))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert (await host.load(model)).bundle.name == "words"
+
+
+async def test_a_model_that_does_not_load_is_an_error_each_time(
+    folder: Path, compute: ComputeThread
+) -> None:
+    host = ModelHost(None, compute)
+    await host.start()
+    (folder / "words" / "model.safetensors").write_bytes(b"cut")
+    for _ in range(2):
+        with pytest.raises(BadBundleError):
+            await host.load(host.find("words"))
+    offer = host.offers()[0]
+    assert (offer.timing, offer.loaded) == (None, False)
+
+
+async def test_codecs_and_rates(folder: Path, compute: ComputeThread) -> None:
+    host = ModelHost(None, compute)
+    await host.start()
+    loaded = await host.load(host.find("words"))
+    codec, book = loaded.choose_codec("")
+    assert (codec.name, book) == ("fp16", "")
+    assert choose_stages(codec, 0) == 1
+    assert choose_stages(codec, codec.rate(1)) == 1
+    with pytest.raises(InputError, match=str(codec.rate(1))):
+        choose_stages(codec, 7)
+    with pytest.raises(InputError, match="zip"):
+        loaded.choose_codec("zip")
+    with pytest.raises(CodebookError, match="fit"):
+        loaded.choose_codec("vq")
+    with pytest.raises(CodebookError, match="no codebook"):
+        loaded.codec("fp16", CodebookId("b" * 64))
