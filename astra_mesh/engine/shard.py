@@ -67,7 +67,7 @@ class ShardRun:
         if not wanted:
             return
         query, rows = at.query_key_value(self._n, self.start)
-        self._store(block, self.start, rows[self._copied :])
+        self._store(block, self.start, rows)
         self._query = query[:, :, wanted.start : wanted.stop]
         whole = len(wanted) == len(rows)
         self._parts[self.shard] = attend(self._query, rows, self.layout.causal and whole)

@@ -102,6 +102,20 @@ def test_two_devices_by_hand() -> None:
     )
 
 
+def test_a_full_uplink_delays_the_next_codes() -> None:
+    """Codes of 1 s leave every 20 ms: what counts at the end is the line, not the work."""
+    first, second = device("a"), device("b", 1e-6)
+    shards = make_layout(GPT, [(0, 100), (100, 200)], pooling="last", stages=1)
+    link = Link(0.0, 8e3)
+    found = predict(
+        shards,
+        Work(10.0, second.peer),
+        [first, second],
+        {(first.peer, second.peer): link, (second.peer, first.peer): link},
+    )
+    assert 11.0 < found.total_s < 11.5  # 11 blocks of 1,000 bytes at 1,000 bytes a second
+
+
 def test_empty_shards_cost_nothing() -> None:
     full = make_layout(GPT, [(0, 200), (200, 400)], pooling="last", stages=2)
     holes = make_layout(GPT, [(0, 200), (200, 200), (200, 400)], pooling="last", stages=2)

@@ -18,6 +18,7 @@ from tests.unit.engine.plans import random_codec
 from tests.unit.families.making import make_model
 
 MODEL = ModelId("a" * 64)
+PINNED = "9ae4c20534d872d8750a1629b0e4f176faf903ff116689b5242468be87b5e9b9"
 Parts = tuple[dict[str, Tensor], dict[str, str]]
 
 
@@ -44,6 +45,14 @@ def test_the_id_is_of_the_content_only(book: Codebook, tmp_path: Path) -> None:
     tensors = dict(reversed(list(book.tensors().items())))
     save_tensors(path, tensors, {"by": "me"} | dict(reversed(list(book.metadata().items()))))
     assert load_codebook(path).id == book.id
+
+
+def test_the_id_is_the_same_on_every_machine() -> None:
+    """Pinned: peers compare ids, so the canonical form may not change without a new version."""
+    codewords = torch.arange(16.0).view(1, 2, 4, 2)
+    frame = torch.tensor([0.5, -1, 0, 2]), torch.eye(4), torch.eye(4) / 3
+    book = Codebook("vq", MODEL, 4, 1, 1, (BlockBook(codewords, *frame),))
+    assert book.id == PINNED
 
 
 def test_the_id_changes_with_every_part_of_the_content(book: Codebook) -> None:
