@@ -66,9 +66,13 @@ class EarlyCodes:
 
     def drop_link(self, link: Link) -> None:
         """Forget what came over a link that is over."""
-        if self._sizes.pop(link, None) is not None:
-            for held in self._held.values():
-                held.items = [item for item in held.items if item.link is not link]
+        if self._sizes.pop(link, None) is None:
+            return
+        for request, held in list(self._held.items()):
+            held.items = [item for item in held.items if item.link is not link]
+            if not held.items:
+                held.timer.cancel()
+                del self._held[request]
 
     def clear(self) -> None:
         """Forget everything."""

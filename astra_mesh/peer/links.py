@@ -73,10 +73,10 @@ class LinkKeeper:
             self._session, self._serve, timings=self._config.timings, max_links=limits.LINKS
         )
         app.router.add_get(PATH, handler)
+        # No handler_cancellation: a link sees by itself that its socket is gone, and says so.
         self._runner = web.AppRunner(
             app,
             keepalive_timeout=_KEEPALIVE_S,
-            handler_cancellation=True,
             access_log=None,
             shutdown_timeout=_HANDLERS_S,
         )
@@ -222,14 +222,13 @@ class LinkKeeper:
             await link.close("leaving")
             return
         self._links.add(link)
-        error: MeshError | None = None
         try:
-            error = await link.run(lambda message: self._take(link, message, key))
+            await link.run(lambda message: self._take(link, message, key))
         except Exception:
             log.exception("the link to %s ended by an error of this peer", link.address)
         finally:
             self._links.discard(link)
-            self._over(link, key, error)
+            self._over(link, key, link.close_error)
 
     def _take(self, link: Link, message: AnyMessage, key: str | None) -> None:
         if isinstance(message, Hello) and message.role is Role.PEER:
