@@ -8,7 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from astra_mesh.engine.layout import Layout
+from astra_mesh.plan.layout import Layout
 from astra_mesh.quant.codecs import CodeArray
 
 

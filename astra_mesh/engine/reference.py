@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from astra_mesh.engine.decode import Decoder
-from astra_mesh.engine.layout import Layout, make_layout
 from astra_mesh.engine.pipeline import mean_of
 from astra_mesh.engine.shard import ShardRun
 from astra_mesh.families.model import Model, ModelInput
 from astra_mesh.families.spec import Pooling
+from astra_mesh.plan.layout import Layout, make_layout
 from astra_mesh.quant.codecs import Codec, PlainCodec
 from astra_mesh.wire.messages import Sampling
 

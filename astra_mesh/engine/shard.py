@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from astra_mesh.engine.attention import Part, attend, merge
-from astra_mesh.engine.layout import Layout
 from astra_mesh.families.model import Model, ModelInput
+from astra_mesh.plan.layout import Layout
 from astra_mesh.quant.codecs import CodeArray, Codec
 
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from astra_mesh import limits
-from astra_mesh.engine.layout import Layout
 from astra_mesh.errors import DeadlineError, MeshError, PeerLostError, ProtocolError
 from astra_mesh.mesh.link import Link
 from astra_mesh.peer.models import AnyCodec
+from astra_mesh.plan.layout import Layout
 from astra_mesh.quant.codecs import CodeArray
 from astra_mesh.wire.messages import Codes, PeerId, Pooled, RequestId
 

@@ -29,12 +29,15 @@ from astra_mesh.wire.messages import (
     PeerId,
     PeerReport,
     Propose,
+    Reason,
     Refuse,
 )
 
-# A participant says that it lost another one. If that one is gone and not just out of its reach,
-# its link to this peer ends about then too (silence is noticed within a heartbeat), and names it.
+# A participant says that it lost another one, or has no link to it. If that one is gone and not just
+# out of its reach, its link to this peer ends about then too, and names it: silence is noticed within
+# a heartbeat or two. Where links are missing for good, each request waits for the shorter time.
 _BLAME_S = 2.0
+_UNLINKED_S = 0.3
 _LOST_ANOTHER = (PeerLostError.code, ProtocolError.code)
 
 
@@ -101,17 +104,21 @@ class Participants:
                 one.report.set_result(msgspec.structs.replace(message.report, peer=peer))
         elif isinstance(message, Refuse):
             text = sanitise(message.text or message.reason.value)
-            self._failed(peer, RefusedError(f"{peer[:8]} refused: {text}"))
+            wait_s = _UNLINKED_S if message.reason is Reason.NOT_LINKED else 0.0
+            self._fail_later(wait_s, peer, RefusedError(f"{peer[:8]} refused: {text}"))
         else:
             error = MeshError(f"{peer[:8]} failed: {sanitise(message.text)}")
             wait_s = _BLAME_S if message.code in _LOST_ANOTHER else 0.0
-            self._later(wait_s, lambda: self._failed(peer, error))
+            self._fail_later(wait_s, peer, error)
 
     def link_gone(self, link: Link, error: MeshError) -> None:
         """A link is over."""
         for peer, one in self._all.items():
             if one.link is link and (not one.report.done() or self.exchange.misses(peer)):
                 self._failed(peer, error)
+
+    def _fail_later(self, delay_s: float, peer: PeerId, error: AstraMeshError) -> None:
+        self._later(delay_s, lambda: self._failed(peer, error))
 
     def _failed(self, peer: PeerId, error: AstraMeshError) -> None:
         self._all[peer].report.cancel()

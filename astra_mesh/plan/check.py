@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 
-from astra_mesh.engine.layout import ClassToken, Layout, make_layout
 from astra_mesh.families.spec import ModelSpec
 from astra_mesh.limits import PEERS_PER_PLAN
+from astra_mesh.plan.layout import ClassToken, Layout, make_layout
 from astra_mesh.wire.messages import Plan, Task
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from astra_mesh.engine.layout import Layout
+from astra_mesh.plan.layout import Layout
 from astra_mesh.wire.messages import Device, PeerId, Timing
 
 PART_OVERHEAD_S = 0.0003  # thread hops and wire handling for one remote part of one block

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from astra_mesh.engine.layout import Layout
 from astra_mesh.plan.cost import Candidate, Link, Prediction
+from astra_mesh.plan.layout import Layout
 from astra_mesh.plan.search import Job, Search, Trial
 from astra_mesh.wire.messages import LinkRate, PeerId, Plan, Shard, Use
 

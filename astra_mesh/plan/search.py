@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from astra_mesh.engine.layout import ClassToken, Layout, make_layout
 from astra_mesh.families.spec import ModelSpec, Pooling
 from astra_mesh.plan.cost import Candidate, Link, Prediction, Work, predict
+from astra_mesh.plan.layout import ClassToken, Layout, make_layout
 from astra_mesh.wire.messages import CodebookId, ModelId, PeerId, Use
 
 # Bounds on the search, which the asking person waits for. One trial of 12 blocks takes 0.2 ms for

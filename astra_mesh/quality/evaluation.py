@@ -15,11 +15,11 @@ from typing import Any, Literal
 
 from astra_mesh.bundle import Bundle
 from astra_mesh.bundle.tensors import load_weights
-from astra_mesh.engine.layout import Layout, make_layout
 from astra_mesh.engine.reference import run_plan, run_solo
 from astra_mesh.errors import InputError
 from astra_mesh.families import Model, build_model
 from astra_mesh.families.spec import Pooling
+from astra_mesh.plan.layout import Layout, make_layout
 from astra_mesh.quality.data import Split, load_samples
 from astra_mesh.quality.metrics import Meter, make_meter
 from astra_mesh.quality.sample import Sample

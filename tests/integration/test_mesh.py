@@ -13,13 +13,14 @@ import torch
 from astra_mesh.bundle import open_bundle
 from astra_mesh.engine.pipeline import Pipeline
 from astra_mesh.engine.reference import decode, pooled, run_plan, run_solo
+from astra_mesh.engine.shard import ShardRun
 from astra_mesh.errors import PortInUseError
 from astra_mesh.families import ModelInput
 from astra_mesh.peer import Peer, PeerConfig
 from astra_mesh.peer.inputs import read_inputs
 from astra_mesh.peer.models import Loaded, _load
 from astra_mesh.plan.check import layout_of
-from astra_mesh.wire.messages import Inputs, Options, Result, Sampling, Task, Use
+from astra_mesh.wire.messages import Inputs, Options, Planned, Result, Sampling, Task, Use
 from tests.integration.mesh_fixtures import client_of, make_models, mesh_of, picture, until
 
 PROMPT = [(7 * i) % 64 for i in range(40)]
@@ -53,7 +54,7 @@ def mixed(models: Path, foreign: Path) -> Iterator[Path]:
     path.write_bytes(own)
 
 
-def reference_of(loaded: Loaded, result: Result, task: Task, inputs: Inputs):
+def reference_of(loaded: Loaded, result: Result, task: Task, inputs: Inputs) -> list[ShardRun]:
     """The shards of the plan that ran, run in this process."""
     plan = result.report.plan
     codec = loaded.codec(plan.codec, plan.codebook)
@@ -180,7 +181,9 @@ async def test_a_peer_lost_during_prefill_is_planned_around(
     async with mesh_of(["a", "b", "c"], models) as peers, client_of(peers[2]) as client:
         request = client.send(Task.GENERATE, "words", tokens=PROMPT, options=ALL)
         await asyncio.wait_for(stuck.wait(), 10)
-        first = (await client.next(request)).plan.shards[0].peer
+        planned = await client.next(request)
+        assert isinstance(planned, Planned)
+        first = planned.plan.shards[0].peer
         await next(peer for peer in peers if peer.id == first).stop()
         reply = await client.reply(request)
         result = reply.done()

@@ -59,6 +59,7 @@ from tests.integration.mesh_fixtures import (
     picture,
     until,
 )
+from tests.timings import patient
 
 PROMPT = [(7 * i) % 64 for i in range(40)]
 SHORT = Sampling(max_new_tokens=4)
@@ -243,6 +244,8 @@ async def test_only_the_lost_peer_is_left_out(
     models: Path, alone: list[int], monkeypatch: pytest.MonkeyPatch, stop_first: bool
 ) -> None:
     """Others notice the loss too, perhaps before the coordinator; they are not to blame."""
+    monkeypatch.setattr("astra_mesh.peer.participants._BLAME_S", patient(5.0))
+    monkeypatch.setattr("astra_mesh.peer.participants._UNLINKED_S", patient(5.0))
     entered = asyncio.Event()
     original = Pipeline.prefill
 

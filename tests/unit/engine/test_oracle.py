@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from astra_mesh.engine.attention import attend, merge
-from astra_mesh.engine.layout import ClassToken, Layout, make_layout
 from astra_mesh.engine.reference import hidden_rows, pooled, run_plan
 from astra_mesh.families import Model, ModelInput
+from astra_mesh.plan.layout import ClassToken, Layout, make_layout
 from astra_mesh.quant.codecs import VectorCodec
 from tests.unit.engine.plans import close, cut, input_of, random_codec
 from tests.unit.families.making import KINDS, make_model

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from astra_mesh.engine.compute import ComputeThread
 from astra_mesh.engine.exchange import LocalExchange
-from astra_mesh.engine.layout import Layout, make_layout
 from astra_mesh.engine.pipeline import Pipeline
 from astra_mesh.engine.reference import decode, pooled, run_plan
 from astra_mesh.engine.shard import ShardRun
 from astra_mesh.families import Model, ModelInput
+from astra_mesh.plan.layout import Layout, make_layout
 from astra_mesh.quant.codecs import CodeArray, Codec, PlainCodec
 from astra_mesh.wire.messages import Sampling
 from tests.unit.engine.plans import input_of, random_bounds, random_codec

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from astra_mesh.engine.layout import ClassToken, make_layout
 from astra_mesh.engine.reference import decode, hidden_rows, pooled, run_plan, run_solo
 from astra_mesh.families.spec import Pooling
+from astra_mesh.plan.layout import ClassToken, make_layout
 from astra_mesh.quant.codecs import PlainCodec, make_codec
 from astra_mesh.wire.messages import Sampling
 from tests.unit.engine.plans import close, cut, input_of, random_bounds, random_codec

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from astra_mesh.engine.layout import Layout, make_layout
 from astra_mesh.errors import MeshError, PeerLostError
 from astra_mesh.families import Model, build_model
 from astra_mesh.mesh.link import Link
 from astra_mesh.peer.exchange import MeshExchange, partners
+from astra_mesh.plan.layout import Layout, make_layout
 from astra_mesh.quant.codecs import make_codec
 from astra_mesh.wire.codec import AnyMessage
 from astra_mesh.wire.messages import (

@@ -184,6 +184,15 @@ async def test_who_lost_another_is_blamed_only_if_that_one_is_here(
     assert await lost(group, 0.06) == A
 
 
+async def test_who_has_no_link_to_another_is_blamed_after_a_moment(
+    group: Participants, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_UNLINKED_S", 0.02)
+    group.on_message(B, Refuse(request=REQUEST, reason=Reason.NOT_LINKED))
+    assert await lost(group) is None
+    assert await lost(group, 0.04) == B
+
+
 async def test_who_lost_another_that_is_here_is_left_out(
     group: Participants, monkeypatch: pytest.MonkeyPatch
 ) -> None:

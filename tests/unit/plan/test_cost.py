@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from astra_mesh.engine.layout import Layout, make_layout
 from astra_mesh.plan.cost import Candidate, Link, Prediction, Work, predict, slowdown
+from astra_mesh.plan.layout import Layout, make_layout
 from tests.unit.engine.plans import cut
 from tests.unit.plan.making import BERT, GPT, device, links
 

@@ -12,12 +12,12 @@ import torch
 
 from astra_mesh.bundle import Bundle, open_bundle
 from astra_mesh.bundle.tensors import load_weights
-from astra_mesh.engine.layout import make_layout
 from astra_mesh.engine.reference import hidden_rows, pooled, run_plan, run_solo
 from astra_mesh.engine.shard import ShardRun
 from astra_mesh.errors import AstraMeshError, CodebookError, InputError, WrongTaskError
 from astra_mesh.families import Model, ModelInput, build_model
 from astra_mesh.families.spec import Pooling
+from astra_mesh.plan.layout import make_layout
 from astra_mesh.quality import (
     EvalRow,
     EvalSettings,

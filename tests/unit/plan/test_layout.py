@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from astra_mesh.engine.layout import Layout, make_layout
+from astra_mesh.plan.layout import Layout, make_layout
 from tests.unit.engine.plans import cut
 from tests.unit.families.making import make_model
 
