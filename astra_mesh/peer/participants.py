@@ -33,9 +33,9 @@ from astra_mesh.wire.messages import (
     Refuse,
 )
 
-# A participant says that it lost another one, or has no link to it. If that one is gone and not just
-# out of its reach, its link to this peer ends about then too, and names it: silence is noticed within
-# a heartbeat or two. Where links are missing for good, each request waits for the shorter time.
+# A participant says that it lost another one, or has no link to it. If that one is gone, not just
+# out of its reach, its link to this peer ends about then too, and names it: silence is noticed
+# within a heartbeat or two. Where links are missing for good, requests wait for the shorter time.
 _BLAME_S = 2.0
 _UNLINKED_S = 0.3
 _LOST_ANOTHER = (PeerLostError.code, ProtocolError.code)
