@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -110,7 +111,11 @@ class Candidates:
             del self._asked[request]
 
     def links(self) -> Mapping[tuple[PeerId, PeerId], LinkProfile]:
-        """Links of this peer, both ways; of links between others nothing is known yet."""
+        """Links of this peer, both ways, as measured.
+
+        Of a link between two others nothing is known here; it is taken to be no better than the two
+        links that lead from one to this peer and on to the other.
+        """
         found: dict[tuple[PeerId, PeerId], LinkProfile] = {}
         default = LinkProfile()
         for peer in self._peer.others():
@@ -121,6 +126,11 @@ class Candidates:
             up, down = link.send_bps or default.bps, link.receive_bps or default.bps
             found[self._peer.id, peer] = LinkProfile(delay, max(up, _THINNEST_BPS))
             found[peer, self._peer.id] = LinkProfile(delay, max(down, _THINNEST_BPS))
+        for one, other in itertools.permutations([peer for _, peer in list(found)[::2]], 2):
+            first, second = found[one, self._peer.id], found[self._peer.id, other]
+            found[one, other] = LinkProfile(
+                max(first.round_trip_s, second.round_trip_s), min(first.bps, second.bps)
+            )
         return found
 
     async def prepare(self, link: Link, message: Prepare) -> None:
