@@ -1,0 +1,1 @@
+"""Recipes of the ready models; each module says what it trains and how long it takes."""
