@@ -48,8 +48,8 @@ format: $(DEV_STAMP) ## let ruff rewrite what it can
 
 .PHONY: models
 models: $(DEV_STAMP) ## train the shipped models and their codebooks again (hours without a GPU)
-	$(BIN)/python tools/models/train_tiny_gpt2.py
-	$(BIN)/python tools/models/train_vit_tiny.py
+	$(BIN)/python -m tools.models.train_tiny_gpt2
+	$(BIN)/python -m tools.models.train_vit_tiny
 	$(BIN)/astra-mesh fit models/tiny-gpt2 --data "$(DATA)/datasets/tinyshakespeare"
 	$(BIN)/astra-mesh fit models/vit-tiny --data "$(DATA)/datasets/cifar10_train_jpeg.zip"
 

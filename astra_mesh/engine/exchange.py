@@ -21,6 +21,9 @@ class Exchange(Protocol):
     async def receive_codes(self, block: int) -> tuple[int, Sequence[CodeArray]]:
         """The next complete part of ``block``, in order of arrival: (shard, arrays)."""
 
+    def ready_codes(self, block: int) -> list[tuple[int, Sequence[CodeArray]]]:
+        """Complete parts of ``block`` that :meth:`receive_codes` would give without waiting."""
+
     async def send_pooled(self, vector: Tensor, weight: float) -> None:
         """Hand the own share of the pooled output to the answering peer."""
 
@@ -57,6 +60,11 @@ class LocalExchange:
     async def receive_codes(self, block: int) -> tuple[int, Sequence[CodeArray]]:
         """See :class:`Exchange`."""
         return await self._queue(block).get()
+
+    def ready_codes(self, block: int) -> list[tuple[int, Sequence[CodeArray]]]:
+        """See :class:`Exchange`."""
+        queue = self._queue(block)
+        return [queue.get_nowait() for _ in range(queue.qsize())]
 
     async def send_pooled(self, vector: Tensor, weight: float) -> None:
         """See :class:`Exchange`."""

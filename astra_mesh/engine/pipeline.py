@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import ParamSpec, TypeVar
+from typing import NamedTuple
 
 from torch import Tensor
 
 from astra_mesh.engine.compute import ComputeThread
 from astra_mesh.engine.exchange import Exchange
 from astra_mesh.engine.shard import ShardRun
-
-P = ParamSpec("P")
-R = TypeVar("R")
+from astra_mesh.quant.codecs import CodeArray
 
 
 @dataclass
@@ -33,6 +31,13 @@ class Spent:
         return time.perf_counter() - self.started
 
 
+class Step(NamedTuple):
+    """Work for the compute thread, and which figure of :class:`Spent` it counts for."""
+
+    kind: str
+    run: Callable[[], object]
+
+
 class Pipeline:
     """Drives a :class:`ShardRun` through all blocks over an :class:`Exchange`.
 
@@ -47,30 +52,56 @@ class Pipeline:
         """All blocks of the own shard; errors of the exchange are raised here."""
         for block in range(self.run.layout.blocks):
             await self._block(block)
+        await self._compute([self._finish(self.run.layout.blocks - 1)])
 
     async def _block(self, block: int) -> None:
-        run, spent = self.run, self.spent
-        if run.layout.receivers(run.shard, block):
-            codes = await self._timed("encode_s", run.encode, block)
+        """One block up to its last attention part; it is finished together with the next one.
+
+        Each wait for the compute thread costs as much as a small block's arithmetic, so steps that
+        need not wait for the network go there together.
+        """
+        run, layout = self.run, self.run.layout
+        steps = [self._finish(block - 1)] if block else []
+        if layout.receivers(run.shard, block):
+            codes: list[CodeArray] = []
+            steps.append(Step("encode_s", lambda: codes.extend(run.encode(block))))
+            await self._compute(steps)
             await self.exchange.send_codes(block, codes)
-        await self._timed("compute_s", run.attend_local, block)
-        if block >= run.layout.first_block:
-            for _ in run.layout.sources(run.shard, block):
+            steps = []
+        steps.append(Step("compute_s", lambda: run.attend_local(block)))
+        coded = block >= layout.first_block
+        missing = len(layout.sources(run.shard, block)) if coded else 0
+        while True:
+            ready = self.exchange.ready_codes(block) if missing else []
+            if missing and not (steps or ready):
+                ready = [await self._receive(block)]
+            steps += [self._attend(block, *part) for part in ready]
+            await self._compute(steps)
+            missing, steps = missing - len(ready), []
+            if not missing:
+                return
+
+    def _finish(self, block: int) -> Step:
+        return Step("compute_s", lambda: self.run.finish(block))
+
+    def _attend(self, block: int, source: int, codes: Sequence[CodeArray]) -> Step:
+        return Step("decode_s", lambda: self.run.attend_remote(block, source, codes))
+
+    async def _receive(self, block: int) -> tuple[int, Sequence[CodeArray]]:
+        began = time.perf_counter()
+        part = await self.exchange.receive_codes(block)
+        self.spent.wait_s += time.perf_counter() - began
+        return part
+
+    async def _compute(self, steps: Sequence[Step]) -> None:
+        def work() -> None:
+            for step in steps:
                 began = time.perf_counter()
-                source, arrays = await self.exchange.receive_codes(block)
-                spent.wait_s += time.perf_counter() - began
-                await self._timed("decode_s", run.attend_remote, block, source, arrays)
-        await self._timed("compute_s", run.finish, block)
+                step.run()
+                took = time.perf_counter() - began
+                setattr(self.spent, step.kind, getattr(self.spent, step.kind) + took)
 
-    async def _timed(self, kind: str, function: Callable[P, R], *a: P.args, **k: P.kwargs) -> R:
-        def work() -> R:
-            began = time.perf_counter()
-            try:
-                return function(*a, **k)
-            finally:
-                setattr(self.spent, kind, getattr(self.spent, kind) + time.perf_counter() - began)
-
-        return await self.compute(work)
+        await self.compute(work)
 
     async def pool(self) -> Tensor | None:
         """After :meth:`prefill`: the pooled row (D,) on the answering shard, None on the others."""

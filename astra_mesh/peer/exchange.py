@@ -205,6 +205,14 @@ class MeshExchange:
             raise self._error
         return found
 
+    def ready_codes(self, block: int) -> list[tuple[int, Sequence[CodeArray]]]:
+        """See :class:`Exchange`; nothing once it failed, so that :meth:`receive_codes` says why."""
+        if self._error is not None:
+            return []
+        queue = self._queue(block)
+        found = [queue.get_nowait() for _ in range(queue.qsize())]
+        return [part for part in found if part is not None]
+
     async def send_pooled(self, vector: Tensor, weight: float) -> None:
         """See :class:`Exchange`; raises as :meth:`send_codes`."""
         data = vector.numpy().astype("<f4").tobytes()

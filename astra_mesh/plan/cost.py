@@ -9,7 +9,7 @@ from typing import NamedTuple
 from astra_mesh.plan.layout import Layout
 from astra_mesh.wire.messages import Device, PeerId, Timing
 
-PART_OVERHEAD_S = 0.0003  # thread hops and wire handling for one remote part of one block
+PART_OVERHEAD_S = 0.0006  # handling the messages of one remote part of one block; two EPYC cores
 DEFAULT_ROUND_TRIP_S = 0.004  # a link that is not measured yet: an ordinary Wi-Fi
 DEFAULT_BPS = 20e6
 

@@ -30,8 +30,8 @@ def fit(
 ) -> Path:
     """Fit a codebook to ``data`` (see :func:`load_samples`) and save it; the path of the file.
 
-    It goes to ``output``, or into the bundle's folder, whose manifest is then renewed, if it has
-    one. Either way the file appears whole or not at all. ``progress`` is called with (done, total,
+    It goes to ``output``, or into the bundle's folder, whose manifest is then written anew. Either
+    way the file appears whole or not at all. ``progress`` is called with (done, total,
     what) for each step.
 
     Raises:
@@ -46,6 +46,6 @@ def fit(
     codebook = fit_codebook(model, bundle.model_id, inputs, options, progress)
     path = output or bundle.path / codebook_name(options)
     codebook.save(path)
-    if output is None and bundle.entries is not None:
+    if output is None:
         write_manifest(bundle.path)
     return path

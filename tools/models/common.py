@@ -204,10 +204,12 @@ def load_checkpoint(path: Path, model: nn.Module, optimiser: Optimiser) -> int:
 
 
 def write_weights(weights: Mapping[str, Tensor], out: Path) -> None:
-    """Writes model.safetensors in float16, which halves the folder."""
+    """Writes model.safetensors in float16, which halves the folder; drops what belonged to others."""
     out.mkdir(parents=True, exist_ok=True)
     halves = {name: tensor.detach().cpu().half().contiguous() for name, tensor in weights.items()}
     save_file(halves, out / "model.safetensors", metadata={"format": "pt"})
+    for name in ("manifest.json", "codebook.safetensors"):  # of other weights: fit them anew
+        (out / name).unlink(missing_ok=True)
 
 
 class Curve:

@@ -49,6 +49,13 @@ class ShuffledExchange:
             queue.put_nowait(one)
         return waiting[0]
 
+    def ready_codes(self, block: int) -> list[tuple[int, Sequence[CodeArray]]]:
+        if self._rng.random() < 0.5:
+            return []
+        ready = self._inner.ready_codes(block)
+        self._rng.shuffle(ready)
+        return ready
+
     async def send_pooled(self, vector: Tensor, weight: float) -> None:
         await self._dawdle()
         await self._inner.send_pooled(vector, weight)
@@ -130,6 +137,11 @@ async def test_only_what_is_needed_is_sent() -> None:
             source, arrays = await super().receive_codes(block)
             sent.append((block, source, len(arrays)))
             return source, arrays
+
+        def ready_codes(self, block: int) -> list[tuple[int, Sequence[CodeArray]]]:
+            ready = super().ready_codes(block)
+            sent.extend((block, source, len(arrays)) for source, arrays in ready)
+            return ready
 
     rates = {(0, 1): 1, (0, 2): 3, (1, 2): 2}
     layout = make_layout(model.spec, [(0, 4), (4, 8), (8, 12)], pooling="last", stages=rates)

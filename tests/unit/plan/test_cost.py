@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from astra_mesh.plan.cost import Candidate, Link, Prediction, Work, predict, slowdown
+from astra_mesh.plan.cost import (
+    PART_OVERHEAD_S,
+    Candidate,
+    Link,
+    Prediction,
+    Work,
+    predict,
+    slowdown,
+)
 from astra_mesh.plan.layout import Layout, make_layout
 from tests.unit.engine.plans import cut
 from tests.unit.plan.making import BERT, GPT, device, links
@@ -98,7 +106,9 @@ def test_two_devices_by_hand() -> None:
     transfer = 8 * 100 * 10.0 * 2 / 1e6
     arrives = done - block + transfer + 0.005  # codes of the last block
     assert found.finished_s[1] == pytest.approx(
-        arrives + (second.timing.decode_token_s + second.timing.per_pair_s * 100) * 100 + 0.0003
+        arrives
+        + (second.timing.decode_token_s + second.timing.per_pair_s * 100) * 100
+        + PART_OVERHEAD_S
     )
 
 

@@ -33,7 +33,7 @@ def test_the_codebook_lies_in_the_bundle(bundle: Bundle, data: Path) -> None:
     assert load_codebook(path, bundle.model_id).stages == 2
     assert [what for _, _, what in steps][:2] == ["reading the model", "reading the data"]
     assert all(0 <= done <= total for done, total, _ in steps)
-    assert not (bundle.path / "manifest.json").exists()
+    assert "codebook.safetensors" in verify(open_bundle(bundle.path))
 
 
 def test_the_published_form_has_its_own_name(bundle: Bundle, data: Path) -> None:
