@@ -6,7 +6,7 @@ from astra_mesh.wire.messages import Ping
 
 _REMEMBERED = 64  # pings under way; the oldest are forgotten
 _MEASURE_EVERY = 5  # heartbeats between pings on a link that is never silent
-_GAIN = 0.125  # of a new sample in the smoothed round trip (RFC 6298, section 2)
+_GAIN = 0.125  # of a longer sample in the smoothed round trip (RFC 6298, section 2)
 
 
 class Pings:
@@ -54,5 +54,8 @@ class Pings:
         if sent is not None and not probe:
             sample = max(0.0, now - sent)
             old = self.round_trip_s
-            self.round_trip_s = sample if old is None else old + _GAIN * (sample - old)
+            # Busy devices and queues only add to a link's own delay: a shorter time counts at once.
+            self.round_trip_s = (
+                sample if old is None or sample < old else old + _GAIN * (sample - old)
+            )
         return probe

@@ -44,7 +44,7 @@ def choose(
         return _choice(job, solo, solo, reason)
     ranked = search.ranked(others)
     if job.use is Use.ALL:
-        found = search.improved(search.balanced([*ranked[: limit - 1], me]))
+        found = search.sized([*ranked[: limit - 1], me])
         return _choice(job, found, solo, _compare(found, solo, "all peers were asked for"))
     best = search.best(ranked, limit)
     if best.total_s > GAIN * solo.total_s:

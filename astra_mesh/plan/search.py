@@ -15,6 +15,7 @@ from astra_mesh.wire.messages import CodebookId, ModelId, PeerId, Use
 BALANCE_ROUNDS = 3
 IMPROVE_PER_PAIR = 6  # trials for each pair of peers that may swap tokens ...
 IMPROVE_TRIALS = 120  # ... and at most
+NOISE = 0.05  # shorter by less is no gain: what devices and links measured is no better
 PATIENCE = 2  # so many more peers without a shorter time, and the search ends
 
 
@@ -88,6 +89,12 @@ class Search:
             elif count > len(best.group) + PATIENCE:
                 break
         return self.improved(best)
+
+    def sized(self, group: Sequence[Candidate]) -> Trial:
+        """Sizes for a group that is settled: in proportion to speed, unless others gain clearly."""
+        plain = self.trial(group, proportional(self.job.tokens, group))
+        found = self.improved(self.balanced(group))
+        return found if found.total_s < (1 - NOISE) * plain.total_s else plain
 
     def balanced(self, group: Sequence[Candidate]) -> Trial:
         """Sizes that keep all peers busy equally long, from those in proportion to speed."""
