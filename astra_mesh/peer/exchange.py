@@ -7,7 +7,8 @@ more than the plan says.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -106,12 +107,26 @@ class MeshExchange:
         key = (block, source)
         if key in self._done:
             raise ProtocolError("codes that were sent before")
-        rows = self._codec.unpack(message.data, message.count)
+        pieces = self._split(message)
+        if message.stage + len(pieces) > stages:
+            raise ProtocolError(f"codes of block {block} outside the sender's shard and rate")
+        rows = [self._codec.unpack(data, message.count) for data in pieces]
         if key not in self._parts:
             self._parts[key] = _Part(stages, len(sent))
-        if self._parts[key].put(message.stage, first, rows):
-            self._done.add(key)
-            self._queue(block).put_nowait((source, self._parts.pop(key).complete()))
+        for stage, some in enumerate(rows, message.stage):
+            if self._parts[key].put(stage, first, some):
+                self._done.add(key)
+                self._queue(block).put_nowait((source, self._parts.pop(key).complete()))
+
+    def _split(self, message: Codes) -> list[bytes]:
+        """The data of each stage that a message carries; at least one."""
+        size = self._codec.packed_bytes(message.count)
+        count, rest = divmod(len(message.data), size)
+        if rest or not count:
+            raise ProtocolError(
+                f"{len(message.data)} bytes of codes for {message.count} tokens; {size} a stage"
+            )
+        return [message.data[i * size : (i + 1) * size] for i in range(count)]
 
     def _take_pooled(self, source: int, message: Pooled) -> None:
         if source not in self._sharing():
@@ -166,20 +181,31 @@ class MeshExchange:
         """
         receivers = self.layout.receivers(self.shard, block)
         links = [self._link(i) for i in receivers]
-        start = self.layout.sent(self.shard).start
-        for stage, rows in enumerate(codes):
-            taking = [
-                link
-                for i, link in zip(receivers, links, strict=True)
-                if stage < self.layout.stages[self.shard, i]
-            ]
-            for first, chunk in self._chunks(rows):
-                data = self._codec.pack(chunk)
-                message = Codes(self.request, block, stage, start + first, len(chunk), data)
+        for count, group in itertools.groupby(
+            sorted(zip(receivers, links, strict=True), key=self._stages), key=self._stages
+        ):
+            taking = [link for _, link in group]
+            for message in self._messages(block, codes[:count]):
                 for link in taking:
                     self._send(link, message)
         for link in links:
             await link.drain()
+
+    def _stages(self, receiver: tuple[int, Link]) -> int:
+        return self.layout.stages[self.shard, receiver[0]]
+
+    def _messages(self, block: int, codes: Sequence[CodeArray]) -> Iterator[Codes]:
+        """All stages in one message where that is small, else each in as many as it takes."""
+        start, tokens = self.layout.sent(self.shard).start, len(codes[0])
+        small = min(limits.JOINED_CODES_BYTES, limits.CODES_DATA_BYTES)
+        if self._codec.packed_bytes(tokens) * len(codes) <= small:
+            data = b"".join(self._codec.pack(rows) for rows in codes)
+            yield Codes(self.request, block, 0, start, tokens, data)
+            return
+        for stage, rows in enumerate(codes):
+            for first, chunk in self._chunks(rows):
+                data = self._codec.pack(chunk)
+                yield Codes(self.request, block, stage, start + first, len(chunk), data)
 
     def _chunks(self, rows: CodeArray) -> list[tuple[int, CodeArray]]:
         """Cut so that each message stays within CODES_DATA_BYTES."""

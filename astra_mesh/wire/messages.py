@@ -272,10 +272,10 @@ class Codes(Positional, frozen=True):
 
     request: RequestId
     block: int
-    stage: int
+    stage: int  # the first one in ``data``
     first: int
     count: int
-    data: bytes  # as the codec packs them; its length follows from codec, stage and count
+    data: bytes  # one or more stages, each as the codec packs it: the length tells how many
 
 
 class Pooled(Positional, frozen=True):

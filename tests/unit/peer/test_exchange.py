@@ -99,7 +99,12 @@ def _tokens(model: Model, g: torch.Generator) -> ModelInput:
     return ModelInput(tokens=torch.randint(model.spec.vocab_size, (90,), generator=g))
 
 
-async def test_each_link_gets_its_own_number_of_stages(words: Model) -> None:
+@pytest.mark.parametrize("joined", [0, 4096])
+async def test_each_link_gets_its_own_number_of_stages(
+    words: Model, monkeypatch: pytest.MonkeyPatch, joined: int
+) -> None:
+    """Few bytes go in one message, all stages of a link; more go stage after stage."""
+    monkeypatch.setattr(limits, "JOINED_CODES_BYTES", joined)
     stages = {(0, 1): 1, (0, 2): 3, (1, 2): 2}
     layout = layout_for(words, THREE, "generate", stages=stages)
     exchange = exchange_of(words, layout, 0)
@@ -107,7 +112,8 @@ async def test_each_link_gets_its_own_number_of_stages(words: Model) -> None:
     await exchange.send_codes(1, rows)
     sent = {peer: link.sent for peer, link in exchange.links.items()}  # type: ignore[attr-defined]
     assert [message.stage for message in sent[B]] == [0]
-    assert [message.stage for message in sent[C]] == [0, 1, 2]
+    assert [message.stage for message in sent[C]] == ([0] if joined else [0, 1, 2])
+    assert b"".join(message.data for message in sent[C]) == b"".join(r.tobytes() for r in rows)
     assert exchange.sent_bytes == {B: 10 * ROW, C: 30 * ROW}
 
 
@@ -147,6 +153,7 @@ async def test_parts_come_together_from_any_order(last: MeshExchange) -> None:
         (A, codes(0, 10, stage=1), "outside"),
         (A, Codes(REQUEST, 1, 0, 0, 10, bytes(10 * ROW - 1)), "1279 bytes"),
         (A, Codes(REQUEST, 1, 0, 0, 10, b""), "0 bytes"),
+        (A, Codes(REQUEST, 1, 0, 0, 10, bytes(2 * 10 * ROW)), "outside"),  # the rate is one stage
         (
             A,
             Codes(REQUEST, 1, 0, 0, 10, np.full(320, np.nan, "<f4").tobytes()),
