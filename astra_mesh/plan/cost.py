@@ -10,6 +10,7 @@ from astra_mesh.plan.layout import Layout
 from astra_mesh.wire.messages import Device, PeerId, Timing
 
 PART_OVERHEAD_S = 0.0006  # handling the messages of one remote part of one block; two EPYC cores
+LOOP_CORES = 0.5  # that a peer's event loop keeps busy beside its threads; the same machine
 DEFAULT_ROUND_TRIP_S = 0.004  # a link that is not measured yet: an ordinary Wi-Fi
 DEFAULT_BPS = 20e6
 
@@ -61,7 +62,7 @@ def slowdown(candidates: Sequence[Candidate]) -> list[float]:
     """How much slower each becomes when all work at once: peers of one host share its cores."""
     load: dict[str, float] = {}
     for one in candidates:
-        used = min(one.device.cores, one.device.threads)
+        used = min(one.device.cores, one.device.threads + LOOP_CORES)
         load[one.device.host] = load.get(one.device.host, 0.0) + used
     return [
         max(1.0, load[one.device.host] / max(one.device.host_cores, 1e-9)) for one in candidates
@@ -170,7 +171,7 @@ class _Play:
             if arrival > now:
                 self.waited[shard] += arrival - now
                 now = arrival
-            now += rate * self.sent[source] + PART_OVERHEAD_S
+            now += rate * self.sent[source] + PART_OVERHEAD_S * self.factor[shard]
         self.now[shard] = now
 
 
