@@ -23,6 +23,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import asyncio
 import inspect
 import itertools
+import sys
 from collections.abc import AsyncIterator, Generator, Iterator
 from functools import cache
 from pathlib import Path
@@ -96,6 +97,17 @@ def home(_homes: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = next(_homes)
     _point_home_to(folder, monkeypatch)
     return folder
+
+
+# --- repeatable arithmetic ------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Peers set the number of torch's threads, and sums depend on it in the last place."""
+    yield
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
 
 
 # --- nothing is left behind, nothing blocks -------------------------------------------------------

@@ -23,6 +23,7 @@ from astra_mesh.cli.console import (
     write,
 )
 from astra_mesh.cli.options import (
+    ClassToken,
     Codec,
     Connect,
     Json,
@@ -133,6 +134,7 @@ def classify(
     max_peers: MaxPeers = 0,
     codec: Codec = "",
     rate: Rate = 0,
+    class_token: ClassToken = "",
     connect: Connect = None,
     peer: Typed = None,
     as_json: Json = False,
@@ -145,7 +147,7 @@ def classify(
             )
         options = plan_options(use, max_peers, codec, rate)
         given: str | os.PathLike[str] = what if text else Path(what)
-        run_async(_classify(connect, peer, model, given, top, options, as_json))
+        run_async(_classify(connect, peer, model, given, top, class_token, options, as_json))
 
 
 async def _classify(
@@ -154,12 +156,13 @@ async def _classify(
     model: str,
     given: str | os.PathLike[str],
     top: int,
+    class_token: str,
     options: PlanOptions,
     as_json: bool,
 ) -> None:
     async with opened(connect, typed) as mesh:
         with err.status(f"asking {mesh.peer.name}", spinner="dots"):
-            answer = await mesh.classify(model, given, top=top, **options)
+            answer = await mesh.classify(model, given, top=top, class_token=class_token, **options)
         if as_json:
             print_json(
                 {"labels": answer.labels, "planned": answer.planned, "report": answer.report}
@@ -192,6 +195,7 @@ def embed(
     max_peers: MaxPeers = 0,
     codec: Codec = "",
     rate: Rate = 0,
+    class_token: ClassToken = "",
     connect: Connect = None,
     peer: Typed = None,
     as_json: Json = False,
@@ -200,7 +204,9 @@ def embed(
     with reporting(as_json):
         options = plan_options(use, max_peers, codec, rate)
         given = _read_prompt(text)
-        run_async(_embed(connect, peer, model, given, normalize, output, options, as_json))
+        run_async(
+            _embed(connect, peer, model, given, normalize, output, class_token, options, as_json)
+        )
 
 
 async def _embed(
@@ -210,12 +216,15 @@ async def _embed(
     text: str,
     normalize: bool,
     output: Path | None,
+    class_token: str,
     options: PlanOptions,
     as_json: bool,
 ) -> None:
     async with opened(connect, typed) as mesh:
         with err.status(f"asking {mesh.peer.name}", spinner="dots"):
-            answer = await mesh.embed(model, text, normalize=normalize, **options)
+            answer = await mesh.embed(
+                model, text, normalize=normalize, class_token=class_token, **options
+            )
         if output is not None:
             await asyncio.to_thread(save_vector, answer, output)
         if as_json:

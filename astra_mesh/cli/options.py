@@ -72,6 +72,15 @@ Rate = Annotated[
 ]
 
 
+ClassToken = Annotated[
+    str,
+    typer.Option(
+        rich_help_panel=_PLAN,
+        help="single: on one peer; distributed: a copy on each. Default: the model's own.",
+    ),
+]
+
+
 class PlanOptions(TypedDict):
     """The arguments that all requests of the client share."""
 

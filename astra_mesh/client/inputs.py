@@ -166,8 +166,8 @@ def make_sampling(
     )
 
 
-def make_options(use: str, max_peers: int, codec: str, rate: int) -> Options:
-    """Which peers and which codes a request may use.
+def make_options(use: str, max_peers: int, codec: str, rate: int, class_token: str = "") -> Options:
+    """Which peers and which codes a request may use, and where its class token lives.
 
     Raises:
         InputError: A value is out of its range.
@@ -180,4 +180,8 @@ def make_options(use: str, max_peers: int, codec: str, rate: int) -> Options:
         raise InputError("rate is a number of bits per token and block, 0 for the model's own")
     if len(codec) > 32 or not codec.isprintable():
         raise InputError("codec must be vq, astra, fp32, fp16, int8 or int4")
-    return Options(use=Use(use), max_peers=max_peers, codec=codec, rate=rate)
+    if class_token not in ("", "single", "distributed"):
+        raise InputError("class_token must be single or distributed")
+    return Options(
+        use=Use(use), max_peers=max_peers, codec=codec, rate=rate, class_token=class_token
+    )

@@ -192,15 +192,17 @@ class Mesh:
         max_peers: int = 0,
         codec: str = "",
         rate: int = 0,
+        class_token: str = "",
     ) -> Classification:
         """Label an image (a path, a file's bytes, a PIL image) or a text (``str``, never a path).
 
-        ``top``: at most so many labels. The other arguments are those of :meth:`generate`.
-        Cancelling it ends the request.
+        ``top``: at most so many labels. ``class_token``: "single" (on one peer) or "distributed" (a
+        copy on each, averaged at the end); empty: what the model was adapted for. The other
+        arguments are those of :meth:`generate`. Cancelling it ends the request.
         """
         if top < 1:
             top = limits.LABELS
-        options = make_options(use, max_peers, codec, rate)
+        options = make_options(use, max_peers, codec, rate, class_token)
         if isinstance(image_or_text, str):
             given = check_text(image_or_text)
         else:
@@ -218,12 +220,13 @@ class Mesh:
         max_peers: int = 0,
         codec: str = "",
         rate: int = 0,
+        class_token: str = "",
     ) -> Embedding:
         """One vector for a text, (D,) float32, of length 1 if ``normalize``.
 
-        The other arguments are those of :meth:`generate`. Cancelling it ends the request.
+        The other arguments are those of :meth:`classify`. Cancelling it ends the request.
         """
-        options = make_options(use, max_peers, codec, rate)
+        options = make_options(use, max_peers, codec, rate, class_token)
         planned, result = await self._answer(Task.EMBED, model, check_text(text), options)
         vector = np.frombuffer(result.vector, dtype="<f4").astype(np.float32)
         if normalize:
