@@ -29,7 +29,7 @@ help: ## this list
 
 .PHONY: demo
 demo: $(RUN_STAMP) ## three peers on this machine find each other and answer
-	@$(BIN)/astra-mesh demo
+	@$(if $(wildcard $(DATA)),ASTRA_MESH_DATA="$(DATA)") $(BIN)/astra-mesh demo
 
 .PHONY: test
 test: lint ## style, types and all tests (PYTEST_ARGS="-k session" for some)

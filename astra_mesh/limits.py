@@ -62,6 +62,9 @@ EARLY_CODES_S: Final = 10.0  # kept so long, then dropped
 HELLO_TIMEOUT_S: Final = 5.0  # connect + TCP + upgrade + hello on a bad Wi-Fi: about 2 s
 HEARTBEAT_S: Final = 1.0  # a ping this long after the last frame received
 SILENCE_S: Final = 4.0  # no frame for so long: the peer is gone (listed nowhere within 5 s)
+# A client is a person's program, whose event loop may stand still for a while (an import, a plot).
+# If it dies, its socket closes; if its machine vanishes, a request lives on for this x SILENCE_S.
+CLIENT_PATIENCE: Final = 15
 CLOSE_TIMEOUT_S: Final = 1.0
 ACCEPT_TIMEOUT_S: Final = 10.0  # propose -> accept, the model already loaded
 PREPARE_TIMEOUT_S: Final = 60.0  # loading and measuring a model on a slow board

@@ -83,7 +83,7 @@ def run(
             "seed": seed,
         }
         options = plan_options(use, max_peers, codec, rate)
-        run_async(_run(connect, peer, model, text, sampling, options, as_json))
+        run_async(_run(connect, peer, by_path(model), text, sampling, options, as_json))
 
 
 def _read_prompt(prompt: str) -> str:
@@ -147,7 +147,9 @@ def classify(
             )
         options = plan_options(use, max_peers, codec, rate)
         given: str | os.PathLike[str] = what if text else Path(what)
-        run_async(_classify(connect, peer, model, given, top, class_token, options, as_json))
+        run_async(
+            _classify(connect, peer, by_path(model), given, top, class_token, options, as_json)
+        )
 
 
 async def _classify(
@@ -205,7 +207,17 @@ def embed(
         options = plan_options(use, max_peers, codec, rate)
         given = _read_prompt(text)
         run_async(
-            _embed(connect, peer, model, given, normalize, output, class_token, options, as_json)
+            _embed(
+                connect,
+                peer,
+                by_path(model),
+                given,
+                normalize,
+                output,
+                class_token,
+                options,
+                as_json,
+            )
         )
 
 
@@ -245,6 +257,18 @@ def save_vector(answer: Embedding, path: Path) -> None:
             np.save(file, answer.vector)
     except OSError as exc:
         raise InputError(f"{path} cannot be written: {exc.strerror or exc}") from None
+
+
+def by_path(model: str) -> str:
+    """The name to ask for; a model's folder is offered by a peer inside this command."""
+    folder = Path(model).expanduser()
+    if not (folder / "config.json").is_file():
+        return model
+    folder = folder.resolve()
+    others = os.environ.get("ASTRA_MESH_MODELS")
+    found = [str(folder.parent), *([others] if others else [])]
+    os.environ["ASTRA_MESH_MODELS"] = os.pathsep.join(found)
+    return folder.name
 
 
 @asynccontextmanager

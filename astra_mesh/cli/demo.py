@@ -123,7 +123,7 @@ async def _demonstrate(asked: Demo, folder: Path) -> None:
     for one, truth in zip(asked.found, ("", asked.photo.truth), strict=True):
         show_comparison(one, truth)
     if len({info.device.host for info in infos}) == 1:
-        show_cores(asked.found, asked.count, infos[0].device.cores)
+        show_cores(asked.found, len(infos), infos[0].device.cores)
 
 
 def _introduce(asked: Demo, peers: list[DemoPeer], infos: list[PeerInfo]) -> None:

@@ -14,7 +14,7 @@ from rich.text import Text
 from astra_mesh.cli.console import clean, err, hint, out, print_json, reporting
 from astra_mesh.cli.options import Bundle, Json
 from astra_mesh.cli.report import amount
-from astra_mesh.errors import AstraMeshError
+from astra_mesh.errors import AstraMeshError, CodebookError
 
 if TYPE_CHECKING:
     from astra_mesh.bundle import Bundle as ModelBundle
@@ -121,7 +121,11 @@ def _rates(bundle: ModelBundle) -> dict[str, list[int]]:
 
     found: dict[str, list[int]] = {}
     for suffix, path in bundle.codebook_paths.items():
-        book = load_codebook(path, bundle.model_id)
+        try:
+            book = load_codebook(path, bundle.model_id)
+        except CodebookError as error:
+            hint(f"{clean(bundle.name)}: a codebook is left out: {clean(error.message)}")
+            continue
         key = f"{book.codec}-{suffix}" if suffix and suffix != book.codec else book.codec
         found[key] = [book.rate(stages) for stages in range(1, book.stages + 1)]
     return found

@@ -27,6 +27,7 @@ class Decoder:
         self._sampler, self._stop_ids = Sampler(sampling), frozenset(stop_ids)
         self._left = sampling.max_new_tokens
         self.position = run.stop  # of the token that comes next
+        self._tokens = torch.zeros(len(run.rows[0]), dtype=torch.int64)  # only new ones are read
         self.finish = ""  # "length", "eos" or "context" once it has ended
         self.logits: Tensor = self.model.logits(self.model.final(run.x[-1:]))[0]  # (vocab,)
 
@@ -50,8 +51,8 @@ class Decoder:
 
     def _forward(self, token: int) -> None:
         at = self.position
-        spelled = torch.full((at + 1,), token, dtype=torch.int64)
-        x = self.model.embed(ModelInput(tokens=spelled), at, at + 1)
+        self._tokens[at] = token
+        x = self.model.embed(ModelInput(tokens=self._tokens), at, at + 1)
         for index, rows in enumerate(self._rows):
             block = self.model.block(index)
             query, row = block.query_key_value(block.normalize(x), at)

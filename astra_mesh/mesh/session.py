@@ -34,6 +34,7 @@ from astra_mesh.wire.messages import (
     Reason,
     Refuse,
     RequestId,
+    Role,
     Throughput,
 )
 
@@ -207,18 +208,24 @@ class Session:
         elif self.state is State.OPEN:
             self._beat(now)
         if self.state is State.OPEN:
-            self._due = min(self._pings.due(self._heard), self._heard + self.timings.silence_s)
+            self._due = min(self._pings.due(self._heard), self._heard + self._silence_s)
         else:
             self._due = math.inf if self.state is State.CLOSED else self._deadline
         return self._due
+
+    @property
+    def _silence_s(self) -> float:
+        """How long the other end may be silent."""
+        client = self.peer_hello is not None and self.peer_hello.role is Role.CLIENT
+        return self.timings.silence_s * (limits.CLIENT_PATIENCE if client else 1)
 
     def _beat(self, now: float) -> None:
         """Ping in silence; give up after too much of it."""
         if now - self._due > self.timings.heartbeat_s:
             # This process stood still (a suspended laptop): silence so far proves nothing.
             self._heard = max(self._heard, now - self.timings.heartbeat_s)
-        if now - self._heard >= self.timings.silence_s:
-            self.lost(f"nothing heard for {self.timings.silence_s:g} s")
+        if now - self._heard >= self._silence_s:
+            self.lost(f"nothing heard for {self._silence_s:g} s")
         elif now >= self._pings.due(self._heard):
             self._outbox.put_control(encode(self._pings.heartbeat(now)))
 

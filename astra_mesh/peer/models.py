@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from msgspec.structs import replace
 
 from astra_mesh.bundle import Bundle, find_bundle, list_bundles
+from astra_mesh.bundle.header import read_header
 from astra_mesh.bundle.image import ImageProcessor
 from astra_mesh.bundle.tensors import load_weights
 from astra_mesh.bundle.text import NAME as TOKENIZER_FILE
@@ -203,6 +204,8 @@ def _read_all(names: tuple[str, ...] | None) -> list[tuple[Bundle, ModelSpec, Mo
 
 def _read(bundle: Bundle) -> tuple[Bundle, ModelSpec, ModelOffer]:
     spec = read_spec(bundle.config)
+    for path in bundle.weight_paths:
+        read_header(path)
     books, problems = _codebooks(bundle)
     for problem in problems:
         log.warning("%s: a codebook is left out: %s", bundle.name, problem)

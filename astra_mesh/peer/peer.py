@@ -27,6 +27,7 @@ from astra_mesh.peer.local import LocalPeer, remove_record, write_record
 from astra_mesh.peer.models import ModelHost
 from astra_mesh.peer.requests import Requests
 from astra_mesh.peer.sending import send_if_open
+from astra_mesh.peer.slots import Slot, claim
 from astra_mesh.wire.codec import AnyMessage, sanitise
 from astra_mesh.wire.messages import (
     MAGIC,
@@ -71,6 +72,7 @@ class Peer:
         self._links: LinkKeeper | None = None
         self._requests: Requests | None = None  # from the moment on at which links can open
         self._main: asyncio.Task[None] | None = None
+        self._slot: Slot | None = None
         self._record: LocalPeer | None = None
         self._life = asyncio.Lock()  # start and stop take turns
         self._used = False
@@ -95,7 +97,7 @@ class Peer:
                 raise
 
     async def _start(self) -> None:
-        identity = await asyncio.to_thread(self._identity)
+        identity = await self._compute(self._identity)
         self.id = identity.peer_id
         self.device = await asyncio.to_thread(this_device, self.config.threads)
         await self._compute(torch.set_num_threads, self.device.threads)
@@ -113,7 +115,8 @@ class Peer:
         if self.config.ephemeral:
             return ephemeral_identity()
         folder = self.config.state_dir or platformdirs.user_state_path("astra-mesh")
-        return load_identity(folder)
+        self._slot = claim(folder)
+        return load_identity(self._slot.folder)
 
     async def _serve(self, links: LinkKeeper) -> None:
         try:
@@ -147,7 +150,9 @@ class Peer:
             if self._links is not None:
                 await self._links.close_port()
             self._links = None
-            await asyncio.to_thread(self._compute.close)
+            await asyncio.to_thread(self._compute.close)  # a start that was cut short ends there
+            if self._slot is not None:
+                self._slot.release()
             if self._record is not None:
                 await asyncio.to_thread(remove_record, self._record)
             self._record = None
