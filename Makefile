@@ -48,8 +48,9 @@ format: $(DEV_STAMP) ## let ruff rewrite what it can
 
 .PHONY: models
 models: $(DEV_STAMP) ## train the shipped models and their codebooks again (hours without a GPU)
-	$(BIN)/python -m tools.models.train_tiny_gpt2
-	$(BIN)/python -m tools.models.train_vit_tiny
+	$(BIN)/python -m tools.models.train_tiny_gpt2 --threads 1
+	$(BIN)/python -m tools.models.train_vit_tiny --threads 1 --steps 4000 --until 1250
+	$(BIN)/python -m tools.models.train_vit_tiny --threads 1 --steps 2800
 	$(BIN)/astra-mesh fit models/tiny-gpt2 --data "$(DATA)/datasets/tinyshakespeare"
 	$(BIN)/astra-mesh fit models/vit-tiny --data "$(DATA)/datasets/cifar10_train_jpeg.zip"
 

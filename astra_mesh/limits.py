@@ -13,8 +13,8 @@ MIB: Final = 1024 * KIB
 FRAME_BYTES: Final = 12 * MIB
 # One Codes message: at 10 Mbps 64 KiB are on the wire for 52 ms, the longest that control waits.
 CODES_DATA_BYTES: Final = 64 * KIB
-# All stages of a block go in one message up to this: 3.3 ms at 10 Mbps, about what handling three
-# more messages takes on a small board. Above it the coarse stages go first, each on its own.
+# All stages of a block go in one message up to this: it is on the wire for 3.3 ms at 10 Mbps. Above
+# it the coarse stages go first, each on its own.
 JOINED_CODES_BYTES: Final = 4 * KIB
 # Credit window for codes and pooled vectors, per link and direction: what a peer may have to hold
 # that its engine has not consumed. fp32 codes of 1,024 tokens at hidden 1,024 are 4 MiB a block.

@@ -11,7 +11,7 @@ from astra_mesh.plan.layout import ClassToken, Layout, make_layout
 from astra_mesh.wire.messages import CodebookId, ModelId, PeerId, Use
 
 # Bounds on the search, which the asking person waits for. One trial of 12 blocks takes 0.2 ms for
-# 4 peers, 0.7 ms for 8 and 10 ms for 32 on a laptop's core.
+# 4 peers, 0.7 ms for 8 and 10 ms for 32 on one EPYC core.
 BALANCE_ROUNDS = 3
 IMPROVE_PER_PAIR = 6  # trials for each pair of peers that may swap tokens ...
 IMPROVE_TRIALS = 120  # ... and at most
