@@ -14,7 +14,15 @@ from astra_mesh.families import bert, gpt2, llama, vit
 from astra_mesh.families.model import Model, ModelInput, load_dtype
 from astra_mesh.families.spec import ModelSpec
 
-__all__ = ["Model", "ModelInput", "ModelSpec", "build_model", "read_spec"]
+__all__ = [
+    "Model",
+    "ModelInput",
+    "ModelSpec",
+    "build_model",
+    "export_config",
+    "export_weights",
+    "read_spec",
+]
 
 _FAMILIES: dict[str, ModuleType] = {
     name: module for module in (gpt2, vit, llama, bert) for name in module.MODEL_TYPES
@@ -33,6 +41,16 @@ def _family(config: Mapping[str, Any]) -> ModuleType:
 def read_spec(config: Mapping[str, Any]) -> ModelSpec:
     """The spec of a Hugging Face ``config.json``; UnsupportedModelError, BadBundleError."""
     return cast(ModelSpec, _family(config).read_spec(config))
+
+
+def export_weights(config: Mapping[str, Any], model: Model) -> dict[str, Tensor]:
+    """The tensors of a Hugging Face checkpoint: :func:`build_model` makes the model of them."""
+    return cast(dict[str, Tensor], _family(config).export(model))
+
+
+def export_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config for :func:`export_weights`: a norm's shift, folded in, leaves ViT with biases."""
+    return {**config, "qkv_bias": True} if config.get("qkv_bias") is False else dict(config)
 
 
 def build_model(

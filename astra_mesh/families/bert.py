@@ -15,7 +15,7 @@ from astra_mesh.errors import InputError, WrongTaskError
 from astra_mesh.families.block import Activation, Block, FeedForward, Linear, Norm, activation
 from astra_mesh.families.model import Model, ModelInput, check_tokens, labels_of
 from astra_mesh.families.spec import ModelSpec
-from astra_mesh.families.weights import Config, Weights
+from astra_mesh.families.weights import Config, Export, Weights
 
 MODEL_TYPES = ("bert",)
 
@@ -168,3 +168,31 @@ def _block(spec: ModelSpec, weights: Weights, at: str, eps: float, act: Activati
             gated=False,
         ),
     )
+
+
+def export(model: Bert) -> dict[str, Tensor]:
+    """The tensors of a Hugging Face checkpoint of the model."""
+    spec, found = model.spec, Export()
+    d = spec.hidden_size
+    found.put("bert.embeddings.word_embeddings.weight", model.words)
+    found.put("bert.embeddings.position_embeddings.weight", model.positions)
+    found.put("bert.embeddings.token_type_embeddings.weight", model.types)
+    _put_norm(found, "bert.embeddings.LayerNorm", model.norm)
+    for index in range(spec.num_hidden_layers):
+        at, block = f"bert.encoder.layer.{index}.", model.block(index)
+        names = [f"{at}attention.self.{name}" for name in ("query", "key", "value")]
+        found.split(names, (d, d, d), block.qkv.weight, block.qkv.bias)
+        found.dense(f"{at}attention.output.dense", block.out.weight, block.out.bias)
+        _put_norm(found, f"{at}attention.output.LayerNorm", block.norm_1)
+        found.dense(f"{at}intermediate.dense", block.ffn.up.weight, block.ffn.up.bias)
+        found.dense(f"{at}output.dense", block.ffn.down.weight, block.ffn.down.bias)
+        _put_norm(found, f"{at}output.LayerNorm", block.norm_2)
+    if model.pooler is not None and model.head is not None:
+        found.dense("bert.pooler.dense", model.pooler.weight, model.pooler.bias)
+        found.dense("classifier", model.head.weight, model.head.bias)
+    return found.tensors
+
+
+def _put_norm(found: Export, name: str, norm: Norm) -> None:
+    found.put(f"{name}.weight", norm.weight)
+    found.put(f"{name}.bias", norm.bias)

@@ -106,12 +106,14 @@ class Rope(nn.Module):
         self._sin = torch.empty(0)
 
     def _grow(self, stop: int, like: Tensor) -> None:
-        if self._cos.shape[0] >= stop and self._cos.dtype == like.dtype:
+        had = self._cos
+        if len(had) >= stop and (had.dtype, had.device) == (like.dtype, like.device):
             return
         length = min(self.max_tokens, max(stop, 2 * self._cos.shape[0], 128))
-        angles = torch.arange(length, dtype=torch.float32)[:, None] * self._inverse_frequency
-        angles = torch.cat([angles, angles], dim=-1)  # (length, E)
-        self._cos, self._sin = angles.cos().to(like.dtype), angles.sin().to(like.dtype)
+        with torch.inference_mode(False):  # training uses what inference has cached
+            angles = torch.arange(length, dtype=torch.float32)[:, None] * self._inverse_frequency
+            angles = torch.cat([angles, angles], dim=-1)  # (length, E)
+            self._cos, self._sin = angles.cos().to(like), angles.sin().to(like)
 
     def forward(self, x: Tensor, start: int) -> Tensor:
         """Rotate ``x`` (T, ..., E), whose first row has position ``start``."""
@@ -186,45 +188,43 @@ class Block(nn.Module):
         """(2 kv_size,) or None."""
         return None if self.qkv.bias is None else self.qkv.bias[self.spec.q_size :]
 
-    def query(self, n: Tensor, start: int) -> Tensor:
-        """Queries (H_kv, G, T, E) of ``n`` (T, D)."""
-        size = self.spec.q_size
-        bias = None if self.qkv.bias is None else self.qkv.bias[:size]
-        return self._shape_query(F.linear(n, self.qkv.weight[:size], bias), start)
-
     def key_value(self, n: Tensor, start: int) -> Tensor:
         """Keys and values (T, 2, H_kv, E) of ``n`` (T, D)."""
         return self.finish_key_value(F.linear(n, self.kv_weight, self.kv_bias), start)
 
     def query_key_value(self, n: Tensor, start: int) -> tuple[Tensor, Tensor]:
-        """Both of the above in one multiplication."""
+        """Queries (H_kv, G, T, E) of ``n`` (T, D) and its :meth:`key_value`, in one product."""
+        query, rows = self.project(n, start)
+        return query.permute(1, 2, 0, 3), rows
+
+    def project(self, n: Tensor, start: int) -> tuple[Tensor, Tensor]:
+        """Queries (T, ..., H_kv, G, E) and rows (T, ..., 2, H_kv, E) of ``n`` (T, ..., D)."""
         wide = self.qkv(n)
         size = self.spec.q_size
         return (
-            self._shape_query(wide[:, :size], start),
-            self.finish_key_value(wide[:, size:], start),
+            self._finish_query(wide[..., :size], start),
+            self.finish_key_value(wide[..., size:], start),
         )
 
-    def _shape_query(self, q: Tensor, start: int) -> Tensor:
+    def _finish_query(self, raw: Tensor, start: int) -> Tensor:
         s = self.spec
-        q = q.view(-1, s.num_key_value_heads, s.heads_per_kv, s.head_dim)
+        q: Tensor = raw.unflatten(-1, (s.num_key_value_heads, s.heads_per_kv, s.head_dim))
         if self.q_norm is not None:
             q = self.q_norm(q)
-        if self.rope is not None:
-            q = self.rope(q, start)
-        return q.permute(1, 2, 0, 3)
+        return q if self.rope is None else self.rope(q, start)
 
     def finish_key_value(self, raw: Tensor, start: int) -> Tensor:
-        """Raw projection (T, 2 kv_size) to rows (T, 2, H_kv, E): key norm and rotation applied."""
-        rows = raw.view(-1, 2, self.spec.num_key_value_heads, self.spec.head_dim)
+        """Raw projection (T, ..., 2 kv_size) to rows (T, ..., 2, H_kv, E): key norm and rotation
+        applied."""
+        rows: Tensor = raw.unflatten(-1, (2, self.spec.num_key_value_heads, self.spec.head_dim))
         if self.k_norm is None and self.rope is None:
             return rows
-        keys = rows[:, 0]
+        keys, values = rows.unbind(-3)
         if self.k_norm is not None:
             keys = self.k_norm(keys)
         if self.rope is not None:
             keys = self.rope(keys, start)
-        return torch.stack([keys, rows[:, 1]], dim=1)
+        return torch.stack([keys, values], dim=-3)
 
     def mix(self, x: Tensor, attended: Tensor) -> Tensor:
         """The block's output (T, D) of its input ``x`` (T, D) and the heads (T, q_size)."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from astra_mesh.families.block import Block, FeedForward, Linear, Norm, activation, fold_norm
 from astra_mesh.families.model import Model, ModelInput, check_tokens
 from astra_mesh.families.spec import ModelSpec
-from astra_mesh.families.weights import Config, Weights
+from astra_mesh.families.weights import Config, Export, Weights
 
 MODEL_TYPES = ("gpt2",)
 
@@ -122,3 +122,27 @@ def _block(spec: ModelSpec, weights: Weights, at: str, eps: float, act: Any) -> 
             gated=False,
         ),
     )
+
+
+def export(model: GPT2) -> dict[str, Tensor]:
+    """The tensors of a Hugging Face checkpoint of the model."""
+    spec, found = model.spec, Export()
+    found.put("transformer.wte.weight", model.wte)
+    found.put("transformer.wpe.weight", model.wpe)
+    for index in range(spec.num_hidden_layers):
+        at, block = f"transformer.h.{index}.", model.block(index)
+        layers = {
+            "attn.c_attn": block.qkv,
+            "attn.c_proj": block.out,
+            "mlp.c_fc": block.ffn.up,
+            "mlp.c_proj": block.ffn.down,
+        }
+        for name, layer in layers.items():
+            found.dense(f"{at}{name}", layer.weight.T, layer.bias)
+        for name in ("ln_1", "ln_2"):
+            found.unit_norm(f"{at}{name}", spec.hidden_size, bias=True)
+    found.put("transformer.ln_f.weight", model.ln_f.weight)
+    found.put("transformer.ln_f.bias", model.ln_f.bias)
+    if model.head.weight is not model.wte:
+        found.put("lm_head.weight", model.head.weight)
+    return found.tensors

@@ -25,7 +25,7 @@ from astra_mesh.families.block import (
 )
 from astra_mesh.families.model import Model, ModelInput, check_tokens
 from astra_mesh.families.spec import ModelSpec
-from astra_mesh.families.weights import Config, Weights
+from astra_mesh.families.weights import Config, Export, Weights
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 
@@ -208,3 +208,27 @@ def _block(
         q_norm=head_norm("q_norm"),
         k_norm=head_norm("k_norm"),
     )
+
+
+def export(model: Llama) -> dict[str, Tensor]:
+    """The tensors of a Hugging Face checkpoint of the model."""
+    spec, found = model.spec, Export()
+    d, f = spec.hidden_size, spec.intermediate_size
+    found.put("model.embed_tokens.weight", model.embedding)
+    for index in range(spec.num_hidden_layers):
+        at, block = f"model.layers.{index}.", model.block(index)
+        names = [f"{at}self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj")]
+        sizes = (spec.q_size, spec.kv_size, spec.kv_size)
+        found.split(names, sizes, block.qkv.weight, block.qkv.bias)
+        found.dense(f"{at}self_attn.o_proj", block.out.weight, block.out.bias)
+        for name, norm in (("q_norm", block.q_norm), ("k_norm", block.k_norm)):
+            found.put(f"{at}self_attn.{name}.weight", None if norm is None else norm.weight)
+        gates = (f"{at}mlp.gate_proj", f"{at}mlp.up_proj")
+        found.split(gates, (f, f), block.ffn.up.weight, block.ffn.up.bias)
+        found.dense(f"{at}mlp.down_proj", block.ffn.down.weight, block.ffn.down.bias)
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            found.unit_norm(f"{at}{name}", d, bias=False)
+    found.put("model.norm.weight", model.norm.weight)
+    if model.head.weight is not model.embedding:
+        found.put("lm_head.weight", model.head.weight)
+    return found.tensors

@@ -12,7 +12,7 @@ from astra_mesh.errors import BadBundleError, InputError
 from astra_mesh.families.block import Block, FeedForward, Linear, Norm, activation, fold_norm
 from astra_mesh.families.model import Model, ModelInput, labels_of
 from astra_mesh.families.spec import ModelSpec
-from astra_mesh.families.weights import Config, Weights
+from astra_mesh.families.weights import Config, Export, Weights
 
 MODEL_TYPES = ("vit",)
 
@@ -178,3 +178,26 @@ def _block(spec: ModelSpec, weights: Weights, at: str, eps: float, act: Any) -> 
             gated=False,
         ),
     )
+
+
+def export(model: ViT) -> dict[str, Tensor]:
+    """The tensors of a Hugging Face checkpoint of the model."""
+    spec, found = model.spec, Export()
+    d, (c, _, _), p = spec.hidden_size, model.image_shape, model.patch_size
+    found.put("vit.embeddings.cls_token", model.class_token.view(1, 1, d))
+    found.put("vit.embeddings.position_embeddings", model.positions[None])
+    patch = "vit.embeddings.patch_embeddings.projection"
+    found.dense(patch, model.patch.weight.view(d, c, p, p), model.patch.bias)
+    for index in range(spec.num_hidden_layers):
+        at, block = f"vit.encoder.layer.{index}.", model.block(index)
+        names = [f"{at}attention.attention.{name}" for name in ("query", "key", "value")]
+        found.split(names, (d, d, d), block.qkv.weight, block.qkv.bias)
+        found.dense(f"{at}attention.output.dense", block.out.weight, block.out.bias)
+        found.dense(f"{at}intermediate.dense", block.ffn.up.weight, block.ffn.up.bias)
+        found.dense(f"{at}output.dense", block.ffn.down.weight, block.ffn.down.bias)
+        for name in ("layernorm_before", "layernorm_after"):
+            found.unit_norm(f"{at}{name}", d, bias=True)
+    found.put("vit.layernorm.weight", model.norm.weight)
+    found.put("vit.layernorm.bias", model.norm.bias)
+    found.dense("classifier", model.head.weight, model.head.bias)
+    return found.tensors

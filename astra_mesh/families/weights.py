@@ -91,6 +91,41 @@ class Config:
             raise UnsupportedModelError(f"config.json: {name}={value!r} is not supported")
 
 
+class Export:
+    """Collects a model's tensors under the names of a checkpoint; the inverse of :class:`Weights`.
+
+    Norms whose affine part is folded into the next layer are written as weight one and bias zero,
+    so that the checkpoint means the same to everybody who reads the format.
+    """
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, Tensor] = {}
+
+    def put(self, name: str, tensor: Tensor | None) -> None:
+        """One tensor; None is left out."""
+        if tensor is not None:
+            self.tensors[name] = tensor.detach().cpu().contiguous().clone()
+
+    def dense(self, name: str, weight: Tensor, bias: Tensor | None) -> None:
+        """A linear layer."""
+        self.put(f"{name}.weight", weight)
+        self.put(f"{name}.bias", bias)
+
+    def split(
+        self, names: Sequence[str], sizes: Sequence[int], weight: Tensor, bias: Tensor | None
+    ) -> None:
+        """Stacked linear layers, each under its own name."""
+        biases = [None] * len(names) if bias is None else list(bias.split(list(sizes)))
+        for name, part, shift in zip(names, weight.split(list(sizes)), biases, strict=True):
+            self.dense(name, part, shift)
+
+    def unit_norm(self, name: str, size: int, *, bias: bool) -> None:
+        """A norm whose affine part lies in the next layer."""
+        self.put(f"{name}.weight", torch.ones(size))
+        if bias:
+            self.put(f"{name}.bias", torch.zeros(size))
+
+
 class Weights:
     """A checkpoint's tensors, as float32, each checked for its shape."""
 
