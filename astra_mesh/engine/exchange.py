@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from torch import Tensor
 
 from astra_mesh.plan.layout import Layout
-from astra_mesh.quant.codecs import CodeArray
+from astra_mesh.quant.codes import CodeArray
 
 
 class Exchange(Protocol):
     """One request's view of the network, for one shard."""
 
-    async def send_codes(self, block: int, codes: Sequence[CodeArray]) -> None:
-        """Hand the own codes of ``block`` (one array per stage) to every shard that needs them."""
+    async def send_codes(self, block: int, codes: Mapping[int, Sequence[CodeArray]]) -> None:
+        """Hand the own codes of ``block`` to every shard that needs them.
+
+        ``codes`` has one array per stage for each number of stages that a receiver takes.
+        """
 
     async def receive_codes(self, block: int) -> tuple[int, Sequence[CodeArray]]:
         """The next complete part of ``block``, in order of arrival: (shard, arrays)."""
@@ -51,11 +54,11 @@ class LocalExchange:
     def _queue(self, block: int) -> asyncio.Queue[tuple[int, Sequence[CodeArray]]]:
         return self._codes.setdefault(block, asyncio.Queue())
 
-    async def send_codes(self, block: int, codes: Sequence[CodeArray]) -> None:
+    async def send_codes(self, block: int, codes: Mapping[int, Sequence[CodeArray]]) -> None:
         """See :class:`Exchange`."""
         for receiver in self._layout.receivers(self._shard, block):
             stages = self._layout.stages[self._shard, receiver]
-            self._mailboxes[receiver]._queue(block).put_nowait((self._shard, codes[:stages]))
+            self._mailboxes[receiver]._queue(block).put_nowait((self._shard, codes[stages]))
 
     async def receive_codes(self, block: int) -> tuple[int, Sequence[CodeArray]]:
         """See :class:`Exchange`."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from astra_mesh.engine.compute import ComputeThread
 from astra_mesh.engine.exchange import Exchange
 from astra_mesh.engine.shard import ShardRun
-from astra_mesh.quant.codecs import CodeArray
+from astra_mesh.quant.codes import CodeArray
 
 
 @dataclass
@@ -63,8 +63,8 @@ class Pipeline:
         run, layout = self.run, self.run.layout
         steps = [self._finish(block - 1)] if block else []
         if layout.receivers(run.shard, block):
-            codes: list[CodeArray] = []
-            steps.append(Step("encode_s", lambda: codes.extend(run.encode(block))))
+            codes: dict[int, Sequence[CodeArray]] = {}
+            steps.append(Step("encode_s", lambda: codes.update(run.encode(block))))
             await self._compute(steps)
             await self.exchange.send_codes(block, codes)
             steps = []

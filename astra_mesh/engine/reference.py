@@ -17,7 +17,8 @@ from astra_mesh.engine.shard import ShardRun
 from astra_mesh.families.model import Model, ModelInput
 from astra_mesh.families.spec import Pooling
 from astra_mesh.plan.layout import Layout, make_layout
-from astra_mesh.quant.codecs import Codec, PlainCodec
+from astra_mesh.quant.codecs import PlainCodec
+from astra_mesh.quant.codes import Codec
 from astra_mesh.wire.messages import Sampling
 
 
@@ -35,7 +36,7 @@ def run_plan(
             if block >= layout.first_block:
                 for source in layout.sources(run.shard, block):
                     stages = layout.stages[source, run.shard]
-                    run.attend_remote(block, source, codes[source][:stages])
+                    run.attend_remote(block, source, codes[source][stages])
         for run in runs:
             run.finish(block)
     return runs

@@ -6,7 +6,7 @@ gives the same bits: a code that flips at a near tie would change later blocks v
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -14,7 +14,9 @@ from torch import Tensor
 from astra_mesh.engine.attention import Part, attend, merge
 from astra_mesh.families.model import Model, ModelInput
 from astra_mesh.plan.layout import Layout
-from astra_mesh.quant.codecs import CodeArray, Codec
+from astra_mesh.quant.codes import CodeArray, Codec, Receiver, Sender
+
+Coded = Mapping[int, Sequence[CodeArray]]  # by number of stages: one array per stage
 
 
 class ShardRun:
@@ -44,6 +46,9 @@ class ShardRun:
         self._n = self._query = self.x
         self._keys: Tensor | None = None
         self._parts: dict[int, Part] = {}
+        self._known: dict[int, Tensor] = {}  # by shard: n of the first block, if it is known
+        self._senders: dict[int, Sender] = {}  # by number of stages
+        self._receivers: dict[int, Receiver] = {}  # by shard
 
     def _embed(self) -> Tensor:
         x = self.model.embed(self.inputs, self.start, self.stop)
@@ -51,19 +56,28 @@ class ShardRun:
             x = torch.cat([self.model.embed(self.inputs, 0, 1), x])
         return x
 
-    def encode(self, block: int) -> list[CodeArray]:
-        """Codes of the own tokens for ``block``, as many stages as any receiver takes; or none."""
+    def encode(self, block: int) -> Coded:
+        """Codes of the own tokens for ``block``, by each number of stages that a receiver takes."""
         receivers = self.layout.receivers(self.shard, block)
-        if not receivers:
-            return []
-        stages = max(self.layout.stages[self.shard, i] for i in receivers)
-        skip = len(self.x) - len(self.layout.sent(self.shard))
-        return self.codec.encode(block, self.x[skip:], stages)
+        rows = self.x[self._unsent() :]
+        found: dict[int, Sequence[CodeArray]] = {}
+        for stages in sorted({self.layout.stages[self.shard, i] for i in receivers}):
+            if stages not in self._senders:
+                known = self._known.get(self.shard)
+                self._senders[stages] = self.codec.sender(stages, known)
+            found[stages] = self._senders[stages].encode(block, rows)
+        return found
+
+    def _unsent(self) -> int:
+        """Rows in front of the own tokens that are not sent."""
+        return self.layout.local_rows(self.shard) - len(self.layout.sent(self.shard))
 
     def attend_local(self, block: int) -> None:
         """Exact Q, K, V of the own tokens, and attention among them."""
         at, wanted = self.model.block(block), self._wanted(block)
         self._parts, self._n = {}, at.normalize(self.x)
+        if block < self.layout.first_block:
+            self._known[self.shard] = self._n[self._unsent() :]
         if not wanted:
             return
         query, rows = at.query_key_value(self._n, self.start)
@@ -80,11 +94,15 @@ class ShardRun:
             sent = self.layout.sent(source)
             at = self.model.block(block)
             n = at.normalize(self.model.embed(self.inputs, sent.start, sent.stop))
+            self._known[source] = n
             self._attend(block, source, at.key_value(n, sent.start))
 
     def attend_remote(self, block: int, source: int, codes: Sequence[CodeArray]) -> None:
         """Attend the tokens of shard ``source``, given its codes."""
-        raw = self.codec.decode(block, codes)
+        if source not in self._receivers:
+            stages, known = self.layout.stages[source, self.shard], self._known.get(source)
+            self._receivers[source] = self.codec.receiver(stages, known)
+        raw = self._receivers[source].decode(block, codes)
         start = self.layout.sent(source).start
         self._attend(block, source, self.model.block(block).finish_key_value(raw, start))
 

@@ -17,9 +17,9 @@ from torch import Tensor
 from astra_mesh import limits
 from astra_mesh.errors import DeadlineError, MeshError, PeerLostError, ProtocolError
 from astra_mesh.mesh.link import Link
-from astra_mesh.peer.models import AnyCodec
+from astra_mesh.peer.loaded import AnyCodec
 from astra_mesh.plan.layout import Layout
-from astra_mesh.quant.codecs import CodeArray
+from astra_mesh.quant.codes import CodeArray
 from astra_mesh.wire.messages import Codes, PeerId, Pooled, RequestId
 
 
@@ -107,10 +107,10 @@ class MeshExchange:
         key = (block, source)
         if key in self._done:
             raise ProtocolError("codes that were sent before")
-        pieces = self._split(message)
-        if message.stage + len(pieces) > stages:
-            raise ProtocolError(f"codes of block {block} outside the sender's shard and rate")
-        rows = [self._codec.unpack(data, message.count) for data in pieces]
+        rows = [
+            self._codec.unpack(stage, data, message.count)
+            for stage, data in self._split(message, stages)
+        ]
         if key not in self._parts:
             self._parts[key] = _Part(stages, len(sent))
         for stage, some in enumerate(rows, message.stage):
@@ -118,15 +118,21 @@ class MeshExchange:
                 self._done.add(key)
                 self._queue(block).put_nowait((source, self._parts.pop(key).complete()))
 
-    def _split(self, message: Codes) -> list[bytes]:
-        """The data of each stage that a message carries; at least one."""
-        size = self._codec.packed_bytes(message.count)
-        count, rest = divmod(len(message.data), size)
-        if rest or not count:
+    def _split(self, message: Codes, stages: int) -> list[tuple[int, bytes]]:
+        """The stages that a message carries, at least one, and the data of each."""
+        found, at, data = [], 0, message.data
+        for stage in range(message.stage, stages):
+            size = self._codec.packed_bytes(stage, message.count)
+            found.append((stage, data[at : at + size]))
+            at += size
+            if at >= len(data):
+                break
+        if at != len(data):
             raise ProtocolError(
-                f"{len(message.data)} bytes of codes for {message.count} tokens; {size} a stage"
+                f"{len(data)} bytes of codes for {message.count} tokens from stage {message.stage}"
+                f" of {stages} on: that is no whole number of stages"
             )
-        return [message.data[i * size : (i + 1) * size] for i in range(count)]
+        return found
 
     def _take_pooled(self, source: int, message: Pooled) -> None:
         if source not in self._sharing():
@@ -173,7 +179,7 @@ class MeshExchange:
 
     # --- the engine's side ------------------------------------------------------------------------
 
-    async def send_codes(self, block: int, codes: Sequence[CodeArray]) -> None:
+    async def send_codes(self, block: int, codes: Mapping[int, Sequence[CodeArray]]) -> None:
         """See :class:`Exchange`; waits while too much is queued on a link.
 
         Raises:
@@ -185,7 +191,7 @@ class MeshExchange:
             sorted(zip(receivers, links, strict=True), key=self._stages), key=self._stages
         ):
             taking = [link for _, link in group]
-            for message in self._messages(block, codes[:count]):
+            for message in self._messages(block, codes[count]):
                 for link in taking:
                     self._send(link, message)
         for link in links:
@@ -198,18 +204,19 @@ class MeshExchange:
         """All stages in one message where that is small, else each in as many as it takes."""
         start, tokens = self.layout.sent(self.shard).start, len(codes[0])
         small = min(limits.JOINED_CODES_BYTES, limits.CODES_DATA_BYTES)
-        if self._codec.packed_bytes(tokens) * len(codes) <= small:
-            data = b"".join(self._codec.pack(rows) for rows in codes)
+        packed = self._codec.packed_bytes
+        if sum(packed(stage, tokens) for stage in range(len(codes))) <= small:
+            data = b"".join(self._codec.pack(stage, rows) for stage, rows in enumerate(codes))
             yield Codes(self.request, block, 0, start, tokens, data)
             return
         for stage, rows in enumerate(codes):
-            for first, chunk in self._chunks(rows):
-                data = self._codec.pack(chunk)
+            for first, chunk in self._chunks(stage, rows):
+                data = self._codec.pack(stage, chunk)
                 yield Codes(self.request, block, stage, start + first, len(chunk), data)
 
-    def _chunks(self, rows: CodeArray) -> list[tuple[int, CodeArray]]:
+    def _chunks(self, stage: int, rows: CodeArray) -> list[tuple[int, CodeArray]]:
         """Cut so that each message stays within CODES_DATA_BYTES."""
-        size = max(1, limits.CODES_DATA_BYTES * 64 // self._codec.packed_bytes(64))
+        size = max(1, limits.CODES_DATA_BYTES * 64 // self._codec.packed_bytes(stage, 64))
         return [(at, rows[at : at + size]) for at in range(0, len(rows), size)]
 
     async def receive_codes(self, block: int) -> tuple[int, Sequence[CodeArray]]:

@@ -11,9 +11,11 @@ from astra_mesh.engine.shard import ShardRun
 from astra_mesh.errors import AstraMeshError, MeshError, ModelError
 from astra_mesh.families import ModelInput
 from astra_mesh.mesh.link import Link
+from astra_mesh.peer.choice import stages_of
 from astra_mesh.peer.exchange import MeshExchange, partners
 from astra_mesh.peer.inputs import read_inputs
-from astra_mesh.peer.models import AnyCodec, Loaded, ModelHost
+from astra_mesh.peer.loaded import AnyCodec, Loaded
+from astra_mesh.peer.models import ModelHost
 from astra_mesh.peer.sending import send_if_open
 from astra_mesh.plan.check import BadPlanError, layout_of
 from astra_mesh.wire.codec import sanitise
@@ -59,14 +61,14 @@ def make_exchange(
         NotTakingPartError: the plan cannot be run here.
     """
     try:
-        codec = loaded.codec(plan.codec, plan.codebook)
+        codec = loaded.codec(plan.codec, plan.codebook, stages_of(plan))
     except AstraMeshError as error:
         raise NotTakingPartError(Reason.UNKNOWN_CODEBOOK, error.message) from error
     peers = [shard.peer for shard in plan.shards]
     if me not in peers:
         raise NotTakingPartError(Reason.BAD_PLAN, "the plan has no shard for this peer")
     try:
-        layout = layout_of(plan, loaded.spec, task, tokens, codec.first_block, codec.stages)
+        layout = layout_of(plan, loaded.spec, task, tokens, codec.first_block, codec.able)
     except BadPlanError as error:
         raise NotTakingPartError(Reason.BAD_PLAN, str(error)) from error
     shard, links = peers.index(me), {}

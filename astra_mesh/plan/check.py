@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 
 from astra_mesh.families.spec import ModelSpec
 from astra_mesh.limits import PEERS_PER_PLAN
@@ -15,9 +16,10 @@ class BadPlanError(ValueError):
 
 
 def layout_of(
-    plan: Plan, spec: ModelSpec, task: Task, tokens: int, first_block: int, stages: int
+    plan: Plan, spec: ModelSpec, task: Task, tokens: int, first_block: int, able: Collection[int]
 ) -> Layout:
-    """The layout of a plan, checked against the model and the codec (which has ``stages``).
+    """The layout of a plan, checked against the model and the codec, which is ``able`` to so many
+    stages.
 
     Raises:
         BadPlanError: it cannot be run as it is.
@@ -34,7 +36,7 @@ def layout_of(
         raise BadPlanError("the answering peer is not the owner of the last tokens")
     for receiver in range(len(peers)):
         for source in layout.sources(receiver, 0):
-            if not 1 <= layout.stages.get((source, receiver), 0) <= stages:
+            if layout.stages.get((source, receiver), 0) not in able:
                 raise BadPlanError(
                     f"no valid rate for the link from shard {source} to shard {receiver}"
                 )

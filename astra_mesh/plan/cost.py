@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import msgspec
+
 from astra_mesh.plan.layout import Layout
-from astra_mesh.wire.messages import Device, PeerId, Timing
+from astra_mesh.wire.messages import CodebookId, Device, PeerId, Timing
 
 PART_OVERHEAD_S = 0.0006  # handling the messages of one remote part of one block; two EPYC cores
 LOOP_CORES = 0.5  # that a peer's event loop keeps busy beside its threads; the same machine
@@ -31,21 +33,50 @@ class Link:
 UNMEASURED = Link()
 
 
+class CodeCost(NamedTuple):
+    """Seconds for one token and block on one device."""
+
+    encode_s: float
+    decode_s: float
+
+
+Books = Mapping[CodebookId, Mapping[int, CodeCost]]  # costs by bits per token and block
+
+
 @dataclass(frozen=True)
 class Candidate:
-    """A peer that could take part."""
+    """A peer that could take part.
+
+    ``timing`` has the costs of the codec that is planned for; ``books`` those of each codebook that
+    the peer holds, where it measured them. None: it holds whatever is planned.
+    """
 
     peer: PeerId
     name: str
     device: Device
     timing: Timing
+    books: Books | None = None
+
+    def holds(self, codebook: CodebookId) -> bool:
+        """Whether it can run plans with this codebook; "" is none."""
+        return not codebook or self.books is None or codebook in self.books
+
+    def coding(self, codebook: CodebookId, bits: int) -> Candidate:
+        """The same with the costs of one codebook and rate, where they are known."""
+        cost = (self.books or {}).get(codebook, {}).get(bits)
+        if cost is None:
+            return self
+        timing = msgspec.structs.replace(
+            self.timing, encode_token_s=cost.encode_s, decode_token_s=cost.decode_s
+        )
+        return replace(self, timing=timing)
 
 
 @dataclass(frozen=True)
 class Work:
     """What a plan is made for."""
 
-    token_bytes: float  # of one token, block and stage on the wire
+    token_bytes: Mapping[int, float]  # of one token and block on the wire, by number of stages
     coordinator: PeerId
 
 
@@ -124,7 +155,7 @@ class _Play:
     def _hop(self, shard: int, receiver: int) -> tuple[float, float]:
         """Seconds on the sender's uplink, and then until it is there."""
         link = self.link(self.candidates[shard].peer, self.candidates[receiver].peer)
-        size = self.sent[shard] * self.work.token_bytes * self.layout.stages[shard, receiver]
+        size = self.sent[shard] * self.work.token_bytes[self.layout.stages[shard, receiver]]
         return 8 * size / link.bps, link.delay_s
 
     def _costs(self, shard: int, last: bool) -> _Costs:

@@ -27,7 +27,7 @@ class Job:
     model: ModelId
     codebook: CodebookId
     codec: str
-    token_bytes: float  # of one token, block and stage
+    token_bytes: Mapping[int, float]  # of one token and block, by number of stages
     stages: int
     first_block: int
     class_token: ClassToken
@@ -35,6 +35,12 @@ class Job:
     tokens: int
     use: Use = Use.AUTO
     max_peers: int = 0
+    label: str = ""  # of the codes, for people: "predictive"
+
+    @property
+    def bits(self) -> int:
+        """Per token and block."""
+        return round(8 * self.token_bytes[self.stages])
 
 
 @dataclass(frozen=True)

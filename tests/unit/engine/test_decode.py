@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from astra_mesh.engine.decode import Decoder
-from astra_mesh.engine.reference import decode, hidden_rows, run_solo
+from astra_mesh.engine.reference import decode, hidden_rows, run_plan, run_solo
 from astra_mesh.engine.sampling import Sampler, check_sampling, truncate
 from astra_mesh.errors import InputError
 from astra_mesh.families import ModelInput
+from astra_mesh.plan.layout import make_layout
 from astra_mesh.wire.messages import Sampling
-from tests.unit.engine.plans import close, input_of
+from tests.unit.engine.plans import HISTORIES, close, deep_model, input_of, random_codec
 from tests.unit.families.making import CAUSAL, CONTEXT, make_model
 
 # --- the cache ------------------------------------------------------------------------------------
@@ -33,6 +34,29 @@ def test_a_step_equals_the_prefill_of_the_longer_prompt(kind: str) -> None:
         token = decoder.step()
         assert token is not None
         tokens = torch.cat([tokens, torch.tensor([token])])
+
+
+@pytest.mark.parametrize("history", HISTORIES)
+@pytest.mark.parametrize("kind", CAUSAL)
+def test_decoding_continues_from_what_codes_left(kind: str, history: int) -> None:
+    """A step attends the rows that the answering shard holds, exact and rebuilt, as they are."""
+    model = deep_model(kind)
+    codec, inputs = random_codec(model, history=history), input_of(model, 16)
+    layout = make_layout(model.spec, [(0, 6), (6, 11), (11, 16)], pooling="last", stages=2)
+    run = run_plan(model, layout, codec, inputs, 4)[-1]
+    held = [rows[:16].clone() for rows in run.rows]
+    decoder = Decoder(run, Sampling(max_new_tokens=4))
+    token = decoder.step()
+    assert token is not None
+    x = model.embed(ModelInput(tokens=torch.tensor([0] * 16 + [token])), 16, 17)
+    for index, rows in enumerate(held):
+        block = model.block(index)
+        query, row = block.query_key_value(block.normalize(x), 16)
+        key, value = torch.cat([rows, row]).unbind(1)  # (17, H_kv, E)
+        scores = torch.einsum("hgte,she->hgts", query, key) / model.spec.head_dim**0.5
+        heads = torch.einsum("hgts,she->thge", scores.softmax(-1), value)
+        x = block.mix(x, heads.reshape(1, -1))
+    assert close(decoder.logits, model.logits(model.final(x))[0])
 
 
 def endings(prompt: int, stop: set[int] | None = None, new: int = 5) -> tuple[list[int], str]:

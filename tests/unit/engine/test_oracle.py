@@ -3,6 +3,7 @@
 The oracle works on all tokens at once, with the weights as the checkpoint has them: for each query
 one softmax over explicit scores, keys and values exact for its own shard's tokens and rebuilt from
 codes for the others. It has no partial attention, no log-sum-exp and none of the engine's code.
+What codes stand for is computed from the codebook's tensors by the formulas of quant/codebook.py.
 """
 
 from __future__ import annotations
@@ -18,7 +19,15 @@ from astra_mesh.engine.reference import hidden_rows, pooled, run_plan
 from astra_mesh.families import Model, ModelInput
 from astra_mesh.plan.layout import ClassToken, Layout, make_layout
 from astra_mesh.quant.codecs import VectorCodec
-from tests.unit.engine.plans import close, cut, input_of, random_codec
+from tests.unit.engine.plans import (
+    HISTORIES,
+    Rebuilt,
+    close,
+    cut,
+    deep_model,
+    input_of,
+    random_codec,
+)
 from tests.unit.families.making import KINDS, make_model
 
 
@@ -34,54 +43,61 @@ class Oracle:
             owners += [shard] * (len(copied) + stop - start)
         self.owner, self.position = torch.tensor(owners), torch.tensor(positions)
         self.x = model.embed(inputs, 0, model.count_tokens(inputs))[self.position]
+        known = model.block(0).normalize(self.x)
+        used = sorted(set(layout.stages.values()))
+        self.senders = {stages: codec.sender(stages, known) for stages in used}
+        self.rebuilt = {stages: Rebuilt(codec.codebook, stages, known) for stages in used}
         for block in range(layout.blocks):
             self._block(block)
 
-    def _visible(self) -> tuple[Tensor, Tensor]:
-        """(rows, rows) bool: keys that a query sees exactly, and keys that it sees from codes."""
+    def _visible(self) -> tuple[Tensor, dict[int, Tensor]]:
+        """(rows, rows) bool: keys that a query sees exactly, and those from codes, by stages."""
         same = self.owner[:, None] == self.owner[None, :]
-        past = self.position[:, None] >= self.position[None, :]
-        sent = torch.ones_like(self.position, dtype=torch.bool)
+        coded = ~same
         if self.layout.distributed:
-            sent = self.position > 0
+            coded = coded & (self.position > 0)
         if self.layout.causal:
-            return same & past, ~same & past & sent
-        return same, ~same & sent.expand_as(same)
+            past = self.position[:, None] >= self.position[None, :]
+            same, coded = same & past, coded & past
+        rates = torch.zeros_like(coded, dtype=torch.int64)
+        for (sender, receiver), stages in self.layout.stages.items():
+            link = (self.owner[:, None] == receiver) & (self.owner[None, :] == sender)
+            rates[link] = stages
+        return same, {stages: coded & (rates == stages) for stages in self.senders}
+
+    def _held(self, index: int, n: Tensor) -> dict[int, Tensor]:
+        """What others hold of n (T, D), by number of stages."""
+        if index < self.codec.first_block:
+            return dict.fromkeys(self.senders, n)
+        found = {}
+        for stages, sender in self.senders.items():
+            held = self.rebuilt[stages].take(index, sender.encode(index, self.x))
+            astra = self.codec.name == "astra"
+            found[stages] = self.model.block(index).normalize(held) if astra else held
+        return found
 
     def _block(self, index: int) -> None:
         block, spec = self.model.block(index), self.model.spec
         x = self.x
         n = block.normalize(x)
-        rebuilt = n
-        if index >= self.codec.first_block:
-            codes = self.codec.encode(index, x, self.codec.stages)
-            rebuilt = self.codec.rebuild(index, codes)
-            if self.codec.name == "astra":
-                rebuilt = block.normalize(rebuilt)
-        wide = [
-            torch.nn.functional.linear(v, block.qkv.weight, block.qkv.bias) for v in (n, rebuilt)
-        ]
+        exact, coded = self._visible()
+        parts = [(n, exact)]
+        parts += [(held, coded[stages]) for stages, held in self._held(index, n).items()]
+        wide = [torch.nn.functional.linear(v, block.qkv.weight, block.qkv.bias) for v, _ in parts]
         q, kv = spec.q_size, spec.kv_size
         query = self._heads(wide[0][:, :q], spec.num_attention_heads, block.q_norm, block.rope)
         heads = []
         for head in range(spec.num_attention_heads):
             group = head // (spec.num_attention_heads // spec.num_key_value_heads)
             scores, values = [], []
-            for w in wide:
+            for w, (_, visible) in zip(wide, parts, strict=True):
                 keys = self._heads(
                     w[:, q : q + kv], spec.num_key_value_heads, block.k_norm, block.rope
                 )
-                scores.append(query[:, head] @ keys[:, group].T / math.sqrt(spec.head_dim))
+                score = query[:, head] @ keys[:, group].T / math.sqrt(spec.head_dim)
+                scores.append(score.masked_fill(~visible, -torch.inf))
                 values.append(w[:, q + kv :].view(len(x), -1, spec.head_dim)[:, group])
-            exact, coded = self._visible()
-            weights = torch.cat(
-                [
-                    scores[0].masked_fill(~exact, -torch.inf),
-                    scores[1].masked_fill(~coded, -torch.inf),
-                ],
-                dim=1,
-            ).softmax(-1)
-            heads.append(weights @ torch.cat(values))
+            heads.append(torch.cat(scores, dim=1).softmax(-1) @ torch.cat(values))
         self.x = block.mix(x, torch.cat(heads, dim=1))
 
     def _heads(self, wide: Tensor, heads: int, norm: object, rope: object) -> Tensor:
@@ -113,16 +129,17 @@ class Oracle:
 
 
 CASES = [(kind, "single") for kind in KINDS] + [("vit", "distributed"), ("bert", "distributed")]
+CODECS = [("astra", 0), *(("vq", history) for history in HISTORIES)]
 
 
-@pytest.mark.parametrize("codec", ["vq", "astra"])
+@pytest.mark.parametrize(("codec", "history"), CODECS)
 @pytest.mark.parametrize(("kind", "class_token"), CASES)
 @pytest.mark.parametrize("edges", [[5, 6, 11], [8], [1, 2, 3, 4, 5, 6]])
 def test_plan_equals_the_oracle(
-    kind: str, class_token: ClassToken, codec: str, edges: list[int]
+    kind: str, class_token: ClassToken, codec: str, history: int, edges: list[int]
 ) -> None:
-    model = make_model(kind)
-    coder = random_codec(model, codec, stages=2 if codec == "vq" else 1)
+    model = make_model(kind) if history in (0, 2) else deep_model(kind)
+    coder = random_codec(model, codec, history=history)
     inputs = input_of(model, 16)
     layout = make_layout(
         model.spec,
@@ -138,6 +155,25 @@ def test_plan_equals_the_oracle(
     exact = make_layout(model.spec, [(0, 16)], pooling="all")
     alone = hidden_rows(run_plan(model, exact, coder, inputs))
     assert not close(oracle.hidden(), alone, 0.01)  # the codes do change something
+
+
+@pytest.mark.parametrize("history", HISTORIES)
+@pytest.mark.parametrize("kind", ["gpt2", "qwen3", "vit"])
+def test_links_with_different_numbers_of_stages_equal_the_oracle(kind: str, history: int) -> None:
+    """Each number of stages is predicted from what it sent itself."""
+    model = deep_model(kind)
+    coder, inputs = random_codec(model, stages=3, history=history), input_of(model, 16)
+    links = [(i, j) for i in range(4) for j in range(4) if i != j]
+    layout = make_layout(
+        model.spec,
+        cut(16, [5, 5, 11]),
+        pooling="all",
+        stages={link: 1 + sum(link) % 3 for link in links},
+    )
+    found = hidden_rows(run_plan(model, layout, coder, inputs))
+    assert close(found, Oracle(model, layout, coder, inputs).hidden())
+    same = make_layout(model.spec, layout.bounds, pooling="all", stages=3)
+    assert not close(found, hidden_rows(run_plan(model, same, coder, inputs)), 0.01)
 
 
 @pytest.mark.parametrize("kind", ["vit", "bert"])

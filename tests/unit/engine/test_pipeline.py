@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pytest
 import torch
@@ -18,9 +18,16 @@ from astra_mesh.engine.reference import decode, pooled, run_plan
 from astra_mesh.engine.shard import ShardRun
 from astra_mesh.families import Model, ModelInput
 from astra_mesh.plan.layout import Layout, make_layout
-from astra_mesh.quant.codecs import CodeArray, Codec, PlainCodec
+from astra_mesh.quant.codebook import UNLIMITED
+from astra_mesh.quant.codecs import CodeArray, Codec, PlainCodec, VectorCodec
 from astra_mesh.wire.messages import Sampling
-from tests.unit.engine.plans import input_of, random_bounds, random_codec
+from tests.unit.engine.plans import (
+    HISTORIES,
+    deep_model,
+    input_of,
+    random_bounds,
+    random_codec,
+)
 from tests.unit.families.making import KINDS, make_model
 
 
@@ -34,7 +41,7 @@ class ShuffledExchange:
         for _ in range(self._rng.randrange(20)):
             await asyncio.sleep(0)
 
-    async def send_codes(self, block: int, codes: Sequence[CodeArray]) -> None:
+    async def send_codes(self, block: int, codes: Mapping[int, Sequence[CodeArray]]) -> None:
         await self._dawdle()
         await self._inner.send_codes(block, codes)
 
@@ -90,9 +97,10 @@ async def run_mesh(
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shards", [1, 4, 7])
-async def test_mesh_equals_the_reference_bit_for_bit(kind: str, shards: int) -> None:
-    model = make_model(kind)
-    codec, inputs = random_codec(model, stages=3), input_of(model, 16)
+@pytest.mark.parametrize("history", HISTORIES)
+async def test_mesh_equals_the_reference_bit_for_bit(kind: str, shards: int, history: int) -> None:
+    model = deep_model(kind) if history in (1, UNLIMITED) else make_model(kind)
+    codec, inputs = random_codec(model, stages=3, history=history), input_of(model, 16)
     rates = random.Random(shards)
     links = [(i, j) for i in range(shards) for j in range(shards)]
     for seed in range(2):
@@ -114,6 +122,30 @@ async def test_mesh_equals_the_reference_bit_for_bit(kind: str, shards: int) -> 
         if model.spec.causal:
             options = Sampling(max_new_tokens=6, temperature=1.0, seed=seed)
             assert decode(runs, options) == decode(wanted, options)
+
+
+@pytest.mark.parametrize("decoder", ["table", "project"])
+@pytest.mark.parametrize("history", HISTORIES)
+async def test_the_astra_codec_and_both_decoders_give_the_reference_too(
+    decoder: str, history: int
+) -> None:
+    model, inputs = deep_model("bert"), input_of(deep_model("bert"), 16)
+    book = random_codec(model, stages=2, history=history).codebook
+    codecs: list[Codec] = [VectorCodec(model, book, decoder)]
+    if history == 0:
+        codecs.append(random_codec(model, "astra"))
+    for codec in codecs:
+        layout = make_layout(
+            model.spec,
+            random_bounds(16, 5, 3),
+            pooling="mean",
+            first_block=codec.first_block,
+            stages=codec.stages,
+        )
+        wanted = run_plan(model, layout, codec, inputs)
+        runs, _ = await run_mesh(model, layout, codec, inputs, 1)
+        for run, reference in zip(runs, wanted, strict=True):
+            assert torch.equal(run.x, reference.x)
 
 
 async def test_mean_pooling_over_the_mesh() -> None:

@@ -8,9 +8,17 @@ import torch
 from astra_mesh.engine.reference import decode, hidden_rows, pooled, run_plan, run_solo
 from astra_mesh.families.spec import Pooling
 from astra_mesh.plan.layout import ClassToken, make_layout
-from astra_mesh.quant.codecs import PlainCodec, make_codec
+from astra_mesh.quant.codecs import Codec, PlainCodec, VectorCodec, make_codec
 from astra_mesh.wire.messages import Sampling
-from tests.unit.engine.plans import close, cut, input_of, random_bounds, random_codec
+from tests.unit.engine.plans import (
+    HISTORIES,
+    close,
+    cut,
+    deep_model,
+    input_of,
+    random_bounds,
+    random_codec,
+)
 from tests.unit.families.making import CAUSAL, KINDS, make_model
 
 NEW = 12
@@ -78,10 +86,11 @@ def test_distributed_class_tokens_see_their_own_shard_exactly() -> None:
 
 
 @pytest.mark.parametrize("kind", ["llama", "bert"])
-def test_each_link_has_its_own_rate(kind: str) -> None:
+@pytest.mark.parametrize("history", HISTORIES)
+def test_each_link_has_its_own_rate(kind: str, history: int) -> None:
     """A link with all stages is closer to exact than one with few, for its receiver alone."""
     model = make_model(kind)
-    codec, inputs = random_codec(model, stages=3), input_of(model, 18)
+    codec, inputs = random_codec(model, stages=3, history=history), input_of(model, 18)
     bounds = cut(18, [6, 12])
     links = [(i, j) for i in range(3) for j in range(3) if i != j]
     uneven = {link: 1 + sum(link) % 3 for link in links}
@@ -118,10 +127,13 @@ def test_less_exact_codecs_lose_more() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_bfloat16_models_run(kind: str) -> None:
-    model = make_model(kind, dtype=torch.bfloat16)
+    model = deep_model(kind, dtype=torch.bfloat16)
     inputs = input_of(model, 16)
     layout = make_layout(model.spec, cut(16, [5, 11]), pooling="all", stages=2)
-    for codec in (PlainCodec("fp16", model), random_codec(model)):
+    books = [random_codec(model, history=history).codebook for history in HISTORIES]
+    vector = [VectorCodec(model, book, how) for book in books for how in ("table", "project")]
+    codecs: list[Codec] = [PlainCodec("fp16", model), *vector]
+    for codec in codecs:
         rows = hidden_rows(run_plan(model, layout, codec, inputs))
         assert rows.isfinite().all()
         assert rows.dtype == torch.bfloat16

@@ -9,6 +9,7 @@ from astra_mesh.errors import MeshError, PeerLostError
 from astra_mesh.families import Model, build_model
 from astra_mesh.mesh.link import Link
 from astra_mesh.peer.exchange import MeshExchange, partners
+from astra_mesh.peer.models import AnyCodec
 from astra_mesh.plan.layout import Layout, make_layout
 from astra_mesh.quant.codecs import make_codec
 from astra_mesh.wire.codec import AnyMessage
@@ -106,10 +107,15 @@ def layout_for(model: Model, bounds: list[tuple[int, int]], task: str, **more: A
 
 
 def exchange_of(
-    model: Model, layout: Layout, shard: int, codec: str = "fp32", request: RequestId = REQUEST
+    model: Model,
+    layout: Layout,
+    shard: int,
+    codec: str | AnyCodec = "fp32",
+    request: RequestId = REQUEST,
 ) -> MeshExchange:
     """The exchange of one shard; shard i belongs to peer i of A, B, C, D."""
     peers = [A, B, C, D][: len(layout.bounds)]
     links = {peers[i]: link_to(peers[i]) for i in partners(layout, shard)}
     width = model.spec.hidden_size
-    return MeshExchange(request, layout, peers, shard, make_codec(codec, model), width, links)
+    made = make_codec(codec, model) if isinstance(codec, str) else codec
+    return MeshExchange(request, layout, peers, shard, made, width, links)

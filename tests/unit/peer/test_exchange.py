@@ -14,9 +14,12 @@ from astra_mesh import limits
 from astra_mesh.errors import DeadlineError, PeerLostError, ProtocolError
 from astra_mesh.families import Model, ModelInput
 from astra_mesh.peer.exchange import MeshExchange, partners
+from astra_mesh.quant.codebook import UNLIMITED
 from astra_mesh.quant.codecs import make_codec
-from astra_mesh.quant.fit import FitOptions, fit_codebook
+from astra_mesh.quant.fit import fit_codebook
+from astra_mesh.quant.options import FitOptions
 from astra_mesh.wire.messages import Codes, ModelId, Pooled
+from tests.unit.engine.plans import random_codec
 from tests.unit.peer.fakes import (
     REQUEST,
     A,
@@ -61,7 +64,7 @@ async def test_codes_are_cut_to_the_size_of_a_message(words: Model) -> None:
     exchange = exchange_of(words, layout_for(words, bounds, "generate"), 0)
     exchange._codec._row = 4096  # type: ignore[union-attr]  # as if the model were wider
     rows = np.arange(90 * 4096, dtype=np.uint32).astype(np.uint8).reshape(90, 4096)
-    await exchange.send_codes(1, [rows])
+    await exchange.send_codes(1, {1: [rows]})
     sent = exchange.links[B].sent  # type: ignore[attr-defined]
     assert [message.count for message in sent] == [16, 16, 16, 16, 16, 10]
     assert [message.first for message in sent] == [0, 16, 32, 48, 64, 80]
@@ -75,10 +78,10 @@ async def test_codes_of_ten_bits_survive_the_cuts(
     words: Model, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
     """Cut anywhere, each message is filled up to whole bytes of its own."""
-    options = FitOptions(codec="astra", groups=1, stages=1, codewords=520, iterations=1)
+    options = FitOptions("astra", 0, groups=1, codewords=520, iterations=1, max_tokens=6000)
     g = torch.Generator().manual_seed(1)
     given = [_tokens(words, g) for _ in range(60)]
-    book = fit_codebook(words, ModelId("e" * 64), given, options)
+    book, _ = fit_codebook(words, ModelId("e" * 64), given, options)
     assert book.code_bits == 10
     codec = make_codec("astra", words, book)
     layout = layout_for(words, [(0, 45), (45, 96)], "generate", first_block=codec.first_block)
@@ -86,7 +89,7 @@ async def test_codes_of_ten_bits_survive_the_cuts(
     sender = MeshExchange(REQUEST, layout, [A, B], 0, codec, 32, {B: link_to(B)})
     receiver = MeshExchange(REQUEST, layout, [A, B], 1, codec, 32, {A: link_to(A)})
     rows = np.random.default_rng(0).integers(0, 520, (45, 1)).astype(np.uint16)
-    await sender.send_codes(1, [rows])
+    await sender.send_codes(1, {1: [rows]})
     for message in sender.links[B].sent:  # type: ignore[attr-defined]
         assert len(message.data) <= max(size, 2)
         receiver.take(A, message)
@@ -105,23 +108,84 @@ async def test_each_link_gets_its_own_number_of_stages(
 ) -> None:
     """Few bytes go in one message, all stages of a link; more go stage after stage."""
     monkeypatch.setattr(limits, "JOINED_CODES_BYTES", joined)
+    codec = random_codec(words, stages=3, history=UNLIMITED)
     stages = {(0, 1): 1, (0, 2): 3, (1, 2): 2}
     layout = layout_for(words, THREE, "generate", stages=stages)
-    exchange = exchange_of(words, layout, 0)
-    rows = [np.full((10, ROW), stage, dtype=np.uint8) for stage in range(3)]
-    await exchange.send_codes(1, rows)
+    exchange = exchange_of(words, layout, 0, codec)
+    rng = np.random.default_rng(0)
+    few, all_ = (  # codes of their own for each number of stages, as with a history
+        [rng.integers(0, 16, (10, groups)).astype(np.uint8) for groups in (4, 5, 3)[:count]]
+        for count in (1, 3)
+    )
+    await exchange.send_codes(1, {1: few, 3: all_})
     sent = {peer: link.sent for peer, link in exchange.links.items()}  # type: ignore[attr-defined]
     assert [message.stage for message in sent[B]] == [0]
     assert [message.stage for message in sent[C]] == ([0] if joined else [0, 1, 2])
-    assert b"".join(message.data for message in sent[C]) == b"".join(r.tobytes() for r in rows)
-    assert exchange.sent_bytes == {B: 10 * ROW, C: 30 * ROW}
+    assert exchange.sent_bytes == {B: 20, C: 20 + 25 + 15}
+    for peer, shard, wanted in ((B, 1, few), (C, 2, all_)):
+        receiver = exchange_of(words, layout, shard, codec)
+        for message in sent[peer]:
+            receiver.take(A, message)
+        source, arrays = await receiver.receive_codes(1)
+        assert source == 0
+        for one, other in zip(arrays, wanted, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("stages", [1, 2, 3])
+@pytest.mark.parametrize("size", [2, 7, 64])
+async def test_stages_of_different_widths_are_cut_and_put_together(
+    words: Model, monkeypatch: pytest.MonkeyPatch, stages: int, size: int
+) -> None:
+    """From any order; 4, 5 and 3 codes of 4 bits do not fill whole bytes in each message."""
+    monkeypatch.setattr(limits, "CODES_DATA_BYTES", size)
+    codec = random_codec(words, stages=3, history=1)
+    layout = layout_for(words, [(0, 45), (45, 96)], "generate", stages=stages)
+    sender, receiver = (exchange_of(words, layout, shard, codec) for shard in (0, 1))
+    rng = np.random.default_rng(0)
+    wanted = [rng.integers(0, 16, (45, groups)).astype(np.uint8) for groups in (4, 5, 3)[:stages]]
+    await sender.send_codes(1, {stages: wanted})
+    messages = list(sender.links[B].sent)  # type: ignore[attr-defined]
+    assert all(len(message.data) <= max(size, 3) for message in messages)
+    for at in rng.permutation(len(messages)):
+        receiver.take(A, messages[at])
+    source, arrays = await receiver.receive_codes(1)
+    assert source == 0
+    for one, other in zip(arrays, wanted, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("stage", "count", "size", "says"),
+    [
+        (0, 10, 19, "no whole number of stages"),  # the first stage takes 20 bytes
+        (0, 10, 21, "no whole number of stages"),
+        (0, 10, 25, "no whole number of stages"),  # as many as the second stage takes
+        (0, 10, 46, "no whole number of stages"),  # two stages take 45
+        (0, 10, 61, "no whole number of stages"),
+        (0, 10, 80, "no whole number of stages"),
+        (1, 10, 20, "no whole number of stages"),
+        (2, 10, 40, "no whole number of stages"),
+        (3, 10, 20, "outside"),
+    ],
+)
+def test_payloads_that_no_stages_take(
+    words: Model, stage: int, count: int, size: int, says: str
+) -> None:
+    codec = random_codec(words, stages=3, history=UNLIMITED)
+    layout = layout_for(words, THREE, "generate", stages=3)
+    receiver = exchange_of(words, layout, 2, codec)
+    with pytest.raises(ProtocolError, match=says):
+        receiver.take(A, Codes(REQUEST, 1, stage, 0, count, bytes(size)))
+    assert receiver._parts == {}
+    receiver.take(A, Codes(REQUEST, 1, 0, 0, 10, bytes(60)))
 
 
 async def test_a_link_that_is_over_is_named(words: Model) -> None:
     exchange = exchange_of(words, layout_for(words, THREE, "generate"), 0)
     exchange.links[C].is_open = False  # type: ignore[misc]
     with pytest.raises(PeerLostError, match=C[:8]):
-        await exchange.send_codes(1, [np.zeros((10, ROW), dtype=np.uint8)])
+        await exchange.send_codes(1, {1: [np.zeros((10, ROW), dtype=np.uint8)]})
     assert exchange.links[B].sent == []  # type: ignore[attr-defined]
 
 
@@ -153,7 +217,7 @@ async def test_parts_come_together_from_any_order(last: MeshExchange) -> None:
         (A, codes(0, 10, stage=1), "outside"),
         (A, Codes(REQUEST, 1, 0, 0, 10, bytes(10 * ROW - 1)), "1279 bytes"),
         (A, Codes(REQUEST, 1, 0, 0, 10, b""), "0 bytes"),
-        (A, Codes(REQUEST, 1, 0, 0, 10, bytes(2 * 10 * ROW)), "outside"),  # the rate is one stage
+        (A, Codes(REQUEST, 1, 0, 0, 10, bytes(2 * 10 * ROW)), "of 1 on"),  # the rate is one stage
         (
             A,
             Codes(REQUEST, 1, 0, 0, 10, np.full(320, np.nan, "<f4").tobytes()),

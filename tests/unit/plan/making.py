@@ -40,12 +40,13 @@ def job(
     max_peers: int = 0,
     token_bytes: float = 4.0,
 ) -> Job:
+    """Two stages; ``token_bytes`` is what the first takes, both take twice as much."""
     return Job(
         spec=GPT if causal else BERT,
         model=ModelId("a" * 64),
         codebook=CodebookId("b" * 64),
         codec="vq",
-        token_bytes=token_bytes,
+        token_bytes={1: token_bytes, 2: 2 * token_bytes},
         stages=2,
         first_block=1,
         class_token="none" if causal else "single",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import msgspec
 import pytest
@@ -19,9 +19,11 @@ def good(causal: bool = True) -> Plan:
     return choose(job(90, causal, Use.ALL), PEERS[0], PEERS[1:], links(PEERS)).plan
 
 
-def check(plan: Plan, causal: bool = True, tokens: int = 90, stages: int = 2) -> None:
+def check(
+    plan: Plan, causal: bool = True, tokens: int = 90, able: Collection[int] = (1, 2)
+) -> None:
     task = Task.GENERATE if causal else Task.CLASSIFY
-    layout_of(plan, GPT if causal else BERT, task, tokens, 1, stages)
+    layout_of(plan, GPT if causal else BERT, task, tokens, 1, able)
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -85,6 +87,18 @@ def test_bad_plans_are_refused(name: str) -> None:
     spoil, text = BAD[name]
     with pytest.raises(BadPlanError, match=text):
         check(spoil(good()))
+
+
+@pytest.mark.parametrize("able", [(2,), (2, 5), (1, 2, 4), range(1, 3)])
+def test_numbers_of_stages_that_were_fitted(able: Collection[int]) -> None:
+    """With history a codebook may have 2 and 5 stages, and nothing between."""
+    check(good(), able=able)
+    for stages in (0, 3, 6, -1):
+        other = rates(lambda r, to=stages: [moved_rate(r[0], to), *r[1:]])(good())  # type: ignore[misc]
+        with pytest.raises(BadPlanError, match="no valid rate for the link from shard 0 to shard"):
+            check(other, able=able)
+    with pytest.raises(BadPlanError, match="no valid rate"):
+        check(good(), able=set(able) - {2})
 
 
 def test_encoders_need_rates_both_ways() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,7 +21,7 @@ from astra_mesh.plan.layout import Layout, make_layout
 from tests.unit.engine.plans import cut
 from tests.unit.plan.making import BERT, GPT, device, links
 
-WORK_BYTES = 16.0
+WORK_BYTES = {1: 16.0, 2: 32.0}
 
 
 def layout(causal: bool, tokens: int = 400, edges: list[int] | None = None) -> Layout:
@@ -32,7 +34,10 @@ def layout(causal: bool, tokens: int = 400, edges: list[int] | None = None) -> L
 
 
 def told(
-    shards: Layout, peers: list[Candidate], link: Link, token_bytes: float = WORK_BYTES
+    shards: Layout,
+    peers: list[Candidate],
+    link: Link,
+    token_bytes: Mapping[int, float] = WORK_BYTES,
 ) -> Prediction:
     return predict(shards, Work(token_bytes, peers[-1].peer), peers, links(peers, link))
 
@@ -53,7 +58,7 @@ def test_better_links_are_never_slower(causal, edges, bps, factor, round_trip_s)
     base = told(shards, PEERS, Link(round_trip_s, bps)).total_s
     assert told(shards, PEERS, Link(round_trip_s, bps * factor)).total_s <= base * (1 + 1e-9)
     assert told(shards, PEERS, Link(round_trip_s / factor, bps)).total_s <= base * (1 + 1e-9)
-    assert told(shards, PEERS, Link(round_trip_s, bps), 1.0).total_s <= base * (1 + 1e-9)
+    assert told(shards, PEERS, Link(round_trip_s, bps), {2: 2.0}).total_s <= base * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -94,7 +99,7 @@ def test_two_devices_by_hand() -> None:
     link = Link(0.01, 1e6)
     found = predict(
         shards,
-        Work(10.0, second.peer),
+        Work({1: 10.0, 2: 20.0}, second.peer),
         [first, second],
         {(first.peer, second.peer): link, (second.peer, first.peer): link},
     )
@@ -119,11 +124,30 @@ def test_a_full_uplink_delays_the_next_codes() -> None:
     link = Link(0.0, 8e3)
     found = predict(
         shards,
-        Work(10.0, second.peer),
+        Work({1: 10.0}, second.peer),
         [first, second],
         {(first.peer, second.peer): link, (second.peer, first.peer): link},
     )
     assert 11.0 < found.total_s < 11.5  # 11 blocks of 1,000 bytes at 1,000 bytes a second
+
+
+def test_each_link_carries_what_its_number_of_stages_takes() -> None:
+    """Stages are of different sizes: 1 byte, 2 and 16 for one, two and four of them."""
+    first, second = device("a"), device("b", 1e-6)
+    both = {(first.peer, second.peer): Link(0.0, 8e3), (second.peer, first.peer): Link(0.0, 8e3)}
+    work = Work({1: 1.0, 2: 2.0, 4: 16.0}, second.peer)
+
+    def took(stages: int) -> float:
+        cuts = [(0, 1000), (1000, 2000)]
+        shards = make_layout(GPT, cuts, pooling="last", stages={(0, 1): stages, (1, 0): 1})
+        return predict(shards, work, [first, second], both).total_s
+
+    one, two, four = took(1), took(2), took(4)
+    assert 11.0 < one < 11.0 + 2.5  # 11 blocks of 1,000 bytes at 1,000 bytes a second
+    assert two - one == pytest.approx(11.0, abs=0.5)
+    assert four - one == pytest.approx(165.0, abs=0.5)
+    with pytest.raises(KeyError):
+        took(3)  # a number of stages that the codec does not have: checked before
 
 
 def test_empty_shards_cost_nothing() -> None:

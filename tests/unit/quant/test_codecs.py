@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,11 +13,11 @@ from torch import Tensor
 from astra_mesh.errors import CodebookError, InputError, ProtocolError
 from astra_mesh.families import Model
 from astra_mesh.quant import codecs
-from astra_mesh.quant.codebook import BlockBook, Codebook
-from astra_mesh.quant.codecs import PLAIN, PlainCodec, VectorCodec, make_codec
+from astra_mesh.quant.codebook import UNLIMITED, BlockBook, Codebook
+from astra_mesh.quant.codecs import PLAIN, CodeArray, PlainCodec, VectorCodec, make_codec
 from astra_mesh.wire.messages import ModelId
-from tests.unit.engine.plans import random_codec
-from tests.unit.families.making import KINDS, make_model
+from tests.unit.engine.plans import HISTORIES, random_codec
+from tests.unit.families.making import make_model
 
 TOKENS = 40
 
@@ -54,8 +56,8 @@ def test_plain_codecs_are_within_their_rounding(name: str, kind: str) -> None:
     bias = model.block(1).qkv.bias
     assert bias is not None
     bias.zero_()
-    (codes,) = codec.encode(1, x, 1)
-    found = codec.decode(1, [codes])[:, :32]
+    (codes,) = codec.sender(1, None).encode(1, x)
+    found = codec.receiver(1, None).decode(1, [codes])[:, :32]
     assert ((found - n).abs() <= largest_error(name, n) + 1e-6 * (name != "fp32")).all()
 
 
@@ -76,30 +78,63 @@ def test_rows_of_zeros_stay_zeros(name: str) -> None:
     model = make_model("bert")
     codec = PlainCodec(name, model)
     zeros = torch.zeros(3, 32)
-    found = codec.decode(1, codec.encode(1, zeros, 1))
+    found = codec.decode(1, codec.encode(1, zeros))
     torch.testing.assert_close(found, key_value(model, zeros))
 
 
-@pytest.mark.parametrize("name", [*PLAIN, "vq", "astra"])
+def codec_of(model: Model, name: str) -> PlainCodec | VectorCodec:
+    """A codec by name; "vq+" remembers."""
+    if name in PLAIN:
+        return PlainCodec(name, model)
+    history = UNLIMITED if name == "vq+" else 0
+    return random_codec(model, name.rstrip("+"), stages=3, history=history)
+
+
+def encoded(model: Model, codec: PlainCodec | VectorCodec, tokens: int = TOKENS) -> list[CodeArray]:
+    """Codes of block 1 at the largest number of stages."""
+    sender = codec.sender(codec.stages, torch.zeros(tokens, model.spec.hidden_size))
+    return sender.encode(1, block_input(model, tokens))
+
+
+@pytest.mark.parametrize("name", [*PLAIN, "vq", "vq+", "astra"])
 @pytest.mark.parametrize("tokens", [0, 1, 7])
 def test_packing_is_undone_by_unpacking(name: str, tokens: int) -> None:
     model = make_model("llama")
-    codec = PlainCodec(name, model) if name in PLAIN else random_codec(model, name, stages=1)
-    codes = codec.encode(1, block_input(model), 1)[0][:tokens]
-    data = codec.pack(codes)
-    assert len(data) == codec.packed_bytes(tokens)
-    assert 8 * len(data) - tokens * codec.rate(1) in range(8)
-    np.testing.assert_array_equal(codec.unpack(data, tokens), codes)
+    codec = codec_of(model, name)
+    bits = 0
+    for stage, whole in enumerate(encoded(model, codec)):
+        codes = whole[:tokens]
+        data = codec.pack(stage, codes)
+        assert len(data) == codec.packed_bytes(stage, tokens)
+        more = codec.rate(stage + 1) - (codec.rate(stage) if stage else 0)
+        assert 8 * len(data) - tokens * more in range(8)
+        np.testing.assert_array_equal(codec.unpack(stage, data, tokens), codes)
+        assert codec.unpack(stage, data, tokens).dtype == codes.dtype
+        bits += more
+    assert bits == codec.rate(codec.stages)
 
 
-@pytest.mark.parametrize("name", [*PLAIN, "vq", "astra"])
+@pytest.mark.parametrize("name", [*PLAIN, "vq", "vq+", "astra"])
 def test_payloads_of_a_wrong_length(name: str) -> None:
     model = make_model("llama")
-    codec = PlainCodec(name, model) if name in PLAIN else random_codec(model, name, stages=1)
-    data = codec.pack(codec.encode(1, block_input(model, 6), 1)[0])
-    for wrong in (b"", data[:-1], data + b"\0", data * 2):
+    codec = codec_of(model, name)
+    for stage, codes in enumerate(encoded(model, codec, 6)):
+        data = codec.pack(stage, codes)
+        for wrong in (b"", data[:-1], data + b"\0", data * 2):
+            with pytest.raises(ProtocolError, match="bytes"):
+                codec.unpack(stage, wrong, 6)
+        for tokens in (0, 3, 12):
+            with pytest.raises(ProtocolError, match="bytes"):
+                codec.unpack(stage, data, tokens)
+
+
+def test_a_stage_does_not_read_what_another_packed() -> None:
+    """Stages have different numbers of groups: 4, 5 and 3 codes of 4 bits for each token."""
+    codec = codec_of(make_model("gpt2"), "vq")
+    assert [codec.packed_bytes(stage, 6) for stage in range(3)] == [12, 15, 9]
+    for stage in range(3):
         with pytest.raises(ProtocolError, match="bytes"):
-            codec.unpack(wrong, 6)
+            codec.unpack(stage, bytes(codec.packed_bytes((stage + 1) % 3, 6)), 6)
 
 
 @pytest.mark.parametrize("name", PLAIN)
@@ -108,69 +143,29 @@ def test_numbers_that_are_not_finite(name: str, value: float) -> None:
     """In the values of a float codec, in the scales of an integer one."""
     model = make_model("llama")
     codec = PlainCodec(name, model)
-    data = bytearray(codec.pack(codec.encode(1, block_input(model, 3), 1)[0]))
+    data = bytearray(codec.pack(0, codec.encode(1, block_input(model, 3))[0]))
     kind = "<f4" if name in ("fp32", "int8") else "<f2"
     poison = np.array([value], kind).tobytes()
     data[-len(poison) :] = poison
     with pytest.raises(ProtocolError, match="not finite"):
-        codec.unpack(bytes(data), 3)
+        codec.unpack(0, bytes(data), 3)
 
 
 @pytest.mark.parametrize("size", [5, 300])
 def test_codes_beyond_the_codebook(size: int) -> None:
     """A code that fits its bits but names no codeword."""
     model = make_model("gpt2")
-    words = torch.zeros(1, 2, size, 16)
     frame = (torch.zeros(32), torch.zeros(32, 32), torch.zeros(32, 32))
-    blocks = tuple(BlockBook(words, *frame) for _ in range(2))
-    codec = make_codec("vq", model, Codebook("vq", ModelId("a" * 64), 32, 1, 1, blocks))
+    one = BlockBook((torch.zeros(2, size, 16),), (torch.arange(32),), *frame)
+    book = Codebook("vq", ModelId("a" * 64), 32, 1, 0, (2,), size, 1, {1: (one, one)})
+    codec = make_codec("vq", model, book)
     assert isinstance(codec, VectorCodec)
     kind = np.uint8 if size <= 256 else np.uint16
+    assert codec.dtype == kind
     good = np.array([[0, size - 1], [size - 1, 0]], kind)
-    assert codec.unpack(codec.pack(good), 2).tolist() == good.tolist()
+    assert codec.unpack(0, codec.pack(0, good), 2).tolist() == good.tolist()
     with pytest.raises(ProtocolError, match=f"beyond the {size} codewords"):
-        codec.unpack(codec.pack((good + 1).astype(kind)), 2)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("stages", [1, 3])
-def test_tables_equal_the_projection(kind: str, stages: int) -> None:
-    model = make_model(kind)
-    table = random_codec(model, stages=3)
-    project = VectorCodec(model, table.codebook, "project")
-    codes = table.encode(1, block_input(model), stages)
-    found, wanted = table.decode(1, codes), project.decode(1, codes)
-    assert (found - wanted).norm() <= 1e-5 * wanted.norm()
-    assert wanted.std() > 0.1
-    torch.testing.assert_close(wanted, key_value(model, table.rebuild(1, codes)))
-
-
-def test_codes_are_the_nearest_codewords_of_what_is_left() -> None:
-    """Against a search in plain loops."""
-    model = make_model("gpt2")
-    codec = random_codec(model, stages=2)
-    book = codec.codebook.book(1)
-    assert book.analysis is not None
-    assert book.center is not None
-    x = block_input(model, 5)
-    codes = codec.encode(1, x, 2)
-    for token in range(5):
-        y = book.analysis @ (model.block(1).normalize(x[token : token + 1])[0] - book.center)
-        for group, left in enumerate(y.view(codec.codebook.groups, -1)):
-            part = left
-            for stage in range(2):
-                words = book.codewords[stage, group]
-                distances = [float((part - word).norm()) for word in words]
-                chosen = int(codes[stage][token, group])
-                assert distances[chosen] == pytest.approx(min(distances), rel=1e-5)
-                part = part - words[chosen]
-
-
-def test_a_prefix_of_the_stages_is_a_code_of_its_own() -> None:
-    codec = random_codec(make_model("gpt2"), stages=3)
-    x = block_input(make_model("gpt2"))
-    for short, long in zip(codec.encode(1, x, 2), codec.encode(1, x, 3), strict=False):
-        np.testing.assert_array_equal(short, long)
+        codec.unpack(0, codec.pack(0, (good + 1).astype(kind)), 2)
 
 
 def test_names_and_codebooks_must_fit() -> None:
@@ -182,14 +177,27 @@ def test_names_and_codebooks_must_fit() -> None:
         make_codec("vq", model)
     with pytest.raises(CodebookError, match="no astra codebook"):
         make_codec("astra", model, book)
-    short = Codebook("vq", book.model, 32, 1, 1, book.blocks[:1])
+    short = replace(book, levels={2: book.levels[2][:1]})
     with pytest.raises(CodebookError, match="does not fit the model's blocks"):
         make_codec("vq", model, short)
     with pytest.raises(CodebookError, match="does not fit"):
-        make_codec("vq", model, Codebook("vq", book.model, 64, 1, 1, book.blocks))
+        make_codec("vq", model, replace(book, hidden_size=64))
 
 
 def test_rates_are_bits_per_token_and_block() -> None:
     model = make_model("gpt2")
     assert [PlainCodec(name, model).rate(1) for name in PLAIN] == [1024, 512, 288, 144]
-    assert [random_codec(model, stages=3).rate(s) for s in (1, 2, 3)] == [16, 32, 48]
+    assert [PlainCodec(name, model).able for name in PLAIN] == [(1,)] * 4
+    for history in HISTORIES:
+        codec = random_codec(model, stages=3, history=history)
+        assert codec.able == (1, 2, 3)
+        assert [codec.rate(stages) for stages in codec.able] == [16, 36, 48]
+
+
+def test_plain_codecs_remember_nothing() -> None:
+    """One object serves all requests: blocks in any order, pieces of any size."""
+    model = make_model("gpt2")
+    codec, x = PlainCodec("fp16", model), block_input(model)
+    (whole,) = codec.sender(1, None).encode(1, x)
+    parts = [codec.sender(1, None).encode(1, part, at)[0] for at, part in ((0, x[:7]), (7, x[7:]))]
+    np.testing.assert_array_equal(np.concatenate(parts), whole)

@@ -1,0 +1,419 @@
+"""Coding with a codebook: ``vq`` and ``astra``.
+
+Both ends of a link hold the same memory of each coded token (see
+:mod:`astra_mesh.quant.codebook`): the sender decodes what it sends. Everything is row by row, so
+that tokens coded in several pieces give the codes that they give in one.
+
+Keys and values come from codes in two ways, equal up to rounding. ``project`` rebuilds ``n^`` and
+projects it: of D x D matrices, one product for the prediction and two for the projection. ``table``
+sums rows in which all these products are already applied, one row for each code of this block and
+of those that it is predicted from, plus (with history) one product pair for the first block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from astra_mesh.errors import ProtocolError
+from astra_mesh.families.block import Block
+from astra_mesh.families.model import Model
+from astra_mesh.quant import cost
+from astra_mesh.quant.codebook import UNLIMITED, BlockBook, Codebook, sources
+from astra_mesh.quant.codes import CodeArray
+from astra_mesh.wire.bits import pack, packed_bytes, unpack
+
+TABLE_BYTES = 1 << 30  # of one codec's tables; where they would be larger, receivers project
+
+
+def nearest(y: Tensor, codewords: Tensor, offset: Tensor | None = None) -> npt.NDArray[np.int64]:
+    """Index (G, T) of the nearest of ``codewords`` (G, K, W) to ``y`` (G, T, W).
+
+    ``numpy.argmax`` is several times faster than ``torch.argmax`` on a CPU. ``offset`` is
+    :func:`score_offset` of the codewords, where it is at hand.
+    """
+    offset = score_offset(codewords) if offset is None else offset
+    scores = torch.baddbmm(offset, y, codewords.transpose(1, 2))
+    found: npt.NDArray[np.int64] = scores.numpy().argmax(-1)
+    return found
+
+
+def score_offset(codewords: Tensor) -> Tensor:
+    """(G, 1, K): half the squared lengths, negative."""
+    return codewords.square().sum(-1).mul_(-0.5).unsqueeze(1)
+
+
+def take(codewords: Tensor, codes: Tensor) -> Tensor:
+    """Rows (G, T, W) of ``codewords`` (G, K, W) at ``codes`` (G, T)."""
+    return codewords.gather(1, codes.unsqueeze(-1).expand(-1, -1, codewords.shape[-1]))
+
+
+class Cut:
+    """How one stage cuts coordinates (T, R) into groups."""
+
+    def __init__(self, groups: int, order: Tensor | None, coordinates: int) -> None:
+        self.groups, self._order, self._inverse = groups, order, order
+        if order is not None:
+            inverse = torch.full((coordinates + 1,), len(order), dtype=torch.int64)
+            inverse[order] = torch.arange(len(order))
+            self._inverse = inverse[:coordinates]
+
+    def split(self, y: Tensor) -> Tensor:
+        """(T, R) to groups (G, T, W)."""
+        if self._order is not None:
+            y = F.pad(y, (0, 1))[:, self._order]
+        width = y.shape[1] // self.groups
+        return y.view(len(y), self.groups, width).transpose(0, 1).contiguous()
+
+    def join(self, grouped: Tensor) -> Tensor:
+        """Inverse of :meth:`split`; coordinates in no group are zero."""
+        y = grouped.transpose(0, 1).flatten(1)
+        return y if self._inverse is None else F.pad(y, (0, 1))[:, self._inverse]
+
+
+class StageCoder:
+    """One residual stage on coordinates (T, R)."""
+
+    def __init__(self, codewords: Tensor, order: Tensor | None, coordinates: int) -> None:
+        self.codewords, self._offset = codewords, score_offset(codewords)
+        self.cut = Cut(len(codewords), order, coordinates)
+
+    def encode(self, y: Tensor) -> npt.NDArray[np.int64]:
+        """Codes (G, T) of coordinates (T, R)."""
+        return nearest(self.cut.split(y), self.codewords, self._offset)
+
+    def decode(self, codes: npt.NDArray[np.int64]) -> Tensor:
+        """Coordinates (T, R) of codes (G, T)."""
+        return self.cut.join(take(self.codewords, torch.from_numpy(codes)))
+
+
+class BlockCoder:
+    """A :class:`BlockBook`, ready to work."""
+
+    def __init__(self, book: BlockBook) -> None:
+        self.book = book
+        size = book.codewords[0].shape[0] * book.codewords[0].shape[2]
+        coordinates = size if book.analysis is None else len(book.analysis)
+        orders: Iterable[Tensor | None] = book.orders or [None] * len(book.codewords)
+        self.stages = [
+            StageCoder(codewords, order, coordinates)
+            for codewords, order in zip(book.codewords, orders, strict=True)
+        ]
+        self._rows: Tensor | None = None
+
+    def encode(self, residual: Tensor) -> list[npt.NDArray[np.int64]]:
+        """Codes (G, T) of each stage for ``n - p`` (T, D)."""
+        y = residual if self.book.analysis is None else F.linear(residual, self.book.analysis)
+        found = []
+        for index, stage in enumerate(self.stages):
+            codes = stage.encode(y)
+            found.append(codes)
+            if index + 1 < len(self.stages):
+                y = y - stage.decode(codes)
+        return found
+
+    def decode(self, codes: Sequence[npt.NDArray[np.int64]]) -> Tensor:
+        """Coordinates (T, R) of codes (G, T)."""
+        found = self.stages[0].decode(codes[0])
+        for stage, more in zip(self.stages[1:], codes[1:], strict=False):
+            found = found + stage.decode(more)
+        return found
+
+    @property
+    def rows(self) -> Tensor:
+        """Every codeword as what it adds to n^: (codewords of all stages and groups, D)."""
+        if self._rows is None:
+            self._rows = torch.cat([self._stage_rows(stage) for stage in self.stages])
+        return self._rows
+
+    def _stage_rows(self, stage: StageCoder) -> Tensor:
+        groups, size, width = stage.codewords.shape
+        wide = stage.codewords.new_zeros(groups, size, groups, width)
+        for group in range(groups):
+            wide[group, :, group] = stage.codewords[group]
+        y = stage.cut.join(wide.view(1, groups * size, -1))
+        return y if self.book.synthesis is None else F.linear(y, self.book.synthesis)
+
+
+@dataclass
+class Memory:
+    """What both ends hold of T tokens: n^ of the last block, or q of the last ``history`` ones, and
+    n of the first block, which is no copy."""
+
+    history: int
+    known: Tensor  # (T, D) n of the first block
+    _past: dict[int, Tensor] = field(default_factory=dict)  # by block
+
+    def __post_init__(self) -> None:
+        """Block 0 is the first in memory."""
+        self._past[0] = self.known
+
+    def predict(self, block: int, book: BlockBook, rows: slice) -> Tensor:
+        """The prediction (rows, D)."""
+        assert book.center is not None
+        if book.predict is None:
+            return book.center.expand(self.known[rows].shape)
+        past = self.past(block, rows)
+        return torch.addmm(book.center, past, book.predict.flatten(0, 1))
+
+    def past(self, block: int, rows: slice = slice(None)) -> Tensor:
+        """What ``block`` is predicted from, side by side: (rows, sources * D)."""
+        held = [self._past[source][rows] for source in sources(self.history, block)]
+        return held[0] if len(held) == 1 else torch.cat(held, dim=1)
+
+    def keep(self, block: int, rows: slice, predicted: Tensor, added: Tensor) -> None:
+        """Remember rows of a block."""
+        if block not in self._past:
+            wanted = {0, *sources(self.history, block)}  # which other pieces of this block need
+            self._past = {b: held for b, held in self._past.items() if b in wanted}
+            self._past[block] = torch.empty_like(self.known)
+        unlimited = self.history == UNLIMITED
+        self._past[block][rows] = predicted + added if unlimited else added
+
+
+class VectorSender:
+    """The sending end for some tokens of one request, at one number of stages."""
+
+    def __init__(self, codec: VectorCodec, stages: int, known: Tensor | None) -> None:
+        self._codec, self._stages, self._memory = codec, stages, codec.memory(known)
+
+    def encode(self, block: int, x: Tensor, first: int = 0) -> list[CodeArray]:
+        """See :class:`astra_mesh.quant.codes.Sender`."""
+        codec = self._codec
+        coder = codec.coder(block, self._stages)
+        n = x.float()
+        if coder.book.center is not None:
+            n = codec.model.block(block).normalize(x).float()
+        rows = slice(first, first + len(x))
+        predicted = codec.predicted(self._memory, block, coder.book, rows)
+        codes = coder.encode(n if predicted is None else n - predicted)
+        found = [np.ascontiguousarray(one.T.astype(codec.dtype)) for one in codes]
+        if self._memory is not None and predicted is not None:
+            added = codec.added(block, self._stages, found)
+            self._memory.keep(block, rows, predicted, added)
+        return found
+
+
+class VectorReceiver:
+    """The receiving end of a :class:`VectorSender`."""
+
+    def __init__(self, codec: VectorCodec, stages: int, known: Tensor | None) -> None:
+        self._codec, self._stages, self._memory = codec, stages, codec.memory(known)
+        self._known = known
+        self._codes: dict[int, npt.NDArray[np.int64]] = {}  # row indices (T, codes) by block
+
+    def rebuild(self, block: int, codes: Sequence[CodeArray], first: int = 0) -> Tensor:
+        """What was quantized, rebuilt: n^ (T, D), or the embedding for ``astra``."""
+        codec = self._codec
+        book = codec.coder(block, self._stages).book
+        added = codec.added(block, self._stages, codes)
+        rows = slice(first, first + len(added))
+        predicted = codec.predicted(self._memory, block, book, rows)
+        if predicted is None:
+            return added
+        if self._memory is not None:
+            self._memory.keep(block, rows, predicted, added)
+        return predicted + added
+
+    def decode(self, block: int, codes: Sequence[CodeArray], first: int = 0) -> Tensor:
+        """See :class:`astra_mesh.quant.codes.Receiver`."""
+        codec = self._codec
+        if codec.decoder == "table":
+            return self._look_up(block, codes, first)
+        at = codec.model.block(block)
+        n = self.rebuild(block, codes, first).to(at.kv_weight.dtype)
+        if codec.name == "astra":
+            n = at.normalize(n)
+        return F.linear(n, at.kv_weight, at.kv_bias)
+
+    def _look_up(self, block: int, codes: Sequence[CodeArray], first: int) -> Tensor:
+        table = self._codec.table(block, self._stages)
+        own = self._codec.indices(self._stages, codes)
+        rows = slice(first, first + len(own))
+        if not self._codec.codebook.history:
+            return F.embedding_bag(torch.from_numpy(own), table.rows, mode="sum") + table.offset
+        assert self._known is not None
+        if block not in self._codes:
+            depth = self._codec.codebook.history
+            if depth != UNLIMITED:
+                self._codes = {b: held for b, held in self._codes.items() if b >= block - depth}
+            self._codes[block] = np.empty((len(self._known), own.shape[1]), dtype=np.int64)
+        self._codes[block][rows] = own
+        step = len(table.rows) // len(table.blocks)
+        wide = [self._codes[b][rows] + i * step for i, b in enumerate(table.blocks)]
+        found = F.embedding_bag(
+            torch.from_numpy(np.concatenate(wide, axis=1)), table.rows, mode="sum"
+        )
+        if table.known is None:
+            return found + table.offset
+        known = self._known[rows].to(table.known.dtype)
+        return found + torch.addmm(table.offset, known, table.known)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Decoding of one block: raw keys and values are offset + known part + a sum of rows."""
+
+    blocks: tuple[int, ...]  # whose codes are looked up; rows of each in turn
+    rows: Tensor  # (blocks * codewords, 2 kv_size)
+    offset: Tensor  # (2 kv_size,)
+    known: Tensor | None  # (D, 2 kv_size): what n of the first block is multiplied by
+
+
+class VectorCodec:
+    """Codes of a codebook.
+
+    Args:
+        model: the model whose block inputs are coded.
+        codebook: of that model.
+        decoder: "table" or "project", see the module. ``astra`` can only project, because it
+            quantizes before the norm; so do tables above :data:`TABLE_BYTES`.
+    """
+
+    def __init__(self, model: Model, codebook: Codebook, decoder: str = "table") -> None:
+        self.name, self.codebook, self.model = codebook.codec, codebook, model
+        self.stages, self.able = codebook.stages, codebook.able
+        self.first_block = codebook.first_block
+        self.dtype = np.uint8 if codebook.code_bits <= 8 else np.uint16
+        possible = codebook.codec == "vq" and self._table_bytes() <= TABLE_BYTES
+        self.decoder = decoder if possible else "project"
+        self._coders: dict[tuple[int, int], BlockCoder] = {}
+        self._tables: dict[tuple[int, int], Table] = {}
+        self._base = np.arange(sum(codebook.groups), dtype=np.int64) * codebook.size
+
+    def rate(self, stages: int) -> int:
+        """See :class:`Codec`."""
+        return self.codebook.rate(stages)
+
+    def sender(self, stages: int, known: Tensor | None) -> VectorSender:
+        """See :class:`Codec`."""
+        return VectorSender(self, stages, known)
+
+    def receiver(self, stages: int, known: Tensor | None) -> VectorReceiver:
+        """See :class:`Codec`."""
+        return VectorReceiver(self, stages, known)
+
+    def memory(self, known: Tensor | None) -> Memory | None:
+        """A memory for tokens whose first block's n is ``known`` (T, D); None without history."""
+        if not self.codebook.history:
+            return None
+        if known is None:
+            raise ValueError("a codebook with history needs the first block's input")
+        return Memory(self.codebook.history, known.float())
+
+    def coder(self, block: int, stages: int) -> BlockCoder:
+        """The quantizer of a block; made once."""
+        key = block, stages
+        if key not in self._coders:
+            self._coders[key] = BlockCoder(self.codebook.book(block, stages))
+        return self._coders[key]
+
+    def predicted(
+        self, memory: Memory | None, block: int, book: BlockBook, rows: slice
+    ) -> Tensor | None:
+        """What the codes are added to; None for ``astra``, which has no coordinates."""
+        return book.center if memory is None else memory.predict(block, book, rows)
+
+    def indices(self, stages: int, codes: Sequence[CodeArray]) -> npt.NDArray[np.int64]:
+        """Row of each code in the rows of its block: (T, codes) int64."""
+        wide = np.concatenate(codes, axis=1).astype(np.int64)
+        return wide + self._base[: wide.shape[1]]
+
+    def added(self, block: int, stages: int, codes: Sequence[CodeArray]) -> Tensor:
+        """What codes add to the prediction: q (T, D)."""
+        coder = self.coder(block, stages)
+        if coder.book.synthesis is None:  # rows would be wide, and nearly all zeros
+            return coder.decode([one.T.astype(np.int64) for one in codes])
+        rows = torch.from_numpy(self.indices(stages, codes))
+        return F.embedding_bag(rows, coder.rows, mode="sum")
+
+    def table(self, block: int, stages: int) -> Table:
+        """The table of a block; made once."""
+        key = block, stages
+        if key not in self._tables:
+            self._tables[key] = self._make_table(block, stages)
+        return self._tables[key]
+
+    def _make_table(self, block: int, stages: int) -> Table:
+        at = self.model.block(block)
+        blocks, reach, offset = reaches(self.codebook, block, stages, at)
+        rows = [self.coder(b, stages).rows.double() @ reach[b] for b in blocks]
+        dtype = at.kv_weight.dtype
+        known = reach.get(0)
+        return Table(
+            blocks,
+            torch.cat(rows).to(dtype).contiguous(),
+            offset.to(dtype),
+            None if known is None else known.to(dtype).contiguous(),
+        )
+
+    def prepare(self, stages: int) -> None:
+        """Make all tables for so many stages now rather than in the first request."""
+        for block in range(self.first_block, self.model.spec.num_hidden_layers):
+            self.table(block, stages) if self.decoder == "table" else self.coder(block, stages)
+
+    def table_rows(self, block: int, stages: int) -> int:
+        """Rows that decoding one token of a block adds up from tables."""
+        return cost.table_rows(self.codebook, block, stages)
+
+    def table_bytes(self, stages: int) -> int:
+        """Memory of the tables of all blocks."""
+        itemsize = next(self.model.parameters()).dtype.itemsize
+        return cost.table_bytes(self.codebook, stages, self.model.spec.kv_size, itemsize)
+
+    def _table_bytes(self) -> int:
+        return max(self.table_bytes(stages) for stages in self.able)
+
+    def pack(self, stage: int, codes: CodeArray) -> bytes:
+        """See :class:`Codec`."""
+        return pack(codes, self.codebook.code_bits)
+
+    def packed_bytes(self, stage: int, tokens: int) -> int:
+        """See :class:`Codec`."""
+        return packed_bytes(tokens, self.codebook.groups[stage], self.codebook.code_bits)
+
+    def unpack(self, stage: int, data: bytes, tokens: int) -> CodeArray:
+        """See :class:`Codec`."""
+        codes = unpack(data, tokens, self.codebook.groups[stage], self.codebook.code_bits)
+        if codes.size and int(codes.max()) >= self.codebook.size:
+            raise ProtocolError(f"a code beyond the {self.codebook.size} codewords of its group")
+        return codes
+
+
+def reaches(
+    codebook: Codebook, block: int, stages: int, at: Block
+) -> tuple[tuple[int, ...], dict[int, Tensor], Tensor]:
+    """How the keys and values of ``block`` come from what is held of it and of earlier blocks.
+
+    Returns:
+        The coded blocks that matter, ascending; per block (0 among them where the known input
+        matters) the matrix (D, 2 kv_size) float64 that its q, or n of block 0, is multiplied by;
+        and the offset (2 kv_size,) float64.
+    """
+    weight = at.kv_weight.double().T
+    offset = torch.zeros(weight.shape[1], dtype=torch.float64)
+    if at.kv_bias is not None:
+        offset = at.kv_bias.double()
+    reach, through = {block: weight}, weight
+    book = codebook.book(block, stages)
+    assert book.center is not None
+    offset = offset + book.center.double() @ weight
+    if codebook.history == UNLIMITED:
+        for past in range(block - 1, -1, -1):
+            assert book.predict is not None
+            through = book.predict[0].double() @ through
+            reach[past] = through
+            if past:
+                book = codebook.book(past, stages)
+                assert book.center is not None
+                offset = offset + book.center.double() @ through
+    elif book.predict is not None:
+        for source, matrix in zip(sources(codebook.history, block), book.predict, strict=True):
+            reach[source] = matrix.double() @ weight
+    return tuple(sorted(b for b in reach if b)), reach, offset
