@@ -61,7 +61,10 @@ class ImageProcessor:
         Raises:
             BadImageError: no image, of another format, cut short, or too large.
         """
-        image = decode_image(data)
+        return self.process(decode_image(data))
+
+    def process(self, image: Image.Image) -> torch.Tensor:
+        """The pixel values (3, H, W) float32 of a decoded RGB image; BadImageError if too long."""
         width, height = self.steps.resized(*image.size)
         if width * height > limits.IMAGE_PIXELS:
             raise BadImageError(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
+from functools import partial
+from itertools import count, islice
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -28,18 +29,45 @@ def load_inputs(
     limit_tokens: int,
     window: int | None = None,
     split: Split | None = None,
+    views: int = 1,
 ) -> list[ModelInput]:
-    """Inputs of at most ``limit_tokens`` tokens together, but at least one; see load_samples."""
+    """Inputs of at most ``limit_tokens`` tokens together, but at least one; see load_samples.
+
+    Where the data are used up, further views of them follow (see :func:`stream_samples`), up to
+    ``views`` in all.
+    """
     spec = read_spec(bundle.config)
     found: list[ModelInput] = []
     left = limit_tokens
-    for sample in _samples(bundle, spec, path, window, split):
-        tokens = sample.input.tokens
-        left -= spec.max_tokens if tokens is None else len(tokens)
-        if found and left < 0:
-            break
-        found.append(sample.input)
+    for view in range(views):
+        for sample in _samples(bundle, spec, path, window, split, view):
+            tokens = sample.input.tokens
+            left -= spec.max_tokens if tokens is None else len(tokens)
+            if found and left < 0:
+                return found
+            found.append(sample.input)
     return _some(found, path)
+
+
+def stream_samples(
+    bundle: Bundle, path: Path, *, window: int | None = None, split: Split | None = None
+) -> Iterator[Sample]:
+    """Samples without end: view after view of the data.
+
+    Another view of a picture shows another piece of it, perhaps mirrored; of running text, other
+    windows; of sentences, the same.
+
+    Raises:
+        CalibrationError: as :func:`load_samples`.
+    """
+    spec = read_spec(bundle.config)
+    for view in count(1):
+        any_left = False
+        for sample in _samples(bundle, spec, path, window, split, view):
+            any_left = True
+            yield sample
+        if not any_left:
+            _some([], path)
 
 
 def load_samples(
@@ -74,23 +102,38 @@ def _some(found: list[T], path: Path) -> list[T]:
 
 
 def _samples(
-    bundle: Bundle, spec: ModelSpec, path: Path, window: int | None, split: Split | None
+    bundle: Bundle,
+    spec: ModelSpec,
+    path: Path,
+    window: int | None,
+    split: Split | None,
+    view: int = 0,
 ) -> Iterator[Sample]:
-    """The items of the split, each made only when it is asked for."""
+    """The items of the split, each made only when it is asked for.
+
+    What is in a split is the same in every view, down to the token.
+    """
     if not path.exists():
         raise CalibrationError(f"there is no file or folder {path}")
     size = min(spec.max_tokens, WINDOW_TOKENS if window is None else window)
     if size < 2:
         raise CalibrationError(f"a window must have at least 2 tokens, not {size}")
     if spec.vocab_size == 0:
-        yield from _of_split(pictures(bundle, path), split)
+        yield from _of_split(pictures(bundle, path, view), split)
     elif spec.causal:
-        yield from _of_split(windows(bundle, path, size), split)
+        yield from windows(bundle, path, size, _skip(size, view), partial(_in_split, split))
     else:
         yield from _of_split(sentences(bundle, path, size), split)
 
 
+def _skip(size: int, view: int) -> int:
+    """Tokens that a view's windows begin later: 1 to size - 1, spread; 0 for view 0."""
+    return 1 + int((size - 1) * ((view * 0.618034) % 1)) if view else 0
+
+
 def _of_split(items: Iterator[T], split: Split | None) -> Iterator[T]:
-    for index, item in enumerate(items):
-        if split is None or (split == "eval") == (index % EVAL_EVERY == EVAL_EVERY - 1):
-            yield item
+    return (item for index, item in enumerate(items) if _in_split(split, index))
+
+
+def _in_split(split: Split | None, index: int) -> bool:
+    return split is None or (split == "eval") == (index % EVAL_EVERY == EVAL_EVERY - 1)

@@ -2,20 +2,42 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from astra_mesh.bundle import Bundle, write_manifest
-from astra_mesh.bundle.tensors import load_weights
-from astra_mesh.families import build_model
+from astra_mesh.bundle.tensors import load_weights, open_tensors, read_metadata, save_tensors
+from astra_mesh.errors import AstraMeshError
+from astra_mesh.families import ModelInput, build_model
 from astra_mesh.quality.data import Split, load_inputs
-from astra_mesh.quant.fit import FitOptions, Progress, fit_codebook
+from astra_mesh.quant.codebook import UNLIMITED, BlockBook, Codebook, block_book
+from astra_mesh.quant.cost import DecodeCost, decode_costs
+from astra_mesh.quant.fit import FitReport, Progress, Stored, fingerprint, fit_codebook
+from astra_mesh.quant.options import FitOptions
+from astra_mesh.wire.messages import ModelId
+
+PICTURE_VIEWS = 4  # of calibration pictures, where there are too few
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A codebook on the disk, and how it came about."""
+
+    path: Path
+    codebook: Codebook
+    report: FitReport
+    resumed: int  # blocks that an interrupted run had fitted already
+    costs: list[DecodeCost]  # of each rate
 
 
 def codebook_name(options: FitOptions) -> str:
     """The file that a codebook of these options has in a bundle."""
     if options.codec == "astra":
         return f"codebook-astra-g{options.groups}.safetensors"
-    return "codebook.safetensors"
+    if options.history == UNLIMITED:
+        return "codebook.safetensors"
+    return f"codebook-h{options.history}.safetensors"
 
 
 def fit(
@@ -27,12 +49,13 @@ def fit(
     *,
     window: int | None = None,
     split: Split | None = None,
-) -> Path:
-    """Fit a codebook to ``data`` (see :func:`load_samples`) and save it; the path of the file.
+    task: str = "",
+) -> Fitted:
+    """Fit a codebook to ``data`` (see :func:`load_samples`) and save it.
 
     It goes to ``output``, or into the bundle's folder, whose manifest is then written anew. Either
-    way the file appears whole or not at all. ``progress`` is called with (done, total,
-    what) for each step.
+    way the file appears whole or not at all. Until then the blocks fitted so far lie beside it in a
+    hidden file, from which the same command goes on if it was interrupted.
 
     Raises:
         CalibrationError: data or options that cannot be used.
@@ -41,11 +64,72 @@ def fit(
     progress(0, 1, "reading the model")
     model = build_model(bundle.config, load_weights(bundle))
     options.check(model.spec.hidden_size)
+    if task:
+        model.require(task)
     progress(0, 1, "reading the data")
-    inputs = load_inputs(bundle, data, limit_tokens=options.max_tokens, window=window, split=split)
-    codebook = fit_codebook(model, bundle.model_id, inputs, options, progress)
+    views = PICTURE_VIEWS if model.spec.vocab_size == 0 else 1
+    inputs = load_inputs(
+        bundle, data, limit_tokens=options.max_tokens, window=window, split=split, views=views
+    )
     path = output or bundle.path / codebook_name(options)
+    partial = Partial(path, bundle.model_id, options, inputs)
+    done = partial.load()
+    resumed = len(done)
+    codebook, report = fit_codebook(
+        model,
+        bundle.model_id,
+        inputs,
+        options,
+        progress,
+        task=task,
+        done=done,
+        keep=partial.save,
+    )
     codebook.save(path)
+    partial.remove()
     if output is None:
         write_manifest(bundle.path)
-    return path
+    return Fitted(path, codebook, report, resumed, decode_costs(codebook, model.spec))
+
+
+class Partial:
+    """The blocks that an unfinished run has fitted, in a hidden file beside the codebook to be.
+
+    They count only for the same model, options and data.
+    """
+
+    def __init__(
+        self, path: Path, model: ModelId, options: FitOptions, inputs: list[ModelInput]
+    ) -> None:
+        self._path = path.with_name(f".{path.stem}.partial.safetensors")
+        told = f"{model} {sorted(asdict(options).items())} {fingerprint(inputs)}"
+        self._key = hashlib.sha256(told.encode()).hexdigest()
+
+    def load(self) -> Stored:
+        """Empty where there is none, or of another run."""
+        if not self._path.exists():
+            return {}
+        try:
+            if read_metadata(self._path).get("key") != self._key:
+                return {}
+            tensors = open_tensors(self._path)
+            places = {tuple(map(int, name.split(".")[:2])) for name in tensors}
+            found: dict[tuple[int, int], BlockBook] = {}
+            for stages, block in sorted(places):
+                found[stages, block] = block_book(tensors, f"{stages}.{block}.", stages)
+        except (AstraMeshError, ValueError, KeyError):  # cut short: begin anew
+            return {}
+        return found
+
+    def save(self, done: Stored) -> None:
+        """Write all of them; ModelError where that fails, the old file intact."""
+        tensors = {
+            f"{stages}.{block}.{name}": tensor
+            for (stages, block), book in done.items()
+            for name, tensor in book.tensors().items()
+        }
+        save_tensors(self._path, tensors, {"key": self._key})
+
+    def remove(self) -> None:
+        """The run is over."""
+        self._path.unlink(missing_ok=True)

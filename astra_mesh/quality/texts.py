@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -21,24 +21,85 @@ END = "<|endoftext|>"  # a line of its own between documents, as in many corpora
 FILES = 10_000  # text files read from one folder
 
 
-def windows(bundle: Bundle, path: Path, size: int) -> Iterator[Sample]:
+def windows(
+    bundle: Bundle,
+    path: Path,
+    size: int,
+    skip: int = 0,
+    wanted: Callable[[int], bool] = lambda number: True,
+) -> Iterator[Sample]:
     """Running text in windows of ``size`` tokens; a document's last one may be shorter.
 
     A file is one document, or several, each ended by a line ``<|endoftext|>``. What is left over is
     used if it has at least two tokens.
+
+    Args:
+        bundle: whose tokenizer is used.
+        path: a file or a folder of files.
+        size: tokens of a window.
+        skip: tokens by which windows begin later, below ``size``: the same text, cut elsewhere.
+        wanted: tells by its number if a window is used. Other windows' tokens are never seen,
+            shifted or not.
     """
+    for tokens in _shifted(_chosen(_pieces(bundle, path, size), wanted), size, skip):
+        yield _sample(tokens)
+
+
+def _pieces(bundle: Bundle, path: Path, size: int) -> Iterator[tuple[list[int], bool]]:
+    """Windows, and if each goes on where the one before ended."""
     tokenizer = TextTokenizer.from_bundle(bundle)
     for file in _text_files(path, (".txt",)):
         held: list[int] = []
+        goes_on = False
         for chunk, ends in _chunks(file):
             held += tokenizer.encode(chunk)
             while len(held) >= size:
-                yield _sample(held[:size])
+                yield held[:size], goes_on
+                goes_on = True
                 del held[:size]
             if ends:
                 if len(held) >= 2:
-                    yield _sample(held)
-                held = []
+                    yield held, goes_on
+                held, goes_on = [], False
+
+
+def _chosen(
+    pieces: Iterable[tuple[list[int], bool]], wanted: Callable[[int], bool]
+) -> Iterator[tuple[list[int], bool]]:
+    """Those that are wanted by their number."""
+    before = False
+    for number, (piece, goes_on) in enumerate(pieces):
+        taken = wanted(number)
+        if taken:
+            yield piece, goes_on and before
+        before = taken
+
+
+def _shifted(pieces: Iterable[tuple[list[int], bool]], size: int, skip: int) -> Iterator[list[int]]:
+    """The same text in windows that begin ``skip`` tokens later, where that leaves a whole one.
+
+    What a shift leaves over behind whole windows is passed over.
+    """
+    held: list[int] = []
+    left, whole = skip, False
+    for piece, goes_on in pieces:
+        if not goes_on:
+            yield from _last(held, size, whole_only=whole and skip > 0)
+            held, left, whole = [], skip, False
+        held += piece
+        gone = max(0, min(left, len(held) - size))
+        del held[:gone]
+        left -= gone
+        while len(held) > size:
+            yield held[:size]
+            del held[:size]
+            whole = True
+    yield from _last(held, size, whole_only=whole and skip > 0)
+
+
+def _last(held: list[int], size: int, *, whole_only: bool) -> Iterator[list[int]]:
+    if held and (len(held) == size or not whole_only):
+        yield held
 
 
 def sentences(bundle: Bundle, path: Path, size: int) -> Iterator[Sample]:

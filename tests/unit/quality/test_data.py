@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import logging
+from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
+from torch import Tensor
 
 from astra_mesh.bundle import Bundle, open_bundle
 from astra_mesh.bundle.image import ImageProcessor
 from astra_mesh.bundle.text import TextTokenizer
 from astra_mesh.errors import CalibrationError, WrongTaskError
 from astra_mesh.quality import Sample, load_inputs, load_samples, texts
-from astra_mesh.quality.pictures import interleaved
+from astra_mesh.quality.data import stream_samples
+from astra_mesh.quality.pictures import interleaved, seen
+from astra_mesh.quality.pictures import pictures as read_pictures
+from astra_mesh.quality.texts import windows
+from tests.unit.bundle.making import photo
 from tests.unit.quality.making import picture, toy_bundle, words, write, write_zip
 
 
@@ -279,3 +287,185 @@ def test_a_prefix_of_the_order_is_mixed() -> None:
     assert order == interleaved(reversed(names))
     first = [int(name[:4]) for name in order[:100]]
     assert 350 < sum(first) / 100 < 650
+
+
+# --- views ----------------------------------------------------------------------------------------
+
+
+def plain_ids(samples: list[Sample]) -> list[list[int]]:
+    return [ids(one) for one in samples]
+
+
+def test_windows_that_begin_later_are_of_the_same_text(gpt: Bundle, tmp_path: Path) -> None:
+    """What a shift leaves over behind whole windows is passed over."""
+    path = write(tmp_path, {"a.txt": words(57)}) / "a.txt"
+    whole = TextTokenizer.from_bundle(gpt).encode(words(57))
+    assert plain_ids(list(windows(gpt, path, 10, 0)))[-1] == whole[50:]
+    for skip in (1, 4, 7, 9):
+        found = plain_ids(list(windows(gpt, path, 10, skip)))
+        starts = range(skip, 57 - 9, 10)
+        assert found == [whole[at : at + 10] for at in starts]
+
+
+@pytest.mark.parametrize(
+    ("count", "skip", "start"), [(10, 6, 0), (13, 6, 3), (16, 6, 6), (19, 6, 6)]
+)
+def test_a_shift_leaves_one_whole_window(
+    gpt: Bundle, tmp_path: Path, count: int, skip: int, start: int
+) -> None:
+    path = write(tmp_path, {"a.txt": words(count)}) / "a.txt"
+    whole = TextTokenizer.from_bundle(gpt).encode(words(count))
+    assert plain_ids(list(windows(gpt, path, 10, 6))) == [whole[start : start + 10]]
+
+
+def test_short_documents_are_whole_in_every_view(gpt: Bundle, tmp_path: Path) -> None:
+    """However far windows are shifted, and whatever lengths others have."""
+    documents = [words(count, start=count) for count in (3, 9, 30, 4)]
+    path = write(tmp_path, {"a.txt": "<|endoftext|>\n".join(documents)}) / "a.txt"
+    tokens = [TextTokenizer.from_bundle(gpt).encode(text) for text in documents]
+    found = [ids(one) for one in islice(stream_samples(gpt, path), 8)]
+    assert found == tokens * 2
+    shifted = plain_ids(list(windows(gpt, path, 10, 8)))
+    assert shifted == [tokens[0], tokens[1], tokens[2][8:18], tokens[2][18:28], tokens[3]]
+
+
+def test_what_is_held_out_is_never_seen_in_any_view(gpt: Bundle, tmp_path: Path) -> None:
+    """Every tenth window of the plain text consists of w60, and nothing else does."""
+    documents, number = [], 0
+    for count in (95, 7, 250, 19, 333):
+        found = []
+        for at in range(0, count, 10):
+            size = min(10, count - at)
+            if size < 2:
+                continue
+            found += ["w60" if number % 10 == 9 else f"w{(at + i) % 60}" for i in range(size)]
+            number += 1
+        documents.append(" ".join(found) + "\n")
+    path = write(tmp_path, {"a.txt": "<|endoftext|>\n".join(documents)}) / "a.txt"
+    assert number > 60
+    held_out = load_samples(gpt, path, limit=99, window=10, split="eval")
+    assert len(held_out) == number // 10
+    assert {i for one in held_out for i in ids(one)} == {60}
+    starts = set()
+    for one in islice(stream_samples(gpt, path, window=10, split="fit"), 8 * number):
+        assert 60 not in ids(one)
+        starts.add(ids(one)[0] % 10)
+    assert len(starts) > 5  # views differ
+    for one in islice(stream_samples(gpt, path, window=10, split="eval"), 2 * number):
+        assert set(ids(one)) == {60}
+
+
+def test_streams_do_not_end_and_repeat_themselves_when_asked_again(
+    gpt: Bundle, bert: Bundle, tmp_path: Path
+) -> None:
+    text = write(tmp_path, {"a.txt": words(95)}) / "a.txt"
+    found = [ids(one) for one in islice(stream_samples(gpt, text, window=20), 200)]
+    assert len(found) == 200
+    assert found == [ids(one) for one in islice(stream_samples(gpt, text, window=20), 200)]
+    assert {len(one) for one in found} == {20}
+    assert len({tuple(one) for one in found}) > 40
+    lines = write(tmp_path, {"b.txt": "w1 w2\nw3\n"}) / "b.txt"
+    assert [ids(one) for one in islice(stream_samples(bert, lines), 5)] == [[1, 2], [3]] * 2 + [
+        [1, 2]
+    ]
+
+
+@pytest.mark.parametrize("text", ["", "w1", "\n\n", "w1\n<|endoftext|>\nw2\n"])
+def test_streams_of_too_little_end_with_an_error(gpt: Bundle, tmp_path: Path, text: str) -> None:
+    path = write(tmp_path, {"a.txt": text}) / "a.txt"
+    with pytest.raises(CalibrationError, match="too little"):
+        next(stream_samples(gpt, path))
+    with pytest.raises(CalibrationError, match="too little"):
+        load_inputs(gpt, path, limit_tokens=99, views=3)
+
+
+def test_a_split_that_is_empty_ends_with_an_error(gpt: Bundle, tmp_path: Path) -> None:
+    """Nine windows have no tenth."""
+    path = write(tmp_path, {"a.txt": words(90)}) / "a.txt"
+    with pytest.raises(CalibrationError, match="too little"):
+        next(stream_samples(gpt, path, window=10, split="eval"))
+
+
+PHOTOS = {f"{kind}/{i}.png": i for i, kind in enumerate(("cat", "dog", "cow", "cat", "dog"))}
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Five colourful pictures."""
+    found: dict[str, bytes | str] = {}
+    for name, turns in PHOTOS.items():
+        stream = io.BytesIO()
+        photo(60 + turns, 40).rotate(90 * turns).save(stream, "PNG")
+        found[name] = stream.getvalue()
+    return write(tmp_path / "photos", found)
+
+
+def pixels(samples: list[Sample]) -> list[Tensor]:
+    return [one.input.pixels for one in samples if one.input.pixels is not None]
+
+
+def test_views_of_pictures_differ_and_are_always_the_same(vit: Bundle, photos: Path) -> None:
+    views = [list(read_pictures(vit, photos, view)) for view in range(5)]
+    plain = load_samples(vit, photos, limit=9)
+    for first, other in zip(pixels(views[0]), pixels(plain), strict=True):
+        assert torch.equal(first, other)
+    for view, samples in enumerate(views):
+        assert [one.label for one in samples] == [one.label for one in plain]
+        again = pixels(list(read_pictures(vit, photos, view)))
+        assert all(map(torch.equal, pixels(samples), again))
+        for earlier in views[:view]:
+            assert not any(map(torch.equal, pixels(samples), pixels(earlier)))
+
+
+def test_a_view_is_a_large_piece_of_the_picture_perhaps_mirrored() -> None:
+    image = photo(200, 100)
+    kinds = set()
+    for view in range(1, 30):
+        piece = seen(image, "a.png", view)
+        assert 140 <= piece.width <= 200
+        assert 70 <= piece.height <= 100
+        left, right = (piece.getpixel((x, 0))[0] for x in (0, piece.width - 1))  # type: ignore[index]
+        mirrored = left > right  # red grows from left to right
+        kinds.add(mirrored)
+        if mirrored:
+            piece = piece.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        x, y = (round(piece.getpixel((0, 0))[i] / 255 * s) for i, s in ((0, 200), (1, 100)))  # type: ignore[index]
+        places = [(x + i, y + j) for i in range(-2, 3) for j in range(-2, 3)]
+        inside = [(a, b) for a, b in places if a >= 0 and b >= 0]
+        assert any(
+            image.crop((a, b, a + piece.width, b + piece.height)).tobytes() == piece.tobytes()
+            for a, b in inside
+        )
+    assert kinds == {True, False}
+    assert seen(image, "a.png", 1).tobytes() != seen(image, "b.png", 1).tobytes()
+
+
+def test_more_views_follow_where_pictures_are_used_up(vit: Bundle, photos: Path) -> None:
+    """The plain ones first; 16 tokens each."""
+    counts = {
+        (tokens, views): len(load_inputs(vit, photos, limit_tokens=tokens, views=views))
+        for tokens in (16 * 3, 16 * 7, 16 * 99)
+        for views in (1, 2, 4)
+    }
+    assert list(counts.values()) == [3, 3, 3, 5, 7, 7, 5, 10, 20]
+    found = load_inputs(vit, photos, limit_tokens=16 * 99, views=2)
+    shown = [one.pixels for one in found if one.pixels is not None]
+    wanted = [
+        *pixels(list(read_pictures(vit, photos))),
+        *pixels(list(read_pictures(vit, photos, 1))),
+    ]
+    assert all(map(torch.equal, shown, wanted))
+
+
+def test_pictures_keep_their_split_in_every_view(vit: Bundle, tmp_path: Path) -> None:
+    files: dict[str, bytes | str] = {f"{i}.png": picture(10 * i) for i in range(20)}
+    path = write(tmp_path / "x", files)
+    shades = [
+        {float(one[0, 0, 0]) for one in pixels(list(islice(stream, 60)))}
+        for stream in (
+            stream_samples(vit, path, split="eval"),
+            stream_samples(vit, path, split="fit"),
+        )
+    ]
+    assert [len(one) for one in shades] == [2, 18]
+    assert shades[0].isdisjoint(shades[1])
