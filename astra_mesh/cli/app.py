@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from astra_mesh._version import __version__
-from astra_mesh.cli import ask, demo, learn, models, peers
+from astra_mesh.cli import ask, demo, evaluate, learn, models, peers
 
 app = typer.Typer(
     name="astra-mesh",
@@ -46,4 +46,4 @@ app.command("classify", rich_help_panel="Asking", epilog=ask.CLASSIFY_EXAMPLE)(a
 app.command("embed", rich_help_panel="Asking", epilog=ask.EMBED_EXAMPLE)(ask.embed)
 app.add_typer(models.app, name="models", rich_help_panel=MODELS)
 app.command("fit", rich_help_panel=MODELS, epilog=learn.FIT_EXAMPLE)(learn.fit)
-app.command("eval", rich_help_panel=MODELS, epilog=learn.EVAL_EXAMPLE)(learn.evaluate)
+app.command("eval", rich_help_panel=MODELS, epilog=evaluate.EXAMPLE)(evaluate.evaluate)

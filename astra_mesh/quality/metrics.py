@@ -8,6 +8,7 @@ Keys of the metrics (all but the first three compare with the single device on t
 ``kl``                               generate, classify: KL(single || plan), nats per token or item
 ``agreement``                        generate, classify: share with the same most likely answer
 ``cosine``, ``cosine_min``           embed: mean and smallest cosine of the vectors
+``loss_error``                       standard error of the loss (astra_mesh.bundle.quality)
 """
 
 from __future__ import annotations
@@ -83,6 +84,7 @@ class GenerateMeter(Meter):
         super().__init__(model)
         self._divergence = _Divergence()
         self._nats, self._predicted = 0.0, 0
+        self._more: list[tuple[float, int]] = []  # nats more than the single device, tokens
 
     def output(self, runs: list[ShardRun]) -> Tensor:
         """(T, vocab) float32."""
@@ -93,7 +95,10 @@ class GenerateMeter(Meter):
         self._divergence.add(found, truth)
         assert sample.input.tokens is not None
         wanted = sample.input.tokens[1:]
-        self._nats += float(F.cross_entropy(found[:-1], wanted, reduction="sum"))
+        nats = float(F.cross_entropy(found[:-1], wanted, reduction="sum"))
+        alone = float(F.cross_entropy(truth[:-1], wanted, reduction="sum"))
+        self._more.append((nats - alone, len(wanted)))
+        self._nats += nats
         self._predicted += len(wanted)
 
     def baseline(self) -> dict[str, float]:
@@ -105,6 +110,7 @@ class GenerateMeter(Meter):
         """See :class:`Meter`."""
         own = self.baseline()
         own["nats_increase"] = own["nats_per_token"] - baseline["nats_per_token"]
+        own["loss_error"] = _ratio_error(self._more) * math.exp(min(own["nats_increase"], 25.0))
         return own | self._divergence.means()
 
 
@@ -117,6 +123,8 @@ class ClassifyMeter(Meter):
         super().__init__(model)
         self._divergence = _Divergence()
         self._right, self._labelled = 0, 0
+        self._lost: list[float] = []  # of each labelled input: 1 if it became wrong, -1 if right
+        self._other: list[float] = []  # of each input: 1 where the most likely class is another
 
     def output(self, runs: list[ShardRun]) -> Tensor:
         """(classes,) float32."""
@@ -125,8 +133,11 @@ class ClassifyMeter(Meter):
     def add(self, found: Tensor, truth: Tensor, sample: Sample) -> None:
         """See :class:`Meter`."""
         self._divergence.add(found[None], truth[None])
+        best, alone = int(found.argmax()), int(truth.argmax())
+        self._other.append(float(best != alone))
         if sample.label is not None:
-            self._right += int(found.argmax()) == sample.label
+            self._right += best == sample.label
+            self._lost.append(float(alone == sample.label) - float(best == sample.label))
             self._labelled += 1
 
     def baseline(self) -> dict[str, float]:
@@ -138,6 +149,7 @@ class ClassifyMeter(Meter):
         own = self.baseline()
         if own:
             own["accuracy_change"] = own["accuracy"] - baseline["accuracy"]
+        own["loss_error"] = _mean_error(self._lost if "accuracy" in own else self._other)
         return own | self._divergence.means()
 
 
@@ -165,7 +177,23 @@ class EmbedMeter(Meter):
     def metrics(self, baseline: dict[str, float]) -> dict[str, float]:
         """See :class:`Meter`."""
         mean = math.fsum(self._cosines) / len(self._cosines)
-        return {"cosine": mean, "cosine_min": min(self._cosines)}
+        error = _mean_error(self._cosines)
+        return {"cosine": mean, "cosine_min": min(self._cosines), "loss_error": error}
+
+
+def _mean_error(values: list[float]) -> float:
+    """Standard error of a mean; 0 of fewer than two values."""
+    return _ratio_error([(value, 1) for value in values])
+
+
+def _ratio_error(pairs: list[tuple[float, int]]) -> float:
+    """Standard error of ``sum of values / sum of weights`` over independent (value, weight)."""
+    count, total = len(pairs), sum(weight for _, weight in pairs)
+    if count < 2 or total == 0:
+        return 0.0
+    ratio = math.fsum(value for value, _ in pairs) / total
+    squares = math.fsum((value - ratio * weight) ** 2 for value, weight in pairs)
+    return math.sqrt(squares * count / (count - 1)) / total
 
 
 def make_meter(task: str, model: Model) -> Meter:

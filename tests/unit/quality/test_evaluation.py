@@ -6,11 +6,13 @@ import json
 import math
 import shutil
 from pathlib import Path
+from statistics import stdev
 
 import pytest
 import torch
 
 from astra_mesh.bundle import Bundle, open_bundle
+from astra_mesh.bundle.quality import read_quality, save_quality
 from astra_mesh.bundle.tensors import load_weights
 from astra_mesh.engine.reference import hidden_rows, pooled, run_plan, run_solo
 from astra_mesh.engine.shard import ShardRun
@@ -27,11 +29,12 @@ from astra_mesh.quality import (
     fit,
     load_samples,
 )
-from astra_mesh.quant.codebook import load_codebook
+from astra_mesh.quant.codebook import UNLIMITED, load_codebook
 from astra_mesh.quant.codecs import make_codec
 from tests.unit.quality.making import picture, toy_bundle, words, write
 
-QUICK = FitOptions(groups=4, stages=2, codewords=16, iterations=2)
+QUICK = FitOptions(history=0, rates=(16, 32), groups=4, codewords=16, iterations=2)
+FILE = "codebook-h0.safetensors"
 
 
 def toy(tmp_path: Path, kind: str) -> tuple[Bundle, Path]:
@@ -49,7 +52,7 @@ def toy(tmp_path: Path, kind: str) -> tuple[Bundle, Path]:
         data = write(tmp_path, {"x.tsv": "sentence\tlabel\n" + "\n".join(rows)}) / "x.tsv"
     else:
         data = write(tmp_path, {"x.txt": words(600)}) / "x.txt"
-    fit(bundle, data, FitOptions(**vars(QUICK) | {"codewords": 16}))
+    fit(bundle, data, QUICK)
     return open_bundle(bundle.path), data
 
 
@@ -71,23 +74,25 @@ def test_every_codec_and_rate_has_a_row(tmp_path: Path, kind: str) -> None:
         ("vq", 16),
     ]
     assert {row.codebook for row in found.rows[:4]} == {""}
-    assert {row.codebook for row in found.rows[4:]} == {"codebook.safetensors"}
+    assert {row.codebook for row in found.rows[4:]} == {FILE}
+    assert {row.peers for row in found.rows} == {4}
     assert found.sequences == 4
     exact, coarse = rows["fp32", 1024].metrics, rows["vq", 16].metrics
     assert exact["kl"] < 1e-6
     assert exact["agreement"] == 1.0
     assert coarse["kl"] > 1e-3
-    assert exact["kl"] < rows["int4", 144].metrics["kl"] < coarse["kl"]
+    assert exact["kl"] < min(rows["int4", 144].metrics["kl"], coarse["kl"])
 
 
 def test_generation_figures_by_hand(tmp_path: Path) -> None:
     """One codec, computed here in double precision from the logits of both."""
     bundle, data = toy(tmp_path, "gpt2")
-    settings = EvalSettings(codecs=["vq"], rates=[16], limit=3, peers=3)
+    settings = EvalSettings(codecs=["vq"], rates=[16], limit=3, peers=[3])
     found = evaluate(bundle, data, settings)
     model = build_model(bundle.config, load_weights(bundle))
-    codec = make_codec("vq", model, load_codebook(bundle.path / "codebook.safetensors"))
+    codec = make_codec("vq", model, load_codebook(bundle.path / FILE))
     nats, alone_nats, kl, same, tokens, predicted = 0.0, 0.0, 0.0, 0, 0, 0
+    more = []
     for sample in load_samples(bundle, data, limit=3):
         ids = sample.input.tokens
         assert ids is not None
@@ -100,19 +105,24 @@ def test_generation_figures_by_hand(tmp_path: Path) -> None:
             )
         ]
         mesh, alone = both
-        nats -= float(mesh[torch.arange(47), ids[1:]].sum())
-        alone_nats -= float(alone[torch.arange(47), ids[1:]].sum())
+        here = float(mesh[torch.arange(47), ids[1:]].sum())
+        there = float(alone[torch.arange(47), ids[1:]].sum())
+        nats, alone_nats = nats - here, alone_nats - there
+        more.append((there - here) / 47)
         kl += float((alone.exp() * (alone - mesh)).sum())
         same += int((alone.argmax(-1) == mesh.argmax(-1)).sum())
         tokens, predicted = tokens + 48, predicted + 47
     (row,) = found.rows
     assert found.tokens == tokens == 144
     assert found.baseline["nats_per_token"] == pytest.approx(alone_nats / predicted, rel=1e-5)
+    increase = (nats - alone_nats) / predicted
+    assert row.loss == pytest.approx(math.exp(increase) - 1, rel=1e-3)
     assert row.metrics == pytest.approx(
         {
             "nats_per_token": nats / predicted,
             "perplexity": math.exp(nats / predicted),
-            "nats_increase": (nats - alone_nats) / predicted,
+            "nats_increase": increase,
+            "loss_error": math.exp(increase) * stdev(more) / math.sqrt(3),
             "kl": kl / tokens,
             "agreement": same / tokens,
         },
@@ -133,7 +143,8 @@ def test_accuracy_is_of_the_labels(tmp_path: Path) -> None:
     unlabelled = write(tmp_path, {"y.txt": words(90)}) / "y.txt"
     bare = evaluate(bundle, unlabelled, EvalSettings(codecs=["fp32"], limit=3))
     assert bare.baseline == {}
-    assert set(bare.rows[0].metrics) == {"kl", "agreement"}
+    assert set(bare.rows[0].metrics) == {"kl", "agreement", "loss_error"}
+    assert (found.measure, bare.measure) == ("accuracy", "agreement")
 
 
 def test_embeddings_are_compared_by_cosine(tmp_path: Path) -> None:
@@ -146,7 +157,7 @@ def test_embeddings_are_compared_by_cosine(tmp_path: Path) -> None:
 
 def test_one_peer_has_nothing_to_lose(tmp_path: Path) -> None:
     bundle, data = toy(tmp_path, "gpt2")
-    found = evaluate(bundle, data, EvalSettings(peers=1, limit=2))
+    found = evaluate(bundle, data, EvalSettings(peers=[1], limit=2))
     assert {row.metrics["kl"] for row in found.rows} == {0.0}
     assert {row.metrics["nats_increase"] for row in found.rows} == {0.0}
 
@@ -173,9 +184,12 @@ def test_results_repeat_and_are_json(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "error", "text"),
     [
-        (EvalSettings(peers=0), InputError, "peers"),
-        (EvalSettings(peers=65), InputError, "peers"),
+        (EvalSettings(peers=[]), InputError, "no number of peers"),
+        (EvalSettings(peers=[2, 0]), InputError, "peers"),
+        (EvalSettings(peers=[65]), InputError, "peers"),
         (EvalSettings(limit=0), InputError, "limit"),
+        (EvalSettings(loss=1.5), InputError, "loss"),
+        (EvalSettings(loss=float("nan")), InputError, "loss"),
         (EvalSettings(codecs=["zip"]), InputError, "unknown codec"),
         (EvalSettings(codecs=["fp32", "astra"]), CodebookError, "no astra codebook"),
         (EvalSettings(rates=[33]), InputError, r"rates \[33\]; there are \[16, 32, 144"),
@@ -193,7 +207,7 @@ def test_settings_that_cannot_be(
 def test_a_codebook_of_other_weights_is_not_measured(tmp_path: Path) -> None:
     bundle, data = toy(tmp_path, "gpt2")
     other = toy_bundle(tmp_path / "other", "llama")
-    shutil.copy(bundle.path / "codebook.safetensors", other.path)
+    shutil.copy(bundle.path / FILE, other.path)
     with pytest.raises(CodebookError, match="other weights"):
         evaluate(open_bundle(other.path), data, EvalSettings(limit=1))
 
@@ -203,13 +217,79 @@ def test_a_real_story_model(data_dir: Path, tmp_path: Path) -> None:
     shutil.copytree(data_dir / "models" / "stories260K", tmp_path / "stories")
     bundle = open_bundle(tmp_path / "stories")
     data = data_dir / "datasets" / "tinystories_sample.txt"
-    fit(bundle, data, FitOptions(groups=8, stages=2, codewords=64, iterations=4))
+    fit(bundle, data, FitOptions(history=0, rates=(48, 96), groups=8, codewords=64, iterations=4))
     found = evaluate(open_bundle(bundle.path), data, EvalSettings(codecs=["fp32", "vq"], limit=9))
     assert found.baseline["nats_per_token"] == pytest.approx(1.27, abs=0.02)
     exact, fine, coarse = (row.metrics for row in found.rows)
     assert exact["kl"] < 1e-8 < fine["kl"] < coarse["kl"] < 0.1
     assert fine["agreement"] > 0.9
     assert abs(fine["nats_increase"]) < 0.02
+
+
+def test_each_number_of_peers_has_rows_and_the_largest_decides(tmp_path: Path) -> None:
+    bundle, data = toy(tmp_path, "gpt2")
+    settings = EvalSettings(peers=[4, 1, 2, 2], codecs=["vq"], limit=4, loss=1.0)
+    found = evaluate(bundle, data, settings)
+    assert found.peers == (1, 2, 4)
+    assert [(row.bits_per_token, row.peers) for row in found.rows] == [
+        (bits, peers) for bits in (32, 16) for peers in (1, 2, 4)
+    ]
+    losses = {row.peers: row.metrics["kl"] for row in found.rows if row.stages == 1}
+    assert 0.0 == losses[1] < losses[2] < losses[4]
+    best = found.recommended
+    assert best is not None
+    assert (best.peers, best.bits) == (4, 16)
+    assert found.recommended_row is found.rows[-1]
+    strict = evaluate(bundle, data, EvalSettings(codecs=["vq"], limit=4, loss=0.0, rates=[16]))
+    assert strict.recommended is None or strict.rows[0].loss <= 0
+
+
+def test_codebooks_are_told_apart(tmp_path: Path) -> None:
+    bundle, data = toy(tmp_path, "gpt2")
+    fit(bundle, data, FitOptions(**vars(QUICK) | {"history": UNLIMITED}))
+    fit(bundle, data, FitOptions(**vars(QUICK) | {"history": 1}))
+    opened = open_bundle(bundle.path)
+    found = evaluate(opened, data, EvalSettings(codecs=["vq"], limit=2, rates=[16]))
+    assert {found.name_of(row): (row.codebook, row.history) for row in found.rows} == {
+        "memoryless": (FILE, 0),
+        "predictive": ("codebook.safetensors", -1),
+        "predictive over 1": ("codebook-h1.safetensors", 1),
+    }
+    ids = {load_codebook(path).id for path in opened.codebook_paths.values()}
+    assert {row.codebook_id for row in found.rows} == ids
+    shutil.copy(bundle.path / FILE, bundle.path / "codebook-other.safetensors")
+    twice = evaluate(open_bundle(bundle.path), data, EvalSettings(codecs=["vq"], limit=2))
+    names = {twice.name_of(row) for row in twice.rows if row.history == 0}
+    assert names == {"memoryless (h0)", "memoryless (other)"}
+
+
+def test_random_shards_repeat_with_their_seed(tmp_path: Path) -> None:
+    bundle, data = toy(tmp_path, "bert")
+    kls = [
+        evaluate(
+            bundle,
+            data,
+            EvalSettings(codecs=["vq"], rates=[16], limit=3, shards="random", seed=seed),
+        )
+        .rows[0]
+        .metrics["kl"]
+        for seed in (1, 1, 2)
+    ]
+    assert kls[0] == kls[1] != kls[2]
+
+
+def test_what_is_stored_is_what_was_found(tmp_path: Path) -> None:
+    bundle, data = toy(tmp_path, "gpt2")
+    found = evaluate(bundle, data, EvalSettings(limit=2, peers=[2, 4], loss=1.0))
+    save_quality(bundle, found.task, found.stored())
+    stored = read_quality(open_bundle(bundle.path))
+    assert stored is not None
+    task = stored.tasks["generate"]
+    assert (task.data, task.sequences, task.tokens) == ("x.txt", 2, 96)
+    assert [row.metrics for row in task.measured] == [row.metrics for row in found.rows]
+    assert [row.loss for row in task.measured] == pytest.approx([row.loss for row in found.rows])
+    assert task.recommended == found.recommended is not None
+    assert set(task.definitions) == set(found.rows[0].metrics)
 
 
 def test_the_single_device_runs_once_a_sample(

@@ -1,0 +1,297 @@
+"""The command ``fit``: what it prints, and errors in one line."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from astra_mesh.bundle import open_bundle, verify
+from astra_mesh.cli import learn
+from astra_mesh.cli.app import app
+from astra_mesh.quality import finetuning
+from astra_mesh.quant import fit as fit_module
+from astra_mesh.quant.codebook import load_codebook
+from tests.unit.quality.making import picture, toy_bundle, words, write
+
+QUICK = ("--codewords", "16", "--rates", "4,8", "--default-rate", "8", "--sensitivity", "0")
+TUNE = ("--finetune", "--steps", "4", "--batch", "4", "--check", "2", "--held-out", "4")
+
+
+@pytest.fixture(autouse=True)
+def _narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(finetuning, "BUFFER", 32)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return toy_bundle(tmp_path / "toy", "gpt2").path
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write(tmp_path, {"data.txt": words(48 * 30)}) / "data.txt"
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(app, ["fit", *map(str, arguments)])
+
+
+# --- what it does ---------------------------------------------------------------------------------
+
+
+def test_a_codebook_is_fitted_and_the_report_printed(model: Path, data: Path) -> None:
+    result = call(model, "--data", data, *QUICK)
+    assert result.exit_code == 0
+    assert "30 sequences, 1440 tokens" in result.stdout
+    header, first, second = result.stdout.splitlines()[1:4]
+    assert re.split(r"\s{2,}", header.strip()) == [
+        "block",
+        "predicted, 4 bits",
+        "coded",
+        "predicted, 8 bits",
+        "coded",
+    ]
+    for row, block in ((first, 1), (second, 2)):
+        number, *shares = row.split()
+        assert int(number) == block
+        assert all(0 < float(share) < 1.1 for share in shares)
+    path = model / "codebook.safetensors"
+    assert f"codebook in {path}" in result.stdout
+    assert load_codebook(path, open_bundle(model).model_id).rates == {1: 4, 2: 8}
+    assert "codebook.safetensors" in verify(open_bundle(model))
+
+
+def test_json_has_the_same_and_more(model: Path, data: Path) -> None:
+    result = call(model, "--data", data, *QUICK, "--json")
+    assert result.exit_code == 0
+    (line,) = result.stdout.splitlines()
+    told = json.loads(line)
+    book = load_codebook(model / "codebook.safetensors")
+    assert told["id"] == book.id
+    assert told["codebook"] == str(model / "codebook.safetensors")
+    assert told["bytes"] == (model / "codebook.safetensors").stat().st_size
+    assert (told["tokens"], told["sequences"], told["resumed_blocks"]) == (1440, 30, 0)
+    assert told["rates"] == [4, 8]
+    assert {(one["block"], one["bits"]) for one in told["blocks"]} == {
+        (1, 4),
+        (2, 4),
+        (1, 8),
+        (2, 8),
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "history", "name"),
+    [
+        (("--history", "all"), -1, "codebook"),
+        (("--history", "unlimited"), -1, "codebook"),
+        (("--history", "0"), 0, "codebook-h0"),
+        (("--history", "2"), 2, "codebook-h2"),
+        (("--codec", "astra", "--groups", "4"), 0, "codebook-astra-g4"),
+    ],
+)
+def test_kinds_of_codebooks(
+    model: Path, data: Path, options: tuple[str, ...], history: int, name: str
+) -> None:
+    given = ("--codewords", "16") if "astra" in options else QUICK
+    assert call(model, "--data", data, *given, *options).exit_code == 0
+    assert load_codebook(model / f"{name}.safetensors").history == history
+
+
+def test_options_reach_the_fit(model: Path, data: Path, tmp_path: Path) -> None:
+    """Each changes the outcome."""
+    changes = (
+        (),
+        ("--seed", "1"),
+        ("--tokens", "800"),
+        ("--window", "20"),
+        ("--split", "fit"),
+        ("--groups", "2", "--rates", "8,16"),
+        ("--sensitivity", "0.5"),
+        ("--rates", "4,12"),
+    )
+    ids = set()
+    for number, change in enumerate(changes):
+        path = tmp_path / f"{number}.safetensors"
+        assert call(model, "--data", data, *QUICK, *change, "-o", path).exit_code == 0
+        ids.add(load_codebook(path).id)
+    assert len(ids) == len(changes)
+    assert open_bundle(model).codebook_paths == {}
+
+
+def test_a_killed_run_goes_on_and_says_so(
+    model: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, calls = fit_module._BlockFit.run, []
+
+    def run(self: fit_module._BlockFit, *arguments: object) -> object:
+        calls.append(self.index)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return plain(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fit_module._BlockFit, "run", run)
+    assert call(model, "--data", data, *QUICK).exit_code == 130
+    result = call(model, "--data", data, *QUICK)
+    assert result.exit_code == 0
+    assert "2 blocks came from an interrupted run" in result.stdout
+
+
+def test_fine_tuning_makes_a_new_model(model: Path, data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "new"
+    result = call(model, "--data", data, *QUICK, *TUNE, "-o", output)
+    assert result.exit_code == 0
+    assert f"model and codebook in {output} after 4 steps; loss on held-out data" in result.stdout
+    assert verify(open_bundle(output))
+    (path,) = open_bundle(output).codebook_paths.values()
+    again = call(model, "--data", data, *QUICK, *TUNE, "-o", tmp_path / "second", "--json")
+    told = json.loads(again.stdout)
+    assert told["bundle"] == str(tmp_path / "second")
+    assert told["codebook"] == load_codebook(path).id  # the same run gives the same
+    assert (told["steps"], told["stopped_early"]) == (4, False)
+    assert f"{told['held_out_loss']:.4f}" in result.stdout
+
+
+def test_options_reach_the_training(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, Any] = {}
+
+    def finetune(*arguments: object, **options: object) -> None:
+        seen["fit"], seen["tune"], seen["output"] = arguments[2:5]
+        seen.update(options)
+
+    monkeypatch.setattr(finetuning, "finetune", finetune)
+    text = (
+        "--finetune --steps 7 --batch 3 --learning-rate 0.01 --train lora --noise 0.7 "
+        "--covariance full --distill 0.2 --even --peers 2,5 --precision bf16 --patience 9 "
+        "--check 4 --held-out 11 --seed 5 --class-token distributed --split fit --task generate "
+        "--window 30"
+    )
+    place = ("-o", tmp_path / "new", "--work", tmp_path / "work")
+    assert call(model, "--data", data, *QUICK, *text.split(), *place).exit_code == 0
+    tune = {
+        "steps": 7,
+        "batch": 3,
+        "learning_rate": 0.01,
+        "trained": "lora",
+        "noise": 0.7,
+        "covariance": "full",
+        "distill": 0.2,
+        "uneven": False,
+        "peers": (2, 5),
+        "precision": "bf16",
+        "patience": 9,
+        "check": 4,
+        "held_out": 11,
+        "seed": 5,
+        "distributed": True,
+    }
+    assert {name: getattr(seen["tune"], name) for name in tune} == tune
+    assert (seen["fit"].codewords, seen["fit"].rates, seen["fit"].seed) == (16, (4, 8), 5)
+    assert (seen["output"], seen["work"]) == (tmp_path / "new", tmp_path / "work")
+    assert (seen["split"], seen["task"], seen["window"]) == ("fit", "generate", 30)
+
+
+# --- what goes wrong ------------------------------------------------------------------------------
+
+WRONG: dict[str, tuple[tuple[str, ...], int, str]] = {
+    "history": (("--history", "some"), 2, "--history is all or a number of blocks, not 'some'"),
+    "negative history": (("--history", "-3"), 2, "--history is all or a number of blocks"),
+    "rates": (("--rates", "4,x"), 2, "--rates is a list of whole numbers, as 16,64"),
+    "no rates": (("--rates", ","), 1, "no rate is named"),
+    "odd rate": (("--rates", "6"), 1, "a rate of 6 bits cannot be"),
+    "negative rate": (("--rates", "-4"), 1, "a rate of -4 bits cannot be"),
+    "too many codewords": (("--codewords", "4096"), 1, "too few for 4096 codewords"),
+    "task": (("--task", "classify"), 2, "this gpt2 model cannot classify; it can generate"),
+    "a folder that is not there": (("-o", "no/such/x.safetensors"), 1, "cannot write"),
+    "no output": (("--finetune",), 2, "--finetune makes a new model: name its folder with"),
+    "peers": (("--finetune", "-o", "new", "--peers", "2,x"), 2, "--peers is a list of whole"),
+    "no peers": (("--finetune", "-o", "new", "--peers", "0"), 2, "peers must lie in 1..64"),
+    "learning rate": (
+        ("--finetune", "-o", "new", "--learning-rate", "2"),
+        2,
+        "learning rates must lie between 0 and 1",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_errors_are_one_line(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    options, status, text = WRONG[name]
+    monkeypatch.chdir(tmp_path)
+    rates = ("--rates", "12") if "--codewords" in options else ()
+    before = {path.name for path in model.iterdir()}
+    result = call(model, "--data", data, *QUICK, *rates, *options)
+    assert result.exit_code == status
+    assert f"error: {text}" in result.stderr or (
+        "error:" in result.stderr and text in result.stderr
+    )
+    assert len([line for line in result.stderr.splitlines() if "error:" in line]) == 1
+    assert "Traceback" not in result.output
+    assert result.stdout == ""
+    assert {path.name for path in model.iterdir()} == before
+    assert not (tmp_path / "new").exists()
+    as_json = call(model, "--data", data, *QUICK, *rates, *options, "--json")
+    assert text in json.loads(as_json.stdout)["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--default-rate", "0"),
+        ("--codewords", "1"),
+        ("--codec", "fp16"),
+        ("--train", "some"),
+        ("--distill", "1.5"),
+        ("--steps", "0"),
+        ("--window", "1"),
+    ],
+)
+def test_impossible_values_are_usage_errors(
+    model: Path, data: Path, options: tuple[str, ...]
+) -> None:
+    assert call(model, "--data", data, *options).exit_code == 2
+
+
+def test_data_of_the_wrong_kind(model: Path, tmp_path: Path) -> None:
+    write(tmp_path, {"x.png": picture(1)})
+    result = call(model, "--data", tmp_path / "x.png")
+    assert result.exit_code == 1
+    assert "this model reads text: give a .txt file, not x.png" in result.stderr
+    result = call(tmp_path / "nowhere", "--data", tmp_path / "x.png")
+    assert result.exit_code == 1
+    assert "there is no folder" in result.stderr
+
+
+def test_the_model_s_own_folder_is_no_output(model: Path, data: Path) -> None:
+    result = call(model, "--data", data, *QUICK, *TUNE, "-o", model)
+    assert result.exit_code == 2
+    assert "needs a folder of its own" in result.stderr
+
+
+# --- help -----------------------------------------------------------------------------------------
+
+OPTIONS = """
+    --data --codec --history --rates --default-rate --groups --codewords --class-token --tokens
+    --sensitivity --window --split --task --seed --output --finetune --steps --batch
+    --learning-rate --train --noise --covariance --distill --even --peers --precision --patience
+    --check --held-out --work --json
+"""
+
+
+def test_the_help_lists_every_option() -> None:
+    result = call("--help")
+    assert result.exit_code == 0
+    found = set(re.findall(r"--[a-z][a-z-]+", result.stdout))
+    assert found >= set(OPTIONS.split())
+    assert learn.FIT_EXAMPLE in result.stdout
+    assert "Fine-tuning" in result.stdout
