@@ -1,12 +1,13 @@
-"""Commands that learn codebooks and measure what they cost: ``fit``, ``eval``."""
+"""The command that learns codebooks and adapts models to them: ``fit``."""
 
 from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -17,10 +18,10 @@ from astra_mesh.cli.options import Bundle, Json
 from astra_mesh.errors import InputError
 
 if TYPE_CHECKING:
-    from astra_mesh.quality import Evaluation
+    from astra_mesh.quality import FitOptions, Fitted
+    from astra_mesh.tune.options import TuneOptions
 
-FIT_EXAMPLE: Final = "Example:  astra-mesh fit my-model --data texts/ --groups 4 --stages 4"
-EVAL_EXAMPLE: Final = "Example:  astra-mesh eval my-model --data texts/ --peers 4 --limit 32"
+FIT_EXAMPLE: Final = "Example:  astra-mesh fit my-model --data texts/ --rates 16,64 --history all"
 
 _DATA_HELP = (
     "Text files or a folder of them, a .tsv or .txt of sentences, or a folder or .zip of pictures, "
@@ -39,6 +40,35 @@ class BookCodec(enum.Enum):
     ASTRA = "astra"
 
 
+class ClassTokenName(enum.Enum):
+    """Where the class token lives."""
+
+    SINGLE = "single"
+    DISTRIBUTED = "distributed"
+
+
+class TrainedName(enum.Enum):
+    """What is trained beside the codebook."""
+
+    ALL = "all"
+    LORA = "lora"
+    CODEBOOK = "codebook"
+
+
+class CovarianceName(enum.Enum):
+    """Of the noise."""
+
+    DIAGONAL = "diagonal"
+    FULL = "full"
+
+
+class PrecisionName(enum.Enum):
+    """Of training."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
+
+
 class SplitName(enum.Enum):
     """Which part of the data is used."""
 
@@ -53,117 +83,294 @@ Split = Annotated[
 ]
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """What both ways of fitting are told."""
+
+    model: str
+    data: Path
+    window: int | None
+    split: Literal["fit", "eval"] | None
+    task: str
+    output: Path | None
+    as_json: bool
+
+
+_TUNE = "Fine-tuning"
+
+
 def fit(
     model: Bundle,
     data: Data,
     codec: Annotated[BookCodec, typer.Option(help="vq, or astra as published.")] = BookCodec.VQ,
-    groups: Annotated[int, typer.Option(min=1, help="Codes of one token and stage.")] = 4,
-    stages: Annotated[
-        int | None, typer.Option(min=1, help="Residual stages. Default: 4; astra: 1.")
-    ] = None,
+    history: Annotated[
+        str, typer.Option(help="Blocks that a code is predicted from: all, or a number; 0: none.")
+    ] = "all",
+    rates: Annotated[
+        str, typer.Option(help="Bits per token and block. Default: 16,32,64,128; not for astra.")
+    ] = "",
+    default_rate: Annotated[
+        int, typer.Option(min=1, help="Used unless another is asked for or was measured better.")
+    ] = 64,
+    groups: Annotated[
+        int, typer.Option(min=1, help="Codes of the first stage; of the only one for astra.")
+    ] = 1,
     codewords: Annotated[
         int | None, typer.Option(min=2, help="Of one group. Default: 256; astra: 1024.")
     ] = None,
-    default_stages: Annotated[
-        int, typer.Option(min=0, help="Stages used unless a rate is asked for; 0: all.")
-    ] = 0,
-    tokens: Annotated[int, typer.Option(min=1, help="Calibration tokens.")] = 32_768,
+    class_token: Annotated[
+        ClassTokenName, typer.Option(help="Where the class token lives, for models that have one.")
+    ] = ClassTokenName.SINGLE,
+    tokens: Annotated[int, typer.Option(min=1, help="Calibration tokens.")] = 65_536,
+    sensitivity: Annotated[
+        float, typer.Option(min=0, help="Weight of the answers' gradients in the metric; 0: none.")
+    ] = 0.5,
     window: Window = None,
     split: Split = SplitName.ALL,
+    task: Annotated[str, typer.Option(help="generate, classify or embed.")] = "",
     seed: Annotated[int, typer.Option(min=0)] = 0,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="File. Default: in the model's folder.")
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="File; with --finetune a new folder. Default: in the model's."
+        ),
+    ] = None,
+    finetune: Annotated[
+        bool,
+        typer.Option(
+            "--finetune", rich_help_panel=_TUNE, help="Adapt the weights too, into --output."
+        ),
+    ] = False,
+    steps: Annotated[int, typer.Option(min=1, rich_help_panel=_TUNE, help="Steps.")] = 400,
+    batch: Annotated[
+        int, typer.Option(min=1, rich_help_panel=_TUNE, help="Sequences in a step and process.")
+    ] = 32,
+    rate: Annotated[
+        float, typer.Option("--learning-rate", rich_help_panel=_TUNE, help="Of the weights.")
+    ] = 1e-4,
+    train: Annotated[
+        TrainedName,
+        typer.Option(rich_help_panel=_TUNE, help="What is trained beside the codebook."),
+    ] = TrainedName.ALL,
+    noise: Annotated[
+        float, typer.Option(min=0, rich_help_panel=_TUNE, help="Strength of the added noise.")
+    ] = 0.3,
+    covariance: Annotated[
+        CovarianceName, typer.Option(rich_help_panel=_TUNE, help="Of the noise.")
+    ] = CovarianceName.DIAGONAL,
+    distill: Annotated[
+        float,
+        typer.Option(
+            min=0, max=1, rich_help_panel=_TUNE, help="Share of the unchanged model's answers."
+        ),
+    ] = 0.5,
+    even: Annotated[
+        bool, typer.Option("--even", rich_help_panel=_TUNE, help="Only even shards.")
+    ] = False,
+    peers: Annotated[
+        str, typer.Option(rich_help_panel=_TUNE, help="Numbers of peers, drawn for each step.")
+    ] = "1,2,3,4,5,6,7,8",
+    precision: Annotated[
+        PrecisionName, typer.Option(rich_help_panel=_TUNE, help="Of the arithmetic.")
+    ] = PrecisionName.FP32,
+    patience: Annotated[
+        int,
+        typer.Option(
+            min=0, rich_help_panel=_TUNE, help="Checks without gain before it stops; 0: never."
+        ),
+    ] = 5,
+    check: Annotated[
+        int, typer.Option(min=1, rich_help_panel=_TUNE, help="Steps between checks.")
+    ] = 50,
+    held_out: Annotated[
+        int, typer.Option(min=1, rich_help_panel=_TUNE, help="Sequences that a check measures on.")
+    ] = 64,
+    work: Annotated[
+        Path | None,
+        typer.Option(rich_help_panel=_TUNE, help="For checkpoints. Default: OUTPUT.work"),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Learn a codebook from data (k-means; the model itself stays as it is)."""
+    """Learn a codebook from data (no training), or with --finetune train model and codebook.
+
+    An interrupted run goes on where it stopped if the same command is given again.
+    """
     with reporting(as_json):
         with err.status("starting", spinner="dots"):
             from astra_mesh import quality
-            from astra_mesh.bundle import find_bundle
+            from astra_mesh.tune.options import TuneOptions
         astra = codec is BookCodec.ASTRA
         options = quality.FitOptions(
             codec=codec.value,
+            history=0 if astra else _parse_history(history),
+            rates=() if astra else parse_numbers("--rates", rates or "16,32,64,128"),
+            default_rate=default_rate,
             groups=groups,
-            stages=stages or (1 if astra else 4),
             codewords=codewords or (1024 if astra else 256),
-            default_stages=default_stages,
             max_tokens=tokens,
+            sensitivity=sensitivity,
+            distributed=class_token is ClassTokenName.DISTRIBUTED,
             seed=seed,
         )
-        with progress_bar() as progress:
-            path = quality.fit(
-                find_bundle(model),
-                data,
-                options,
-                progress,
-                output,
-                window=window,
-                split=None if split is SplitName.ALL else split.value,
-            )
-        if as_json:
-            print_json({"codebook": str(path), "bytes": path.stat().st_size})
-        else:
-            out.print(f"codebook in {clean(str(path))}", markup=False, soft_wrap=True)
-
-
-def evaluate(
-    model: Bundle,
-    data: Data,
-    peers: Annotated[int, typer.Option(min=1, max=64, help="Even shards.")] = 4,
-    codec: Annotated[
-        list[str] | None,
-        typer.Option(help="vq, astra, fp32, ... May be repeated. Default: all there are."),
-    ] = None,
-    rates: Annotated[
-        str, typer.Option(help="Bits per token and block, as 32,64. Default: all there are.")
-    ] = "",
-    limit: Annotated[int, typer.Option(min=1, help="Texts or pictures.")] = 64,
-    task: Annotated[str, typer.Option(help="generate, classify or embed.")] = "",
-    window: Window = None,
-    split: Split = SplitName.ALL,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write the JSON document here too.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """What the codes cost in quality, beside the single device on the same data."""
-    with reporting(as_json):
-        wanted = _parse_rates(rates)
-        with err.status("starting", spinner="dots"):
-            from astra_mesh import quality
-            from astra_mesh.bundle import find_bundle
-        settings = quality.EvalSettings(
-            peers=peers,
-            codecs=tuple(codec or ()),
-            rates=wanted,
-            limit=limit,
-            task=task,
-            window=window,
-            split=None if split is SplitName.ALL else split.value,
+        part = None if split is SplitName.ALL else split.value
+        asked = _Asked(model, data, window, part, task, output, as_json)
+        if not finetune:
+            _fit(asked, options)
+            return
+        tuning = TuneOptions(
+            steps=steps,
+            batch=batch,
+            learning_rate=rate,
+            trained=train.value,
+            noise=noise,
+            covariance=covariance.value,
+            distill=distill,
+            peers=parse_numbers("--peers", peers),
+            uneven=not even,
+            distributed=options.distributed,
+            precision=precision.value,
+            patience=patience,
+            check=check,
+            held_out=held_out,
+            seed=seed,
         )
-        with progress_bar() as progress:
-            found = quality.evaluate(find_bundle(model), data, settings, progress)
-        if output is not None:
-            _save(output, found.to_json())
-        if as_json:
-            print_json(found.to_dict())
-        else:
-            _show(found)
+        _finetune(asked, options, tuning, work)
 
 
-def _parse_rates(text: str) -> tuple[int, ...]:
+def _fit(asked: _Asked, options: FitOptions) -> None:
+    from astra_mesh import quality
+    from astra_mesh.bundle import find_bundle
+
+    with progress_bar() as progress:
+        found = quality.fit(
+            find_bundle(asked.model),
+            asked.data,
+            options,
+            progress,
+            asked.output,
+            window=asked.window,
+            split=asked.split,
+            task=asked.task,
+        )
+    if asked.as_json:
+        print_json(_fitted(found))
+        return
+    _show_report(found)
+    out.print(f"codebook in {clean(str(found.path))}", markup=False, soft_wrap=True)
+
+
+def _finetune(asked: _Asked, options: FitOptions, tuning: TuneOptions, work: Path | None) -> None:
+    from astra_mesh.bundle import find_bundle
+    from astra_mesh.quality.finetuning import finetune
+
+    if asked.output is None:
+        raise InputError("--finetune makes a new model: name its folder with --output")
+    with progress_bar() as progress:
+        found = finetune(
+            find_bundle(asked.model),
+            asked.data,
+            options,
+            tuning,
+            asked.output,
+            progress,
+            work=work,
+            window=asked.window,
+            split=asked.split,
+            task=asked.task,
+        )
+    if found is None:  # not the first process
+        return
+    told = {
+        "bundle": str(found.bundle),
+        "codebook": found.codebook.id,
+        "steps": found.tuned.steps,
+        "held_out_loss": found.tuned.best,
+        "stopped_early": found.tuned.stopped_early,
+    }
+    if asked.as_json:
+        print_json(told)
+        return
+    early = " (stopped early: no gain any more)" if found.tuned.stopped_early else ""
+    out.print(
+        f"model and codebook in {clean(str(found.bundle))} after {found.tuned.steps} steps{early}; "
+        f"loss on held-out data with four peers {found.tuned.best:.4f}; curve in training.csv",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def _fitted(found: Fitted) -> dict[str, object]:
+    return {
+        "codebook": str(found.path),
+        "id": found.codebook.id,
+        "bytes": found.path.stat().st_size,
+        "rates": list(found.codebook.rates.values()),
+        "tokens": found.report.tokens,
+        "sequences": found.report.sequences,
+        "resumed_blocks": found.resumed,
+        "blocks": [asdict(one) for one in found.report.blocks],
+        "costs": [asdict(one) for one in found.costs],
+    }
+
+
+def _show_report(found: Fitted) -> None:
+    """What is left of each block's variance: after the prediction, and after the codes."""
+    report = found.report
+    out.print(
+        f"{report.sequences} sequences, {report.tokens} tokens; share of the K,V input's variance "
+        "that is left",
+        markup=False,
+    )
+    rates = sorted({one.bits for one in report.blocks})
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("block", justify="right")
+    for bits in rates:
+        table.add_column(f"predicted, {bits} bits", justify="right")
+        table.add_column("coded", justify="right")
+    for block in sorted({one.block for one in report.blocks}):
+        cells = []
+        for bits in rates:
+            match = [x for x in report.blocks if (x.block, x.bits) == (block, bits)]
+            cells += [f"{match[0].predicted:.3f}", f"{match[0].left:.3f}"] if match else ["", ""]
+        table.add_row(str(block), *cells)
+    if rates:
+        out.print(table)
+    _show_costs(found)
+    if found.resumed:
+        out.print(f"{found.resumed} blocks came from an interrupted run", markup=False)
+
+
+def _show_costs(found: Fitted) -> None:
+    """What decoding one remote token costs in a block, by tables and by projection."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("bits", justify="right")
+    for column in ("codes", "rows to add", "tables, MiB", "or products"):
+        table.add_column(column, justify="right")
+    for one in found.costs:
+        mib = f"{one.table_bytes / 2**20:.1f}" if one.table_rows else "-"
+        rows = f"{one.table_rows}" if one.table_rows else "-"
+        products = f"{one.project_products:,}"
+        table.add_row(str(one.bits), str(one.codes), rows, mib, products)
+    out.print("decoding a remote token, per block (rows: of the last block)", markup=False)
+    out.print(table)
+
+
+def _parse_history(text: str) -> int:
+    from astra_mesh.quant.codebook import UNLIMITED
+
+    if text.strip().lower() in ("all", "unlimited"):
+        return UNLIMITED
+    if text.strip().isdecimal():
+        return int(text)
+    raise InputError(f"--history is all or a number of blocks, not {clean(text)!r}")
+
+
+def parse_numbers(option: str, text: str) -> tuple[int, ...]:
+    """Whole numbers separated by commas; InputError for anything else."""
     try:
         return tuple(int(part) for part in text.split(",") if part.strip())
     except ValueError:
-        raise InputError("--rates is a list of numbers of bits, as 32,64") from None
-
-
-def _save(path: Path, text: str) -> None:
-    try:
-        path.write_text(text + "\n", encoding="utf-8")
-    except OSError as exc:
-        raise InputError(f"{path} cannot be written: {exc.strerror or exc}") from None
+        raise InputError(f"{option} is a list of whole numbers, as 16,64") from None
 
 
 @contextmanager
@@ -177,26 +384,3 @@ def progress_bar() -> Iterator[Callable[[int, int, str], None]]:
             bar.update(task, completed=done, total=total, description=clean(what))
 
         yield advance
-
-
-def _show(found: Evaluation) -> None:
-    """One row for each codec and rate; the first is the single device."""
-    keys = list(dict.fromkeys(key for row in found.rows for key in row.metrics))
-    out.print(
-        f"{clean(found.model)}, {found.task}: {found.sequences} inputs, {found.tokens} tokens, "
-        f"{found.peers} peers with even shards",
-        markup=False,
-    )
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("codec")
-    for column in ("bits", *(key.replace("_", " ") for key in keys)):
-        table.add_column(column, justify="right")
-    table.add_row("one device", "", *(_number(found.baseline.get(key)) for key in keys))
-    for row in found.rows:
-        numbers = (_number(row.metrics.get(key)) for key in keys)
-        table.add_row(row.codec, str(row.bits_per_token), *numbers)
-    out.print(table)
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"

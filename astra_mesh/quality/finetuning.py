@@ -1,0 +1,259 @@
+"""Fine-tuning a bundle's model and codebook to each other, into a bundle of its own."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from astra_mesh.bundle import Bundle, open_bundle, write_manifest
+from astra_mesh.bundle.configs import save_json
+from astra_mesh.bundle.tensors import load_weights, save_tensors
+from astra_mesh.errors import CalibrationError, InputError, ModelError
+from astra_mesh.families import build_model, export_config, export_weights
+from astra_mesh.quality.data import Split, load_samples, stream_samples
+from astra_mesh.quality.fitting import Fitted, codebook_name, fit
+from astra_mesh.quality.sample import Sample
+from astra_mesh.quant.codebook import Codebook, load_codebook
+from astra_mesh.quant.fit import Progress
+from astra_mesh.quant.options import FitOptions
+from astra_mesh.tune.objective import Batch
+from astra_mesh.tune.options import TuneOptions
+from astra_mesh.tune.trainer import CHECKPOINT, CURVE, Trainer, Tuned, distributed, rank, world
+
+WEIGHTS = "model.safetensors"
+START = "start.safetensors"  # the codebook that training began with
+BUFFER = 2048  # samples among which the next batch is drawn
+WAIT_S = 3600.0  # for the first process to fit the codebook that all begin with
+_COPIED = (".json", ".txt", ".model")  # of the bundle, beside weights and codebooks
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """The new bundle, and how training went."""
+
+    bundle: Path
+    codebook: Codebook
+    tuned: Tuned
+    fitted: Fitted | None  # None where a run was resumed or the codebook was given
+
+
+def finetune(
+    bundle: Bundle,
+    data: Path,
+    fit_options: FitOptions,
+    options: TuneOptions,
+    output: Path,
+    progress: Progress = lambda done, total, what: None,
+    *,
+    work: Path | None = None,
+    window: int | None = None,
+    split: Split | None = None,
+    task: str = "",
+) -> Finetuned | None:
+    """Fit a codebook, train it together with the weights, and write a new bundle to ``output``.
+
+    Every tenth item of the data is held out to measure progress; with ``split`` "eval" it is the
+    nine others that are, and the tenth ones train.
+    ``work`` (default: ``output`` with ``.work`` appended) keeps the codebook of the start, the
+    checkpoint and the curve; the same command goes on from there. Under ``torchrun`` each process
+    reads its own share of the data; only the first writes, the others return None.
+
+    Raises:
+        CalibrationError, InputError: data or options that cannot be used.
+        ModelError: the bundle cannot be used, or a file cannot be written.
+    """
+    options.check_values()
+    if output.resolve() == bundle.path.resolve() or output.is_file():
+        raise InputError("the fine-tuned model needs a folder of its own: name another --output")
+    work = work or output.with_name(f"{output.name}.work")
+    with _writing(work):
+        work.mkdir(parents=True, exist_ok=True)
+    with distributed():
+        model = build_model(bundle.config, load_weights(bundle))
+        task = task or model.spec.tasks[0]
+        model.require(task)
+        fit_options = replace(
+            fit_options, distributed=options.distributed and model.spec.has_class_token
+        )
+        options = replace(options, distributed=fit_options.distributed)
+        fit_split: Split = split or "fit"
+        held_out = load_samples(
+            bundle,
+            data,
+            limit=options.held_out,
+            window=window,
+            split="eval" if fit_split == "fit" else "fit",
+        )
+        teacher = None
+        if options.distill or task == "embed":
+            teacher = build_model(bundle.config, load_weights(bundle))
+        elif task == "classify" and all(sample.label is None for sample in held_out):
+            raise InputError("the data have no labels: there is nothing to learn with --distill 0")
+        start, fitted = _start(bundle, data, fit_options, work, progress, window, fit_split, task)
+
+        def batches(skip: int) -> Iterator[Batch]:
+            stream = stream_samples(bundle, data, window=window, split=fit_split)
+            return _batches(stream, options, skip)
+
+        trainer = Trainer(
+            model,
+            teacher,
+            start,
+            task,
+            batches,
+            [_batch(group) for group in _by_length(held_out, options.batch)],
+            options,
+            work,
+        )
+        tuned = trainer.run(progress)
+        if rank():
+            return None
+    with _writing(output):
+        codebook = _write(bundle, export_weights(bundle.config, model.cpu()), tuned, output)
+        shutil.copyfile(work / CURVE, output / CURVE)
+        (work / CHECKPOINT).unlink(missing_ok=True)
+    return Finetuned(output, codebook, tuned, fitted)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ModelError(
+            f"{folder} cannot be written ({error.strerror}); nothing trained is lost: mend that "
+            "and give the same command again"
+        ) from error
+
+
+def _start(
+    bundle: Bundle,
+    data: Path,
+    options: FitOptions,
+    work: Path,
+    progress: Progress,
+    window: int | None,
+    split: Split | None,
+    task: str,
+) -> tuple[Codebook, Fitted | None]:
+    """The codebook that training begins with; the first process fits it, the others wait for it."""
+    path = work / START
+    fitted = None
+    if rank() == 0 and not path.exists():
+        fitted = fit(bundle, data, options, progress, path, window=window, split=split, task=task)
+    deadline = time.monotonic() + WAIT_S
+    while not path.exists():
+        if time.monotonic() > deadline:
+            raise CalibrationError("the first process did not fit a codebook in time; see its log")
+        time.sleep(0.5)
+    found = load_codebook(path, bundle.model_id)
+    place = "distributed" if options.distributed else "single"
+    wanted = (options.codec, options.history, options.stage_groups, options.codewords, place)
+    if (found.codec, found.history, found.groups, found.size, found.class_token) != wanted:
+        raise ModelError(
+            f"{path} is of a run with other options; delete it, or name another folder with --work"
+        )
+    return found, fitted
+
+
+def _batches(samples: Iterable[Sample], options: TuneOptions, skip: int) -> Iterator[Batch]:
+    """This process's batches of sequences of one length, drawn from a buffer."""
+    drawn = random.Random(f"{options.seed} batches")
+    waiting: dict[int, list[Sample]] = defaultdict(list)
+    made = 0
+    for sample in _shuffled(samples, drawn):
+        group = waiting[_length(sample)]
+        group.append(sample)
+        if len(group) == options.batch:
+            waiting[_length(sample)] = []
+            if made % world() == rank() and made // world() >= skip:
+                yield _batch(group)
+            made += 1
+
+
+def _shuffled(samples: Iterable[Sample], drawn: random.Random) -> Iterator[Sample]:
+    held: list[Sample] = []
+    for sample in samples:
+        if len(held) < BUFFER:
+            held.append(sample)
+            continue
+        at = drawn.randrange(BUFFER)
+        yield held[at]
+        held[at] = sample
+
+
+def _length(sample: Sample) -> int:
+    tokens = sample.input.tokens
+    return 0 if tokens is None else len(tokens)
+
+
+def _by_length(samples: list[Sample], size: int) -> Iterator[list[Sample]]:
+    groups: dict[int, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        groups[_length(sample)].append(sample)
+    for group in groups.values():
+        for at in range(0, len(group), size):
+            yield group[at : at + size]
+
+
+def _batch(group: list[Sample]) -> Batch:
+    inputs = [sample.input for sample in group]
+    kinds = None
+    if any(one.token_types is not None for one in inputs):
+        kinds = torch.stack(
+            [
+                torch.zeros_like(one.tokens) if one.token_types is None else one.token_types
+                for one in inputs
+                if one.tokens is not None
+            ]
+        )
+    labels = torch.tensor([-1 if s.label is None else s.label for s in group])
+    return Batch(
+        tokens=None
+        if inputs[0].tokens is None
+        else torch.stack([one.tokens for one in inputs if one.tokens is not None]),
+        token_types=kinds,
+        pixels=None
+        if inputs[0].pixels is None
+        else torch.stack([one.pixels for one in inputs if one.pixels is not None]),
+        labels=labels,
+    )
+
+
+def _write(
+    bundle: Bundle, weights: dict[str, torch.Tensor], tuned: Tuned, output: Path
+) -> Codebook:
+    """A bundle with the new weights, in the precision of the old, and their codebook."""
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "manifest.json").unlink(missing_ok=True)
+    for path in bundle.path.iterdir():
+        if path.suffix in _COPIED and path.name not in _OF_OLD_WEIGHTS and path.is_file():
+            shutil.copyfile(path, output / path.name)
+    old = load_weights(bundle).values()
+    dtype = next(tensor.dtype for tensor in old if tensor.is_floating_point())
+    stored = {name: tensor.to(dtype) for name, tensor in weights.items()}
+    save_tensors(output / WEIGHTS, stored, {"format": "pt"})
+    save_json(output / "config.json", export_config(bundle.config))
+    for path in output.glob("codebook*.safetensors"):
+        path.unlink()
+    codebook = replace(tuned.codebook, model=open_bundle(output).model_id)
+    codebook.save(output / book_file(codebook))
+    write_manifest(output)
+    return codebook
+
+
+_OF_OLD_WEIGHTS = ("manifest.json", "quality.json", "model.safetensors.index.json")
+
+
+def book_file(codebook: Codebook) -> str:
+    """The file that a codebook has in a bundle."""
+    options = FitOptions(codec=codebook.codec, groups=codebook.groups[0], history=codebook.history)
+    return codebook_name(options)

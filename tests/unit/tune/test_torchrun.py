@@ -1,0 +1,126 @@
+"""Training with two processes under torchrun, over gloo on this machine's loopback."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from torch import Tensor
+
+from astra_mesh.bundle import open_bundle, verify
+from astra_mesh.bundle.tensors import load_weights
+from astra_mesh.quant.codebook import load_codebook
+from tests.bundles import GPT2, gpt2_tensors, write_bundle
+from tests.unit.tune import two
+
+REPO_ROOT = Path(__file__).resolve().parents[3]
+LIMIT_S = 100.0  # seen: 9 s on two busy cores
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Two processes of ``python -m ARGUMENTS``; all of them are gone afterwards."""
+    place = ("--nproc-per-node", 2, "--master-addr", "127.0.0.1", "--master-port", free_port())
+    tool = (sys.executable, "-m", "torch.distributed.run", *place, "-m")
+    command = [str(word) for word in (*tool, *arguments)]
+    settings = {"PYTHONPATH": str(REPO_ROOT), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    running = subprocess.Popen(
+        command,
+        cwd=REPO_ROOT,
+        env=os.environ | settings,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        out, err = running.communicate(timeout=LIMIT_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(running.pid, signal.SIGKILL)
+        running.communicate()
+        raise
+    return subprocess.CompletedProcess(command, running.returncode, out, err)
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    return write_bundle(tmp_path / "toy", GPT2, gpt2_tensors(GPT2))
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Text in which each word follows from the one before: 60 windows."""
+    path, word, found = tmp_path / "text.txt", 1, []
+    for _ in range(60 * 96):
+        word = (word * 7 + 3) % 64
+        found.append(f"w{word}")
+    path.write_text(" ".join(found) + "\n")
+    return path
+
+
+def test_the_command_fine_tunes_with_two_processes(
+    bundle: Path, data: Path, tmp_path: Path
+) -> None:
+    """One bundle, one report, and the model has learned."""
+    output = tmp_path / "new"
+    options = (
+        "--codewords 16 --rates 4,8 --default-rate 8 --tokens 2000 --steps 20 --batch 4 --check 5 "
+        "--held-out 6 --learning-rate 0.003 --covariance full --finetune --json"
+    )
+    done = torchrun("astra_mesh", "fit", bundle, "--data", data, *options.split(), "-o", output)
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()  # the second process says nothing
+    told = json.loads(line)
+    assert (told["bundle"], told["steps"]) == (str(output), 20)
+    found = open_bundle(output)
+    assert {"model.safetensors", "codebook.safetensors"} <= set(verify(found))
+    assert load_codebook(found.codebook_paths[""], found.model_id).id == told["codebook"]
+    assert all(bool(one.isfinite().all()) for one in load_weights(found).values())
+    rows = curve(output)
+    assert [row["step"] for row in rows] == ["5", "10", "15", "20"]
+    losses = [float(row["held_out_mesh"]) for row in rows]
+    assert losses[-1] < losses[0] - 0.3
+    assert told["held_out_loss"] == pytest.approx(min(losses), rel=1e-4)
+
+
+def test_two_halves_of_a_batch_are_one_batch(bundle: Path, data: Path, tmp_path: Path) -> None:
+    """Two processes with four sequences each end where one with all eight does."""
+    done = torchrun(two.__name__, bundle, data, tmp_path / "both", 4)
+    assert done.returncode == 0, done.stderr
+    two.run(bundle, data, tmp_path / "one", 8)
+    two.run(bundle, data, tmp_path / "half", 4)
+    start, both, one, half = (
+        load_weights(open_bundle(folder))
+        for folder in (bundle, *(tmp_path / name for name in ("both", "one", "half")))
+    )
+    way = distance(start, one)
+    assert distance(both, one) < 1e-3 * way  # seen: 1e-6
+    assert distance(half, one) > 0.1 * way  # seen: 0.18; half of the data lead elsewhere
+    for ours, theirs in zip(curve(tmp_path / "both"), curve(tmp_path / "one"), strict=True):
+        for name in ("held_out_mesh", "held_out_alone"):
+            assert float(ours[name]) == pytest.approx(float(theirs[name]), abs=1e-4)
+
+
+def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    """Of the matrices that no norm is folded into when they are written."""
+    names = [name for name in one if "wte" in name or "c_proj" in name]
+    return sum(float((one[name] - other[name]).square().sum()) for name in names) ** 0.5
+
+
+def curve(bundle: Path) -> list[dict[str, str]]:
+    with (bundle / "training.csv").open(newline="") as stream:
+        return list(csv.DictReader(stream))
