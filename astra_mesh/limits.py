@@ -96,3 +96,5 @@ RESOLVE_TIMEOUT_S: Final = 3.0  # an mDNS instance name to its address and TXT r
 # --- files ----------------------------------------------------------------------------------------
 SAFETENSORS_HEADER_BYTES: Final = 100 * MIB  # the format's own cap
 JSON_BYTES: Final = 64 * MIB  # tokenizer.json of a 256k vocabulary is about 33 MB
+QUALITY_ROWS: Final = 4_096  # of quality.json: 16 codebooks, 32 rates, 8 numbers of peers
+QUALITY_BYTES: Final = 8 * MIB  # about 600 bytes a row, of three tasks

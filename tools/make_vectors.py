@@ -64,6 +64,18 @@ REPORT = m.Report(
     finish="length",
 )
 
+EXPECTED = m.ExpectedCost(
+    measure="perplexity", loss=0.0078125, peers=4, data="valid.txt", sequences=193
+)
+BOOK = m.CodebookOffer(
+    id=CODEBOOK,
+    codec="vq",
+    rates=[64, 128],
+    default_rate=128,
+    encode_token_s=[0.000030517578125, 0.00006103515625],
+    decode_token_s=[0.0000152587890625, 0.000030517578125],
+)
+
 MESSAGES: dict[str, AnyMessage] = {
     "hello": m.Hello(
         magic=m.MAGIC,
@@ -90,6 +102,9 @@ MESSAGES: dict[str, AnyMessage] = {
     "pong": m.Pong(1),
     "credit": m.Credit(8_388_608),
     "status": m.Status(models=[OFFER]),
+    "status with a measured codebook": m.Status(
+        models=[msgspec.structs.replace(OFFER, codebooks=[BOOK])]
+    ),
     "throughput": m.Throughput(1e7),
     "prepare": m.Prepare(request=REQUEST, model=MODEL),
     "propose": m.Propose(
@@ -121,6 +136,13 @@ MESSAGES: dict[str, AnyMessage] = {
         sampling=SAMPLING,
         options=m.Options(use=m.Use.ALL),
     ),
+    "ask with a loss": m.Ask(
+        request=REQUEST,
+        task=m.Task.EMBED,
+        model="tiny-bert",
+        text="a sentence",
+        options=m.Options(max_loss=0.0625),
+    ),
     "ask with an image": m.Ask(
         request=REQUEST, task=m.Task.CLASSIFY, model="vit-tiny", image=b"\x89PNG"
     ),
@@ -132,6 +154,16 @@ MESSAGES: dict[str, AnyMessage] = {
         solo_s=0.5,
         reason="2 peers are twice as fast",
         prompt_tokens=5,
+    ),
+    "planned with an expected cost": m.Planned(
+        request=REQUEST,
+        plan=PLAN,
+        names={A: "laptop"},
+        bits_per_token=128.0,
+        solo_s=0.5,
+        reason="shortest predicted time",
+        prompt_tokens=5,
+        expected=EXPECTED,
     ),
     "result": m.Result(
         request=REQUEST, report=REPORT, labels=[m.Label(label="cat", probability=0.75)]

@@ -27,6 +27,7 @@ from astra_mesh.cli.options import (
     Codec,
     Connect,
     Json,
+    Loss,
     MaxPeers,
     Model,
     PlanOptions,
@@ -68,6 +69,7 @@ def run(
     max_peers: MaxPeers = 0,
     codec: Codec = "",
     rate: Rate = 0,
+    loss: Loss = None,
     connect: Connect = None,
     peer: Typed = None,
     as_json: Json = False,
@@ -82,7 +84,7 @@ def run(
             "top_p": top_p,
             "seed": seed,
         }
-        options = plan_options(use, max_peers, codec, rate)
+        options = plan_options(use, max_peers, codec, rate, loss)
         run_async(_run(connect, peer, by_path(model), text, sampling, options, as_json))
 
 
@@ -134,6 +136,7 @@ def classify(
     max_peers: MaxPeers = 0,
     codec: Codec = "",
     rate: Rate = 0,
+    loss: Loss = None,
     class_token: ClassToken = "",
     connect: Connect = None,
     peer: Typed = None,
@@ -145,7 +148,7 @@ def classify(
             raise BadImageError(
                 f"there is no file {clean(what)[:200]!r}; to label a text, add --text"
             )
-        options = plan_options(use, max_peers, codec, rate)
+        options = plan_options(use, max_peers, codec, rate, loss)
         given: str | os.PathLike[str] = what if text else Path(what)
         run_async(
             _classify(connect, peer, by_path(model), given, top, class_token, options, as_json)
@@ -197,6 +200,7 @@ def embed(
     max_peers: MaxPeers = 0,
     codec: Codec = "",
     rate: Rate = 0,
+    loss: Loss = None,
     class_token: ClassToken = "",
     connect: Connect = None,
     peer: Typed = None,
@@ -204,7 +208,7 @@ def embed(
 ) -> None:
     """Turn a text into one vector."""
     with reporting(as_json):
-        options = plan_options(use, max_peers, codec, rate)
+        options = plan_options(use, max_peers, codec, rate, loss)
         given = _read_prompt(text)
         run_async(
             _embed(

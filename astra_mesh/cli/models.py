@@ -127,7 +127,7 @@ def _rates(bundle: ModelBundle) -> dict[str, list[int]]:
             hint(f"{clean(bundle.name)}: a codebook is left out: {clean(error.message)}")
             continue
         key = f"{book.codec}-{suffix}" if suffix and suffix != book.codec else book.codec
-        found[key] = [book.rate(stages) for stages in range(1, book.stages + 1)]
+        found[key] = list(book.rates.values())
     return found
 
 

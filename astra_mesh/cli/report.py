@@ -10,8 +10,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from astra_mesh.cli.console import clean
+
 if TYPE_CHECKING:
-    from astra_mesh.wire.messages import PeerReport, Planned, Report
+    from astra_mesh.wire.messages import ExpectedCost, PeerReport, Planned, Report
 
 
 def report_block(planned: Planned | None, report: Report) -> RenderableType:
@@ -77,6 +79,7 @@ def report_lines(planned: Planned | None, report: Report, names: Names) -> Itera
     if report.bits_per_token:
         yield f"{report.bits_per_token:g} bits per token and block ({report.plan.codec})"
         yield f"sent: {links_line(report, names) or 'nothing'}"
+        yield f"expected cost: {cost_line(report.expected)}"
     times = f"predicted {seconds(report.predicted_s)}, took {seconds(report.actual_s)}"
     if planned is not None and len(report.plan.shards) > 1:
         times += f"; one device predicted {seconds(planned.solo_s)}"
@@ -91,6 +94,17 @@ def report_lines(planned: Planned | None, report: Report, names: Names) -> Itera
         yield f"plan: {planned.reason}"
     for note in report.notes:
         yield f"note: {note}"
+
+
+def cost_line(expected: ExpectedCost | None) -> str:
+    """What the codes cost in quality, as it was measured."""
+    from astra_mesh.bundle.quality import loss_in_words
+
+    if expected is None:
+        return "not measured: run astra-mesh eval MODEL --data ... --save"
+    loss = loss_in_words(expected.measure, expected.loss)
+    where = f"{expected.peers} peers, {expected.sequences} inputs of {clean(expected.data)}"
+    return f"{loss} (measured on {where})"
 
 
 def links_line(report: Report, names: Names) -> str:

@@ -166,7 +166,14 @@ def make_sampling(
     )
 
 
-def make_options(use: str, max_peers: int, codec: str, rate: int, class_token: str = "") -> Options:
+def make_options(
+    use: str,
+    max_peers: int,
+    codec: str,
+    rate: int,
+    class_token: str = "",
+    max_loss: float | None = None,
+) -> Options:
     """Which peers and which codes a request may use, and where its class token lives.
 
     Raises:
@@ -182,6 +189,13 @@ def make_options(use: str, max_peers: int, codec: str, rate: int, class_token: s
         raise InputError("codec must be vq, astra, fp32, fp16, int8 or int4")
     if class_token not in ("", "single", "distributed"):
         raise InputError("class_token must be single or distributed")
+    if max_loss is not None and not 0 <= max_loss <= 1:
+        raise InputError("max_loss must lie in 0..1: 0.02 is 2 %")
     return Options(
-        use=Use(use), max_peers=max_peers, codec=codec, rate=rate, class_token=class_token
+        use=Use(use),
+        max_peers=max_peers,
+        codec=codec,
+        rate=rate,
+        class_token=class_token,
+        max_loss=None if max_loss is None else float(max_loss),
     )

@@ -19,19 +19,21 @@ from astra_mesh.errors import InputError, MeshError, RefusedError
 from astra_mesh.families import ModelInput
 from astra_mesh.limits import NEW_TOKENS
 from astra_mesh.mesh.link import Link
+from astra_mesh.peer.choice import Code, choose_codes, expected_cost, made_for, stages_of
 from astra_mesh.peer.exchange import MeshExchange
 from astra_mesh.peer.inputs import inputs_of_ask, read_inputs
-from astra_mesh.peer.models import AnyCodec, Loaded, ModelHost, choose_stages
+from astra_mesh.peer.loaded import Loaded
+from astra_mesh.peer.models import ModelHost
 from astra_mesh.peer.part import NotTakingPartError, make_exchange, report_of
 from astra_mesh.peer.participants import LostDuringPrefillError, Participants
+from astra_mesh.plan.alternatives import choose_among
 from astra_mesh.plan.check import BadPlanError, class_token_of
 from astra_mesh.plan.cost import Candidate
 from astra_mesh.plan.cost import Link as LinkProfile
-from astra_mesh.plan.planner import Choice, Job, choose
+from astra_mesh.plan.planner import Choice, Job
 from astra_mesh.wire.codec import sanitise
 from astra_mesh.wire.messages import (
     Ask,
-    CodebookId,
     Inputs,
     Label,
     PeerId,
@@ -51,7 +53,8 @@ LABELS = 100  # classes in a result, the most likely first
 NOTES = 64  # in a report
 
 Emit = Callable[[Planned | Token | Result], Awaitable[None]]
-Candidates = Callable[[Loaded, CodebookId], Awaitable[list[Candidate]]]
+# Of (loaded, *codebooks): peers with the model and one of the codebooks, loaded and measured there.
+FindCandidates = Callable[..., Awaitable[list[Candidate]]]
 
 
 def new_request() -> RequestId:
@@ -64,7 +67,7 @@ class Surroundings:
     """What an answer needs of the peer around it."""
 
     me: Callable[[Loaded], Candidate]
-    candidates: Candidates
+    candidates: FindCandidates
     links: Callable[[], Mapping[tuple[PeerId, PeerId], LinkProfile]]
     find_link: Callable[[PeerId], Link | None]
     open: Callable[[Participants], None]  # codes and messages for them are delivered from now on
@@ -97,58 +100,59 @@ class Answer:
         given, tokens = await self._compute(read_inputs, loaded, inputs)
         if ask.sampling is not None:
             check_sampling(ask.sampling)
-        codec, codebook = await self._compute(loaded.choose_codec, ask.options.codec)
-        stages = choose_stages(codec, ask.options.rate)
+        task = ask.task.value
+        codes, notes = await self._compute(choose_codes, loaded, ask.options, task)
+        self._notes += notes
         self._notes += [f"a codebook is left out: {problem}" for problem in loaded.problems]
         others: list[Candidate] = []
         if ask.options.use is not Use.SOLO:
-            others = await self._around.candidates(loaded, codebook)
-        job = self._job(loaded, codec, codebook, stages, tokens)
+            others = await self._around.candidates(loaded, *(code.codebook for code in codes))
+        jobs = [self._job(loaded, code, tokens) for code in codes]
         while True:
             me, links = self._around.me(loaded), self._around.links()
-            choice = await self._compute(choose, job, me, others, links)
+            choice = await self._compute(choose_among, jobs, me, others, links)
             try:
-                await self._attempt(choice, loaded, codec, inputs, given, others)
+                await self._attempt(choice, loaded, inputs, given, others)
                 return
             except LostDuringPrefillError as lost:
                 self._notes.append(f"planned again without {lost.peer[:8]}: {lost.error.message}")
                 find_link = self._around.find_link
                 others = [x for x in others if x.peer != lost.peer and find_link(x.peer)]
 
-    def _job(
-        self, loaded: Loaded, codec: AnyCodec, codebook: CodebookId, stages: int, tokens: int
-    ) -> Job:
-        options, spec = self.ask.options, loaded.spec
+    def _job(self, loaded: Loaded, code: Code, tokens: int) -> Job:
+        options, spec, codec = self.ask.options, loaded.spec, code.codec
         try:
-            class_token = class_token_of(options.class_token or "single")
+            class_token = class_token_of(options.class_token or made_for(loaded, code.codebook))
         except BadPlanError as error:
             raise InputError(str(error)) from error
         return Job(
             spec=spec,
             model=loaded.bundle.model_id,
-            codebook=codebook,
+            codebook=code.codebook,
             codec=codec.name,
-            token_bytes=codec.rate(stages) / 8 / stages,
-            stages=stages,
+            token_bytes={able: codec.rate(able) / 8 for able in codec.able},
+            stages=code.stages,
             first_block=codec.first_block,
             class_token=class_token,
             pooling=spec.pooling(self.ask.task.value),
             tokens=tokens,
             use=options.use,
             max_peers=options.max_peers,
+            label=code.label,
         )
 
     async def _attempt(
         self,
         choice: Choice,
         loaded: Loaded,
-        codec: AnyCodec,
         inputs: Inputs,
         given: ModelInput,
         others: list[Candidate],
     ) -> None:
-        plan = choice.plan
-        bits = codec.rate(max(rate.stages for rate in plan.rates)) if plan.rates else 0
+        plan, stages = choice.plan, stages_of(choice.plan)
+        codec = await self._compute(loaded.codec, plan.codec, plan.codebook, stages)
+        bits = codec.rate(stages) if stages else 0
+        expected = expected_cost(loaded, plan, self.ask.task.value)
         names = {one.peer: one.name for one in [*others, self._around.me(loaded)]}
         await self._emit(
             Planned(
@@ -159,6 +163,7 @@ class Answer:
                 solo_s=choice.solo_s,
                 reason=sanitise(choice.reason),
                 prompt_tokens=choice.layout.tokens,
+                expected=expected,
             )
         )
         self._began = time.perf_counter()
@@ -231,6 +236,7 @@ class Answer:
             new_tokens=steps,
             finish=finish,
             notes=[sanitise(note) for note in self._notes[:NOTES]],
+            expected=expected_cost(loaded, choice.plan, self.ask.task.value),
         )
         await self._emit(
             Result(request=self.ask.request, report=report, labels=labels, vector=vector)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -14,9 +14,9 @@ from astra_mesh import limits
 from astra_mesh.errors import AstraMeshError, InternalError
 from astra_mesh.mesh.link import Link
 from astra_mesh.peer.answer import new_request
-from astra_mesh.peer.models import Loaded
+from astra_mesh.peer.loaded import Loaded
 from astra_mesh.peer.sending import send_if_open
-from astra_mesh.plan.cost import Candidate
+from astra_mesh.plan.cost import Books, Candidate, CodeCost
 from astra_mesh.plan.cost import Link as LinkProfile
 from astra_mesh.wire.codec import sanitise
 from astra_mesh.wire.messages import (
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from astra_mesh.peer.peer import Peer
 
 _SLOWEST_S = 1000.0  # a peer that claims to need longer for anything is no candidate
+NO_CODEBOOK = CodebookId("")
 _THINNEST_BPS = 1000.0  # nor does any other claim make a prediction infinite
 
 
@@ -50,33 +51,40 @@ class Candidates:
         offer = self._peer.models.offer(loaded.bundle.model_id)
         timing = offer.timing if offer is not None else None
         assert timing is not None  # it is loaded
-        return Candidate(self._peer.id, self._peer.name, self._peer.device, timing)
+        assert offer is not None
+        return Candidate(self._peer.id, self._peer.name, self._peer.device, timing, _books(offer))
 
-    async def others(self, loaded: Loaded, codebook: CodebookId) -> list[Candidate]:
-        """Other peers with this model and codebook, loaded and measured there."""
+    async def others(self, loaded: Loaded, *codebooks: CodebookId) -> list[Candidate]:
+        """Other peers with this model and one of these codebooks, loaded and measured there.
+
+        An empty id stands for codecs without a codebook, which every peer has.
+        """
         model = loaded.bundle.model_id
         asked: dict[PeerId, RequestId] = {}
         try:
             with suppress(TimeoutError):
                 async with asyncio.timeout(limits.PREPARE_TIMEOUT_S):
-                    while self._unready(self._offers(model, codebook), asked):
+                    while self._unready(self._offers(model, codebooks), asked):
                         await self._peer.others_changed()
         finally:
             for request in asked.values():
                 self._asked.pop(request, None)
         hellos = self._peer.others()
         found = []
-        for peer, offer in self._offers(model, codebook).items():
-            device = hellos[peer].device
+        for peer, offer in self._offers(model, codebooks).items():
+            device, name = hellos[peer].device, hellos[peer].name
             if device is not None and offer.timing is not None and _credible(offer.timing):
-                found.append(Candidate(peer, hellos[peer].name, device, offer.timing))
+                found.append(Candidate(peer, name, device, offer.timing, _books(offer)))
         return found
 
-    def _offers(self, model: ModelId, codebook: CodebookId) -> dict[PeerId, ModelOffer]:
+    def _offers(
+        self, model: ModelId, codebooks: Collection[CodebookId]
+    ) -> dict[PeerId, ModelOffer]:
         found = {}
         for peer, hello in self._peer.others().items():
             for offer in hello.models:
-                has_book = not codebook or any(book.id == codebook for book in offer.codebooks)
+                held = {NO_CODEBOOK, *(book.id for book in offer.codebooks)}
+                has_book = not held.isdisjoint(codebooks)
                 if offer.id == model and has_book:
                     found[peer] = offer
         return found
@@ -157,6 +165,18 @@ class Candidates:
         for request in requests:
             text = sanitise(error.message)
             send_if_open(link, Fail(request=request, code=error.code, text=text))
+
+
+def _books(offer: ModelOffer) -> Books:
+    """The codebooks of an offer, with their costs where those are measured and credible."""
+    found = {}
+    for book in offer.codebooks:
+        costs = itertools.starmap(
+            CodeCost, zip(book.encode_token_s, book.decode_token_s, strict=True)
+        )
+        measured = zip(book.rates, costs, strict=False)
+        found[book.id] = {bits: cost for bits, cost in measured if max(cost) <= _SLOWEST_S}
+    return found
 
 
 def _credible(timing: Timing) -> bool:

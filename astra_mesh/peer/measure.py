@@ -10,14 +10,15 @@ import torch
 
 from astra_mesh.engine.attention import attend, merge
 from astra_mesh.families.model import Model
-from astra_mesh.quant.codecs import Codec
+from astra_mesh.quant.codes import Codec
 from astra_mesh.wire.messages import Timing
 
 _REPEATS = 3
 _HEAD_REPEATS = 5
 
 
-def _best(function: Callable[[], object], repeats: int = _REPEATS) -> float:
+def best_s(function: Callable[[], object], repeats: int = _REPEATS) -> float:
+    """Seconds of the fastest of some calls, never 0."""
     times = []
     for _ in range(repeats):
         began = time.perf_counter()
@@ -30,6 +31,8 @@ def _best(function: Callable[[], object], repeats: int = _REPEATS) -> float:
 def measure(model: Model, codec: Codec | None, stages: int) -> Timing:
     """Time of one block at three sizes, of the codec and of the head; takes well under a second for
     small models. Runs in the compute thread.
+
+    ``codec`` has no codebook; see :mod:`astra_mesh.peer.code_times` for those.
     """
     spec = model.spec
     sizes = sorted({min(spec.max_tokens, size) for size in (8, 64, 256)})
@@ -39,8 +42,8 @@ def measure(model: Model, codec: Codec | None, stages: int) -> Timing:
     encode_s = decode_s = 0.0
     if codec is not None:
         encode_s, decode_s = _codec_time(model, codec, stages)
-    row = torch.randn(1, spec.hidden_size, dtype=_dtype(model))
-    head_s = _best(lambda: _head(model, row), _HEAD_REPEATS)
+    row = torch.randn(1, spec.hidden_size, dtype=dtype_of(model))
+    head_s = best_s(lambda: _head(model, row), _HEAD_REPEATS)
     return Timing(
         fixed_s=fixed,
         per_token_s=per_token,
@@ -52,7 +55,8 @@ def measure(model: Model, codec: Codec | None, stages: int) -> Timing:
     )
 
 
-def _dtype(model: Model) -> torch.dtype:
+def dtype_of(model: Model) -> torch.dtype:
+    """Of the weights."""
     return next(model.parameters()).dtype
 
 
@@ -72,13 +76,13 @@ def _forward(model: Model, x: torch.Tensor) -> None:
 
 
 def _block_time(model: Model, tokens: int) -> float:
-    x = torch.randn(tokens, model.spec.hidden_size, dtype=_dtype(model))
-    return _best(lambda: _forward(model, x)) / model.spec.num_hidden_layers
+    x = torch.randn(tokens, model.spec.hidden_size, dtype=dtype_of(model))
+    return best_s(lambda: _forward(model, x)) / model.spec.num_hidden_layers
 
 
 def _step_time(model: Model) -> float:
-    x = torch.randn(1, model.spec.hidden_size, dtype=_dtype(model))
-    return _best(lambda: _forward(model, x))
+    x = torch.randn(1, model.spec.hidden_size, dtype=dtype_of(model))
+    return best_s(lambda: _forward(model, x))
 
 
 def _fit(sizes: list[int], pairs: list[float], times: list[float]) -> tuple[float, float, float]:
@@ -101,8 +105,9 @@ def _codec_time(model: Model, codec: Codec, stages: int) -> tuple[float, float]:
     """Seconds per token of encoding and decoding one block."""
     block = model.spec.num_hidden_layers - 1
     tokens = min(64, model.spec.max_tokens)
-    x = torch.randn(tokens, model.spec.hidden_size, dtype=_dtype(model))
-    codes = codec.encode(block, x, stages)
-    codec.decode(block, codes)
-    encode_s = _best(lambda: codec.encode(block, x, stages))
-    return encode_s / tokens, _best(lambda: codec.decode(block, codes)) / tokens
+    x = torch.randn(tokens, model.spec.hidden_size, dtype=dtype_of(model))
+    sender, receiver = codec.sender(stages, None), codec.receiver(stages, None)
+    codes = sender.encode(block, x)
+    receiver.decode(block, codes)
+    encode_s = best_s(lambda: sender.encode(block, x))
+    return encode_s / tokens, best_s(lambda: receiver.decode(block, codes)) / tokens

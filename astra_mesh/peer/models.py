@@ -14,86 +14,35 @@ from msgspec.structs import replace
 from astra_mesh.bundle import Bundle, find_bundle, list_bundles
 from astra_mesh.bundle.header import read_header
 from astra_mesh.bundle.image import ImageProcessor
+from astra_mesh.bundle.quality import Quality, read_quality
 from astra_mesh.bundle.tensors import load_weights
 from astra_mesh.bundle.text import NAME as TOKENIZER_FILE
 from astra_mesh.bundle.text import TextTokenizer, eos_ids
 from astra_mesh.engine.compute import ComputeThread
-from astra_mesh.errors import AstraMeshError, CodebookError, InputError, UnknownModelError
-from astra_mesh.families import Model, ModelSpec, build_model, read_spec
+from astra_mesh.errors import AstraMeshError, BadBundleError, CodebookError, UnknownModelError
+from astra_mesh.families import ModelSpec, build_model, read_spec
 from astra_mesh.limits import CODEBOOKS_PER_MODEL, MODELS_PER_PEER, NAME_CHARS
+from astra_mesh.peer.choice import choose_codes
+from astra_mesh.peer.code_times import CodeTimes, measure_codebook
+from astra_mesh.peer.loaded import AnyCodec, Loaded, choose_stages
 from astra_mesh.peer.measure import measure
 from astra_mesh.quant.codebook import Codebook, load_codebook
-from astra_mesh.quant.codecs import PLAIN, PlainCodec, VectorCodec, make_codec
+from astra_mesh.quant.codecs import PlainCodec, VectorCodec
 from astra_mesh.wire.codec import sanitise
-from astra_mesh.wire.messages import CodebookId, CodebookOffer, ModelId, ModelOffer, Task, Timing
+from astra_mesh.wire.messages import (
+    CodebookOffer,
+    ModelId,
+    ModelOffer,
+    Options,
+    Task,
+    Timing,
+)
+
+__all__ = ["AnyCodec", "Loaded", "ModelHost", "choose_stages"]
 
 log = logging.getLogger(__name__)
 
 _TURNS = 25  # of the compute thread, to time one
-
-AnyCodec = PlainCodec | VectorCodec
-
-
-@dataclass
-class Loaded:
-    """A model in memory."""
-
-    bundle: Bundle
-    model: Model
-    codebooks: dict[CodebookId, Codebook]
-    tokenizer: TextTokenizer | None
-    processor: ImageProcessor | None
-    stop_ids: frozenset[int]
-    problems: tuple[str, ...] = ()  # codebooks that are left out, and why
-    _codecs: dict[tuple[str, CodebookId], AnyCodec] = field(default_factory=dict)
-
-    @property
-    def spec(self) -> ModelSpec:
-        """Sizes and kind."""
-        return self.model.spec
-
-    def codec(self, name: str, codebook: CodebookId) -> AnyCodec:
-        """The codec of a plan; InputError or CodebookError where there is none."""
-        key = (name, codebook)
-        if name in PLAIN and codebook:
-            raise CodebookError(f"{name} has no codebook")
-        if key not in self._codecs:
-            book = self.codebooks.get(codebook)
-            if name not in PLAIN and book is None:
-                raise CodebookError(
-                    f"{self.bundle.name} has no codebook {codebook[:12] or name!r} on this device"
-                )
-            self._codecs[key] = make_codec(name, self.model, book)
-        return self._codecs[key]
-
-    def choose_codec(self, name: str) -> tuple[AnyCodec, CodebookId]:
-        """The codec that a client named; "": the bundle's codebook, ``fp16`` without one."""
-        if name in PLAIN:
-            return self.codec(name, CodebookId("")), CodebookId("")
-        for wanted in (name,) if name else ("vq", "astra"):
-            for key, book in self.codebooks.items():
-                if book.codec == wanted:
-                    return self.codec(wanted, key), key
-        if name and self.problems:
-            raise CodebookError(self.problems[0])
-        if name:
-            return make_codec(name, self.model), CodebookId("")  # raises, saying what to do
-        return self.codec("fp16", CodebookId("")), CodebookId("")
-
-
-def choose_stages(codec: AnyCodec, rate: int) -> int:
-    """Stages for a rate in bits per token and block; 0: the codebook's default.
-
-    Raises:
-        InputError: the codebook has no such rate.
-    """
-    if rate == 0:
-        return codec.codebook.default_stages if isinstance(codec, VectorCodec) else codec.stages
-    for stages in range(1, codec.stages + 1):
-        if codec.rate(stages) == rate:
-            return stages
-    able = ", ".join(str(codec.rate(s)) for s in range(1, codec.stages + 1))
-    raise InputError(f"{codec.name} has no rate of {rate} bits per token and block; it has {able}")
 
 
 @dataclass
@@ -176,7 +125,11 @@ class ModelHost:
                 turns = 2 * await self._turn_s()  # a block takes the compute thread once or twice
                 timing = replace(timing, fixed_s=timing.fixed_s + turns)
                 entry.loaded = loaded
-                entry.offer = replace(entry.offer, timing=timing, loaded=True)
+                books = [
+                    _offer_codebook(book, loaded.times.get(key))
+                    for key, book in loaded.codebooks.items()
+                ]
+                entry.offer = replace(entry.offer, timing=timing, loaded=True, codebooks=books)
                 self._on_change()
             return entry.loaded
 
@@ -231,13 +184,24 @@ def _codebooks(bundle: Bundle) -> tuple[list[Codebook], list[str]]:
     return found[:CODEBOOKS_PER_MODEL], problems
 
 
-def _offer_codebook(book: Codebook) -> CodebookOffer:
+def _offer_codebook(book: Codebook, times: CodeTimes | None = None) -> CodebookOffer:
     return CodebookOffer(
         id=book.id,
         codec=book.codec,
-        rates=[book.rate(stages) for stages in range(1, book.stages + 1)],
+        rates=list(book.rates.values()),
         default_rate=book.rate(book.default_stages),
+        encode_token_s=[] if times is None else [times.encode_s[one] for one in book.able],
+        decode_token_s=[] if times is None else [times.decode_s[one] for one in book.able],
     )
+
+
+def _quality(bundle: Bundle) -> Quality | None:
+    """What was measured of a bundle; a bad file is logged and counts as none."""
+    try:
+        return read_quality(bundle)
+    except BadBundleError as error:
+        log.warning("%s: its measured quality is left out: %s", bundle.name, error.message)
+        return None
 
 
 def _load(bundle: Bundle) -> tuple[Loaded, Timing]:
@@ -252,8 +216,22 @@ def _load(bundle: Bundle) -> tuple[Loaded, Timing]:
         tokenizer=TextTokenizer.from_bundle(bundle) if bundle.has(TOKENIZER_FILE) else None,
         processor=ImageProcessor.from_bundle(bundle) if model.spec.vocab_size == 0 else None,
         stop_ids=eos_ids(bundle),
+        quality=_quality(bundle),
     )
-    codec, _ = loaded.choose_codec("")
-    if isinstance(codec, VectorCodec):
-        codec.prepare()
-    return loaded, measure(model, codec, choose_stages(codec, 0))
+    _measure_codebooks(loaded)
+    for code in choose_codes(loaded, Options(), model.spec.tasks[0])[0]:
+        if isinstance(code.codec, VectorCodec):
+            code.codec.prepare(code.stages)
+    return loaded, measure(model, PlainCodec("fp16", model), 1)
+
+
+def _measure_codebooks(loaded: Loaded) -> None:
+    """One that does not fit the model's blocks is left out."""
+    for key, book in list(loaded.codebooks.items()):
+        try:
+            loaded.codec(book.codec, key)
+        except CodebookError as error:
+            del loaded.codebooks[key]
+            loaded.problems = (*loaded.problems, error.message)
+        else:
+            loaded.times[key] = measure_codebook(loaded.model, book)

@@ -36,17 +36,72 @@ def choose(
 
     ``me`` is the coordinator; it owns the last shard, so that new tokens need no network.
     """
-    me, *others = _same_measure([me, *others])
-    search = Search(job, me, links)
-    solo = search.trial([me], [job.tokens])
-    limit = min(job.max_peers or len(others) + 1, len(others) + 1, job.tokens)
-    if reason := _only_one(job, others, limit):
-        return _choice(job, solo, solo, reason)
-    ranked = search.ranked(others)
+    room = Room.of(job, me, others, links)
+    return settle(room, room.best())
+
+
+@dataclass(frozen=True)
+class Room:
+    """Who could run a job: the search for it, with the costs of its codes."""
+
+    search: Search
+    others: Sequence[Candidate]
+    alone: str  # why no other peer comes into question; empty if one does
+
+    @classmethod
+    def of(
+        cls,
+        job: Job,
+        me: Candidate,
+        others: Sequence[Candidate],
+        links: Mapping[tuple[PeerId, PeerId], Link],
+    ) -> Room:
+        """Of those who hold the codebook."""
+        holders = [one for one in others if one.holds(job.codebook)]
+        coding = [one.coding(job.codebook, job.bits) for one in (me, *holders)]
+        me, *holders = _same_measure(coding)
+        search = Search(job, me, links)
+        return cls(search, holders, _only_one(job, holders, _limit(job, holders)))
+
+    @property
+    def job(self) -> Job:
+        """What is planned."""
+        return self.search.job
+
+    def solo(self) -> Trial:
+        """One device alone."""
+        return self.search.trial([self.search.me], [self.job.tokens])
+
+    def best(self) -> Trial | None:
+        """The best of several peers; None where only one comes into question."""
+        if self.alone:
+            return None
+        ranked, limit = self.search.ranked(self.others), _limit(self.job, self.others)
+        if self.job.use is Use.ALL:
+            return self.search.sized([*ranked[: limit - 1], self.search.me])
+        return self.search.best(ranked, limit)
+
+    def same(self, found: Trial) -> Trial | None:
+        """The group and sizes of another job's trial; None where one of them cannot run this."""
+        able = {one.peer: one for one in (*self.others, self.search.me)}
+        group = [able[one.peer] for one in found.group if one.peer in able]
+        if len(group) < len(found.group):
+            return None
+        return self.search.trial(group, found.sizes)
+
+
+def _limit(job: Job, others: Sequence[Candidate]) -> int:
+    """The largest number of peers."""
+    return min(job.max_peers or len(others) + 1, len(others) + 1, job.tokens)
+
+
+def settle(room: Room, best: Trial | None) -> Choice:
+    """The plan of a job, given its best trial with several peers."""
+    job, solo = room.job, room.solo()
+    if best is None:
+        return _choice(job, solo, solo, room.alone)
     if job.use is Use.ALL:
-        found = search.sized([*ranked[: limit - 1], me])
-        return _choice(job, found, solo, _compare(found, solo, "all peers were asked for"))
-    best = search.best(ranked, limit)
+        return _choice(job, best, solo, _compare(best, solo, "all peers were asked for"))
     if best.total_s > GAIN * solo.total_s:
         reason = (
             f"one device is faster: {_ms(solo.total_s)} alone, {_ms(best.total_s)} is the best "

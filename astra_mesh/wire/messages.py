@@ -87,8 +87,8 @@ class Timing(Message, frozen=True):
     fixed_s: float
     per_token_s: float
     per_pair_s: float
-    encode_token_s: float = 0.0  # all stages of one token
-    decode_token_s: float = 0.0  # all stages of one remote token
+    encode_token_s: float = 0.0  # one token with a codec that has no codebook
+    decode_token_s: float = 0.0  # one remote token with such a codec
     head_s: float = 0.0  # final norm and head of one answer
     step_s: float = 0.0  # one decoding step (all blocks and head) at a short cache
 
@@ -98,8 +98,11 @@ class CodebookOffer(Message, frozen=True):
 
     id: CodebookId
     codec: str  # "vq", "astra"
-    rates: list[int]  # bits per token and block, one entry for each number of stages
+    rates: list[int]  # bits per token and block, one entry for each number of stages it can use
     default_rate: int
+    # Seconds for one token and block, one entry for each rate; empty until measured.
+    encode_token_s: list[float] = []
+    decode_token_s: list[float] = []
 
 
 class ModelOffer(Message, frozen=True):
@@ -348,8 +351,9 @@ class Options(Message, frozen=True):
     use: Use = Use.AUTO
     max_peers: int = 0  # 0: no limit
     codec: str = ""  # "": the bundle's codebook ("vq" if it has one), else "fp16"
-    rate: int = 0  # bits per token and block; 0: the bundle's default
+    rate: int = 0  # bits per token and block; 0: the fastest one within ``max_loss``
     class_token: str = ""  # "": what the bundle was adapted for
+    max_loss: float | None = None  # that the codes may cost; None: the limit stored in the bundle
 
 
 class Ask(Message, frozen=True):
@@ -365,6 +369,16 @@ class Ask(Message, frozen=True):
     options: Options = Options()
 
 
+class ExpectedCost(Message, frozen=True):
+    """What the codes of a plan cost in quality, as ``eval --save`` measured it."""
+
+    measure: str  # "perplexity", "accuracy", "agreement", "cosine"
+    loss: float  # 0 also where the codes happened to do better
+    peers: int  # that it was measured on
+    data: str  # name of the file or folder
+    sequences: int  # of them
+
+
 class Planned(Message, frozen=True):
     """The plan that a client's request runs under."""
 
@@ -375,6 +389,7 @@ class Planned(Message, frozen=True):
     solo_s: float  # predicted time on the asked peer alone
     reason: str  # why this plan, for people
     prompt_tokens: int
+    expected: ExpectedCost | None = None  # None: one device, or not measured
 
 
 class Label(Message, frozen=True):
@@ -396,6 +411,7 @@ class Report(Message, frozen=True):
     new_tokens: int = 0
     finish: str = ""  # "length", "eos", "context" for generate
     notes: list[str] = []
+    expected: ExpectedCost | None = None  # None: one device, or not measured
 
 
 class Result(Message, frozen=True):

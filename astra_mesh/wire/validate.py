@@ -124,7 +124,13 @@ _stages = _between(0, limits.STAGES)
 _position = _between(0, limits.PROMPT_TOKENS)
 
 _RULES: Final[dict[type[msgspec.Struct], dict[str, Check]]] = {
-    m.CodebookOffer: {"id": _is_id, "codec": _word, "rates": _rates},
+    m.CodebookOffer: {
+        "id": _is_id,
+        "codec": _word,
+        "rates": _rates,
+        "encode_token_s": _rates,
+        "decode_token_s": _rates,
+    },
     m.ModelOffer: {
         "id": _is_id,
         "name": _name,
@@ -190,12 +196,18 @@ _RULES: Final[dict[type[msgspec.Struct], dict[str, Check]]] = {
         "max_peers": _between(0, limits.PEERS_PER_PLAN),
         "codec": _word_or_empty,
         "class_token": _word_or_empty,
+        "max_loss": _between(0.0, 1.0),
     },
     m.Ask: {
         "model": _name,
         "text": _prompt,
         "tokens": _tokens,
         "image": _size(limits.IMAGE_BYTES),
+    },
+    m.ExpectedCost: {
+        "measure": _word,
+        "peers": _between(1, limits.PEERS_PER_PLAN),
+        "data": _name,
     },
     m.Planned: {
         "names": lambda value: _by_peer(value) and all(map(_name, value.values())),
@@ -228,6 +240,11 @@ def _ask_fits(ask: m.Ask) -> bool:
     return sum(given is not None for given in (ask.text, ask.tokens, ask.image)) == 1
 
 
+def _book_fits(book: m.CodebookOffer) -> bool:
+    counts = {len(book.encode_token_s), len(book.decode_token_s)}
+    return counts in ({0}, {len(book.rates)})
+
+
 def _shard_fits(shard: m.Shard) -> bool:
     return shard.start <= shard.stop
 
@@ -238,6 +255,7 @@ def _codes_fit(codes: m.Codes) -> bool:
 
 _WHOLE: Final[dict[type[msgspec.Struct], Callable[[Any], bool]]] = {
     m.Ask: _ask_fits,
+    m.CodebookOffer: _book_fits,
     m.Shard: _shard_fits,
     m.Codes: _codes_fit,
 }

@@ -22,7 +22,9 @@ from astra_mesh.mesh.link import Link
 from astra_mesh.mesh.session import Session
 from astra_mesh.peer import Peer, PeerConfig
 from astra_mesh.peer.answer import new_request
-from astra_mesh.quant.fit import FitOptions, fit_codebook
+from astra_mesh.quant.codebook import UNLIMITED
+from astra_mesh.quant.fit import fit_codebook
+from astra_mesh.quant.options import FitOptions
 from astra_mesh.wire.codec import AnyMessage
 from astra_mesh.wire.messages import (
     MAGIC,
@@ -43,6 +45,10 @@ from astra_mesh.wire.messages import (
 from tests.bundles import BERT, GPT2, VIT, bert_tensors, gpt2_tensors, vit_tensors, write_bundle
 
 WAIT_S = 20.0
+# Four codes of 4 bits, or two: with a history each rate has codewords and predictions of its own.
+SMALL = FitOptions(
+    history=UNLIMITED, rates=(8, 16), default_rate=16, groups=2, codewords=16, iterations=5
+)
 
 
 def make_models(folder: Path, seed: int = 0) -> Path:
@@ -56,7 +62,7 @@ def make_models(folder: Path, seed: int = 0) -> Path:
 
 
 def fit_small(folder: Path) -> None:
-    """Give a bundle a ``vq`` and an ``astra`` codebook, from random inputs."""
+    """Give a bundle a ``vq`` codebook that remembers and an ``astra`` one, from random inputs."""
     bundle = open_bundle(folder)
     model = build_model(bundle.config, load_weights(bundle))
     g = torch.Generator().manual_seed(1)
@@ -68,10 +74,10 @@ def fit_small(folder: Path) -> None:
         ]
     else:
         inputs = [ModelInput(pixels=torch.randn(3, 32, 32, generator=g)) for _ in range(3 * count)]
-    vq = FitOptions(groups=4, stages=2, codewords=16, iterations=5)
-    astra = FitOptions(codec="astra", groups=4, stages=1, codewords=32, iterations=5)
-    fit_codebook(model, bundle.model_id, inputs, vq).save(folder / "codebook.safetensors")
-    fit_codebook(model, bundle.model_id, inputs, astra).save(folder / "codebook-astra.safetensors")
+    astra = FitOptions("astra", history=0, groups=4, codewords=32, iterations=5)
+    for options, name in ((SMALL, "codebook"), (astra, "codebook-astra")):
+        book, _ = fit_codebook(model, bundle.model_id, inputs, options)
+        book.save(folder / f"{name}.safetensors")
 
 
 def picture(seed: int = 0) -> bytes:

@@ -18,6 +18,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from astra_mesh.cli.app import app
+from astra_mesh.quant.codebook import load_codebook
 from tests.integration.mesh_fixtures import make_models, picture
 from tests.timings import patient
 
@@ -149,9 +150,10 @@ def test_models_fit_and_eval(tmp_path: Path) -> None:
     for number in range(24):
         (data / f"{number}.png").write_bytes(picture(number))
     book = tmp_path / "book.safetensors"
-    small = ("--groups", "4", "--stages", "2", "--codewords", "16")
+    small = ("--rates", "8,16", "--groups", "2", "--codewords", "16", "--history", "1")
     call("fit", "pictures", "--data", str(data), *small, "--output", str(book), "--json")
-    assert book.stat().st_size > 1000
+    fitted = load_codebook(book)
+    assert (fitted.history, list(fitted.rates.values()), fitted.groups) == (1, [8, 16], (2, 2))
     found = call("eval", "pictures", "--data", str(data), "--limit", "2", "--peers", "2", "--json")
     (document,) = lines(found.stdout)
     assert {"vq", "fp32"} <= {row["codec"] for row in document["rows"]}
@@ -159,7 +161,7 @@ def test_models_fit_and_eval(tmp_path: Path) -> None:
     assert "one device" in table
     (listed,) = lines(call("models", "--json").stdout)
     assert {"words", "pictures", "feelings"} <= {row["name"] for row in listed["models"]}
-    assert "16/32" in call("models").stdout
+    assert "8/16" in call("models").stdout
     no_data = call("fit", "pictures", "--data", str(tmp_path / "absent"), status=1)
     assert "error: there is no file or folder" in no_data.stderr
 

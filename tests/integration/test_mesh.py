@@ -20,6 +20,8 @@ from astra_mesh.peer import Peer, PeerConfig
 from astra_mesh.peer.inputs import read_inputs
 from astra_mesh.peer.models import Loaded, _load
 from astra_mesh.plan.check import layout_of
+from astra_mesh.quant.codebook import UNLIMITED
+from astra_mesh.quant.codecs import VectorCodec
 from astra_mesh.wire.messages import Inputs, Options, Planned, Result, Sampling, Task, Use
 from tests.integration.mesh_fixtures import client_of, make_models, mesh_of, picture, until
 
@@ -59,7 +61,7 @@ def reference_of(loaded: Loaded, result: Result, task: Task, inputs: Inputs) -> 
     plan = result.report.plan
     codec = loaded.codec(plan.codec, plan.codebook)
     given, tokens = read_inputs(loaded, inputs)
-    layout = layout_of(plan, loaded.spec, task, tokens, codec.first_block, codec.stages)
+    layout = layout_of(plan, loaded.spec, task, tokens, codec.first_block, codec.able)
     return run_plan(loaded.model, layout, codec, given, spare=64)
 
 
@@ -69,7 +71,7 @@ def options(codec: str, rate: int = 0, class_token: str = "") -> Options:
 
 @pytest.mark.parametrize(
     ("codec", "rate"),
-    [("vq", 0), ("vq", 16), ("astra", 0), ("fp32", 0), ("fp16", 0), ("int8", 0), ("int4", 0)],
+    [("vq", 0), ("vq", 8), ("astra", 0), ("fp32", 0), ("fp16", 0), ("int8", 0), ("int4", 0)],
 )
 async def test_text_over_three_peers_equals_the_reference(
     models: Path, loaded_models: dict[str, Loaded], codec: str, rate: int
@@ -114,18 +116,35 @@ async def test_pictures_over_three_peers_equal_the_reference(
 
 
 @pytest.mark.parametrize("class_token", ["single", "distributed"])
+@pytest.mark.parametrize("rate", [8, 16])
 async def test_embedding_over_four_peers_equals_the_reference(
-    models: Path, loaded_models: dict[str, Loaded], class_token: str
+    models: Path, loaded_models: dict[str, Loaded], class_token: str, rate: int
 ) -> None:
     text = " ".join(f"w{i}" for i in PROMPT)
     async with mesh_of(["a", "b", "c", "d"], models) as peers, client_of(peers[1]) as client:
         request = client.send(
-            Task.EMBED, "feelings", text=text, options=options("vq", 0, class_token)
+            Task.EMBED, "feelings", text=text, options=options("vq", rate, class_token)
         )
         result = (await client.reply(request)).done()
-    runs = reference_of(loaded_models["feelings"], result, Task.EMBED, Inputs(tokens=PROMPT))
+    loaded = loaded_models["feelings"]
+    runs = reference_of(loaded, result, Task.EMBED, Inputs(tokens=PROMPT))
     vector = np.frombuffer(result.vector, "<f4")
     np.testing.assert_allclose(vector, pooled(runs).numpy(), atol=1e-5)
+    solo = run_solo(loaded.model, ModelInput(tokens=torch.tensor(PROMPT)), "mean")
+    assert np.abs(vector - pooled([solo]).numpy()).max() > 0.01  # the codes do change something
+    assert result.report.bits_per_token == rate
+
+
+def test_the_codebooks_of_these_tests_remember(loaded_models: dict[str, Loaded]) -> None:
+    for loaded in loaded_models.values():
+        books = loaded.codebooks.items()
+        codecs = {book.codec: loaded.codec(book.codec, key) for key, book in books}
+        assert set(codecs) == {"vq", "astra"}
+        codec = codecs["vq"]
+        assert isinstance(codec, VectorCodec)
+        assert codec.codebook.history == UNLIMITED
+        assert list(codec.codebook.rates.values()) == [8, 16]
+        assert set(codec.codebook.levels) == {1, 2}  # a quantizer for each
 
 
 async def test_the_report_says_who_did_what(models: Path) -> None:
@@ -135,12 +154,12 @@ async def test_the_report_says_who_did_what(models: Path) -> None:
     report = reply.done().report
     planned = reply.planned[0]
     assert sorted(planned.names.values()) == ["a", "b", "c"]
-    assert planned.bits_per_token == report.bits_per_token == 2 * 4 * 4
+    assert planned.bits_per_token == report.bits_per_token == 4 * 4
     assert planned.prompt_tokens == len(PROMPT)
     assert [one.tokens for one in report.peers] == [s.stop - s.start for s in planned.plan.shards]
     first, second, last = report.peers
     # Codes of blocks 1 and 2 for those that finish the last block, of block 1 for the other.
-    per_block = first.tokens * 2 * 4 // 2
+    per_block = first.tokens * 4 * 4 // 8
     assert first.sent_bytes[last.peer] > 2 * per_block
     assert first.sent_bytes[second.peer] > per_block
     assert second.sent_bytes.keys() == {last.peer}
@@ -280,7 +299,7 @@ async def test_many_requests_at_once_all_get_their_own_answer(
         (
             {"task": Task.GENERATE, "model": "words", "text": "w1", "options": Options(rate=7)},
             "bad-input",
-            "16, 32",
+            "8, 16",
         ),
         (
             {

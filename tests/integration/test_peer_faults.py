@@ -484,7 +484,7 @@ async def test_codes_that_overtake_their_proposal_are_used(
     assert len(reply.planned) == 1
     codec = words.codec(plan.codec, plan.codebook)
     given, tokens = read_inputs(words, Inputs(tokens=PROMPT))
-    layout = layout_of(plan, words.spec, Task.GENERATE, tokens, codec.first_block, codec.stages)
+    layout = layout_of(plan, words.spec, Task.GENERATE, tokens, codec.first_block, codec.able)
     runs = run_plan(words.model, layout, codec, given, spare=64)
     assert reply.ids == decode(runs, SHORT, words.stop_ids)
 

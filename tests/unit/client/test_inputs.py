@@ -92,7 +92,16 @@ def test_any_integer_is_a_seed(seed: int) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"use": "some"}, {"max_peers": -1}, {"max_peers": 65}, {"rate": -1}, {"codec": "x" * 33}],
+    [
+        {"use": "some"},
+        {"max_peers": -1},
+        {"max_peers": 65},
+        {"rate": -1},
+        {"codec": "x" * 33},
+        {"max_loss": -0.1},
+        {"max_loss": 1.1},
+        {"max_loss": float("nan")},
+    ],
 )
 def test_options_out_of_range(change: dict[str, Any]) -> None:
     fine: dict[str, Any] = {"use": "all", "max_peers": 0, "codec": "", "rate": 0}

