@@ -51,8 +51,23 @@ models: $(DEV_STAMP) ## train the shipped models and their codebooks again (hour
 	$(BIN)/python -m tools.models.train_tiny_gpt2 --threads 1
 	$(BIN)/python -m tools.models.train_vit_tiny --threads 1 --steps 4000 --until 1250
 	$(BIN)/python -m tools.models.train_vit_tiny --threads 1 --steps 2800
-	$(BIN)/astra-mesh fit models/tiny-gpt2 --data "$(DATA)/datasets/tinyshakespeare"
+	$(MAKE) codebooks
+
+.PHONY: codebooks
+codebooks: $(DEV_STAMP) ## fit and measure the shipped models' codebooks again (half an hour)
+	$(BIN)/python -m tools.models.split_text build/texts
+	$(BIN)/astra-mesh fit models/tiny-gpt2 --data build/texts/train.txt
 	$(BIN)/astra-mesh fit models/vit-tiny --data "$(DATA)/datasets/cifar10_train_jpeg.zip"
+	$(BIN)/astra-mesh eval models/tiny-gpt2 --data build/texts/valid.txt --limit 193 \
+		--peers 2,4 --codec vq --save
+	$(BIN)/astra-mesh eval models/vit-tiny --data "$(DATA)/datasets/cifar10_test_jpeg.zip" --limit 2000 \
+		--peers 2,4 --codec vq --save
+
+.PHONY: bench fidelity
+bench: fidelity ## measure the figures in docs/ again (hours)
+
+fidelity: $(DEV_STAMP) ## what the codes cost in quality: docs/fidelity.md (hours without a fast machine)
+	ASTRA_MESH_DATA="$(DATA)" $(BIN)/python -m tools.bench.fidelity
 
 .PHONY: wheel
 wheel: $(DEV_STAMP) ## dist/*.whl and dist/*.tar.gz

@@ -147,7 +147,7 @@ def fit(
     ] = 32,
     rate: Annotated[
         float, typer.Option("--learning-rate", rich_help_panel=_TUNE, help="Of the weights.")
-    ] = 1e-4,
+    ] = 3e-5,
     train: Annotated[
         TrainedName,
         typer.Option(rich_help_panel=_TUNE, help="What is trained beside the codebook."),
@@ -163,7 +163,7 @@ def fit(
         typer.Option(
             min=0, max=1, rich_help_panel=_TUNE, help="Share of the unchanged model's answers."
         ),
-    ] = 0.5,
+    ] = 0.9,
     even: Annotated[
         bool, typer.Option("--even", rich_help_panel=_TUNE, help="Only even shards.")
     ] = False,
@@ -173,6 +173,15 @@ def fit(
     precision: Annotated[
         PrecisionName, typer.Option(rich_help_panel=_TUNE, help="Of the arithmetic.")
     ] = PrecisionName.FP32,
+    lora_rank: Annotated[
+        int, typer.Option(min=1, rich_help_panel=_TUNE, help="Of the adapters of --train lora.")
+    ] = 8,
+    commitment: Annotated[
+        float, typer.Option(min=0, rich_help_panel=_TUNE, help="Weight of the commitment loss.")
+    ] = 5e-4,
+    codebook_rate: Annotated[
+        float, typer.Option(rich_help_panel=_TUNE, help="Learning rate of the codebook.")
+    ] = 1e-4,
     patience: Annotated[
         int,
         typer.Option(
@@ -222,6 +231,9 @@ def fit(
             batch=batch,
             learning_rate=rate,
             trained=train.value,
+            codebook_rate=codebook_rate,
+            lora_rank=lora_rank,
+            commitment=commitment,
             noise=noise,
             covariance=covariance.value,
             distill=distill,
@@ -285,12 +297,15 @@ def _finetune(asked: _Asked, options: FitOptions, tuning: TuneOptions, work: Pat
         "codebook": found.codebook.id,
         "steps": found.tuned.steps,
         "held_out_loss": found.tuned.best,
+        "best_step": found.tuned.best_step,
         "stopped_early": found.tuned.stopped_early,
     }
     if asked.as_json:
         print_json(told)
         return
     early = " (stopped early: no gain any more)" if found.tuned.stopped_early else ""
+    if not found.tuned.best_step:
+        early += "; no step was better than the start, which is what was kept"
     out.print(
         f"model and codebook in {clean(str(found.bundle))} after {found.tuned.steps} steps{early}; "
         f"loss on held-out data with four peers {found.tuned.best:.4f}; curve in training.csv",

@@ -18,7 +18,6 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 
 import torch
 from torch import Tensor
@@ -26,13 +25,12 @@ from torch import Tensor
 from astra_mesh.errors import CalibrationError
 from astra_mesh.families.block import Block
 from astra_mesh.families.model import Model, ModelInput
+from astra_mesh.quant.block_fit import Batch, BlockFit, added_rows, predicted_rows, seeded
 from astra_mesh.quant.codebook import BlockBook, Codebook, as_stored
-from astra_mesh.quant.frame import balanced_order, kv_metric, make_frame, mixed_metric
-from astra_mesh.quant.kmeans import kmeans
+from astra_mesh.quant.coders import BlockCoder, Memory
 from astra_mesh.quant.mixed import Shares, arrange, even_bounds, mixed_block, shares
 from astra_mesh.quant.options import FitOptions
 from astra_mesh.quant.sensitivity import sensitivities
-from astra_mesh.quant.vector import BlockCoder, Cut, Memory, StageCoder
 from astra_mesh.wire.messages import ModelId
 
 Progress = Callable[[int, int, str], None]  # done, total, what
@@ -59,26 +57,6 @@ class FitReport:
     tokens: int = 0
     sequences: int = 0
     blocks: list[BlockReport] = field(default_factory=list)
-
-
-@dataclass
-class _Batch:
-    """Sequences of one length on their way through the blocks."""
-
-    embedded: Tensor  # (B, T, D)
-    held: Shares
-    mask: Tensor
-    x: Tensor  # (T', B, D)
-    memory: Memory | None = None
-
-    def coded(self, n: Tensor) -> Tensor:
-        """The rows that are sent: (N, D) of (T', B, D)."""
-        return n[self.held.copies :].flatten(0, 1)
-
-    def restore(self, n: Tensor, coded: Tensor) -> Tensor:
-        """``n`` (T', B, D) with the rows of :meth:`coded` replaced."""
-        rows = coded.view(-1, *n.shape[1:])
-        return torch.cat([n[: self.held.copies], rows]) if self.held.copies else rows
 
 
 @torch.no_grad()
@@ -183,7 +161,7 @@ class _Fitter:
             self.progress(0, 1, "measuring what the answers depend on")
             batches = list(self._gradient_batches(task))
             self.metrics = sensitivities(
-                self.model, batches, self.first, task, _generator(options.seed, "answers")
+                self.model, batches, self.first, task, seeded(options.seed, "answers")
             )
         stages = list(options.stages.values())
         wanted = stages if options.history else stages[-1:]
@@ -212,12 +190,12 @@ class _Fitter:
         distributed = self.options.distributed and self.model.spec.has_class_token
         return shares(even_bounds(tokens, peers, count), tokens, distributed=distributed)
 
-    def _batches(self) -> list[_Batch]:
+    def _batches(self) -> list[Batch]:
         found = []
         for index, embedded in enumerate(self.embedded):
             held = self._shares(index, embedded)
             x = arrange(embedded, held)
-            found.append(_Batch(embedded, held, held.masks(self.model.spec.causal), x))
+            found.append(Batch(embedded, held, held.masks(self.model.spec.causal), x))
         return found
 
     def _level(self, stages: int, total: int) -> tuple[BlockBook, ...]:
@@ -238,7 +216,7 @@ class _Fitter:
     def _bits(self, stages: int) -> int:
         return sum(self.options.stage_groups[:stages]) * self.options.code_bits
 
-    def _known(self, block: Block, batches: list[_Batch]) -> None:
+    def _known(self, block: Block, batches: list[Batch]) -> None:
         """The first block, whose input every peer knows."""
         for batch in batches:
             n = block.normalize(batch.x)
@@ -246,10 +224,10 @@ class _Fitter:
                 batch.memory = Memory(self.options.history, batch.coded(n))
             batch.x = mixed_block(block, batch.x, batch.mask, None)
 
-    def _coder(self, block: Block, index: int, stages: int, batches: list[_Batch]) -> BlockCoder:
+    def _coder(self, block: Block, index: int, stages: int, batches: list[Batch]) -> BlockCoder:
         key = stages, index
         if key not in self.done:
-            fit = _BlockFit(self.options, block, index, self._sensitivity(index))
+            fit = BlockFit(self.options, block, index, self._sensitivity(index))
             book, predicted, left = fit.run(batches, self.options.stage_groups[:stages])
             self.done[key] = as_stored(book)
             self.report.blocks.append(BlockReport(index, self._bits(stages), predicted, left))
@@ -259,15 +237,15 @@ class _Fitter:
     def _sensitivity(self, index: int) -> Tensor | None:
         return None if self.metrics is None else self.metrics[index]
 
-    def _advance(self, block: Block, index: int, coder: BlockCoder, batch: _Batch) -> None:
+    def _advance(self, block: Block, index: int, coder: BlockCoder, batch: Batch) -> None:
         """Code all tokens of a batch and run the block on what the others hold."""
         astra = self.options.codec == "astra"
         n = batch.x if astra else block.normalize(batch.x)
         coded = batch.coded(n)
         predicted = torch.zeros_like(coded)
         if not astra:
-            predicted = _predicted(batch, index, coder.book, coded)
-        added = _added(coder, coded - predicted)
+            predicted = predicted_rows(batch, index, coder.book, coded)
+        added = added_rows(coder, coded - predicted)
         if batch.memory is not None:
             batch.memory.keep(index, slice(None), predicted, added)
         rebuilt = batch.restore(n, predicted + added)
@@ -276,168 +254,10 @@ class _Fitter:
         )
 
 
-def _predicted(batch: _Batch, index: int, book: BlockBook, coded: Tensor) -> Tensor:
-    assert book.center is not None
-    if batch.memory is None:
-        return book.center.expand(coded.shape)
-    return batch.memory.predict(index, book, slice(None))
-
-
-def _added(coder: BlockCoder, residual: Tensor) -> Tensor:
-    """What the codes of ``residual`` (N, D) stand for: (N, D)."""
-    y = coder.decode(coder.encode(residual))
-    return y if coder.book.synthesis is None else y @ coder.book.synthesis.T
-
-
-@dataclass
-class _BlockFit:
-    """One block at one number of stages."""
-
-    options: FitOptions
-    block: Block
-    index: int
-    sensitivity: Tensor | None
-
-    def run(self, batches: list[_Batch], groups: Sequence[int]) -> tuple[BlockBook, float, float]:
-        """The book, and the shares of the variance left after prediction and after the codes."""
-        generator = _generator(self.options.seed, f"{self.index} {len(groups)}")
-        if self.options.codec == "astra":
-            x = _sampled(
-                [batch.coded(batch.x) for batch in batches], self.options.sample, generator
-            )
-            _check_varied([x], x.mean(0))
-            codewords, _, left = self._stages(x, groups, generator, plain=True)
-            return BlockBook(codewords), 1.0, left / float(x.var(0, correction=0).sum())
-        return self._predictive(batches, groups, generator)
-
-    def _predictive(
-        self, batches: list[_Batch], groups: Sequence[int], generator: torch.Generator
-    ) -> tuple[BlockBook, float, float]:
-        rows = [batch.coded(self.block.normalize(batch.x)) for batch in batches]
-        center, predict, mean = self._regress(rows, batches)
-        book = BlockBook((), (), center, None, None, predict)
-        residuals = [
-            n - _predicted(batch, self.index, book, n)
-            for n, batch in zip(rows, batches, strict=True)
-        ]
-        picked = _picks([len(n) for n in rows], self.options.sample, generator)
-        n = torch.cat([part[at] for part, at in zip(rows, picked, strict=True)])
-        residual = torch.cat([part[at] for part, at in zip(residuals, picked, strict=True)])
-        metric = mixed_metric(
-            kv_metric(n - mean, self.block), self.sensitivity, self.options.sensitivity
-        )
-        frame = make_frame(residual, metric)
-        y = residual @ frame.analysis.T
-        codewords, orders, left = self._stages(y, groups, generator, plain=False)
-        whole = float(((n - mean) @ frame.analysis.T).square().sum(1).mean())
-        before = float(y.square().sum(1).mean())
-        book = BlockBook(codewords, orders, center, frame.analysis, frame.synthesis, predict)
-        return book, before / whole, left / whole
-
-    def _regress(
-        self, rows: list[Tensor], batches: list[_Batch]
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Center (D,), predict (depth, D, D) or None, and the mean of n (D,)."""
-        sums = _Sums()
-        for n, batch in zip(rows, batches, strict=True):
-            sums.add(None if batch.memory is None else batch.memory.past(self.index), n)
-        mean = sums.mean()
-        _check_varied(rows, mean)
-        center, predict = sums.solve(self.options.ridge)
-        size = len(center)
-        return center, None if predict is None else predict.view(-1, size, size), mean
-
-    def _stages(
-        self, y: Tensor, groups: Sequence[int], generator: torch.Generator, plain: bool
-    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], float]:
-        """Codewords and orders of each stage, and the mean squared length of what is left."""
-        codewords, orders = [], []
-        for count in groups:
-            order = None if plain else balanced_order(y.square().mean(0), count)
-            cut = Cut(count, order, y.shape[1]).split(y)
-            found = kmeans(cut, self.options.codewords, self.options.iterations, generator)
-            stage = StageCoder(found.half().float(), order, y.shape[1])
-            y = y - stage.decode(stage.encode(y))
-            codewords.append(found)
-            if order is not None:
-                orders.append(order)
-        return tuple(codewords), tuple(orders), float(y.square().sum(1).mean())
-
-
-class _Sums:
-    """Moments of what is predicted from (N, F) and of n (N, D), added up in float64."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._n: Tensor | float = 0.0
-        self._f: Tensor | None = None
-        self._ff: Tensor | float = 0.0
-        self._fn: Tensor | float = 0.0
-
-    def add(self, past: Tensor | None, n: Tensor) -> None:
-        """Count rows."""
-        self.count += len(n)
-        self._n = self._n + n.double().sum(0)
-        if past is not None:
-            self._f = past.double().sum(0) + (0.0 if self._f is None else self._f)
-            self._ff = self._ff + (past.T @ past).double()
-            self._fn = self._fn + (past.T @ n).double()
-
-    def mean(self) -> Tensor:
-        """Of n, (D,) float32."""
-        assert isinstance(self._n, Tensor)
-        return (self._n / self.count).float()
-
-    def solve(self, ridge: float) -> tuple[Tensor, Tensor | None]:
-        """Center (D,) and weights (F, D), or None where nothing is predicted from."""
-        assert isinstance(self._n, Tensor)
-        mean = self._n / self.count
-        if self._f is None:
-            return mean.float(), None
-        assert isinstance(self._ff, Tensor)
-        past = self._f / self.count
-        spread = self._ff / self.count - torch.outer(past, past)
-        common = self._fn / self.count - torch.outer(past, mean)
-        size = len(spread)
-        damped = spread + ridge * float(spread.trace()) / size * torch.eye(size).double()
-        weights = torch.linalg.solve(damped, common).half().double()  # as it is stored
-        return (mean - past @ weights).float(), weights.float()
-
-
-def _check_varied(parts: Sequence[Tensor], mean: Tensor) -> None:
-    spread = sum(float((n - mean).square().sum()) for n in parts)
-    if spread <= 1e-10 * sum(float(n.square().sum()) for n in parts):  # equal but for rounding
-        raise CalibrationError("the calibration inputs are all alike; give others")
-
-
-def _generator(seed: int, what: str) -> torch.Generator:
-    """Of its own for each purpose, so that a resumed run draws the same numbers."""
-    digest = hashlib.sha256(f"{seed} {what}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-
-
-def _picks(sizes: Sequence[int], most: int, generator: torch.Generator) -> list[Tensor]:
-    """Places of at most ``most`` rows, drawn from parts of the given sizes."""
-    total = sum(sizes)
-    if total <= most:
-        return [torch.arange(size) for size in sizes]
-    chosen = torch.randperm(total, generator=generator)[:most].sort().values
-    found, at = [], 0
-    for size in sizes:
-        found.append(chosen[(chosen >= at) & (chosen < at + size)] - at)
-        at += size
-    return found
-
-
-def _sampled(parts: Sequence[Tensor], most: int, generator: torch.Generator) -> Tensor:
-    picks = _picks([len(part) for part in parts], most, generator)
-    return torch.cat([part[at] for part, at in zip(parts, picks, strict=True)])
-
-
 def fingerprint(inputs: Sequence[ModelInput]) -> str:
     """SHA-256 of calibration inputs, to tell whether an interrupted run had the same."""
     digest = hashlib.sha256()
-    for one in islice(inputs, None):
+    for one in inputs:
         for tensor in (one.tokens, one.token_types, one.pixels):
             if tensor is not None:
                 digest.update(tensor.contiguous().numpy().tobytes())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from astra_mesh.quant.vector import nearest
+from astra_mesh.quant.coders import nearest
 
 CHUNK_TOKENS = 8192  # rows scored at a time: (G, 8192, K) float32 scores
 

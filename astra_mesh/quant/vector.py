@@ -12,8 +12,8 @@ of those that it is predicted from, plus (with history) one product pair for the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -26,155 +26,11 @@ from astra_mesh.families.block import Block
 from astra_mesh.families.model import Model
 from astra_mesh.quant import cost
 from astra_mesh.quant.codebook import UNLIMITED, BlockBook, Codebook, sources
+from astra_mesh.quant.coders import BlockCoder, Memory
 from astra_mesh.quant.codes import CodeArray
 from astra_mesh.wire.bits import pack, packed_bytes, unpack
 
 TABLE_BYTES = 1 << 30  # of one codec's tables; where they would be larger, receivers project
-
-
-def nearest(y: Tensor, codewords: Tensor, offset: Tensor | None = None) -> npt.NDArray[np.int64]:
-    """Index (G, T) of the nearest of ``codewords`` (G, K, W) to ``y`` (G, T, W).
-
-    ``numpy.argmax`` is several times faster than ``torch.argmax`` on a CPU. ``offset`` is
-    :func:`score_offset` of the codewords, where it is at hand.
-    """
-    offset = score_offset(codewords) if offset is None else offset
-    scores = torch.baddbmm(offset, y, codewords.transpose(1, 2))
-    found: npt.NDArray[np.int64] = scores.numpy().argmax(-1)
-    return found
-
-
-def score_offset(codewords: Tensor) -> Tensor:
-    """(G, 1, K): half the squared lengths, negative."""
-    return codewords.square().sum(-1).mul_(-0.5).unsqueeze(1)
-
-
-def take(codewords: Tensor, codes: Tensor) -> Tensor:
-    """Rows (G, T, W) of ``codewords`` (G, K, W) at ``codes`` (G, T)."""
-    return codewords.gather(1, codes.unsqueeze(-1).expand(-1, -1, codewords.shape[-1]))
-
-
-class Cut:
-    """How one stage cuts coordinates (T, R) into groups."""
-
-    def __init__(self, groups: int, order: Tensor | None, coordinates: int) -> None:
-        self.groups, self._order, self._inverse = groups, order, order
-        if order is not None:
-            inverse = torch.full((coordinates + 1,), len(order), dtype=torch.int64)
-            inverse[order] = torch.arange(len(order))
-            self._inverse = inverse[:coordinates]
-
-    def split(self, y: Tensor) -> Tensor:
-        """(T, R) to groups (G, T, W)."""
-        if self._order is not None:
-            y = F.pad(y, (0, 1))[:, self._order]
-        width = y.shape[1] // self.groups
-        return y.view(len(y), self.groups, width).transpose(0, 1).contiguous()
-
-    def join(self, grouped: Tensor) -> Tensor:
-        """Inverse of :meth:`split`; coordinates in no group are zero."""
-        y = grouped.transpose(0, 1).flatten(1)
-        return y if self._inverse is None else F.pad(y, (0, 1))[:, self._inverse]
-
-
-class StageCoder:
-    """One residual stage on coordinates (T, R)."""
-
-    def __init__(self, codewords: Tensor, order: Tensor | None, coordinates: int) -> None:
-        self.codewords, self._offset = codewords, score_offset(codewords)
-        self.cut = Cut(len(codewords), order, coordinates)
-
-    def encode(self, y: Tensor) -> npt.NDArray[np.int64]:
-        """Codes (G, T) of coordinates (T, R)."""
-        return nearest(self.cut.split(y), self.codewords, self._offset)
-
-    def decode(self, codes: npt.NDArray[np.int64]) -> Tensor:
-        """Coordinates (T, R) of codes (G, T)."""
-        return self.cut.join(take(self.codewords, torch.from_numpy(codes)))
-
-
-class BlockCoder:
-    """A :class:`BlockBook`, ready to work."""
-
-    def __init__(self, book: BlockBook) -> None:
-        self.book = book
-        size = book.codewords[0].shape[0] * book.codewords[0].shape[2]
-        coordinates = size if book.analysis is None else len(book.analysis)
-        orders: Iterable[Tensor | None] = book.orders or [None] * len(book.codewords)
-        self.stages = [
-            StageCoder(codewords, order, coordinates)
-            for codewords, order in zip(book.codewords, orders, strict=True)
-        ]
-        self._rows: Tensor | None = None
-
-    def encode(self, residual: Tensor) -> list[npt.NDArray[np.int64]]:
-        """Codes (G, T) of each stage for ``n - p`` (T, D)."""
-        y = residual if self.book.analysis is None else F.linear(residual, self.book.analysis)
-        found = []
-        for index, stage in enumerate(self.stages):
-            codes = stage.encode(y)
-            found.append(codes)
-            if index + 1 < len(self.stages):
-                y = y - stage.decode(codes)
-        return found
-
-    def decode(self, codes: Sequence[npt.NDArray[np.int64]]) -> Tensor:
-        """Coordinates (T, R) of codes (G, T)."""
-        found = self.stages[0].decode(codes[0])
-        for stage, more in zip(self.stages[1:], codes[1:], strict=False):
-            found = found + stage.decode(more)
-        return found
-
-    @property
-    def rows(self) -> Tensor:
-        """Every codeword as what it adds to n^: (codewords of all stages and groups, D)."""
-        if self._rows is None:
-            self._rows = torch.cat([self._stage_rows(stage) for stage in self.stages])
-        return self._rows
-
-    def _stage_rows(self, stage: StageCoder) -> Tensor:
-        groups, size, width = stage.codewords.shape
-        wide = stage.codewords.new_zeros(groups, size, groups, width)
-        for group in range(groups):
-            wide[group, :, group] = stage.codewords[group]
-        y = stage.cut.join(wide.view(1, groups * size, -1))
-        return y if self.book.synthesis is None else F.linear(y, self.book.synthesis)
-
-
-@dataclass
-class Memory:
-    """What both ends hold of T tokens: n^ of the last block, or q of the last ``history`` ones, and
-    n of the first block, which is no copy."""
-
-    history: int
-    known: Tensor  # (T, D) n of the first block
-    _past: dict[int, Tensor] = field(default_factory=dict)  # by block
-
-    def __post_init__(self) -> None:
-        """Block 0 is the first in memory."""
-        self._past[0] = self.known
-
-    def predict(self, block: int, book: BlockBook, rows: slice) -> Tensor:
-        """The prediction (rows, D)."""
-        assert book.center is not None
-        if book.predict is None:
-            return book.center.expand(self.known[rows].shape)
-        past = self.past(block, rows)
-        return torch.addmm(book.center, past, book.predict.flatten(0, 1))
-
-    def past(self, block: int, rows: slice = slice(None)) -> Tensor:
-        """What ``block`` is predicted from, side by side: (rows, sources * D)."""
-        held = [self._past[source][rows] for source in sources(self.history, block)]
-        return held[0] if len(held) == 1 else torch.cat(held, dim=1)
-
-    def keep(self, block: int, rows: slice, predicted: Tensor, added: Tensor) -> None:
-        """Remember rows of a block."""
-        if block not in self._past:
-            wanted = {0, *sources(self.history, block)}  # which other pieces of this block need
-            self._past = {b: held for b, held in self._past.items() if b in wanted}
-            self._past[block] = torch.empty_like(self.known)
-        unlimited = self.history == UNLIMITED
-        self._past[block][rows] = predicted + added if unlimited else added
 
 
 class VectorSender:

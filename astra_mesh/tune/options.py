@@ -17,8 +17,8 @@ class TuneOptions:
 
     steps: int = 400
     batch: int = 32  # sequences of one process
-    learning_rate: float = 1e-4  # of the weights
-    codebook_rate: float = 5e-4  # of codewords and centers; predictions: a tenth
+    learning_rate: float = 3e-5  # of the weights
+    codebook_rate: float = 1e-4  # of codewords and centers; predictions: a tenth
     decay: float = 0.01
     warmup: float = 0.05  # of the steps
     trained: Trained = "all"
@@ -27,7 +27,7 @@ class TuneOptions:
     covariance: Covariance = "diagonal"  # of the noise
     commitment: float = 5e-4
     reconstruction: float = 0.1  # weight of the codebook's own error
-    distill: float = 0.5  # share of the full-precision model's answers in the loss; 0: data only
+    distill: float = 0.9  # share of the full-precision model's answers in the loss; 0: data only
     peers: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8)  # drawn for each batch
     uneven: bool = True  # boundaries drawn at random, else even
     distributed: bool = True  # class token on every peer, where there is one

@@ -17,8 +17,8 @@ from torch.nn import functional as F
 
 from astra_mesh.families.model import Model
 from astra_mesh.quant.codebook import BlockBook, Codebook, as_stored
+from astra_mesh.quant.coders import Cut, Memory, score_offset, take
 from astra_mesh.quant.mixed import Shares
-from astra_mesh.quant.vector import Cut, Memory, score_offset, take
 from astra_mesh.tune.options import TuneOptions
 
 STATISTICS_RATE = 0.05  # of the running statistics of the error
@@ -26,7 +26,7 @@ SCORES_BYTES = 256 << 20  # of the codewords' scores at a time
 
 
 class TunedBlock(nn.Module):
-    """One block's quantizer at one number of stages."""
+    """One block's quantizer; without history its first stages serve the smaller rates."""
 
     def __init__(self, book: BlockBook, covariance: str) -> None:
         super().__init__()
@@ -44,9 +44,10 @@ class TunedBlock(nn.Module):
             Cut(len(words), order, coordinates)
             for words, order in zip(book.codewords, orders, strict=True)
         ]
-        shape = (size, size) if covariance == "full" else (size,)
+        count = len(book.codewords)  # the errors of each number of stages have their own statistics
+        shape = (count, size, size) if covariance == "full" else (count, size)
         self.register_buffer("spread", torch.zeros(shape))
-        self.register_buffer("seen", torch.zeros(()))
+        self.register_buffer("seen", torch.zeros(count))
 
     def _keep(self, name: str, tensor: Tensor | None) -> None:
         self.register_buffer(name, None if tensor is None else tensor.clone())
@@ -88,11 +89,12 @@ class TunedBlock(nn.Module):
             return residual
         return F.linear(residual, analysis)
 
-    def quantize(self, residual: Tensor) -> Tensor:
+    def quantize(self, residual: Tensor, stages: int) -> Tensor:
         """What the codes of ``residual`` (N, D) stand for, differentiable in the codewords."""
         y = self.coordinates(residual.detach())
         total = torch.zeros_like(y)
-        for cut, codewords in zip(self.cuts, self.codewords, strict=True):
+        used = zip(self.cuts[:stages], list(self.codewords)[:stages], strict=True)
+        for cut, codewords in used:
             codes = _codes(cut.split(y), codewords.detach())
             found = cut.join(take(codewords, codes))
             total, y = total + found, y - found.detach()
@@ -100,24 +102,25 @@ class TunedBlock(nn.Module):
         return total if synthesis is None else total @ synthesis.T
 
     @torch.no_grad()
-    def observe(self, error: Tensor) -> None:
-        """Count errors (N, D) into the running statistics."""
+    def observe(self, error: Tensor, stages: int) -> None:
+        """Count errors (N, D) of a number of stages into its running statistics."""
         assert isinstance(self.spread, Tensor)
         assert isinstance(self.seen, Tensor)
-        full = self.spread.dim() == 2
+        full = self.spread.dim() == 3
         now = error.T @ error / len(error) if full else error.square().mean(0)
-        rate = 1.0 if float(self.seen) == 0 else STATISTICS_RATE
-        self.spread.lerp_(now, rate)
-        self.seen.fill_(1.0)
+        rate = 1.0 if float(self.seen[stages - 1]) == 0 else STATISTICS_RATE
+        self.spread[stages - 1].lerp_(now, rate)
+        self.seen[stages - 1] = 1.0
 
     @torch.no_grad()
-    def noise(self, rows: int, generator: torch.Generator) -> Tensor:
-        """Errors (rows, D) like those that were observed, Gaussian."""
+    def noise(self, rows: int, generator: torch.Generator, stages: int) -> Tensor:
+        """Errors (rows, D) like those that were observed of so many stages, Gaussian."""
         assert isinstance(self.spread, Tensor)
-        drawn = torch.randn(rows, len(self.spread), generator=generator).to(self.spread.device)
-        if self.spread.dim() == 1:
-            return drawn * self.spread.sqrt()
-        values, vectors = torch.linalg.eigh(self.spread.nan_to_num(0, 0, 0))  # no error of its own
+        spread = self.spread[stages - 1]
+        drawn = torch.randn(rows, len(spread), generator=generator).to(spread.device)
+        if spread.dim() == 1:
+            return drawn * spread.sqrt()
+        values, vectors = torch.linalg.eigh(spread.nan_to_num(0, 0, 0))  # no error of its own
         root: Tensor = vectors * values.clamp_min(0).sqrt()
         return drawn @ root.T
 
@@ -155,8 +158,8 @@ class TunedBook(nn.Module):
         )
 
     def blocks(self, stages: int) -> list[TunedBlock]:
-        """The quantizers of one number of stages."""
-        found = self.levels[str(stages)]
+        """The quantizers of one number of stages; without history, of all numbers."""
+        found = self.levels[str(stages if self.codebook.history else self.codebook.stages)]
         assert isinstance(found, nn.ModuleList)
         return list(found)  # type: ignore[arg-type]
 
@@ -187,7 +190,7 @@ class Coding:
         generator: torch.Generator | None = None,
     ) -> None:
         self.book, self.model, self.held = book, model, held
-        self._blocks, self._generator = book.blocks(stages), generator
+        self._blocks, self._stages, self._generator = book.blocks(stages), stages, generator
         self._memory: Memory | None = None
         self._losses: list[tuple[Tensor, Tensor]] = []
 
@@ -208,8 +211,9 @@ class Coding:
             coded = self._coded(n).float()
             rebuilt = self._rebuild(index, block, coded)
             if self._generator is not None and options.noise:
-                block.observe((coded - rebuilt).detach())
-                rebuilt = rebuilt + options.noise * block.noise(len(coded), self._generator)
+                block.observe((coded - rebuilt).detach(), self._stages)
+                drawn = block.noise(len(coded), self._generator, self._stages)
+                rebuilt = rebuilt + options.noise * drawn
             rebuilt = rebuilt + (coded - coded.detach())
         rows = rebuilt.view(-1, *n.shape[1:]).to(n.dtype)
         return torch.cat([n[: self.held.copies], rows]) if self.held.copies else rows
@@ -223,7 +227,7 @@ class Coding:
             predicted = book.center.expand(coded.shape)
         else:
             predicted = self._memory.predict(index, book, slice(None))
-        added = block.quantize(coded - predicted)
+        added = block.quantize(coded - predicted, self._stages)
         rebuilt = predicted + added
         if self._memory is not None:
             self._memory.keep(index, slice(None), predicted.detach(), added.detach())

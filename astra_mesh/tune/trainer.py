@@ -50,6 +50,7 @@ class Tuned:
     codebook: Codebook
     steps: int
     best: float  # held-out loss under four peers, of what was kept
+    best_step: int  # when it was reached; 0: training brought no gain
     stopped_early: bool
 
 
@@ -102,7 +103,7 @@ class Trainer:
         self.module: nn.Module = self.objective
         if dist.is_initialized():
             self.module = DistributedDataParallel(self.objective, find_unused_parameters=True)
-        self.step, self.best, self.worse = 0, math.inf, 0
+        self.step, self.best, self.best_step, self.worse = 0, math.inf, 0, 0
         self.kept: dict[str, Tensor] = {}
         self.seconds = 0.0
 
@@ -130,6 +131,8 @@ class Trainer:
         began, options = time.monotonic() - self.seconds, self.options
         stream = self.batches(self.step)
         stopped = False
+        if not self.kept:
+            self._check(torch.full((5,), math.nan))  # the start: nothing worse is kept
         parts: list[Tensor] = []
         while self.step < options.steps:
             if options.patience and self.worse >= options.patience:
@@ -145,7 +148,7 @@ class Trainer:
         self._load(self.kept)
         merge(self.model)
         self.model.requires_grad_(False)
-        return Tuned(self.book.stored(), self.step, self.best, stopped)
+        return Tuned(self.book.stored(), self.step, self.best, self.best_step, stopped)
 
     def _learn(self, batch: Batch) -> Tensor:
         """One step; loss and its parts (5,)."""
@@ -154,7 +157,7 @@ class Trainer:
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
         shared = generator_of(options.seed, self.step, 0)  # the same on all processes
-        spec, able = self.model.spec, sorted(self.book.codebook.levels)
+        spec, able = self.model.spec, self.book.codebook.able
         stages = able[int(torch.randint(len(able), (), generator=shared))]
         tokens = _tokens(self.model, batch)
         held = draw_shares(tokens, len(batch), options, shared, spec.has_class_token)
@@ -170,9 +173,8 @@ class Trainer:
         return torch.cat([loss.detach()[None], parts])
 
     def _diverged(self) -> CalibrationError:
-        return CalibrationError(
-            f"the loss is no number after {self.step} steps: lower the learning rate"
-        )
+        advice = "lower the learning rate" if self.step else "look at the weights and the data"
+        return CalibrationError(f"the loss is no number after {self.step} steps: {advice}")
 
     def _precision(self) -> AbstractContextManager[Any]:
         if self.options.precision == "bf16":
@@ -186,6 +188,7 @@ class Trainer:
             raise self._diverged()
         if mesh < self.best:
             self.best, self.worse, self.kept = mesh, 0, self._state()
+            self.best_step = self.step
         else:
             self.worse += 1
         if rank() == 0:
@@ -204,8 +207,6 @@ class Trainer:
         """
         objective, totals = self.objective, torch.zeros(3)
         stages = self.book.codebook.default_stages
-        if stages not in self.book.codebook.levels:
-            stages = max(self.book.codebook.levels)
         for batch in self.held_out[rank() :: world()]:
             tokens = _tokens(self.model, batch)
             bounds = even_bounds(tokens, min(EVAL_PEERS, tokens), len(batch))
@@ -245,6 +246,7 @@ class Trainer:
             "step": self.step,
             "best": self.best,
             "worse": self.worse,
+            "best_step": self.best_step,
             "seconds": self.seconds,
             "state": self._state(),
             "kept": self.kept,
@@ -282,6 +284,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.best, self.worse = state["step"], state["best"], state["worse"]
         self.kept, self.seconds = state["kept"], state["seconds"]
+        self.best_step = state.get("best_step", state["step"])
 
     def _write_curve(self, row: Sequence[float]) -> None:
         path = self.work / CURVE
@@ -289,7 +292,7 @@ class Trainer:
         if path.exists():
             with path.open(newline="", encoding="utf-8") as stream:
                 rows = [old for old in list(csv.reader(stream))[1:] if int(old[0]) < self.step]
-        rows.append([f"{value:.6g}" for value in row])
+        rows.append(["" if math.isnan(value) else f"{value:.6g}" for value in row])
         with replacing(path) as part, part.open("w", newline="", encoding="utf-8") as stream:
             csv.writer(stream, lineterminator="\n").writerows([COLUMNS, *rows])
 

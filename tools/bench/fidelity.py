@@ -26,14 +26,20 @@ from typing import Any
 import torch
 
 from astra_mesh.bundle import open_bundle
+from astra_mesh.bundle.tensors import load_weights
+from astra_mesh.bundle.text import TextTokenizer, eos_ids
+from astra_mesh.engine.reference import decode, run_solo
+from astra_mesh.families import ModelInput, build_model
 from astra_mesh.quality import EvalSettings, FitOptions, evaluate, fit
 from astra_mesh.quality.pictures import interleaved
+from astra_mesh.wire.messages import Sampling
 from tools.models.common import REPO_ROOT, default_data_root
 
 OUT = REPO_ROOT / "docs" / "data"
 WEIGHTS = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
            "preprocessor_config.json", "vocab.txt", "tok105.model", "chars.json")  # fmt: skip
 ASTRA_CODEWORDS = 1024
+OWN_TOKENS = 40_000  # that a model writes for its own calibration
 SMALL_PICTURES, PICTURES = 1_000, 2_000  # for calibration: other pictures; views in all
 Book = tuple[str, FitOptions]  # file name, options
 
@@ -154,21 +160,75 @@ def history(data: Path, work: Path) -> dict[str, Any]:
     return {"books": made} | measured(folder, evaluation, codecs=("vq",), rates=(64,), limit=150)
 
 
+def ablation(data: Path, work: Path) -> dict[str, Any]:
+    """What each choice of the fit brings: vit-tiny on CIFAR-10, one change at a time."""
+    folder = copied(REPO_ROOT / "models/vit-tiny", work)
+    base: dict[str, Any] = {"max_tokens": 40_000}
+    books = [
+        vq("base", -1, 16, 64, **base),
+        vq("no-sensitivity", -1, 16, 64, **base | {"sensitivity": 0.0}),
+        vq("more-sensitivity", -1, 16, 64, **base | {"sensitivity": 4.0}),
+        vq("equal-groups", -1, 16, 64, **base | {"groups": 2}),
+        vq("ridge-0.03", -1, 16, 64, **base | {"ridge": 0.03}),
+        vq("half-the-data", -1, 16, 64, **base | {"max_tokens": 20_000}),
+        vq("h0", 0, 16, 64, **base),
+        vq("h1", 1, 16, 64, **base),
+        vq("h2", 2, 16, 64, **base),
+        vq("h4", 4, 16, 64, **base),
+    ]
+    made = books_of(folder, data / "datasets/cifar10_train_jpeg.zip", books)
+    test = data / "datasets/cifar10_test_jpeg.zip"
+    return {"books": made} | measured(folder, test, codecs=("vq",), limit=1000)
+
+
 def llama(data: Path, work: Path) -> dict[str, Any]:
-    """Three small Llamas on stories: the perplexity's increase without training."""
-    text = (data / "datasets/tinystories_sample.txt").read_text(encoding="utf-8")
-    cut = text.index("\n", len(text) // 2)
-    (work / "calibration.txt").write_text(text[:cut], encoding="utf-8")
-    (work / "evaluation.txt").write_text(text[cut:], encoding="utf-8")
+    """Three small Llamas: calibrated on stories that they write themselves, measured on others."""
     found = {}
+    evaluation = data / "datasets/tinystories_sample.txt"
     for name in ("stories260K", "tinystories_656k", "babyllama_tok105"):
         folder = copied(data / "models" / name, work)
+        if not (folder / "tokenizer.json").exists():
+            _write_tokenizer(data / "models" / name / "tok105.vocab", folder / "tokenizer.json")
+        own = work / f"{name}.txt"
+        own.write_text(written(folder, OWN_TOKENS), encoding="utf-8")
         books = [vq("all", -1, 16, 32, 64, 128), vq("h0", 0, 64, 128), astra(1), astra(16)]
-        made = books_of(folder, work / "calibration.txt", books, window=256)
+        made = books_of(folder, own, books, window=256)
         found[name] = {"books": made} | measured(
-            folder, work / "evaluation.txt", codecs=("vq", "astra"), limit=48, window=256
+            folder, evaluation, codecs=("vq", "astra"), limit=64, window=256
         )
     return found
+
+
+def written(folder: Path, tokens: int, prompt: str = "Once upon a time") -> str:
+    """Stories by the model itself, drawn from its own distribution, about so many tokens."""
+    bundle = open_bundle(folder)
+    model = build_model(bundle.config, load_weights(bundle))
+    tokenizer = TextTokenizer.from_bundle(bundle)
+    given = torch.tensor(tokenizer.encode(prompt))
+    length = min(model.spec.max_tokens, 256) - len(given)
+    stories: list[str] = []
+    total = 0
+    while total < tokens:
+        sampling = Sampling(max_new_tokens=length, temperature=1.0, seed=len(stories))
+        inputs = ModelInput(tokens=given)
+        ids = decode([run_solo(model, inputs, "last", spare=length)], sampling, eos_ids(bundle))
+        stories.append(tokenizer.decode([*given.tolist(), *ids]))
+        total += len(ids) + len(given)
+    say(f"{folder.name}: wrote {len(stories)} stories, {total} tokens")
+    return "\n<|endoftext|>\n".join(stories)
+
+
+def _write_tokenizer(vocab: Path, target: Path) -> None:
+    """The model babyllama reads characters; its vocabulary is a list of pieces, one a line."""
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    pieces = [line.split("\t")[0] for line in vocab.read_text(encoding="utf-8").splitlines()]
+    words = {piece: place for place, piece in enumerate(pieces)}
+    made = Tokenizer(models.WordLevel(words, unk_token=pieces[0]))
+    made.normalizer = normalizers.Replace(" ", "\u2581")
+    made.pre_tokenizer = pre_tokenizers.Split(Regex(r"(?s)."), "isolated")
+    made.decoder = decoders.Replace("\u2581", " ")
+    made.save(str(target))
 
 
 def bert(data: Path, work: Path) -> dict[str, Any]:
@@ -287,6 +347,7 @@ def _class_token(book: Path) -> str:
 STUDIES: dict[str, Callable[[Path, Path], dict[str, Any]]] = {
     "vit": vit,
     "history": history,
+    "ablation": ablation,
     "llama": llama,
     "bert": bert,
     "zeroshot": zeroshot,

@@ -14,8 +14,10 @@ from astra_mesh.bundle import open_bundle, verify
 from astra_mesh.cli import learn
 from astra_mesh.cli.app import app
 from astra_mesh.quality import finetuning
-from astra_mesh.quant import fit as fit_module
+from astra_mesh.quant import block_fit as fit_module
 from astra_mesh.quant.codebook import load_codebook
+from astra_mesh.tune.options import TuneOptions
+from astra_mesh.tune.trainer import Trainer
 from tests.unit.quality.making import picture, toy_bundle, words, write
 
 QUICK = ("--codewords", "16", "--rates", "4,8", "--default-rate", "8", "--sensitivity", "0")
@@ -128,15 +130,15 @@ def test_options_reach_the_fit(model: Path, data: Path, tmp_path: Path) -> None:
 def test_a_killed_run_goes_on_and_says_so(
     model: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain, calls = fit_module._BlockFit.run, []
+    plain, calls = fit_module.BlockFit.run, []
 
-    def run(self: fit_module._BlockFit, *arguments: object) -> object:
+    def run(self: fit_module.BlockFit, *arguments: object) -> object:
         calls.append(self.index)
         if len(calls) == 3:
             raise KeyboardInterrupt
         return plain(self, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(fit_module._BlockFit, "run", run)
+    monkeypatch.setattr(fit_module.BlockFit, "run", run)
     assert call(model, "--data", data, *QUICK).exit_code == 130
     result = call(model, "--data", data, *QUICK)
     assert result.exit_code == 0
@@ -155,6 +157,8 @@ def test_fine_tuning_makes_a_new_model(model: Path, data: Path, tmp_path: Path) 
     assert told["bundle"] == str(tmp_path / "second")
     assert told["codebook"] == load_codebook(path).id  # the same run gives the same
     assert (told["steps"], told["stopped_early"]) == (4, False)
+    assert told["best_step"] in (2, 4)
+    assert "better than the start" not in result.stdout
     assert f"{told['held_out_loss']:.4f}" in result.stdout
 
 
@@ -172,7 +176,7 @@ def test_options_reach_the_training(
         "--finetune --steps 7 --batch 3 --learning-rate 0.01 --train lora --noise 0.7 "
         "--covariance full --distill 0.2 --even --peers 2,5 --precision bf16 --patience 9 "
         "--check 4 --held-out 11 --seed 5 --class-token distributed --split fit --task generate "
-        "--window 30"
+        "--window 30 --lora-rank 3 --commitment 0.02 --codebook-rate 0.006"
     )
     place = ("-o", tmp_path / "new", "--work", tmp_path / "work")
     assert call(model, "--data", data, *QUICK, *text.split(), *place).exit_code == 0
@@ -192,11 +196,37 @@ def test_options_reach_the_training(
         "held_out": 11,
         "seed": 5,
         "distributed": True,
+        "lora_rank": 3,
+        "commitment": 0.02,
+        "codebook_rate": 0.006,
     }
+    plain = TuneOptions(distributed=False)
+    assert all(getattr(plain, name) != value for name, value in tune.items())
     assert {name: getattr(seen["tune"], name) for name in tune} == tune
     assert (seen["fit"].codewords, seen["fit"].rates, seen["fit"].seed) == (16, (4, 8), 5)
     assert (seen["output"], seen["work"]) == (tmp_path / "new", tmp_path / "work")
     assert (seen["split"], seen["task"], seen["window"]) == ("fit", "generate", 30)
+
+
+def test_the_defaults_are_those_of_the_training(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[object] = []
+    monkeypatch.setattr(finetuning, "finetune", lambda *given, **named: seen.append(given[3]))
+    assert call(model, "--data", data, "--finetune", "-o", tmp_path / "new").exit_code == 0
+    assert seen == [TuneOptions(distributed=False)]
+
+
+def test_no_gain_is_said(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Trainer, "measure", lambda self: (1.0 + self.step, 1.0))
+    result = call(model, "--data", data, *QUICK, *TUNE, "-o", tmp_path / "new")
+    assert result.exit_code == 0
+    assert "after 4 steps; no step was better than the start, which is what was" in result.stdout
+    again = call(model, "--data", data, *QUICK, *TUNE, "-o", tmp_path / "second", "--json")
+    told = json.loads(again.stdout)
+    assert (told["steps"], told["best_step"], told["held_out_loss"]) == (4, 0, 1.0)
 
 
 # --- what goes wrong ------------------------------------------------------------------------------
@@ -216,6 +246,11 @@ WRONG: dict[str, tuple[tuple[str, ...], int, str]] = {
     "no peers": (("--finetune", "-o", "new", "--peers", "0"), 2, "peers must lie in 1..64"),
     "learning rate": (
         ("--finetune", "-o", "new", "--learning-rate", "2"),
+        2,
+        "learning rates must lie between 0 and 1",
+    ),
+    "codebook rate": (
+        ("--finetune", "-o", "new", "--codebook-rate", "0"),
         2,
         "learning rates must lie between 0 and 1",
     ),
@@ -253,6 +288,8 @@ def test_errors_are_one_line(
         ("--train", "some"),
         ("--distill", "1.5"),
         ("--steps", "0"),
+        ("--lora-rank", "0"),
+        ("--commitment", "-1"),
         ("--window", "1"),
     ],
 )
@@ -284,7 +321,7 @@ OPTIONS = """
     --data --codec --history --rates --default-rate --groups --codewords --class-token --tokens
     --sensitivity --window --split --task --seed --output --finetune --steps --batch
     --learning-rate --train --noise --covariance --distill --even --peers --precision --patience
-    --check --held-out --work --json
+    --check --held-out --work --lora-rank --commitment --codebook-rate --json
 """
 
 

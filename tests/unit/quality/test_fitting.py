@@ -21,7 +21,7 @@ from astra_mesh.errors import (
     WrongTaskError,
 )
 from astra_mesh.quality import FitOptions, Fitted, fit
-from astra_mesh.quant import fit as fit_module
+from astra_mesh.quant import block_fit as fit_module
 from astra_mesh.quant.codebook import BlockBook, load_codebook
 from tests.unit.families.making import BLOCKS, make_tensors
 from tests.unit.quality.full_disk import files_of_at_most
@@ -153,16 +153,16 @@ def test_other_weights_have_another_codebook(bundle: Bundle, data: Path, tmp_pat
 @contextmanager
 def stopped_after(pieces: int) -> Iterator[list[int]]:
     """Fitting is killed when it begins another block; yields the blocks that it did."""
-    plain, done = fit_module._BlockFit.run, list[int]()
+    plain, done = fit_module.BlockFit.run, list[int]()
 
-    def run(self: fit_module._BlockFit, *arguments: object) -> tuple[BlockBook, float, float]:
+    def run(self: fit_module.BlockFit, *arguments: object) -> tuple[BlockBook, float, float]:
         if len(done) == pieces:
             raise KeyboardInterrupt
         done.append(self.index)
         return plain(self, *arguments)  # type: ignore[arg-type]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fit_module._BlockFit, "run", run)
+        patch.setattr(fit_module.BlockFit, "run", run)
         yield done
 
 

@@ -18,7 +18,7 @@ from astra_mesh.engine.reference import hidden_rows, run_plan, run_solo
 from astra_mesh.errors import CalibrationError, InputError, WrongTaskError
 from astra_mesh.families import Model, ModelInput, build_model
 from astra_mesh.plan.layout import make_layout
-from astra_mesh.quant import fit as module
+from astra_mesh.quant import block_fit
 from astra_mesh.quant.codebook import UNLIMITED, BlockBook, Codebook, check, load_codebook
 from astra_mesh.quant.codecs import VectorCodec
 from astra_mesh.quant.fit import Stored, fingerprint, fit_codebook
@@ -311,13 +311,13 @@ def test_an_interrupted_fit_goes_on_where_it_was(
     assert [len(one) for one in kept] == list(range(1, count + 1))
     done = kept[min(after, count) - 1]
     runs: list[int] = []
-    original = module._BlockFit.run
+    original = block_fit.BlockFit.run
 
     def run(self: Any, *arguments: Any) -> tuple[BlockBook, float, float]:
         runs.append(self.index)
         return original(self, *arguments)
 
-    monkeypatch.setattr(module._BlockFit, "run", run)
+    monkeypatch.setattr(block_fit.BlockFit, "run", run)
     before = dict(done)
     again = fitted(model, texts(model), options, done=done)
     assert again.id == whole.id
@@ -331,7 +331,7 @@ def test_an_interruption_in_the_middle_loses_one_block(monkeypatch: pytest.Monke
     model = make_model("gpt2")
     kept: Stored = {}
     turns: list[int] = []
-    original = module._BlockFit.run
+    original = block_fit.BlockFit.run
 
     def run(self: Any, *arguments: Any) -> tuple[BlockBook, float, float]:
         turns.append(self.index)
@@ -340,7 +340,7 @@ def test_an_interruption_in_the_middle_loses_one_block(monkeypatch: pytest.Monke
         return original(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module._BlockFit, "run", run)
+        patch.setattr(block_fit.BlockFit, "run", run)
         with pytest.raises(KeyboardInterrupt):
             fitted(model, texts(model), QUICK, keep=kept.update)
     assert len(kept) == 2
@@ -367,7 +367,7 @@ def test_a_sample_bounds_what_k_means_sees(
         sizes.append(y.shape[1])
         return kmeans(y, *arguments)
 
-    monkeypatch.setattr(module, "kmeans", counting)
+    monkeypatch.setattr(block_fit, "kmeans", counting)
     some = replace(options, sample=100)
     book, report = fit_codebook(model, MODEL, texts(model), some)
     assert set(sizes) == {100}
@@ -381,13 +381,13 @@ def test_a_sample_bounds_what_k_means_sees(
 
 
 def test_samples_are_drawn_from_all_parts_without_repetition() -> None:
-    picks = module._picks([5, 0, 7, 3], 9, module._generator(0, "x"))
+    picks = block_fit.picks([5, 0, 7, 3], 9, block_fit.seeded(0, "x"))
     assert [len(one) for one in picks].count(0) >= 1
     assert sum(map(len, picks)) == 9
     for size, one in zip([5, 0, 7, 3], picks, strict=True):
         assert len(one.unique()) == len(one)
         assert not len(one) or (int(one.min()) >= 0 and int(one.max()) < size)
-    whole = module._picks([5, 0, 7], 12, module._generator(0, "x"))
+    whole = block_fit.picks([5, 0, 7], 12, block_fit.seeded(0, "x"))
     assert [one.tolist() for one in whole] == [list(range(5)), [], list(range(7))]
 
 

@@ -18,7 +18,8 @@ from astra_mesh.families import Model
 from astra_mesh.quant import vector
 from astra_mesh.quant.codebook import UNLIMITED, Codebook, load_codebook
 from astra_mesh.quant.codecs import CodeArray, VectorCodec
-from astra_mesh.quant.vector import Memory, VectorReceiver, VectorSender
+from astra_mesh.quant.coders import Memory
+from astra_mesh.quant.vector import VectorReceiver, VectorSender
 from tests.unit.engine.plans import HISTORIES, Rebuilt, deep_model, random_book, random_codec
 from tests.unit.families.making import KINDS, make_model
 

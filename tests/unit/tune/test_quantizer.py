@@ -77,12 +77,13 @@ def received(codec: VectorCodec, inputs: list[Tensor], stages: int) -> list[Tens
 def test_evaluation_gives_what_a_receiver_rebuilds(
     codec: str, history: int, distributed: bool, noise: float
 ) -> None:
-    """For each number of stages that is trained; no noise without a generator."""
+    """For each number of stages that is used; no noise without a generator."""
     model, shared = deep_model("bert"), held(distributed)
     book = random_book(model, codec, stages=3, history=history)
     receiver = VectorCodec(model, book)
     inputs = rows_of(model, shared)
-    for stages in book.levels:
+    assert book.able == tuple(range(1, book.stages + 1))
+    for stages in book.able:
         tuned = TunedBook(book, replace(QUIET, noise=noise))
         _, found, _ = codings(model, tuned, inputs, shared, stages)
         for sequence in range(BATCH):
@@ -209,6 +210,24 @@ def test_gradients_reach_codewords_centers_and_predictions(codec: str, history: 
         assert abs(wanted) > 1e-3
     for earlier in tuned.blocks(stages)[:-1]:  # what is remembered of them is a number
         assert all(one.grad is None for one in earlier.parameters())
+
+
+@pytest.mark.parametrize("stages", [1, 2, 3])
+def test_a_memoryless_prefix_s_gradients_reach_its_stages_only(stages: int) -> None:
+    """In every block, along with the center, which all rates share."""
+    model, shared = deep_model("llama"), held()
+    tuned = TunedBook(random_book(model, stages=3, history=0), QUIET)
+    found, coding = codings(model, tuned, rows_of(model, shared), shared, stages)[1:]
+    loss = sum((rows.square().sum() for rows in found), sum(coding.penalties()))
+    assert isinstance(loss, Tensor)
+    loss.backward()
+    for block in tuned.blocks(stages):
+        assert len(block.codewords) == 3
+        learns = [one.grad is not None and bool(one.grad.any()) for one in block.codewords]
+        assert learns == [stage < stages for stage in range(3)]
+        assert block.center is not None
+        assert block.center.grad is not None
+        assert block.center.grad.any()
 
 
 def test_only_chosen_codewords_learn() -> None:
@@ -339,10 +358,11 @@ def test_statistics_are_those_of_training_and_run_on() -> None:
         wanted = errors[0]
         if seed == 2:
             wanted = errors[0] + STATISTICS_RATE * (errors[1] - errors[0])
-        torch.testing.assert_close(block.spread, wanted, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(block.spread[1], wanted, rtol=1e-4, atol=1e-6)  # type: ignore[index]
+        assert float(block.spread[0].sum()) == 0  # type: ignore[index]  # one stage was not used
 
 
 def test_an_error_that_is_no_number_is_the_loss_s_to_tell() -> None:
     block = TunedBlock(random_book(make_model("gpt2")).levels[2][0], "full")
-    block.observe(torch.full((4, 32), torch.nan))
-    assert block.noise(3, torch.Generator()).shape == (3, 32)
+    block.observe(torch.full((4, 32), torch.nan), 2)
+    assert block.noise(3, torch.Generator(), 2).shape == (3, 32)

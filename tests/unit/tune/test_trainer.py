@@ -18,7 +18,7 @@ from astra_mesh.errors import CalibrationError, InputError, ModelError
 from astra_mesh.families import Model
 from astra_mesh.quant.codebook import Codebook
 from astra_mesh.quant.fit import fit_codebook
-from astra_mesh.quant.mixed import even_bounds, shares
+from astra_mesh.quant.mixed import Shares, even_bounds, shares
 from astra_mesh.quant.options import FitOptions
 from astra_mesh.tune.objective import Batch
 from astra_mesh.tune.options import TuneOptions
@@ -127,7 +127,9 @@ def test_a_short_run_lowers_the_held_out_loss(work: Path, kind: str, distributed
     assert not tuned.stopped_early
     losses = [float(row["held_out_mesh"]) for row in rows(work)]
     assert tuned.best == pytest.approx(min(losses), rel=1e-5)
+    assert losses[0] == pytest.approx(mesh, rel=1e-5)
     assert tuned.best < 0.6 * mesh
+    assert tuned.best_step == (0, 20, 40, 60)[losses.index(min(losses))] > 0
     assert float(rows(work)[-1]["held_out_alone"]) < 0.6 * alone
     found = run.measure()[0]  # the model holds the best weights now
     assert found == pytest.approx(tuned.best, rel=1e-3)
@@ -191,6 +193,37 @@ def test_all_weights_learn_by_default(work: Path) -> None:
     assert torch.equal(ends["head.weight"], ends["wte"])  # still tied
 
 
+def memoryless(kind: str, default_rate: int) -> Codebook:
+    inputs = [one for seed in range(4) for one in inputs_of(MADE[kind][1](seed))]
+    options = replace(FIT, history=0, default_rate=default_rate)
+    return fit_codebook(make_model(kind), ModelId("a" * 64), inputs, options)[0]
+
+
+@pytest.mark.parametrize(("default_rate", "measured"), [(4, 1), (16, 3)])
+def test_a_memoryless_codebook_trains_its_prefixes(
+    work: Path, monkeypatch: pytest.MonkeyPatch, default_rate: int, measured: int
+) -> None:
+    """Every rate that it serves is drawn, and progress is measured at the default one."""
+    book = memoryless("gpt2", default_rate)
+    assert (list(book.levels), book.able) == ([3], (1, 2, 3))
+    run = trainer(work, replace(SHORT, steps=20, check=20), book=book)
+    drawn: list[int] = []
+    checked: list[int] = []
+    plain = run.objective.hidden
+
+    def hidden(batch: Batch, held: Shares, stages: int, own: torch.Generator | None) -> object:
+        (checked if own is None else drawn).append(stages)
+        return plain(batch, held, stages, own)
+
+    monkeypatch.setattr(run.objective, "hidden", hidden)
+    tuned = run.run()
+    assert len(drawn) == 20
+    assert set(drawn) == {1, 2, 3}
+    assert set(checked) == {measured}
+    assert tuned.codebook.able == book.able
+    assert tuned.codebook.default_stages == measured
+
+
 def test_bf16_is_near_fp32(work: Path, tmp_path: Path) -> None:
     full = trainer(work, replace(SHORT, noise=0)).run()
     (tmp_path / "half").mkdir()
@@ -217,13 +250,13 @@ def test_the_learning_rate_rises_and_falls() -> None:
 def test_a_resumed_run_ends_with_the_same_bits(
     work: Path, tmp_path: Path, trained: str, kind: str
 ) -> None:
-    """Stopped between checkpoints, twice."""
+    """Stopped between checkpoints, three times; the first is before any step was checked."""
     options = replace(SHORT, trained=trained)  # type: ignore[arg-type]
     whole = trainer(work, options, kind)
     wanted = whole.run()
     again = tmp_path / "again"
     again.mkdir()
-    for stop in (4, 8):
+    for stop in (2, 4, 8):
         with pytest.raises(KeyboardInterrupt):
             trainer(again, options, kind, stop=stop).run()
     last = trainer(again, options, kind)
@@ -232,7 +265,8 @@ def test_a_resumed_run_ends_with_the_same_bits(
     assert steps == list(range(7, 12))  # from the checkpoint after step 6
     assert equal(weights(last.model), weights(whole.model))
     assert found.codebook.id == wanted.codebook.id
-    assert (found.best, found.steps) == (wanted.best, wanted.steps)
+    assert (found.best, found.best_step) == (wanted.best, wanted.best_step)
+    assert found.steps == wanted.steps
     assert [drop(row) for row in rows(again)] == [drop(row) for row in rows(work)]
 
 
@@ -241,15 +275,42 @@ def drop(row: dict[str, str]) -> dict[str, str]:
     return {name: value for name, value in row.items() if name != "seconds"}
 
 
+def test_a_resumed_run_remembers_its_best(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here that of the first check after the start's; all later ones are worse."""
+    seen: list[dict[str, Tensor]] = []
+    losses = iter([5.0, 1.0, 2.0, 3.0, 4.0])
+
+    def measured(run: Trainer) -> Trainer:
+        def measure() -> tuple[float, float]:
+            seen.append(weights(run.model))
+            return next(losses), 1.0
+
+        monkeypatch.setattr(run, "measure", measure)
+        return run
+
+    with pytest.raises(KeyboardInterrupt):
+        measured(trainer(work, stop=7)).run()
+    last = measured(trainer(work))
+    tuned = last.run()
+    assert (tuned.best, tuned.best_step) == (1.0, 3)
+    assert len(seen) == 5
+    assert equal(weights(last.model), seen[1])
+    assert not equal(seen[0], seen[1])
+
+
 def test_the_curve_has_a_row_for_each_check(work: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         trainer(work, stop=7).run()
-    assert [row["step"] for row in rows(work)] == ["3", "6"]
+    assert [row["step"] for row in rows(work)] == ["0", "3", "6"]
     trainer(work).run()
     found = rows(work)
-    assert [row["step"] for row in found] == ["3", "6", "9", "11"]
+    assert [row["step"] for row in found] == ["0", "3", "6", "9", "11"]
     assert tuple(found[0]) == COLUMNS
-    assert all(math.isfinite(float(value)) for row in found for value in row.values())
+    empty = {name for name, value in found[0].items() if not value}
+    assert empty == {"loss", "data", "distill", "commitment", "reconstruction"}
+    told = [value for row in found for value in row.values() if value]
+    assert len(told) == len(found) * len(COLUMNS) - len(empty)
+    assert all(math.isfinite(float(value)) for value in told)
     seconds = [float(row["seconds"]) for row in found]
     assert seconds == sorted(seconds)
 
@@ -258,13 +319,13 @@ def test_a_new_run_begins_a_new_curve(work: Path) -> None:
     trainer(work, replace(SHORT, check=2)).run()
     (work / CHECKPOINT).unlink()
     trainer(work).run()
-    assert [row["step"] for row in rows(work)] == ["3", "6", "9", "11"]
+    assert [row["step"] for row in rows(work)] == ["0", "3", "6", "9", "11"]
 
 
 def test_a_run_may_be_made_longer(work: Path) -> None:
     trainer(work, replace(SHORT, steps=6)).run()
     assert trainer(work, SHORT).run().steps == 11
-    assert [row["step"] for row in rows(work)] == ["3", "6", "9", "11"]
+    assert [row["step"] for row in rows(work)] == ["0", "3", "6", "9", "11"]
 
 
 def test_the_checkpoint_of_another_run_is_refused_by_name(work: Path) -> None:
@@ -300,7 +361,7 @@ def test_a_damaged_checkpoint_is_named(work: Path, damage: str) -> None:
 def test_without_gain_it_stops_and_keeps_the_best(
     work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    losses = iter([3.0, 2.0, 2.5, 2.0, 9.0])
+    losses = iter([4.0, 3.0, 2.0, 2.5, 2.0, 9.0])
     seen: list[dict[str, Tensor]] = []
     run = trainer(work, replace(SHORT, steps=99, patience=2))
 
@@ -310,9 +371,39 @@ def test_without_gain_it_stops_and_keeps_the_best(
 
     monkeypatch.setattr(run, "measure", measure)
     tuned = run.run()
-    assert (tuned.steps, tuned.best, tuned.stopped_early) == (12, 2.0, True)
-    assert equal(weights(run.model), seen[1])
-    assert not equal(seen[1], seen[3])
+    assert (tuned.steps, tuned.best, tuned.best_step) == (12, 2.0, 6)
+    assert tuned.stopped_early
+    assert equal(weights(run.model), seen[2])
+    assert not equal(seen[2], seen[4])
+
+
+@pytest.mark.parametrize("trained", ["all", "lora", "codebook"])
+@pytest.mark.parametrize("stop", [None, 2, 7])
+def test_where_all_of_it_is_worse_the_start_is_kept(
+    work: Path, monkeypatch: pytest.MonkeyPatch, trained: str, stop: int | None
+) -> None:
+    """To the bit, also by a run that was resumed; training did move it."""
+    options = replace(SHORT, trained=trained)  # type: ignore[arg-type]
+    moved: list[str] = []
+
+    def measured(run: Trainer) -> Trainer:
+        def measure() -> tuple[float, float]:
+            moved.append(run.book.stored().id)
+            return 1.0 + run.step, 1.0
+
+        monkeypatch.setattr(run, "measure", measure)
+        return run
+
+    if stop is not None:
+        with pytest.raises(KeyboardInterrupt):
+            measured(trainer(work, options, stop=stop)).run()
+    last = measured(trainer(work, options))
+    tuned = last.run()
+    assert (tuned.steps, tuned.best, tuned.best_step) == (11, 1.0, 0)
+    assert equal(weights(last.model), weights(make_model("gpt2")))
+    assert tuned.codebook.id == fitted("gpt2").id == moved[0]
+    assert len(set(moved)) == len(moved) == 5  # the start is measured once
+    assert [row["step"] for row in rows(work)] == ["0", "3", "6", "9", "11"]
 
 
 def test_a_run_that_had_stopped_early_stops_again(
@@ -320,7 +411,7 @@ def test_a_run_that_had_stopped_early_stops_again(
 ) -> None:
     """The second time without a step."""
     for steps in (12, 0):
-        losses = iter([3.0, 2.0, 2.5, 2.0])
+        losses = iter([4.0, 3.0, 2.0, 2.5, 2.0])
         run = trainer(work, replace(SHORT, steps=99, patience=2))
         monkeypatch.setattr(run, "measure", lambda losses=losses: (next(losses), 1.0))
         done: list[int] = []
@@ -358,19 +449,38 @@ def test_weights_that_are_no_numbers_end_the_run(work: Path) -> None:
     run = trainer(work)
     with torch.no_grad():
         run.model.block(1).out.weight[0, 0] = math.nan
-    with pytest.raises(CalibrationError, match="no number after 0 steps"):
+    with pytest.raises(CalibrationError, match="no number after 0 steps: look at the weights and"):
         run.run()
+    assert list(work.iterdir()) == []
+
+
+def test_held_out_data_that_are_no_numbers_end_the_run(work: Path) -> None:
+    """Before it has cost anything."""
+    batch = shades(0)
+    assert batch.pixels is not None
+    run = trainer(work, kind="vit", held_out=[replace(batch, pixels=batch.pixels * math.nan)])
+    steps: list[int] = []
+    with pytest.raises(CalibrationError, match="no number after 0 steps: look at the weights and"):
+        run.run(lambda done, total, what: steps.append(done))
+    assert steps == []
     assert list(work.iterdir()) == []
 
 
 def test_a_measurement_that_is_no_number_ends_the_run(work: Path) -> None:
     """So that no broken weights are taken for the best."""
-    batch = shades(0)
-    assert batch.pixels is not None
-    run = trainer(work, kind="vit", held_out=[replace(batch, pixels=batch.pixels * math.nan)])
-    with pytest.raises(CalibrationError, match="no number after 3 steps"):
-        run.run()
-    assert list(work.iterdir()) == []
+    run = trainer(work, kind="vit")
+
+    def breaks(done: int, total: int, what: str) -> None:
+        if done == 3:  # after the step, before its check
+            with torch.no_grad():
+                run.model.block(1).out.weight[0, 0] = math.nan
+
+    with pytest.raises(CalibrationError, match="no number after 3 steps: lower the learning rate"):
+        run.run(breaks)
+    state = torch.load(work / CHECKPOINT, weights_only=True)
+    assert (state["step"], state["best_step"]) == (0, 0)
+    assert all(bool(one.isfinite().all()) for one in state["kept"].values())
+    assert [row["step"] for row in rows(work)] == ["0"]
 
 
 @pytest.mark.parametrize(
@@ -417,7 +527,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_it(work: Path, tmp_path: Path)
     assert (work / CHECKPOINT).read_bytes() == kept
     found = trainer(work).run()
     assert found.codebook.id == whole.codebook.id
-    assert [row["step"] for row in rows(work)] == ["3", "6", "9", "11"]
+    assert [row["step"] for row in rows(work)] == ["0", "3", "6", "9", "11"]
 
 
 def test_a_full_disk_leaves_the_curve_before_it(work: Path) -> None:
