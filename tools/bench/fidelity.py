@@ -39,7 +39,7 @@ OUT = REPO_ROOT / "docs" / "data"
 WEIGHTS = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
            "preprocessor_config.json", "vocab.txt", "tok105.model", "chars.json")  # fmt: skip
 ASTRA_CODEWORDS = 1024
-OWN_TOKENS = 40_000  # that a model writes for its own calibration
+OWN_TOKENS = 30_000  # that a model writes for its own calibration
 SMALL_PICTURES, PICTURES = 1_000, 2_000  # for calibration: other pictures; views in all
 Book = tuple[str, FitOptions]  # file name, options
 
@@ -191,7 +191,13 @@ def llama(data: Path, work: Path) -> dict[str, Any]:
             _write_tokenizer(data / "models" / name / "tok105.vocab", folder / "tokenizer.json")
         own = work / f"{name}.txt"
         own.write_text(written(folder, OWN_TOKENS), encoding="utf-8")
-        books = [vq("all", -1, 16, 32, 64, 128), vq("h0", 0, 64, 128), astra(1), astra(16)]
+        few = {"max_tokens": OWN_TOKENS, "iterations": 8}
+        books = [
+            vq("all", -1, 16, 32, 64, 128, **few),
+            vq("h0", 0, 64, 128, **few),
+            astra(1, **few),
+            astra(16, **few | {"iterations": 4}),
+        ]
         made = books_of(folder, own, books, window=256)
         found[name] = {"books": made} | measured(
             folder, evaluation, codecs=("vq", "astra"), limit=64, window=256
@@ -226,7 +232,7 @@ def _write_tokenizer(vocab: Path, target: Path) -> None:
     words = {piece: place for place, piece in enumerate(pieces)}
     made = Tokenizer(models.WordLevel(words, unk_token=pieces[0]))
     made.normalizer = normalizers.Replace(" ", "\u2581")
-    made.pre_tokenizer = pre_tokenizers.Split(Regex(r"(?s)."), "isolated")
+    made.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     made.decoder = decoders.Replace("\u2581", " ")
     made.save(str(target))
 
@@ -238,20 +244,19 @@ def bert(data: Path, work: Path) -> dict[str, Any]:
     encoder = _minilm()
     if encoder is not None:
         folder = copied(encoder, work)
+        few = {"max_tokens": 40_000, "iterations": 8}
         books = [
-            vq("all", -1, 16, 64, 128),
-            vq("all-10", -1, 10, codewords=1024),
-            vq("h2", 2, 64),
-            vq("h0", 0, 64, 128),
-            astra(1),
-            astra(32),
+            vq("all", -1, 64, 128, **few),
+            vq("all-10", -1, 10, codewords=1024, **few),
+            astra(1, **few),
         ]
         made = books_of(folder, passages[0], books, window=128, task="embed")
         found["minilm"] = {"books": made} | measured(
-            folder, passages[1], codecs=("vq", "astra"), limit=200, window=128, task="embed"
+            folder, passages[1], codecs=("vq", "astra"), limit=150, window=128, task="embed"
         )
     folder = copied(data / "models/bert_sst2", work)
-    books = [vq("all", -1, 16, 32, 64, 128), astra(1), astra(16)]
+    some = {"max_tokens": 30_000, "iterations": 8}
+    books = [vq("all", -1, 16, 32, 64, 128, **some), astra(1, **some), astra(16, **some)]
     made = books_of(folder, data / "datasets/sst2/train.tsv", books)
     found["bert_sst2"] = {"books": made} | measured(
         folder, data / "datasets/sst2/test.tsv", codecs=("vq", "astra"), limit=600
