@@ -99,7 +99,7 @@ def test_peers_on_three_hosts_find_each_other_and_answer_together(house: House) 
     report = lines[-1]["report"]
     planned = lines[-1]["planned"]
     assert sorted(planned["names"].values()) == DEVICES
-    assert report["bits_per_token"] == 32
+    assert report["bits_per_token"] == 16
     assert report["new_tokens"] == 8
     assert sum(sum(one["sent_bytes"].values()) for one in report["peers"]) > 0
 
