@@ -121,7 +121,9 @@ def fit(
     class_token: Annotated[
         ClassTokenName, typer.Option(help="Where the class token lives, for models that have one.")
     ] = ClassTokenName.SINGLE,
-    tokens: Annotated[int, typer.Option(min=1, help="Calibration tokens.")] = 65_536,
+    tokens: Annotated[
+        int, typer.Option(min=1, help="Calibration tokens; they bound the memory.")
+    ] = 65_536,
     sensitivity: Annotated[
         float, typer.Option(min=0, help="Weight of the answers' gradients in the metric; 0: none.")
     ] = 0.5,
@@ -340,8 +342,8 @@ def _show_report(found: Fitted) -> None:
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("block", justify="right")
     for bits in rates:
-        table.add_column(f"predicted, {bits} bits", justify="right")
-        table.add_column("coded", justify="right")
+        table.add_column(f"{bits} bits:\npredicted", justify="right")
+        table.add_column("\ncoded", justify="right")
     for block in sorted({one.block for one in report.blocks}):
         cells = []
         for bits in rates:

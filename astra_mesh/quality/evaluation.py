@@ -7,6 +7,7 @@ same inputs, so rows differ by the codec, its rate and the number of peers only.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from astra_mesh.bundle.quality import (
 )
 from astra_mesh.bundle.tensors import load_weights
 from astra_mesh.engine.reference import run_plan, run_solo
-from astra_mesh.errors import InputError
+from astra_mesh.errors import CodebookError, InputError
 from astra_mesh.families import Model, build_model
 from astra_mesh.limits import NAME_CHARS, PEERS_PER_PLAN
 from astra_mesh.plan.layout import make_layout
@@ -41,6 +42,8 @@ from astra_mesh.quant.codecs import PLAIN, make_codec
 from astra_mesh.quant.codes import Codec
 from astra_mesh.quant.fit import Progress
 from astra_mesh.wire.validate import sanitise
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -266,9 +269,7 @@ def _made_for(rated: Sequence[tuple[_Coded, int]]) -> Literal["single", "distrib
 
 def _coded(bundle: Bundle, model: Model, wanted: Sequence[str]) -> list[_Coded]:
     """Plain codecs from many bits to few, then the codebooks; all, or those that were asked for."""
-    books = {
-        path.name: load_codebook(path, bundle.model_id) for path in bundle.codebook_paths.values()
-    }
+    books = _usable_books(bundle)
     kinds = {book.codec for book in books.values()}
     for name in wanted:
         if name not in PLAIN and name not in kinds:
@@ -277,6 +278,25 @@ def _coded(bundle: Bundle, model: Model, wanted: Sequence[str]) -> list[_Coded]:
     for name, book in books.items():
         if not wanted or book.codec in wanted:
             found.append(_Coded(make_codec(book.codec, model, book), name, book.id, book))
+    return found
+
+
+def _usable_books(bundle: Bundle) -> dict[str, Codebook]:
+    """Codebooks by file; those that cannot be used are named in the log, unless all are such.
+
+    Raises:
+        CodebookError: there are some, and none of them can be used.
+    """
+    found: dict[str, Codebook] = {}
+    problem: CodebookError | None = None
+    for path in bundle.codebook_paths.values():
+        try:
+            found[path.name] = load_codebook(path, bundle.model_id)
+        except CodebookError as error:
+            problem = error
+            _log.warning("a codebook is left out: %s", error.message)
+    if problem is not None and not found:
+        raise problem
     return found
 
 

@@ -117,7 +117,10 @@ def finetune(
         if rank():
             return None
     with _writing(output):
-        codebook = _write(bundle, export_weights(bundle.config, model.cpu()), tuned, output)
+        weights = None
+        if options.trained != "codebook":
+            weights = export_weights(bundle.config, model.cpu())
+        codebook = _write(bundle, weights, tuned, output)
         shutil.copyfile(work / CURVE, output / CURVE)
         (work / CHECKPOINT).unlink(missing_ok=True)
     return Finetuned(output, codebook, tuned, fitted)
@@ -229,19 +232,26 @@ def _batch(group: list[Sample]) -> Batch:
 
 
 def _write(
-    bundle: Bundle, weights: dict[str, torch.Tensor], tuned: Tuned, output: Path
+    bundle: Bundle, weights: dict[str, torch.Tensor] | None, tuned: Tuned, output: Path
 ) -> Codebook:
-    """A bundle with the new weights, in the precision of the old, and their codebook."""
+    """A bundle with the new weights, in the precision of the old, and their codebook.
+
+    Without new weights the old files are copied, so that the model keeps its id.
+    """
     output.mkdir(parents=True, exist_ok=True)
     (output / "manifest.json").unlink(missing_ok=True)
     for path in bundle.path.iterdir():
         if path.suffix in _COPIED and path.name not in _OF_OLD_WEIGHTS and path.is_file():
             shutil.copyfile(path, output / path.name)
-    old = load_weights(bundle).values()
-    dtype = next(tensor.dtype for tensor in old if tensor.is_floating_point())
-    stored = {name: tensor.to(dtype) for name, tensor in weights.items()}
-    save_tensors(output / WEIGHTS, stored, {"format": "pt"})
-    save_json(output / "config.json", export_config(bundle.config))
+    if weights is None:
+        for path in (*bundle.weight_paths, *bundle.path.glob("model.safetensors.index.json")):
+            shutil.copyfile(path, output / path.name)
+    else:
+        old = load_weights(bundle).values()
+        dtype = next(tensor.dtype for tensor in old if tensor.is_floating_point())
+        stored = {name: tensor.to(dtype) for name, tensor in weights.items()}
+        save_tensors(output / WEIGHTS, stored, {"format": "pt"})
+        save_json(output / "config.json", export_config(bundle.config))
     for path in output.glob("codebook*.safetensors"):
         path.unlink()
     codebook = replace(tuned.codebook, model=open_bundle(output).model_id)

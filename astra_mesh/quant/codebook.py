@@ -219,7 +219,7 @@ def load_codebook(path: Path, model: ModelId | None = None) -> Codebook:
     if model is not None and meta.get("model") != model:
         raise CodebookError(
             f"{path.name} was fitted for other weights (model {meta.get('model', '?')[:12]!a}, "
-            f"this one is {model[:12]!a}); fit one for these: astra-mesh fit MODEL"
+            f"this one is {model[:12]!a}); fit one for these (astra-mesh fit MODEL), or delete it"
         )
     try:
         return _from_tensors(meta, tensors)
