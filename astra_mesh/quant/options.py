@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from astra_mesh.errors import CalibrationError
 from astra_mesh.limits import STAGES
@@ -111,6 +110,3 @@ class FitOptions:
             )
         if len(groups) > STAGES:
             raise CalibrationError(f"{len(groups)} stages; at most {STAGES} are possible")
-
-
-Task = Literal["generate", "classify", "embed"]

@@ -34,17 +34,6 @@ class Batch:
         return Batch(*moved)
 
 
-@dataclass(frozen=True)
-class Losses:
-    """Parts of a batch's loss; ``total`` is differentiable."""
-
-    total: Tensor
-    data: float
-    distill: float
-    commitment: float
-    reconstruction: float
-
-
 def draw_shares(
     tokens: int, batch: int, options: TuneOptions, generator: torch.Generator, has_class: bool
 ) -> Shares:
