@@ -43,7 +43,7 @@ DEFINITIONS: Final[Mapping[str, str]] = {
     "kl": "mean KL divergence, single device || plan: nats per token (generate) or input",
     "agreement": "share of tokens or inputs with the single device's most likely answer",
     "cosine": "mean cosine to the single device's vectors",
-    "loss_error": "standard error of the loss over the inputs (perplexity 0.02: 2 %)",
+    "loss_error": "standard error of the loss over the inputs; of n answers at least 1/n",
     "cosine_min": "smallest cosine to the single device's vectors",
 }
 _AGAIN: Final = "measure again: astra-mesh eval MODEL --data ... --save"
@@ -108,6 +108,12 @@ class TaskQuality(msgspec.Struct, frozen=True):
         rows.sort(key=lambda x: x.peers)
         return next((x for x in rows if x.peers >= peers), rows[-1] if rows else None)
 
+    @property
+    def inputs(self) -> tuple[object, ...]:
+        """What two runs share that measured on the same inputs in the same way."""
+        given = self.data, self.sequences, self.tokens, self.class_token, self.shards, self.measure
+        return *given, tuple(sorted(self.baseline.items()))
+
 
 class Quality(msgspec.Struct, frozen=True):
     """The file."""
@@ -154,6 +160,8 @@ def code_name(codec: str, history: int) -> str:
 
 
 def _figure(value: float) -> str:
+    if 0 < value < 0.05:
+        return "less than 0.001" if value < 0.001 else f"{value:.3f}".rstrip("0")
     return f"{value:.1f}" if value < 10 else f"{value:.0f}"
 
 
@@ -191,20 +199,42 @@ def read_quality(bundle: Bundle) -> Quality | None:
 def save_quality(bundle: Bundle, task: str, found: TaskQuality) -> Quality:
     """Store one task's figures beside those of other tasks, and renew the manifest.
 
+    Rows that were measured before on the same inputs stay, unless they were measured again; all
+    others of the task go.
+
     Raises:
         ModelError: it cannot be written.
     """
-    try:
-        before = read_quality(bundle)
-    except BadBundleError:
-        before = None
-    tasks = dict(before.tasks) if before is not None else {}
-    tasks[task] = found
+    before = stored_tasks(bundle)
+    tasks = before | {task: _joined(before.get(task), found)}
     whole = Quality(FORMAT, bundle.model_id, dict(sorted(tasks.items())))
     _check(whole)
     save_json(bundle.path / NAME, msgspec.to_builtins(whole))
     write_manifest(bundle.path)
     return whole
+
+
+def stored_tasks(bundle: Bundle) -> dict[str, TaskQuality]:
+    """By task; empty where nothing usable is stored."""
+    try:
+        found = read_quality(bundle)
+    except BadBundleError:
+        return {}
+    return {} if found is None else dict(found.tasks)
+
+
+def _joined(before: TaskQuality | None, found: TaskQuality) -> TaskQuality:
+    if before is None or before.inputs != found.inputs:
+        return found
+    rows = {(x.codec, x.codebook, x.stages, x.peers): x for x in before.measured}
+    rows |= {(x.codec, x.codebook, x.stages, x.peers): x for x in found.measured}
+    measured = sorted(rows.values(), key=lambda x: (x.codec, x.codebook, -x.bits, x.peers))
+    return msgspec.structs.replace(
+        found,
+        measured=measured,
+        definitions=before.definitions | found.definitions,
+        recommended=recommend(measured, found.limit),
+    )
 
 
 # --- checks ---------------------------------------------------------------------------------------

@@ -97,9 +97,23 @@ def open_bundle(path: Path | str) -> Bundle:
     entries = manifest.read_manifest(folder)
     paths = weight_paths(folder)
     for name, entry in (entries or {}).items():
-        manifest.check_size(member(folder, name), entry)
+        path = member(folder, name)
+        if path.exists() or not _is_optional(name):
+            manifest.check_size(path, entry)
     name = "".join(c if c.isprintable() else "?" for c in folder.name)[: limits.NAME_CHARS]
     return Bundle(name, folder, config, paths, entries)
+
+
+def _is_optional(name: str) -> bool:
+    """Whether a model is whole without this file, so that a person may delete it."""
+    return name == "quality.json" or _CODEBOOK.fullmatch(name) is not None
+
+
+def codebook_name(codec: str, suffix: str) -> str:
+    """What a person calls a codebook: its codec, with the file's suffix where that tells more."""
+    if not suffix or suffix == codec:
+        return codec
+    return suffix if suffix.startswith(f"{codec}-") else f"{codec}-{suffix}"
 
 
 def find_bundle(name_or_path: str) -> Bundle:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -121,6 +122,23 @@ def save_tensors(
         except safetensors.SafetensorError as error:
             text = f"cannot write {shown(target)} ({str(error)[:200]}); nothing was changed"
             raise ModelError(text) from error
+        _sort_metadata(part)
+
+
+def _sort_metadata(path: Path) -> None:
+    """The same tensors and texts as the same bytes: the library writes metadata in any order.
+
+    The header is a length (8 bytes, little-endian) and so many bytes of JSON, padded with spaces.
+    """
+    with path.open("r+b") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(size))
+        if "__metadata__" in header:
+            header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(text) <= size:
+            stream.seek(8)
+            stream.write(text.ljust(size))
 
 
 def _standalone(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -27,6 +27,7 @@ from astra_mesh.cli.options import Bundle, Json
 from astra_mesh.errors import InputError
 
 if TYPE_CHECKING:
+    from astra_mesh.bundle.quality import TaskQuality
     from astra_mesh.quality import EvalRow, Evaluation
 
 EXAMPLE: Final = (
@@ -95,10 +96,12 @@ def evaluate(
         with err.status("starting", spinner="dots"):
             from astra_mesh import quality
             from astra_mesh.bundle import find_bundle
-            from astra_mesh.bundle.quality import save_quality
+            from astra_mesh.bundle.quality import save_quality, stored_tasks
             from astra_mesh.quality.plot import check_plot, save_plot
         if plot is not None:
             check_plot(plot)
+        if output is not None and output.suffix not in (".json", ".csv"):
+            raise InputError(f"--output takes a .json or .csv file, not {output.name}")
         settings = quality.EvalSettings(
             peers=numbers,
             codecs=tuple(codec or ()),
@@ -116,6 +119,7 @@ def evaluate(
         bundle = find_bundle(model)
         with progress_bar() as progress:
             found = quality.evaluate(bundle, data, settings, progress)
+        before = stored_tasks(bundle).get(found.task) if save else None
         if save:
             save_quality(bundle, found.task, found.stored())
         if output is not None:
@@ -125,14 +129,19 @@ def evaluate(
         if as_json:
             print_json(found.to_dict())
         else:
-            show(found, saved=save)
+            show(found)
+            if save:
+                out.print(_stored(found.stored(), before), markup=False, soft_wrap=True)
+            for line in _doubts(found):
+                hint(line)
 
 
 def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as exc:
-        raise InputError(f"{path} cannot be written: {exc.strerror or exc}") from None
+    """Whole or not at all."""
+    from astra_mesh.bundle.configs import replacing
+
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def to_csv(found: Evaluation) -> str:
@@ -154,7 +163,18 @@ def _metrics(rows: Iterable[EvalRow]) -> list[str]:
     return list(dict.fromkeys(key for row in rows for key in row.metrics))
 
 
-def show(found: Evaluation, saved: bool) -> None:
+def _stored(found: TaskQuality, before: TaskQuality | None) -> str:
+    """What --save did."""
+    line = "stored in the model's quality.json"
+    if before is None:
+        return line
+    if before.inputs == found.inputs:
+        return f"{line}, beside what was measured on the same inputs before"
+    inputs = f"{before.sequences} inputs of {clean(before.data)}"
+    return f"{line}, in place of what was measured on {inputs}"
+
+
+def show(found: Evaluation) -> None:
     """The table and what follows from it."""
     out.print(
         f"{clean(found.model)}, {found.task}: {found.sequences} inputs of {clean(found.data)}, "
@@ -165,10 +185,7 @@ def show(found: Evaluation, saved: bool) -> None:
     out.print(_table(found))
     if found.bounds:
         out.print(_bounds(found))
-    for line in _conclusions(found, saved):
-        out.print(line, markup=False, soft_wrap=True)
-    for line in _doubts(found):
-        hint(line)
+    out.print(_conclusion(found), markup=False, soft_wrap=True)
 
 
 def _doubts(found: Evaluation) -> list[str]:
@@ -177,28 +194,27 @@ def _doubts(found: Evaluation) -> list[str]:
     if row is None or row.loss + 2 * row.metrics["loss_error"] <= found.limit:
         return []
     text = (
-        f"its loss is uncertain by {100 * row.metrics['loss_error']:.2g} % (one standard error), "
-        "too much for the limit: measure more inputs (--limit)"
+        "the loss of the recommended rate is uncertain by "
+        f"{100 * row.metrics['loss_error']:.2g} % (one standard error), too much for the limit: "
+        "measure more inputs (--limit)"
     )
     return [text]
 
 
-def _conclusions(found: Evaluation, saved: bool) -> list[str]:
+def _conclusion(found: Evaluation) -> str:
     from astra_mesh.bundle.quality import loss_in_words
 
     limit = loss_in_words(found.measure, found.limit)
     row = found.recommended_row
     if not any(one.codebook_id for one in found.rows):
-        line = "no codebook was measured, so no rate is recommended"
-    elif row is None:
-        line = f"recommended: none, no rate stays within {limit} on {max(found.peers)} peers"
-    else:
-        cost = loss_in_words(found.measure, row.loss)
-        line = (
-            f"recommended: {row.bits_per_token} bits, {found.name_of(row)} ({cost} on "
-            f"{row.peers} peers; the limit is {limit})"
-        )
-    return [line, *(["stored in the model's quality.json"] if saved else [])]
+        return "no codebook was measured, so no rate is recommended"
+    if row is None:
+        return f"recommended: none, no rate stays within {limit} on {max(found.peers)} peers"
+    cost = loss_in_words(found.measure, row.loss)
+    return (
+        f"recommended: {row.bits_per_token} bits, {found.name_of(row)} ({cost} on "
+        f"{row.peers} peers; the limit is {limit})"
+    )
 
 
 def _table(found: Evaluation) -> Table:

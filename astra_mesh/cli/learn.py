@@ -13,11 +13,13 @@ import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from astra_mesh.cli.console import clean, err, out, print_json, reporting
+from astra_mesh.cli.console import clean, err, hint, out, print_json, reporting
 from astra_mesh.cli.options import Bundle, Json
 from astra_mesh.errors import InputError
 
 if TYPE_CHECKING:
+    from astra_mesh.bundle import Bundle as ModelBundle
+    from astra_mesh.peer.code_times import CodeTimes
     from astra_mesh.quality import FitOptions, Fitted
     from astra_mesh.tune.options import TuneOptions
 
@@ -104,14 +106,23 @@ def fit(
     data: Data,
     codec: Annotated[BookCodec, typer.Option(help="vq, or astra as published.")] = BookCodec.VQ,
     history: Annotated[
-        str, typer.Option(help="Blocks that a code is predicted from: all, or a number; 0: none.")
-    ] = "all",
+        str,
+        typer.Option(
+            help="Blocks that a code is predicted from: all, or a number; 0: none. Default: all; "
+            "not for astra."
+        ),
+    ] = "",
     rates: Annotated[
         str, typer.Option(help="Bits per token and block. Default: 16,32,64,128; not for astra.")
     ] = "",
     default_rate: Annotated[
-        int, typer.Option(min=1, help="Used unless another is asked for or was measured better.")
-    ] = 64,
+        int | None,
+        typer.Option(
+            min=1,
+            help="Used unless another is asked for or was measured better. Default: the nearest "
+            "to 64.",
+        ),
+    ] = None,
     groups: Annotated[
         int, typer.Option(min=1, help="Codes of the first stage; of the only one for astra.")
     ] = 1,
@@ -196,6 +207,13 @@ def fit(
     held_out: Annotated[
         int, typer.Option(min=1, rich_help_panel=_TUNE, help="Sequences that a check measures on.")
     ] = 64,
+    held_out_data: Annotated[
+        Path | None,
+        typer.Option(
+            rich_help_panel=_TUNE,
+            help="They come from here. Default: every tenth item of --data, which does not train.",
+        ),
+    ] = None,
     work: Annotated[
         Path | None,
         typer.Option(rich_help_panel=_TUNE, help="For checkpoints. Default: OUTPUT.work"),
@@ -211,11 +229,16 @@ def fit(
             from astra_mesh import quality
             from astra_mesh.tune.options import TuneOptions
         astra = codec is BookCodec.ASTRA
+        if astra and (history or rates or default_rate):
+            raise InputError(
+                "astra has one rate (--groups, --codewords) and no history: leave out --history, "
+                "--rates and --default-rate"
+            )
         options = quality.FitOptions(
             codec=codec.value,
-            history=0 if astra else _parse_history(history),
+            history=0 if astra else _parse_history(history or "all"),
             rates=() if astra else parse_numbers("--rates", rates or "16,32,64,128"),
-            default_rate=default_rate,
+            default_rate=default_rate or 64,
             groups=groups,
             codewords=codewords or (1024 if astra else 256),
             max_tokens=tokens,
@@ -223,10 +246,14 @@ def fit(
             distributed=class_token is ClassTokenName.DISTRIBUTED,
             seed=seed,
         )
+        if default_rate and default_rate not in options.rates:
+            have = ", ".join(map(str, options.rates))
+            raise InputError(f"--default-rate {default_rate} is none of the --rates {have}")
         part = None if split is SplitName.ALL else split.value
         asked = _Asked(model, data, window, part, task, output, as_json)
         if not finetune:
-            _fit(asked, options)
+            with _going_on():
+                _fit(asked, options)
             return
         tuning = TuneOptions(
             steps=steps,
@@ -248,16 +275,28 @@ def fit(
             held_out=held_out,
             seed=seed,
         )
-        _finetune(asked, options, tuning, work)
+        with _going_on():
+            _finetune(asked, options, tuning, work, held_out_data)
+
+
+@contextmanager
+def _going_on() -> Iterator[None]:
+    """Tells who interrupts that nothing is lost."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        hint("interrupted; the same command goes on from the last block or checkpoint")
+        raise
 
 
 def _fit(asked: _Asked, options: FitOptions) -> None:
     from astra_mesh import quality
     from astra_mesh.bundle import find_bundle
 
+    bundle = find_bundle(asked.model)
     with progress_bar() as progress:
         found = quality.fit(
-            find_bundle(asked.model),
+            bundle,
             asked.data,
             options,
             progress,
@@ -266,14 +305,22 @@ def _fit(asked: _Asked, options: FitOptions) -> None:
             split=asked.split,
             task=asked.task,
         )
+        progress(0, 1, "timing encoding and decoding")
+        times = _times(bundle, found)
     if asked.as_json:
-        print_json(_fitted(found))
+        print_json(_fitted(found, times))
         return
-    _show_report(found)
+    _show_report(found, times)
     out.print(f"codebook in {clean(str(found.path))}", markup=False, soft_wrap=True)
 
 
-def _finetune(asked: _Asked, options: FitOptions, tuning: TuneOptions, work: Path | None) -> None:
+def _finetune(
+    asked: _Asked,
+    options: FitOptions,
+    tuning: TuneOptions,
+    work: Path | None,
+    held_out_data: Path | None,
+) -> None:
     from astra_mesh.bundle import find_bundle
     from astra_mesh.quality.finetuning import finetune
 
@@ -287,6 +334,7 @@ def _finetune(asked: _Asked, options: FitOptions, tuning: TuneOptions, work: Pat
             tuning,
             asked.output,
             progress,
+            held_out_data=held_out_data,
             work=work,
             window=asked.window,
             split=asked.split,
@@ -316,7 +364,16 @@ def _finetune(asked: _Asked, options: FitOptions, tuning: TuneOptions, work: Pat
     )
 
 
-def _fitted(found: Fitted) -> dict[str, object]:
+def _times(bundle: ModelBundle, found: Fitted) -> CodeTimes:
+    """Of this device, as a peer measures them for the planner."""
+    from astra_mesh.bundle.tensors import load_weights
+    from astra_mesh.families import build_model
+    from astra_mesh.peer.code_times import measure_codebook
+
+    return measure_codebook(build_model(bundle.config, load_weights(bundle)), found.codebook)
+
+
+def _fitted(found: Fitted, times: CodeTimes) -> dict[str, object]:
     return {
         "codebook": str(found.path),
         "id": found.codebook.id,
@@ -326,11 +383,19 @@ def _fitted(found: Fitted) -> dict[str, object]:
         "sequences": found.report.sequences,
         "resumed_blocks": found.resumed,
         "blocks": [asdict(one) for one in found.report.blocks],
-        "costs": [asdict(one) for one in found.costs],
+        "costs": [
+            asdict(one)
+            | {
+                "encode_token_s": times.encode_s[one.stages],
+                "decode_token_s": times.decode_s[one.stages],
+                "decoder": times.decoder[one.stages],
+            }
+            for one in found.costs
+        ],
     }
 
 
-def _show_report(found: Fitted) -> None:
+def _show_report(found: Fitted, times: CodeTimes) -> None:
     """What is left of each block's variance: after the prediction, and after the codes."""
     report = found.report
     out.print(
@@ -352,23 +417,34 @@ def _show_report(found: Fitted) -> None:
         table.add_row(str(block), *cells)
     if rates:
         out.print(table)
-    _show_costs(found)
+    _show_costs(found, times)
     if found.resumed:
         out.print(f"{found.resumed} blocks came from an interrupted run", markup=False)
 
 
-def _show_costs(found: Fitted) -> None:
-    """What decoding one remote token costs in a block, by tables and by projection."""
+def _show_costs(found: Fitted, times: CodeTimes) -> None:
+    """What coding one token costs in a block: sizes, and microseconds on this device."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("bits", justify="right")
-    for column in ("codes", "rows to add", "tables, MiB", "or products"):
+    for column in (
+        "codes",
+        "rows to add",
+        "tables, MiB",
+        "or products",
+        "encode, us",
+        "decode, us",
+    ):
         table.add_column(column, justify="right")
     for one in found.costs:
         mib = f"{one.table_bytes / 2**20:.1f}" if one.table_rows else "-"
         rows = f"{one.table_rows}" if one.table_rows else "-"
         products = f"{one.project_products:,}"
-        table.add_row(str(one.bits), str(one.codes), rows, mib, products)
-    out.print("decoding a remote token, per block (rows: of the last block)", markup=False)
+        decode = f"{1e6 * times.decode_s[one.stages]:.1f} ({times.decoder[one.stages]})"
+        encode = f"{1e6 * times.encode_s[one.stages]:.1f}"
+        table.add_row(str(one.bits), str(one.codes), rows, mib, products, encode, decode)
+    out.print(
+        "coding a token, per block (rows: of the last block; times: on this device)", markup=False
+    )
     out.print(table)
 
 

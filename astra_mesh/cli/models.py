@@ -117,6 +117,7 @@ def describe(bundle: ModelBundle) -> Row:
 
 
 def _rates(bundle: ModelBundle) -> dict[str, list[int]]:
+    from astra_mesh.bundle.store import codebook_name
     from astra_mesh.quant.codebook import load_codebook
 
     found: dict[str, list[int]] = {}
@@ -126,8 +127,7 @@ def _rates(bundle: ModelBundle) -> dict[str, list[int]]:
         except CodebookError as error:
             hint(f"{clean(bundle.name)}: a codebook is left out: {clean(error.message)}")
             continue
-        key = f"{book.codec}-{suffix}" if suffix and suffix != book.codec else book.codec
-        found[key] = list(book.rates.values())
+        found[codebook_name(book.codec, suffix)] = list(book.rates.values())
     return found
 
 

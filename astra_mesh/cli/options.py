@@ -61,7 +61,8 @@ Codec = Annotated[
     str,
     typer.Option(
         rich_help_panel=_PLAN,
-        help="vq, astra, fp32, fp16, int8 or int4. Default: the model's codebook.",
+        help="vq, astra, fp32, fp16, int8, int4, or a codebook as `models` names it. Default: the "
+        "fastest within the loss.",
     ),
 ]
 Rate = Annotated[

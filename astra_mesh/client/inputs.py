@@ -186,7 +186,9 @@ def make_options(
     if not 0 <= rate < 2**31:
         raise InputError("rate is a number of bits per token and block, 0 for the model's own")
     if len(codec) > 32 or not codec.isprintable():
-        raise InputError("codec must be vq, astra, fp32, fp16, int8 or int4")
+        raise InputError(
+            "codec must be vq, astra, fp32, fp16, int8, int4 or the name of a codebook"
+        )
     if class_token not in ("", "single", "distributed"):
         raise InputError("class_token must be single or distributed")
     if max_loss is not None and not 0 <= max_loss <= 1:

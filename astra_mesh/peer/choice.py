@@ -45,7 +45,7 @@ def choose_codes(loaded: Loaded, options: Options, task: str) -> tuple[list[Code
     Raises:
         InputError, CodebookError: what the caller named does not exist.
     """
-    books = _books(loaded, options.codec)
+    books = loaded.named(options.codec)
     if not books:
         codec, codebook = loaded.choose_codec(options.codec)  # a plain one, or it raises
         return [Code(codec, codebook, choose_stages(codec, options.rate), codec.name)], []
@@ -59,14 +59,6 @@ def choose_codes(loaded: Loaded, options: Options, task: str) -> tuple[list[Code
         return [code], [] if options.max_loss is None else [_not_measured(loaded)]
     limit = found.limit if options.max_loss is None else options.max_loss
     return _within(loaded, options, found, rows, limit)
-
-
-def _books(loaded: Loaded, name: str) -> dict[CodebookId, Codebook]:
-    """Those that come into question, ``vq`` before ``astra``."""
-    kinds = (name,) if name else ("vq", "astra")
-    return {
-        key: book for kind in kinds for key, book in loaded.codebooks.items() if book.codec == kind
-    }
 
 
 def _usable(books: dict[CodebookId, Codebook], found: TaskQuality) -> list[Measured]:
@@ -128,7 +120,14 @@ def _code(loaded: Loaded, codebook: CodebookId, stages: int) -> Code:
         codec = loaded.codec("fp16", CodebookId(""))
         return Code(codec, codebook, stages, codec.name)
     codec = loaded.codec(book.codec, codebook, stages)
-    return Code(codec, codebook, stages, code_name(book.codec, book.history))
+    return Code(codec, codebook, stages, _label(loaded, book))
+
+
+def _label(loaded: Loaded, book: Codebook) -> str:
+    """The kind of a codebook, with its name where another one is of the same kind."""
+    kinds = [code_name(one.codec, one.history) for one in loaded.codebooks.values()]
+    kind = code_name(book.codec, book.history)
+    return f"{kind} ({loaded.names.get(book.id, '?')})" if kinds.count(kind) > 1 else kind
 
 
 def _not_measured(loaded: Loaded) -> str:

@@ -31,6 +31,7 @@ class Loaded:
     stop_ids: frozenset[int]
     problems: tuple[str, ...] = ()  # codebooks that are left out, and why
     quality: Quality | None = None  # what was measured and stored
+    names: dict[CodebookId, str] = field(default_factory=dict)  # as `models` shows them
     times: dict[CodebookId, CodeTimes] = field(default_factory=dict)  # on this device
     _codecs: dict[tuple[str, CodebookId, str], AnyCodec] = field(default_factory=dict)
 
@@ -75,16 +76,32 @@ class Loaded:
             self._codecs[key] = make_codec(name, self.model, book)
         return self._codecs[key]
 
+    def named(self, name: str) -> dict[CodebookId, Codebook]:
+        """The codebooks that a client may mean: of a codec, or the one of that name.
+
+        Without a name all of them, ``vq`` before ``astra``.
+        """
+        if name not in ("", "vq", "astra"):
+            return {key: one for key, one in self.codebooks.items() if self.names.get(key) == name}
+        kinds = (name,) if name else ("vq", "astra")
+        return {
+            key: book
+            for kind in kinds
+            for key, book in self.codebooks.items()
+            if book.codec == kind
+        }
+
     def choose_codec(self, name: str) -> tuple[AnyCodec, CodebookId]:
         """The codec that a client named; "": the bundle's codebook, ``fp16`` without one."""
         if name in PLAIN:
             return self.codec(name, CodebookId("")), CodebookId("")
-        for wanted in (name,) if name else ("vq", "astra"):
-            for key, book in self.codebooks.items():
-                if book.codec == wanted:
-                    return self.codec(wanted, key), key
+        for key, book in self.named(name).items():
+            return self.codec(book.codec, key), key
         if name and self.problems:
             raise CodebookError(self.problems[0])
+        if name and name not in ("vq", "astra") and self.names:
+            known = ", ".join([*self.names.values(), *PLAIN])
+            raise InputError(f"{self.bundle.name} has no codes {name!r}; it has {known}")
         if name:
             return make_codec(name, self.model), CodebookId("")  # raises, saying what to do
         return self.codec("fp16", CodebookId("")), CodebookId("")

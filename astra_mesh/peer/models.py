@@ -15,6 +15,7 @@ from astra_mesh.bundle import Bundle, find_bundle, list_bundles
 from astra_mesh.bundle.header import read_header
 from astra_mesh.bundle.image import ImageProcessor
 from astra_mesh.bundle.quality import Quality, read_quality
+from astra_mesh.bundle.store import codebook_name
 from astra_mesh.bundle.tensors import load_weights
 from astra_mesh.bundle.text import NAME as TOKENIZER_FILE
 from astra_mesh.bundle.text import TextTokenizer, eos_ids
@@ -167,21 +168,27 @@ def _read(bundle: Bundle) -> tuple[Bundle, ModelSpec, ModelOffer]:
         name=sanitise(bundle.name, NAME_CHARS),
         family=spec.family,
         tasks=[Task(task) for task in spec.tasks],
-        codebooks=[_offer_codebook(book) for book in books],
+        codebooks=[_offer_codebook(book) for book in books.values()],
     )
     return bundle, spec, offer
 
 
-def _codebooks(bundle: Bundle) -> tuple[list[Codebook], list[str]]:
-    """The usable codebooks of a bundle, and why others are left out."""
-    found, problems = [], []
-    for path in bundle.codebook_paths.values():
+def _codebooks(bundle: Bundle) -> tuple[dict[str, Codebook], list[str]]:
+    """The usable codebooks of a bundle by name, and why others are left out."""
+    found: dict[str, Codebook] = {}
+    problems = []
+    for suffix, path in bundle.codebook_paths.items():
         try:
-            found.append(load_codebook(bundle.file(path.name), bundle.model_id))
+            book = load_codebook(bundle.file(path.name), bundle.model_id)
         except AstraMeshError as error:
             problems.append(error.message)
-    problems += [f"{book.id[:12]}: there are too many" for book in found[CODEBOOKS_PER_MODEL:]]
-    return found[:CODEBOOKS_PER_MODEL], problems
+            continue
+        name = codebook_name(book.codec, suffix)
+        if len(found) == CODEBOOKS_PER_MODEL:
+            problems.append(f"{name}: there are too many")
+        else:
+            found[name] = book
+    return found, problems
 
 
 def _offer_codebook(book: Codebook, times: CodeTimes | None = None) -> CodebookOffer:
@@ -211,7 +218,8 @@ def _load(bundle: Bundle) -> tuple[Loaded, Timing]:
     loaded = Loaded(
         bundle=bundle,
         model=model,
-        codebooks={book.id: book for book in books},
+        codebooks={book.id: book for book in books.values()},
+        names={book.id: name for name, book in books.items()},
         problems=tuple(problems),
         tokenizer=TextTokenizer.from_bundle(bundle) if bundle.has(TOKENIZER_FILE) else None,
         processor=ImageProcessor.from_bundle(bundle) if model.spec.vocab_size == 0 else None,

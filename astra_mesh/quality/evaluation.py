@@ -26,6 +26,7 @@ from astra_mesh.bundle.quality import (
     loss_of,
     recommend,
 )
+from astra_mesh.bundle.store import codebook_name
 from astra_mesh.bundle.tensors import load_weights
 from astra_mesh.engine.reference import run_plan, run_solo
 from astra_mesh.errors import CodebookError, InputError
@@ -270,14 +271,17 @@ def _made_for(rated: Sequence[tuple[_Coded, int]]) -> Literal["single", "distrib
 def _coded(bundle: Bundle, model: Model, wanted: Sequence[str]) -> list[_Coded]:
     """Plain codecs from many bits to few, then the codebooks; all, or those that were asked for."""
     books = _usable_books(bundle)
-    kinds = {book.codec for book in books.values()}
+    names = {path.name: suffix for suffix, path in bundle.codebook_paths.items()}
+    called = {
+        file: {book.codec, codebook_name(book.codec, names[file])} for file, book in books.items()
+    }
     for name in wanted:
-        if name not in PLAIN and name not in kinds:
+        if name not in PLAIN and not any(name in one for one in called.values()):
             make_codec(name, model)  # raises: unknown, or without its codebook
     found = [_Coded(make_codec(name, model)) for name in PLAIN if not wanted or name in wanted]
-    for name, book in books.items():
-        if not wanted or book.codec in wanted:
-            found.append(_Coded(make_codec(book.codec, model, book), name, book.id, book))
+    for file, book in books.items():
+        if not wanted or called[file] & set(wanted):
+            found.append(_Coded(make_codec(book.codec, model, book), file, book.id, book))
     return found
 
 

@@ -53,6 +53,7 @@ def finetune(
     output: Path,
     progress: Progress = lambda done, total, what: None,
     *,
+    held_out_data: Path | None = None,
     work: Path | None = None,
     window: int | None = None,
     split: Split | None = None,
@@ -61,7 +62,8 @@ def finetune(
     """Fit a codebook, train it together with the weights, and write a new bundle to ``output``.
 
     Every tenth item of the data is held out to measure progress; with ``split`` "eval" it is the
-    nine others that are, and the tenth ones train.
+    nine others that are, and the tenth ones train. Where the model was trained on these data
+    before, other ``held_out_data`` should measure it; then all of the split trains.
     ``work`` (default: ``output`` with ``.work`` appended) keeps the codebook of the start, the
     checkpoint and the curve; the same command goes on from there. Under ``torchrun`` each process
     reads its own share of the data; only the first writes, the others return None.
@@ -73,7 +75,10 @@ def finetune(
     options.check_values()
     if output.resolve() == bundle.path.resolve() or output.is_file():
         raise InputError("the fine-tuned model needs a folder of its own: name another --output")
+    own_work = work is None
     work = work or output.with_name(f"{output.name}.work")
+    if output.is_dir() and any(output.iterdir()) and not (work / CHECKPOINT).exists():
+        raise InputError(f"{output} holds files already: delete it, or name another --output")
     with _writing(work):
         work.mkdir(parents=True, exist_ok=True)
     with distributed():
@@ -84,13 +89,13 @@ def finetune(
             fit_options, distributed=options.distributed and model.spec.has_class_token
         )
         options = replace(options, distributed=fit_options.distributed)
-        fit_split: Split = split or "fit"
+        fit_split = split if held_out_data else split or "fit"
         held_out = load_samples(
             bundle,
-            data,
+            held_out_data or data,
             limit=options.held_out,
             window=window,
-            split="eval" if fit_split == "fit" else "fit",
+            split=None if held_out_data else "eval" if fit_split == "fit" else "fit",
         )
         teacher = None
         if options.distill or task == "embed":
@@ -123,6 +128,8 @@ def finetune(
         codebook = _write(bundle, weights, tuned, output)
         shutil.copyfile(work / CURVE, output / CURVE)
         (work / CHECKPOINT).unlink(missing_ok=True)
+        if own_work:
+            shutil.rmtree(work)
     return Finetuned(output, codebook, tuned, fitted)
 
 

@@ -5,19 +5,30 @@ from __future__ import annotations
 import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Final
+
+import torch
 
 from astra_mesh.bundle import Bundle, write_manifest
 from astra_mesh.bundle.tensors import load_weights, open_tensors, read_metadata, save_tensors
 from astra_mesh.errors import AstraMeshError
 from astra_mesh.families import ModelInput, build_model
 from astra_mesh.quality.data import Split, load_inputs
-from astra_mesh.quant.codebook import UNLIMITED, BlockBook, Codebook, block_book
+from astra_mesh.quant.codebook import UNLIMITED, Codebook, block_book
 from astra_mesh.quant.cost import DecodeCost, decode_costs
-from astra_mesh.quant.fit import FitReport, Progress, Stored, fingerprint, fit_codebook
+from astra_mesh.quant.fit import (
+    FitReport,
+    FittedBlock,
+    Progress,
+    Stored,
+    fingerprint,
+    fit_codebook,
+)
 from astra_mesh.quant.options import FitOptions
 from astra_mesh.wire.messages import ModelId
 
-PICTURE_VIEWS = 4  # of calibration pictures, where there are too few
+PICTURE_VIEWS: Final = 4  # of calibration pictures, where there are too few
+_SHARES: Final = "shares"  # in a partial file: what is left of a block's variance
 
 
 @dataclass(frozen=True)
@@ -114,9 +125,13 @@ class Partial:
                 return {}
             tensors = open_tensors(self._path)
             places = {tuple(map(int, name.split(".")[:2])) for name in tensors}
-            found: dict[tuple[int, int], BlockBook] = {}
+            found: Stored = {}
             for stages, block in sorted(places):
-                found[stages, block] = block_book(tensors, f"{stages}.{block}.", stages)
+                book = block_book(tensors, f"{stages}.{block}.", stages)
+                predicted, *left = tensors[f"{stages}.{block}.{_SHARES}"].tolist()
+                if len(left) != stages:
+                    return {}
+                found[stages, block] = FittedBlock(book, predicted, tuple(left))
         except (AstraMeshError, ValueError, KeyError):  # cut short: begin anew
             return {}
         return found
@@ -125,9 +140,12 @@ class Partial:
         """Write all of them; ModelError where that fails, the old file intact."""
         tensors = {
             f"{stages}.{block}.{name}": tensor
-            for (stages, block), book in done.items()
-            for name, tensor in book.tensors().items()
+            for (stages, block), one in done.items()
+            for name, tensor in one.book.tensors().items()
         }
+        for (stages, block), one in done.items():
+            shares = one.predicted, *one.left
+            tensors[f"{stages}.{block}.{_SHARES}"] = torch.tensor(shares, dtype=torch.float64)
         save_tensors(self._path, tensors, {"key": self._key})
 
     def remove(self) -> None:

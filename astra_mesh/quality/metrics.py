@@ -149,7 +149,9 @@ class ClassifyMeter(Meter):
         own = self.baseline()
         if own:
             own["accuracy_change"] = own["accuracy"] - baseline["accuracy"]
-        own["loss_error"] = _mean_error(self._lost if "accuracy" in own else self._other)
+        told = self._lost if "accuracy" in own else self._other
+        # No answer changed among n inputs: the true share may still be about 1/n.
+        own["loss_error"] = max(_mean_error(told), 1 / len(told))
         return own | self._divergence.means()
 
 

@@ -53,6 +53,15 @@ def added_rows(coder: BlockCoder, residual: Tensor) -> Tensor:
     return y if coder.book.synthesis is None else y @ coder.book.synthesis.T
 
 
+@dataclass(frozen=True)
+class FoundBlock:
+    """A block's quantizer, and shares of the variance in its metric."""
+
+    book: BlockBook
+    predicted: float  # left after the prediction
+    left: list[float]  # left after each stage
+
+
 @dataclass
 class BlockFit:
     """One block at one number of stages."""
@@ -62,19 +71,20 @@ class BlockFit:
     index: int
     sensitivity: Tensor | None
 
-    def run(self, batches: list[Batch], groups: Sequence[int]) -> tuple[BlockBook, float, float]:
-        """The book, and the shares of the variance left after prediction and after the codes."""
+    def run(self, batches: list[Batch], groups: Sequence[int]) -> FoundBlock:
+        """Fit one block for so many stages."""
         generator = seeded(self.options.seed, f"{self.index} {len(groups)}")
         if self.options.codec == "astra":
             x = sampled([batch.coded(batch.x) for batch in batches], self.options.sample, generator)
             check_varied([x], x.mean(0))
             codewords, _, left = self._stages(x, groups, generator, plain=True)
-            return BlockBook(codewords), 1.0, left / float(x.var(0, correction=0).sum())
+            whole = float(x.var(0, correction=0).sum())
+            return FoundBlock(BlockBook(codewords), 1.0, [one / whole for one in left])
         return self._predictive(batches, groups, generator)
 
     def _predictive(
         self, batches: list[Batch], groups: Sequence[int], generator: torch.Generator
-    ) -> tuple[BlockBook, float, float]:
+    ) -> FoundBlock:
         rows = [batch.coded(self.block.normalize(batch.x)) for batch in batches]
         center, predict, mean = self._regress(rows, batches)
         book = BlockBook((), (), center, None, None, predict)
@@ -94,7 +104,7 @@ class BlockFit:
         whole = float(((n - mean) @ frame.analysis.T).square().sum(1).mean())
         before = float(y.square().sum(1).mean())
         book = BlockBook(codewords, orders, center, frame.analysis, frame.synthesis, predict)
-        return book, before / whole, left / whole
+        return FoundBlock(book, before / whole, [one / whole for one in left])
 
     def _regress(
         self, rows: list[Tensor], batches: list[Batch]
@@ -111,9 +121,9 @@ class BlockFit:
 
     def _stages(
         self, y: Tensor, groups: Sequence[int], generator: torch.Generator, plain: bool
-    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], float]:
-        """Codewords and orders of each stage, and the mean squared length of what is left."""
-        codewords, orders = [], []
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], list[float]]:
+        """Codewords and orders of each stage, and the mean squared length of what it leaves."""
+        codewords, orders, left = [], [], []
         for count in groups:
             order = None if plain else balanced_order(y.square().mean(0), count)
             cut = Cut(count, order, y.shape[1]).split(y)
@@ -121,9 +131,10 @@ class BlockFit:
             stage = StageCoder(found.half().float(), order, y.shape[1])
             y = y - stage.decode(stage.encode(y))
             codewords.append(found)
+            left.append(float(y.square().sum(1).mean()))
             if order is not None:
                 orders.append(order)
-        return tuple(codewords), tuple(orders), float(y.square().sum(1).mean())
+        return tuple(codewords), tuple(orders), left
 
 
 class Sums:

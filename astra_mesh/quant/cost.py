@@ -18,6 +18,7 @@ class DecodeCost:
     """Of one rate; per token and block where nothing else is said."""
 
     bits: int
+    stages: int
     codes: int
     table_rows: int  # that tables add up, in the block with the longest history
     table_bytes: int  # of all blocks' tables
@@ -55,6 +56,7 @@ def decode_costs(codebook: Codebook, spec: ModelSpec) -> list[DecodeCost]:
         found.append(
             DecodeCost(
                 bits=bits,
+                stages=stages,
                 codes=sum(codebook.groups[:stages]),
                 table_rows=table_rows(codebook, last, stages) if tables else 0,
                 table_bytes=table_bytes(codebook, stages, spec.kv_size) if tables else 0,

@@ -34,7 +34,7 @@ from astra_mesh.quant.sensitivity import sensitivities
 from astra_mesh.wire.messages import ModelId
 
 Progress = Callable[[int, int, str], None]  # done, total, what
-Stored = dict[tuple[int, int], BlockBook]  # by stages and block
+
 
 BATCH_TOKENS = 8192  # that run through a block at once
 LOGITS_BYTES = 256 << 20  # of one batch whose gradients are taken
@@ -48,6 +48,18 @@ class BlockReport:
     bits: int
     predicted: float  # share of the variance that is left after the prediction
     left: float  # share that is left after the codes
+
+
+@dataclass(frozen=True)
+class FittedBlock:
+    """One block for one number of stages."""
+
+    book: BlockBook
+    predicted: float  # share of the variance that is left after the prediction
+    left: tuple[float, ...]  # after each stage
+
+
+Stored = dict[tuple[int, int], FittedBlock]  # by stages and block
 
 
 @dataclass
@@ -228,11 +240,18 @@ class _Fitter:
         key = stages, index
         if key not in self.done:
             fit = BlockFit(self.options, block, index, self._sensitivity(index))
-            book, predicted, left = fit.run(batches, self.options.stage_groups[:stages])
-            self.done[key] = as_stored(book)
-            self.report.blocks.append(BlockReport(index, self._bits(stages), predicted, left))
+            found = fit.run(batches, self.options.stage_groups[:stages])
+            self.done[key] = FittedBlock(as_stored(found.book), found.predicted, tuple(found.left))
             self.keep(self.done)
-        return BlockCoder(self.done[key])
+        self._tell(index, stages, self.done[key])
+        return BlockCoder(self.done[key].book)
+
+    def _tell(self, index: int, stages: int, found: FittedBlock) -> None:
+        """Report each rate that these stages serve: memoryless codes are fitted once for all."""
+        for bits, count in self.options.stages.items():
+            if count == stages or (count < stages and not self.options.history):
+                one = BlockReport(index, bits, found.predicted, found.left[count - 1])
+                self.report.blocks.append(one)
 
     def _sensitivity(self, index: int) -> Tensor | None:
         return None if self.metrics is None else self.metrics[index]

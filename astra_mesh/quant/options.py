@@ -86,8 +86,8 @@ class FitOptions:
             raise CalibrationError("iterations, max_tokens and sample must be at least 1")
         if self.max_tokens < self.needed_tokens:
             raise CalibrationError(
-                f"max_tokens is {self.max_tokens}; {self.codewords} codewords need at least "
-                f"{self.needed_tokens}"
+                f"{self.max_tokens} calibration tokens (--tokens) are too few: {self.codewords} "
+                f"codewords need at least {self.needed_tokens}"
             )
         if not self.peers or not all(1 <= count <= 64 for count in self.peers):
             raise CalibrationError("peers must lie in 1..64")

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import io
 import json
 import shutil
 import tempfile
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from astra_mesh.bundle import open_bundle
 from astra_mesh.bundle.tensors import load_weights
@@ -31,7 +33,7 @@ from astra_mesh.bundle.text import TextTokenizer, eos_ids
 from astra_mesh.engine.reference import decode, run_solo
 from astra_mesh.families import ModelInput, build_model
 from astra_mesh.quality import EvalSettings, FitOptions, evaluate, fit
-from astra_mesh.quality.pictures import interleaved
+from astra_mesh.quality.pictures import interleaved, seen
 from astra_mesh.wire.messages import Sampling
 from tools.models.common import REPO_ROOT, default_data_root
 
@@ -40,7 +42,8 @@ WEIGHTS = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_conf
            "preprocessor_config.json", "vocab.txt", "tok105.model", "chars.json")  # fmt: skip
 ASTRA_CODEWORDS = 1024
 OWN_TOKENS = 30_000  # that a model writes for its own calibration
-SMALL_PICTURES, PICTURES = 1_000, 2_000  # for calibration: other pictures; views in all
+SMALL_PICTURES = 2_000  # of other classes, that calibrate beside the photos
+PHOTO_VIEWS = 4  # of each photo that calibrates
 Book = tuple[str, FitOptions]  # file name, options
 
 
@@ -109,14 +112,18 @@ def vq(name: str, history: int, *rates: int, **more: Any) -> Book:
 def calibration_and_evaluation(data: Path, work: Path) -> tuple[Path, Path]:
     """Two folders of pictures.
 
-    Every second photo measures. The others calibrate, together with small pictures of other
-    classes, without which codewords of the later blocks fit the photos at hand too closely.
+    Every second photo measures. Pieces of the others calibrate, together with small pictures of
+    other classes, without which codewords of the later blocks fit the photos at hand too closely.
     """
     photos, small = work / "calibration/photos", work / "calibration/small"
     evaluation = work / "evaluation"
     with zipfile.ZipFile(data / "datasets/imagenet_photos_500.zip") as box:
         for index, name in enumerate(_pictures(box)):
-            _put((photos, evaluation)[index % 2] / name, box.read(name))
+            if index % 2:
+                _put(evaluation / name, box.read(name))
+                continue
+            for view in range(PHOTO_VIEWS):
+                _put_view(photos / f"{view}-{Path(name).stem}.png", box.read(name), view)
         _put(evaluation / "labels.csv", box.read("labels.csv"))
     with zipfile.ZipFile(data / "datasets/tiny_imagenet_5000.zip") as box:
         for name in _pictures(box)[:SMALL_PICTURES]:
@@ -128,6 +135,13 @@ def _pictures(box: zipfile.ZipFile) -> list[str]:
     return interleaved([n for n in box.namelist() if n.lower().endswith((".jpg", ".jpeg", ".png"))])
 
 
+def _put_view(path: Path, data: bytes, view: int) -> None:
+    """A piece of a photo, as it is for view 0."""
+    image = Image.open(io.BytesIO(data)).convert("RGB")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (seen(image, path.stem, view) if view else image).save(path)
+
+
 def _put(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
@@ -137,7 +151,8 @@ def vit(data: Path, work: Path) -> dict[str, Any]:
     """ViT-Tiny/16 on ImageNet photos: half calibrates, the other half measures."""
     calibration, evaluation = calibration_and_evaluation(data, work)
     folder = copied(data / "models/vit_tiny_patch16_224", work)
-    many = {"max_tokens": PICTURES * 197, "sample": 120_000, "iterations": 10}
+    every = SMALL_PICTURES + 250 * PHOTO_VIEWS
+    many = {"max_tokens": every * 197, "sample": 150_000, "iterations": 10, "peers": (4,)}
     books = [
         vq("all", -1, 16, 32, 64, 128, **many),
         vq("all-10", -1, 10, codewords=1024, **many),
@@ -305,9 +320,9 @@ def zeroshot(data: Path, work: Path) -> dict[str, Any]:
         folder = copied(REPO_ROOT / "models/tiny-gpt2", work)
         books = [vq("all", -1, 16, 64), astra(1), astra(16)]
         books_of(folder, work / f"{fitted}-fit.txt", books)
-        for seen in ("play", "wiki"):
-            found[f"fitted on {fitted}, measured on {seen}"] = measured(
-                folder, work / f"{seen}-eval.txt", codecs=("vq", "astra"), limit=48
+        for other in ("play", "wiki"):
+            found[f"fitted on {fitted}, measured on {other}"] = measured(
+                folder, work / f"{other}-eval.txt", codecs=("vq", "astra"), limit=48
             )
         shutil.rmtree(folder)
     return found

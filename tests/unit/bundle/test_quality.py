@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from astra_mesh import limits
 from astra_mesh.bundle import Bundle, open_bundle, verify
@@ -69,6 +70,47 @@ def bundle(tmp_path: Path) -> Bundle:
 
 def reopened(bundle: Bundle) -> Bundle:
     return open_bundle(bundle.path)
+
+
+def test_rows_measured_on_the_same_inputs_stay(bundle: Bundle) -> None:
+    save_quality(bundle, "embed", task(ROWS[1:3]))
+    better = row(LONG, 64, 0.002)
+    saved = save_quality(bundle, "embed", task([better, ROWS[0]])).tasks["embed"]
+    assert [(one.bits, round(1000 * one.loss)) for one in saved.measured] == [
+        (64, 2),
+        (32, 12),
+        (16, 40),
+    ]
+    assert saved.recommended is not None
+    assert saved.recommended.bits == 32  # of a row that only the first run measured
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"sequences": 9},
+        {"data": "other.txt"},
+        {"class_token": "distributed"},
+        {"shards": "random"},
+        {"baseline": {"cosine": 0.5}},
+    ],
+)
+def test_rows_measured_on_other_inputs_go(bundle: Bundle, other: dict[str, Any]) -> None:
+    save_quality(bundle, "embed", task(ROWS))
+    found = structs.replace(task(ROWS[:1]), **other)
+    assert save_quality(bundle, "embed", found).tasks["embed"].measured == ROWS[:1]
+
+
+def test_a_codebook_that_was_deleted_is_no_broken_bundle(bundle: Bundle) -> None:
+    book = bundle.path / "codebook-h0.safetensors"
+    book.write_bytes(b"codes")
+    save_quality(bundle, "embed", task())
+    book.unlink()
+    (bundle.path / NAME).unlink()
+    assert read_quality(reopened(bundle)) is None
+    (bundle.path / "model.safetensors").unlink()
+    with pytest.raises(BadBundleError):
+        reopened(bundle)
 
 
 def test_what_is_saved_is_read_and_in_the_manifest(bundle: Bundle) -> None:

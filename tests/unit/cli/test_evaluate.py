@@ -126,11 +126,15 @@ def test_random_shards_have_a_seed(model: Path) -> None:
         (("--peers", "65"), "peers must lie in 1..64"),
         (("--plot", "x.docx"), "--plot takes a file that ends in .svg"),
         (("--rates", "7"), "no codec has one of the rates"),
-        (("--output", "no/such/folder.json"), "cannot be written"),
+        (("--output", "x.txt"), "--output takes a .json or .csv file"),
     ],
 )
 def test_what_cannot_be(model: Path, arguments: tuple[str, ...], text: str) -> None:
     assert text in call(model, *arguments, status=2).stderr
+
+
+def test_a_folder_that_is_not_there(model: Path) -> None:
+    assert "cannot write" in call(model, "--output", "no/such/folder.json", status=1).stderr
 
 
 def test_a_plot_without_matplotlib_is_refused_before_measuring(

@@ -20,7 +20,7 @@ from astra_mesh.tune.options import TuneOptions
 from astra_mesh.tune.trainer import Trainer
 from tests.unit.quality.making import picture, toy_bundle, words, write
 
-QUICK = ("--codewords", "16", "--rates", "4,8", "--default-rate", "8", "--sensitivity", "0")
+QUICK = ("--codewords", "16", "--rates", "4,8", "--sensitivity", "0")
 TUNE = ("--finetune", "--steps", "4", "--batch", "4", "--check", "2", "--held-out", "4")
 
 
@@ -134,10 +134,17 @@ def test_a_killed_run_goes_on_and_says_so(
         return plain(self, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(fit_module.BlockFit, "run", run)
-    assert call(model, "--data", data, *QUICK).exit_code == 130
+    stopped = call(model, "--data", data, *QUICK)
+    assert stopped.exit_code == 130
+    assert "the same command goes on" in stopped.stderr
     result = call(model, "--data", data, *QUICK)
     assert result.exit_code == 0
     assert "2 blocks came from an interrupted run" in result.stdout
+    monkeypatch.setattr(fit_module.BlockFit, "run", plain)
+    whole = call(model, "--data", data, *QUICK, "-o", model.parent / "whole.safetensors")
+    assert whole.stdout.splitlines()[:5] == result.stdout.splitlines()[:5]  # the whole report
+    again = (model.parent / "whole.safetensors").read_bytes()
+    assert again == (model / "codebook.safetensors").read_bytes()
 
 
 def test_fine_tuning_makes_a_new_model(model: Path, data: Path, tmp_path: Path) -> None:
@@ -239,6 +246,8 @@ WRONG: dict[str, tuple[tuple[str, ...], int, str]] = {
     "no output": (("--finetune",), 2, "--finetune makes a new model: name its folder with"),
     "peers": (("--finetune", "-o", "new", "--peers", "2,x"), 2, "--peers is a list of whole"),
     "no peers": (("--finetune", "-o", "new", "--peers", "0"), 2, "peers must lie in 1..64"),
+    "default rate": (("--default-rate", "16"), 2, "--default-rate 16 is none of the --rates 4, 8"),
+    "rates of astra": (("--codec", "astra"), 2, "astra has one rate (--groups, --codewords)"),
     "learning rate": (
         ("--finetune", "-o", "new", "--learning-rate", "2"),
         2,

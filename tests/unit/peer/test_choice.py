@@ -67,6 +67,26 @@ def loaded(tmp_path: Path) -> Loaded:
     return Loaded(bundle, MODEL, dict(BOOKS), None, None, frozenset(), quality=quality())
 
 
+def test_a_codebook_can_be_named(loaded: Loaded) -> None:
+    loaded.names = {LONG.id: "vq", SHORT.id: "vq-h0", ASTRA.id: "astra-g4"}
+    assert {key for key, _ in chosen(loaded, codec="vq", max_loss=1.0)} == {LONG.id, SHORT.id}
+    assert chosen(loaded, codec="vq-h0") == [(SHORT.id, 32)]
+    assert chosen(loaded, codec="vq-h0", rate=8) == [(SHORT.id, 8)]
+    assert chosen(loaded, codec="astra-g4", rate=16) == [(ASTRA.id, 16)]
+    with pytest.raises(InputError, match=r"has no codes 'vq-h1'; it has vq, vq-h0, astra-g4, fp32"):
+        chosen(loaded, codec="vq-h1")
+
+
+def test_alike_codebooks_are_told_apart(loaded: Loaded) -> None:
+    codes, _ = choose_codes(loaded, Options(), "generate")
+    assert {code.label for code in codes} == {"predictive", "memoryless"}
+    other = fitted(MODEL, 0, seed=1)
+    loaded.codebooks[other.id] = other
+    loaded.names = {SHORT.id: "vq-h0", other.id: "vq-mine"}
+    (code,), _ = choose_codes(loaded, Options(codec="vq-h0"), "generate")
+    assert code.label == "memoryless (vq-h0)"
+
+
 def chosen(loaded: Loaded, **options: object) -> list[tuple[str, int]]:
     codes, _ = choose_codes(loaded, Options(**options), "generate")  # type: ignore[arg-type]
     return [(code.codebook, code.codec.rate(code.stages)) for code in codes]

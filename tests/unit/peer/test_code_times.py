@@ -29,7 +29,7 @@ def inputs(model: Model) -> list[ModelInput]:
     return [ModelInput(pixels=torch.randn(3, 32, 32, generator=g)) for _ in range(24)]
 
 
-def fitted(model: Model, history: int = 0, codec: str = "vq") -> Codebook:
+def fitted(model: Model, history: int = 0, codec: str = "vq", seed: int = 0) -> Codebook:
     options = FitOptions(
         codec=codec,
         history=history,
@@ -38,6 +38,7 @@ def fitted(model: Model, history: int = 0, codec: str = "vq") -> Codebook:
         codewords=16,
         iterations=2,
         sensitivity=0.0,
+        seed=seed,
     )
     return fit_codebook(model, ModelId("a" * 64), inputs(model), options)[0]
 

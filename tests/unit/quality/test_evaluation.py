@@ -140,6 +140,7 @@ def test_accuracy_is_of_the_labels(tmp_path: Path) -> None:
     ]
     assert found.baseline == {"accuracy": sum(right) / 20}
     assert found.rows[0].metrics["accuracy_change"] == 0.0
+    assert found.rows[0].metrics["loss_error"] == 1 / 20  # that nothing changed proves no more
     unlabelled = write(tmp_path, {"y.txt": words(90)}) / "y.txt"
     bare = evaluate(bundle, unlabelled, EvalSettings(codecs=["fp32"], limit=3))
     assert bare.baseline == {}

@@ -61,6 +61,7 @@ def tuned(
     options: TuneOptions = TUNE,
     fit: FitOptions = FIT,
     output: str = "new",
+    work: str = "new.work",
 ) -> Finetuned:
     """A run from ``folder/toy`` to ``folder/new``; both are made where they are not there."""
     if not (folder / "toy").exists():
@@ -68,7 +69,7 @@ def tuned(
         data_for(kind, folder)
     bundle = open_bundle(folder / "toy")
     data = {"vit": "pictures", "bert": "lines.txt"}.get(kind, "text.txt")
-    found = finetune(bundle, folder / data, fit, options, folder / output)
+    found = finetune(bundle, folder / data, fit, options, folder / output, work=folder / work)
     assert found is not None
     return found
 
@@ -230,13 +231,13 @@ def test_vit_without_biases_gets_some(tmp_path: Path) -> None:
     )
 
 
-def test_what_lay_in_the_new_folder_does_not_stay(tmp_path: Path) -> None:
-    """An older codebook would be of other weights."""
+def test_a_folder_that_holds_something_is_no_output(tmp_path: Path) -> None:
     old = tmp_path / "new" / "codebook-h3.safetensors"
     old.parent.mkdir()
     old.write_bytes(b"old")
-    found = tuned(tmp_path, fit=replace(FIT, history=1))
-    assert set(open_bundle(found.bundle).codebook_paths) == {"h1"}
+    with pytest.raises(InputError, match="holds files already"):
+        tuned(tmp_path)
+    assert names(old.parent) == {old.name}
 
 
 @pytest.mark.parametrize("trained", ["lora", "codebook"])
@@ -252,6 +253,8 @@ def test_less_may_be_trained(tmp_path: Path, trained: str) -> None:
         not torch.equal(found.codebook.tensors()[name], tensor)
         for name, tensor in start.tensors().items()
     )
+    same = open_bundle(found.bundle).model_id == open_bundle(tmp_path / "toy").model_id
+    assert same == (trained == "codebook")  # whose weights' files are those of before
 
 
 # --- data -----------------------------------------------------------------------------------------
@@ -339,7 +342,7 @@ def test_processes_share_the_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_interrupted_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
-    whole = tuned(tmp_path, output="whole")
+    whole = tuned(tmp_path, output="whole", work="other")
     assert whole.fitted is not None
 
     def stop(done: int, total: int, what: str) -> None:
@@ -371,6 +374,13 @@ def test_another_place_to_work(tmp_path: Path) -> None:
     assert not (tmp_path / "new.work").exists()
 
 
+def test_the_usual_place_to_work_goes_when_the_work_is_done(tmp_path: Path) -> None:
+    toy_bundle(tmp_path / "toy", "gpt2")
+    finetune(open_bundle(tmp_path / "toy"), data_for("gpt2", tmp_path), FIT, TUNE, tmp_path / "new")
+    assert (tmp_path / "new" / CURVE).exists()
+    assert not (tmp_path / "new.work").exists()
+
+
 def test_a_start_with_other_options_is_refused_by_name(tmp_path: Path) -> None:
     tuned(tmp_path)
     for other in (
@@ -379,11 +389,11 @@ def test_a_start_with_other_options_is_refused_by_name(tmp_path: Path) -> None:
         replace(FIT, codewords=32, rates=(5, 10), default_rate=10),
     ):
         with pytest.raises(ModelError, match=r"start\.safetensors is of a run with other options"):
-            tuned(tmp_path, fit=other)
+            tuned(tmp_path, fit=other, output="other")
     tensors = make_tensors("gpt2", seed=1)
     save_tensors(tmp_path / "toy" / "model.safetensors", tensors)
     with pytest.raises(CodebookError, match="fitted for other weights"):
-        tuned(tmp_path)
+        tuned(tmp_path, output="other")
 
 
 # --- what goes wrong ------------------------------------------------------------------------------
@@ -410,7 +420,7 @@ def test_a_full_disk_at_the_end_loses_no_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, file: str
 ) -> None:
     """While small files are copied, and while the weights are written."""
-    whole = tuned(tmp_path, output="whole")
+    whole = tuned(tmp_path, output="whole", work="other")
     with ExitStack() as stack, monkeypatch.context() as patch:
 
         def export(*arguments: object) -> dict[str, Tensor]:

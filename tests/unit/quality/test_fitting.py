@@ -22,7 +22,8 @@ from astra_mesh.errors import (
 )
 from astra_mesh.quality import FitOptions, Fitted, fit
 from astra_mesh.quant import block_fit as fit_module
-from astra_mesh.quant.codebook import BlockBook, load_codebook
+from astra_mesh.quant.block_fit import FoundBlock
+from astra_mesh.quant.codebook import load_codebook
 from tests.unit.families.making import BLOCKS, make_tensors
 from tests.unit.quality.full_disk import files_of_at_most
 from tests.unit.quality.making import picture, toy_bundle, words, write
@@ -155,7 +156,7 @@ def stopped_after(pieces: int) -> Iterator[list[int]]:
     """Fitting is killed when it begins another block; yields the blocks that it did."""
     plain, done = fit_module.BlockFit.run, list[int]()
 
-    def run(self: fit_module.BlockFit, *arguments: object) -> tuple[BlockBook, float, float]:
+    def run(self: fit_module.BlockFit, *arguments: object) -> FoundBlock:
         if len(done) == pieces:
             raise KeyboardInterrupt
         done.append(self.index)
