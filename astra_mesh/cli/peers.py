@@ -36,6 +36,16 @@ class LogLevel(enum.Enum):
     ERROR = "error"
 
 
+class Dtype(enum.Enum):
+    """Number formats that a peer can compute in."""
+
+    AUTO = "auto"
+    FP32 = "fp32"
+    BF16 = "bf16"
+    FP16 = "fp16"
+    INT8 = "int8"
+
+
 # --- peer -----------------------------------------------------------------------------------------
 
 
@@ -54,6 +64,12 @@ def peer(
     threads: Annotated[
         int, typer.Option(min=0, help="Threads for computing; 0: the cores it may use.")
     ] = 0,
+    dtype: Annotated[
+        Dtype,
+        typer.Option(
+            help="Number format to compute in. auto: the fastest here that keeps the answers."
+        ),
+    ] = Dtype.AUTO,
     discovery: Annotated[
         bool, typer.Option("--discovery/--no-discovery", help="Find others by mDNS.")
     ] = True,
@@ -89,6 +105,7 @@ def peer(
             listen=listen,
             peers=typed,
             threads=threads,
+            precision=dtype.value,
             discovery=discovery,
             state_dir=state_dir,
             models=tuple(model) if model else None,

@@ -88,7 +88,7 @@ async def _make_embedded(target: Target) -> Peer:
     """A peer that is not started. Its imports (torch among them) take seconds, in a thread."""
     module = await asyncio.to_thread(importlib.import_module, "astra_mesh.peer")
     config = module.PeerConfig(
-        name=_host_name("-client"), port=0, peers=target.typed, ephemeral=True
+        name=_host_name("-client"), port=0, peers=target.typed, ephemeral=True, precision="auto"
     )
     peer: Peer = module.Peer(config)
     return peer

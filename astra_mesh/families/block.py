@@ -67,6 +67,8 @@ class Norm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) to (..., D)."""
+        if self.weight is not None and self.weight.dtype != x.dtype:
+            return self.forward(x.to(self.weight.dtype)).to(x.dtype)
         if self.kind == "rms":
             return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
         return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
@@ -80,9 +82,19 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(weight.contiguous())
         self.bias = None if bias is None else nn.Parameter(bias.contiguous())
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of what comes out."""
+        return self.weight.dtype
+
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
-        return F.linear(x, self.weight, self.bias)
+        return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
+
+    def outputs_from(self, x: Tensor, start: int) -> Tensor:
+        """(..., in) to (..., out - start): the outputs from ``start`` on."""
+        bias = None if self.bias is None else self.bias[start:]
+        return F.linear(x.to(self.weight.dtype), self.weight[start:], bias)
 
 
 def fold_norm(
@@ -188,9 +200,18 @@ class Block(nn.Module):
         """(2 kv_size,) or None."""
         return None if self.qkv.bias is None else self.qkv.bias[self.spec.q_size :]
 
+    @property
+    def kv_dtype(self) -> torch.dtype:
+        """Of keys and values."""
+        return self.qkv.dtype
+
+    def project_key_value(self, n: Tensor) -> Tensor:
+        """Raw keys and values (T, 2 kv_size) of ``n`` (T, D)."""
+        return self.qkv.outputs_from(n, self.spec.q_size)
+
     def key_value(self, n: Tensor, start: int) -> Tensor:
         """Keys and values (T, 2, H_kv, E) of ``n`` (T, D)."""
-        return self.finish_key_value(F.linear(n, self.kv_weight, self.kv_bias), start)
+        return self.finish_key_value(self.project_key_value(n), start)
 
     def query_key_value(self, n: Tensor, start: int) -> tuple[Tensor, Tensor]:
         """Queries (H_kv, G, T, E) of ``n`` (T, D) and its :meth:`key_value`, in one product."""

@@ -33,6 +33,7 @@ class Model(nn.Module):
         self.spec = spec
         self.block_list = nn.ModuleList(blocks)
         self.labels: dict[int, str] = {}
+        self.image_shape: tuple[int, int, int] | None = None  # C, H, W, where it reads images
 
     def block(self, index: int) -> Block:
         """Block ``index``."""

@@ -35,17 +35,18 @@ class ViT(Model):
     ) -> None:
         super().__init__(spec, blocks)
         self.patch, self.norm, self.head = patch, norm, head
-        self.image_shape, self.patch_size = image_shape, patch_size
+        self.shape, self.patch_size = image_shape, patch_size
+        self.image_shape = image_shape
         self.class_token, self.positions = nn.Parameter(class_token), nn.Parameter(positions)
 
     def count_tokens(self, inputs: ModelInput) -> int:
         """See :meth:`Model.count_tokens`."""
         if inputs.pixels is None:
             raise InputError("a vit model reads an image; give an image, not a text")
-        if tuple(inputs.pixels.shape) != self.image_shape:
+        if tuple(inputs.pixels.shape) != self.shape:
             raise InputError(
                 f"the picture has shape {tuple(inputs.pixels.shape)}, the model reads "
-                f"{self.image_shape} (channels, height, width)"
+                f"{self.shape} (channels, height, width)"
             )
         return self.spec.max_tokens
 
@@ -60,7 +61,7 @@ class ViT(Model):
 
     def _patches(self, pixels: Tensor, start: int, stop: int) -> Tensor:
         """Projected patches ``start`` to ``stop`` (row-major): (stop - start, D)."""
-        c, _, w = self.image_shape
+        c, _, w = self.shape
         p, across = self.patch_size, w // self.patch_size
         top, bottom = start // across, -(-stop // across)  # the patch rows that are touched
         band = pixels[:, top * p : bottom * p]
@@ -183,7 +184,7 @@ def _block(spec: ModelSpec, weights: Weights, at: str, eps: float, act: Any) -> 
 def export(model: ViT) -> dict[str, Tensor]:
     """The tensors of a Hugging Face checkpoint of the model."""
     spec, found = model.spec, Export()
-    d, (c, _, _), p = spec.hidden_size, model.image_shape, model.patch_size
+    d, (c, _, _), p = spec.hidden_size, model.shape, model.patch_size
     found.put("vit.embeddings.cls_token", model.class_token.view(1, 1, d))
     found.put("vit.embeddings.position_embeddings", model.positions[None])
     patch = "vit.embeddings.patch_embeddings.projection"

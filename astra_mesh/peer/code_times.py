@@ -64,7 +64,7 @@ class _MadeUp(VectorCodec):
 
     def _make(self, block: int, stages: int) -> Table:
         spec, history = self.model.spec, self.codebook.history
-        dtype, width = dtype_of(self.model), 2 * spec.kv_size
+        dtype, width = self.model.block(0).kv_dtype, 2 * spec.kv_size
         depth = {0: 1, UNLIMITED: block}.get(history, min(block, history + 1))
         known = torch.rand(spec.hidden_size, width, dtype=dtype) if history else None
         blocks = tuple(range(block - depth + 1, block + 1))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from astra_mesh.mesh.timings import Timings
+from astra_mesh.peer.precision import Wanted
 
 DEFAULT_PORT: Final = 7475
 
@@ -22,6 +23,7 @@ class PeerConfig:
         listen: Address to listen on; None: all interfaces.
         peers: Typed addresses, dialled for as long as the peer runs.
         threads: Of torch; 0: as many as the cores that this process may use.
+        precision: Number format of the products; auto: the fastest here that keeps the answers.
         discovery: Whether to announce this peer and look for others by mDNS.
         state_dir: Where the identity is kept; None: the user's state folder.
         ephemeral: Identity in memory only, and no record for local clients.
@@ -34,6 +36,7 @@ class PeerConfig:
     listen: str | None = None
     peers: tuple[tuple[str, int], ...] = ()
     threads: int = 0
+    precision: Wanted = "fp32"
     discovery: bool = True
     state_dir: Path | None = None
     ephemeral: bool = False

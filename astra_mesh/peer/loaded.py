@@ -12,6 +12,7 @@ from astra_mesh.bundle.text import TextTokenizer
 from astra_mesh.errors import CodebookError, InputError
 from astra_mesh.families import Model, ModelSpec
 from astra_mesh.peer.code_times import CodeTimes
+from astra_mesh.peer.precision import Chosen
 from astra_mesh.quant.codebook import Codebook
 from astra_mesh.quant.codecs import PLAIN, PlainCodec, VectorCodec, make_codec
 from astra_mesh.wire.messages import CodebookId
@@ -29,6 +30,7 @@ class Loaded:
     tokenizer: TextTokenizer | None
     processor: ImageProcessor | None
     stop_ids: frozenset[int]
+    chosen: Chosen = field(default_factory=Chosen)  # number format
     problems: tuple[str, ...] = ()  # codebooks that are left out, and why
     quality: Quality | None = None  # what was measured and stored
     names: dict[CodebookId, str] = field(default_factory=dict)  # as `models` shows them

@@ -27,6 +27,7 @@ from astra_mesh.peer.choice import choose_codes
 from astra_mesh.peer.code_times import CodeTimes, measure_codebook
 from astra_mesh.peer.loaded import AnyCodec, Loaded, choose_stages
 from astra_mesh.peer.measure import measure
+from astra_mesh.peer.precision import Wanted, choose_precision
 from astra_mesh.quant.codebook import Codebook, load_codebook
 from astra_mesh.quant.codecs import PlainCodec, VectorCodec
 from astra_mesh.wire.codec import sanitise
@@ -43,6 +44,7 @@ __all__ = ["AnyCodec", "Loaded", "ModelHost", "choose_stages"]
 
 log = logging.getLogger(__name__)
 
+MOST_DIVERGENCE = 1e6  # that is told: JSON and the wire know no infinity
 _TURNS = 25  # of the compute thread, to time one
 
 
@@ -61,6 +63,7 @@ class ModelHost:
     Args:
         names: to offer; None: all on this device.
         compute: the thread in which they are loaded and measured.
+        precision: to run them in.
         on_change: called when the offers change.
     """
 
@@ -69,8 +72,10 @@ class ModelHost:
         names: tuple[str, ...] | None,
         compute: ComputeThread,
         on_change: Callable[[], None] = lambda: None,
+        precision: Wanted = "fp32",
     ) -> None:
         self._names, self._compute, self._on_change = names, compute, on_change
+        self._precision: Wanted = precision
         self._entries: dict[ModelId, _Entry] = {}
 
     async def start(self) -> None:
@@ -122,7 +127,7 @@ class ModelHost:
             raise UnknownModelError(f"no model {model[:12]} on this device")
         async with entry.lock:
             if entry.loaded is None:
-                loaded, timing = await self._compute(_load, entry.bundle)
+                loaded, timing = await self._compute(_load, entry.bundle, self._precision)
                 turns = 2 * await self._turn_s()  # a block takes the compute thread once or twice
                 timing = replace(timing, fixed_s=timing.fixed_s + turns)
                 entry.loaded = loaded
@@ -130,7 +135,14 @@ class ModelHost:
                     _offer_codebook(book, loaded.times.get(key))
                     for key, book in loaded.codebooks.items()
                 ]
-                entry.offer = replace(entry.offer, timing=timing, loaded=True, codebooks=books)
+                entry.offer = replace(
+                    entry.offer,
+                    timing=timing,
+                    loaded=True,
+                    codebooks=books,
+                    precision=loaded.chosen.precision,
+                    divergence=min(loaded.chosen.divergence, MOST_DIVERGENCE),
+                )
                 self._on_change()
             return entry.loaded
 
@@ -211,9 +223,17 @@ def _quality(bundle: Bundle) -> Quality | None:
         return None
 
 
-def _load(bundle: Bundle) -> tuple[Loaded, Timing]:
+def _load(bundle: Bundle, precision: Wanted = "fp32") -> tuple[Loaded, Timing]:
     """In the compute thread."""
     model = build_model(bundle.config, load_weights(bundle))
+    chosen = choose_precision(model, precision)
+    log.info(
+        "%s runs in %s: %.1f times as fast as fp32, divergence %.2g",
+        bundle.name,
+        chosen.precision,
+        chosen.speedup,
+        chosen.divergence,
+    )
     books, problems = _codebooks(bundle)
     loaded = Loaded(
         bundle=bundle,
@@ -224,6 +244,7 @@ def _load(bundle: Bundle) -> tuple[Loaded, Timing]:
         tokenizer=TextTokenizer.from_bundle(bundle) if bundle.has(TOKENIZER_FILE) else None,
         processor=ImageProcessor.from_bundle(bundle) if model.spec.vocab_size == 0 else None,
         stop_ids=eos_ids(bundle),
+        chosen=chosen,
         quality=_quality(bundle),
     )
     _measure_codebooks(loaded)

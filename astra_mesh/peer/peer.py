@@ -66,7 +66,9 @@ class Peer:
         self.device = Device(host="", cores=1, host_cores=1, threads=1)  # until started
         self._on_event = on_event
         self._compute = ComputeThread()
-        self.models = ModelHost(config.models, self._compute, self._models_changed)
+        self.models = ModelHost(
+            config.models, self._compute, self._models_changed, config.precision
+        )
         self._hellos: dict[PeerId, Hello] = {}
         self._subscribers: dict[tuple[Link, RequestId], None] = {}
         self._links: LinkKeeper | None = None

@@ -78,8 +78,7 @@ class PlainCodec:
             n = _from_int8(rows)
         else:
             n = _from_int4(rows, self._model.spec.hidden_size)
-        at = self._model.block(block)
-        return F.linear(n.to(at.kv_weight.dtype), at.kv_weight, at.kv_bias)
+        return self._model.block(block).project_key_value(n)
 
     def pack(self, stage: int, codes: CodeArray) -> bytes:
         """See :class:`Codec`."""

@@ -83,10 +83,8 @@ class VectorReceiver:
         if codec.decoder == "table":
             return self._look_up(block, codes, first)
         at = codec.model.block(block)
-        n = self.rebuild(block, codes, first).to(at.kv_weight.dtype)
-        if codec.name == "astra":
-            n = at.normalize(n)
-        return F.linear(n, at.kv_weight, at.kv_bias)
+        n = self.rebuild(block, codes, first)
+        return at.project_key_value(at.normalize(n) if codec.name == "astra" else n)
 
     def _look_up(self, block: int, codes: Sequence[CodeArray], first: int) -> Tensor:
         table = self._codec.table(block, self._stages)
@@ -200,7 +198,7 @@ class VectorCodec:
         at = self.model.block(block)
         blocks, reach, offset = reaches(self.codebook, block, stages, at)
         rows = [self.coder(b, stages).rows.double() @ reach[b] for b in blocks]
-        dtype = at.kv_weight.dtype
+        dtype = at.kv_dtype
         known = reach.get(0)
         return Table(
             blocks,
@@ -220,7 +218,7 @@ class VectorCodec:
 
     def table_bytes(self, stages: int) -> int:
         """Memory of the tables of all blocks."""
-        itemsize = next(self.model.parameters()).dtype.itemsize
+        itemsize = self.model.block(0).kv_dtype.itemsize
         return cost.table_bytes(self.codebook, stages, self.model.spec.kv_size, itemsize)
 
     def _table_bytes(self) -> int:

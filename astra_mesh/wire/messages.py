@@ -115,6 +115,8 @@ class ModelOffer(Message, frozen=True):
     codebooks: list[CodebookOffer] = []
     timing: Timing | None = None  # None until the model is loaded and measured
     loaded: bool = False
+    precision: str = "fp32"  # of the products: "fp32", "bf16", "fp16" or "int8"
+    divergence: float = 0.0  # of the answers from those in fp32: mean KL in nats, or 1 - cosine
 
 
 class Device(Message, frozen=True):

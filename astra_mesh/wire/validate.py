@@ -135,6 +135,7 @@ _RULES: Final[dict[type[msgspec.Struct], dict[str, Check]]] = {
         "id": _is_id,
         "name": _name,
         "family": _word,
+        "precision": _word,
         "tasks": _tasks,
         "codebooks": _size(limits.CODEBOOKS_PER_MODEL),
     },

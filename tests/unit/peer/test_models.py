@@ -124,7 +124,7 @@ async def test_two_at_once_load_a_model_once(
     loads: list[str] = []
     original = module._load
 
-    def load(bundle: Bundle) -> tuple[Loaded, Timing]:
+    def load(bundle: Bundle, precision: str) -> tuple[Loaded, Timing]:
         loads.append(bundle.name)
         return original(bundle)
 
