@@ -1,4 +1,4 @@
-"""The command line of the laboratory: ``python -m tools.lab run SCENARIO``, ``... sweep``."""
+"""The command line of the laboratory: ``python -m tools.lab run SCENARIO``, measure, sweep."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from tools.lab import record, runner
+from tools.lab import accuracy, record, runner
 from tools.lab.house import sweep
 from tools.lab.scenario import ScenarioError, load_scenario
 from tools.lab.system import LabError, LabUnavailableError
@@ -24,6 +24,8 @@ def main(arguments: Sequence[str]) -> int:
     try:
         if parsed.command == "sweep":
             return _sweep()
+        if parsed.command == "measure":
+            return _measure()
         return _run(parsed.scenario, parsed.output)
     except LabError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -39,6 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="run a scenario with real peers (needs root)")
     run.add_argument("scenario", type=Path, help="a TOML file; docs/lab.md explains it")
     run.add_argument("-o", "--output", type=Path, help="write what happened to this JSON file")
+    commands.add_parser("measure", help="how exact rates, delays, losses and quotas are here")
     commands.add_parser("sweep", help="remove what a killed laboratory left")
     return parser
 
@@ -54,6 +57,12 @@ def _run(path: Path, output: Path | None) -> int:
         for device, log in document["logs"].items():
             _say(f"--- log of {device}\n{log}".rstrip())
         return FAILED
+    return 0
+
+
+def _measure() -> int:
+    for line in accuracy.measure():
+        print(line, flush=True)
     return 0
 
 

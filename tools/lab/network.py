@@ -32,6 +32,7 @@ from tools.lab.system import (
     Owner,
     batch,
     command,
+    cpu_seconds,
     kill_all,
     new_stem,
     orphans,
@@ -185,6 +186,10 @@ class Lan:
     def plug(self, device: str) -> None:
         """Puts the cable back."""
         command(["ip", "-n", self._switch, "link", "set", self._port(device), "up"])
+
+    def delay_cpu_s(self) -> float:
+        """CPU time that holding frames took so far."""
+        return 0.0 if self._line is None else cpu_seconds(self._line.process.pid)
 
     def traffic(self, device: str) -> dict[str, int]:
         """Bytes and frames that the device sent and received so far."""

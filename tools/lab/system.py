@@ -73,13 +73,24 @@ def orphans(folder: Path) -> list[Path]:
 
 
 def _start_ticks(pid: int) -> int | None:
-    """Field 22 of /proc/PID/stat; None if there is no such process (a zombie counts as none)."""
+    """When a process started; None if there is no such process (a zombie counts as none)."""
+    fields = _stat(pid)
+    return None if not fields or fields[0] in "ZX" else int(fields[19])
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time of all threads of a process, in the kernel's steps of 10 ms; 0 if there is none."""
+    fields = _stat(pid)
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") if fields else 0.0
+
+
+def _stat(pid: int) -> list[str]:
+    """Fields 3 and following of /proc/PID/stat; none if there is no such process."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
-        return None
-    fields = text.rpartition(")")[2].split()  # the command before it may hold spaces
-    return None if fields[0] in "ZX" else int(fields[19])
+        return []
+    return text.rpartition(")")[2].split()  # the command before it may hold spaces
 
 
 def kill_all(pids: Iterable[int]) -> None:
