@@ -20,6 +20,8 @@ from tools.lab.system import (
     orphans,
 )
 
+MOUNTS, OWN_GROUPS = Path("/proc/self/mounts"), Path("/proc/self/cgroup")
+
 # With the kernel's usual 100 ms, half a core is 50 ms of a whole core and 50 ms of none, which is
 # longer than a block. Below 10 ms the kernel's tick (4 ms at 250 Hz) is too coarse: half a core
 # became 0.33 of one with 2 ms and 0.41 with 5 ms, but 0.50 with 10 ms.
@@ -113,7 +115,7 @@ def sweep() -> list[str]:
 
 def _parent() -> tuple[Path, int]:
     """The folder in which groups are made, and the version of control groups."""
-    mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    mounts = [line.split() for line in MOUNTS.read_text().splitlines()]
     for _, place, kind, options, *_ in mounts:
         if kind == "cgroup" and "cpu" in options.split(","):
             return Path(place) / _own_group("cpu"), 1
@@ -134,7 +136,7 @@ def _parent_v2(root: Path) -> Path:
 
 
 def _own_group(controller: str) -> str:
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
+    for line in OWN_GROUPS.read_text().splitlines():
         _, names, path = line.split(":", 2)
         if controller in names.split(","):
             return path.lstrip("/")
