@@ -62,9 +62,10 @@ class DevicePeer:
 
     @property
     def port(self) -> int | None:
-        """Where it listens, from its first line of output; None before that."""
+        """Where it listens, from its first line of output; None before that, or if it failed."""
         line, end, _ = (self.folder / "output").read_text().partition("\n")
-        return int(json.loads(line)["port"]) if end else None
+        port: int | None = json.loads(line).get("port") if end else None
+        return port
 
     def log(self) -> str:
         """The end of its log."""

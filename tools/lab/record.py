@@ -59,41 +59,35 @@ def devices(house: House) -> dict[str, Any]:
     return found
 
 
-class Timelines:
-    """The per-block times that the peers of a house wrote down."""
+def attach_timelines(house: House, requests: list[dict[str, Any]], zero: float) -> None:
+    """Give each request its ``attempts``: one for each plan that was tried, normally one.
 
-    def __init__(self, house: House) -> None:
-        self._house = house
-
-    def attach(self, requests: list[dict[str, Any]], zero: float) -> None:
-        """Give each request its ``attempts``: one for each plan that was tried, normally one.
-
-        Args:
-            requests: with ``from``, ``began_s`` and ``wall_s``.
-            zero: what these times are relative to, monotonic seconds.
-        """
-        files = self._wait_for_files()
+    Args:
+        house: whose peers wrote down the times of their blocks.
+        requests: with ``from``, ``began_s`` and ``wall_s``.
+        zero: what these times are relative to, monotonic seconds.
+    """
+    deadline = time.monotonic() + SETTLE_S
+    while True:
+        files = _read_files(house)
         for request in requests:
-            request["attempts"] = [
-                _attempt(same, zero) for same in files.values() if _is_of(same, request, zero)
-            ]
+            found = [same for same in files.values() if _is_of(same, request, zero)]
+            request["attempts"] = [_attempt(same, zero) for same in found]
+        whole = all(len(same) == _holders(same) for same in files.values())
+        if whole and all("error" in one or one["attempts"] for one in requests):
+            return
+        if time.monotonic() > deadline:
+            return
+        time.sleep(LOOK_S)
 
-    def _wait_for_files(self) -> dict[str, dict[str, Any]]:
-        """By request id and device; once those of all participants are there, or soon."""
-        deadline = time.monotonic() + SETTLE_S
-        while True:
-            files = self._read()
-            complete = all(len(same) == _holders(same) for same in files.values())
-            if complete or time.monotonic() > deadline:
-                return files
-            time.sleep(LOOK_S)
 
-    def _read(self) -> dict[str, dict[str, Any]]:
-        found: dict[str, dict[str, Any]] = {}
-        for device in self._house.scenario.devices:
-            for path in sorted((self._house.folder / device / "record").glob("[0-9a-f]*.json")):
-                found.setdefault(path.stem, {})[device] = json.loads(path.read_text())
-        return found
+def _read_files(house: House) -> dict[str, dict[str, Any]]:
+    """By request id and device."""
+    found: dict[str, dict[str, Any]] = {}
+    for device in house.scenario.devices:
+        for path in sorted((house.folder / device / "record").glob("[0-9a-f]*.json")):
+            found.setdefault(path.stem, {})[device] = json.loads(path.read_text())
+    return found
 
 
 def _holders(same: dict[str, Any]) -> int:

@@ -34,7 +34,7 @@ def run(scenario: Scenario, say: Say = lambda text: None) -> dict[str, Any]:
         say(f"{len(house.running())} peers have met after {met_s:.1f} s")
         running = _Run(house, say)
         running.run()
-        record.Timelines(house).attach(running.requests, running.zero)
+        record.attach_timelines(house, running.requests, running.zero)
         document = {
             "format": record.FORMAT,
             "began": began.isoformat(timespec="seconds"),
