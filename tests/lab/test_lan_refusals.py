@@ -45,7 +45,7 @@ def test_not_permitted(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(argv: list[str], **_: object) -> str:
         raise LabError(f"{' '.join(argv)}: Operation not permitted")
 
-    monkeypatch.setattr(network, "_require_lab", lambda: None)
+    monkeypatch.setattr(network, "require_lab", lambda: None)
     monkeypatch.setattr(network, "sweep", list)
     monkeypatch.setattr(network, "command", refuse)
     with pytest.raises(LabUnavailableError, match="Operation not permitted"):

@@ -85,6 +85,7 @@ class House:
 
     def __enter__(self) -> Self:
         sweep()
+        self._warn()
         self.folder.mkdir(mode=0o700)
         try:
             self.lan.__enter__()
@@ -122,6 +123,13 @@ class House:
         stop([process for process, _ in self._askers.values()])
         for _, asker in self._askers.values():
             asker.join()
+
+    def _warn(self) -> None:
+        """What makes the quotas less than they say."""
+        wanted = sum(device.cpu or 0.0 for device in self.scenario.devices.values())
+        cores = len(os.sched_getaffinity(0))
+        if wanted > cores:
+            self._say(f"warning: quotas of {wanted:g} cores in all, and this machine has {cores}")
 
     def _shape(self) -> None:
         """What the cables and processors are like at the beginning."""
@@ -309,7 +317,12 @@ def _counts(seen: dict[str, set[str]], wanted: set[str]) -> str:
 
 
 def sweep() -> list[str]:
-    """Removes what killed laboratories left, with the processes in it; returns the names."""
+    """Removes what killed laboratories left, with the processes in it; returns the names.
+
+    Raises:
+        LabUnavailableError: this machine or user can have no laboratory.
+    """
+    network.require_lab()
     names = [*network.sweep(), *cpu.sweep()]
     for folder in orphans(Path(tempfile.gettempdir())):
         if folder.is_dir() and not folder.is_symlink() and folder.stat().st_uid == os.geteuid():

@@ -87,7 +87,7 @@ class Lan:
         if self._used:
             raise LabError("a Lan can be entered once")
         self._used = True
-        _require_lab()
+        require_lab()
         sweep()
         atexit.register(self.close)
         try:
@@ -322,7 +322,8 @@ def sweep() -> list[str]:
     return removed
 
 
-def _require_lab() -> None:
+def require_lab() -> None:
+    """LabUnavailableError, with what to do, where there can be no LAN."""
     if not sys.platform.startswith("linux"):
         raise LabUnavailableError("network namespaces exist on Linux only")
     for name, package in (("ip", "iproute2"), ("tc", "iproute2"), ("nsenter", "util-linux")):
