@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -80,6 +81,7 @@ class House:
         self.peers: dict[str, DevicePeer] = {}
         self._groups: dict[str, cpu.CpuGroup] = {}
         self._askers: dict[str, tuple[subprocess.Popen[str], Asker]] = {}
+        self._asker_lock = threading.Lock()
 
     # --- life -------------------------------------------------------------------------------------
 
@@ -228,18 +230,22 @@ class House:
         return self._asker(device).ask({**document, "port": port})
 
     def _asker(self, device: str) -> Asker:
-        if device not in self._askers:
-            process = self.lan.popen(
-                device,
-                [sys.executable, "-m", "tools.lab.asker"],
-                env=environment_of(self, device),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                text=True,
-            )
-            self._askers[device] = process, Asker(process)
-        return self._askers[device][1]
+        with self._asker_lock:
+            if device not in self._askers:
+                process = self._start_asker(device)
+                self._askers[device] = process, Asker(process)
+            return self._askers[device][1]
+
+    def _start_asker(self, device: str) -> subprocess.Popen[str]:
+        return self.lan.popen(
+            device,
+            [sys.executable, "-m", "tools.lab.asker"],
+            env=environment_of(self, device),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
 
     def cli(self, device: str, *argv: str, timeout_s: float = CLI_S) -> list[Any]:
         """Run `astra-mesh ARGV --json` on a device: the documents that it prints.
