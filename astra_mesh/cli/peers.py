@@ -80,6 +80,13 @@ def peer(
     state_dir: Annotated[
         Path | None, typer.Option(help="Where this peer keeps its identity.", hidden=True)
     ] = None,
+    record: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Write when each step of each request happened, one JSON file per request.",
+        ),
+    ] = None,
     stop_with_stdin: Annotated[
         bool, typer.Option(help="End when standard input is closed.", hidden=True)
     ] = False,
@@ -109,6 +116,7 @@ def peer(
             discovery=discovery,
             state_dir=state_dir,
             models=tuple(model) if model else None,
+            record=record,
         )
         run_async(_serve(config, as_json, stop_with_stdin))
 

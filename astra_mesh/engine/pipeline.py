@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch import Tensor
 from astra_mesh.engine.compute import ComputeThread
 from astra_mesh.engine.exchange import Exchange
 from astra_mesh.engine.shard import ShardRun
+from astra_mesh.engine.timeline import Mark, Timeline
 from astra_mesh.quant.codes import CodeArray
 
 
@@ -36,6 +38,9 @@ class Step(NamedTuple):
 
     kind: str
     run: Callable[[], object]
+    mark: Mark
+    block: int
+    part: int = -1  # the shard that a remote part came from
 
 
 class Pipeline:
@@ -44,9 +49,16 @@ class Pipeline:
     Cancelling :meth:`prefill` leaves nothing behind but the run's own tensors.
     """
 
-    def __init__(self, run: ShardRun, exchange: Exchange, compute: ComputeThread) -> None:
+    def __init__(
+        self,
+        run: ShardRun,
+        exchange: Exchange,
+        compute: ComputeThread,
+        timeline: Timeline | None = None,
+    ) -> None:
         self.run, self.exchange, self.compute = run, exchange, compute
         self.spent = Spent()
+        self.timeline = timeline  # None: nothing is noted
 
     async def prefill(self) -> None:
         """All blocks of the own shard; errors of the exchange are raised here."""
@@ -64,11 +76,14 @@ class Pipeline:
         steps = [self._finish(block - 1)] if block else []
         if layout.receivers(run.shard, block):
             codes: dict[int, Sequence[CodeArray]] = {}
-            steps.append(Step("encode_s", lambda: codes.update(run.encode(block))))
+            steps.append(
+                Step("encode_s", lambda: codes.update(run.encode(block)), Mark.ENCODED, block)
+            )
             await self._compute(steps)
             await self.exchange.send_codes(block, codes)
+            self._note(Mark.SENT, block)
             steps = []
-        steps.append(Step("compute_s", lambda: run.attend_local(block)))
+        steps.append(Step("compute_s", lambda: run.attend_local(block), Mark.LOCAL, block))
         coded = block >= layout.first_block
         missing = len(layout.sources(run.shard, block)) if coded else 0
         while True:
@@ -82,10 +97,15 @@ class Pipeline:
                 return
 
     def _finish(self, block: int) -> Step:
-        return Step("compute_s", lambda: self.run.finish(block))
+        return Step("compute_s", lambda: self.run.finish(block), Mark.DONE, block)
 
     def _attend(self, block: int, source: int, codes: Sequence[CodeArray]) -> Step:
-        return Step("decode_s", lambda: self.run.attend_remote(block, source, codes))
+        attend = partial(self.run.attend_remote, block, source, codes)
+        return Step("decode_s", attend, Mark.ATTENDED, block, source)
+
+    def _note(self, mark: Mark, block: int, part: int = -1) -> None:
+        if self.timeline is not None:
+            self.timeline.note(mark, block, part)
 
     async def _receive(self, block: int) -> tuple[int, Sequence[CodeArray]]:
         began = time.perf_counter()
@@ -100,6 +120,7 @@ class Pipeline:
                 step.run()
                 took = time.perf_counter() - began
                 setattr(self.spent, step.kind, getattr(self.spent, step.kind) + took)
+                self._note(step.mark, step.block, step.part)
 
         await self.compute(work)
 

@@ -176,7 +176,7 @@ class Answer:
             run = await self._compute(
                 ShardRun, loaded.model, exchange.layout, exchange.shard, codec, given, self._spare()
             )
-            pipeline = Pipeline(run, exchange, self._compute)
+            pipeline = Pipeline(run, exchange, self._compute, exchange.timeline)
             await self._answer(choice, loaded, pipeline, participants, bits)
         finally:
             participants.close()

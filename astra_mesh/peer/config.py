@@ -29,6 +29,7 @@ class PeerConfig:
         ephemeral: Identity in memory only, and no record for local clients.
         models: Names to offer; None: all on this device.
         timings: Of links.
+        record: Folder for one JSON file per request with the time of each step; None: none.
     """
 
     name: str = ""
@@ -42,3 +43,4 @@ class PeerConfig:
     ephemeral: bool = False
     models: tuple[str, ...] | None = None
     timings: Timings = field(default_factory=Timings)
+    record: Path | None = None

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from astra_mesh import limits
+from astra_mesh.engine.timeline import Mark, Timeline
 from astra_mesh.errors import DeadlineError, MeshError, PeerLostError, ProtocolError
 from astra_mesh.mesh.link import Link
 from astra_mesh.peer.loaded import AnyCodec
@@ -81,6 +82,7 @@ class MeshExchange:
         self._pooled_came = asyncio.Event()
         self._error: Exception | None = None
         self.sent_bytes: dict[str, int] = {}
+        self.timeline: Timeline | None = None  # None: nothing is noted
 
     # --- what comes in ----------------------------------------------------------------------------
 
@@ -116,6 +118,8 @@ class MeshExchange:
         for stage, some in enumerate(rows, message.stage):
             if self._parts[key].put(stage, first, some):
                 self._done.add(key)
+                if self.timeline is not None:
+                    self.timeline.note(Mark.ARRIVED, block, source)
                 self._queue(block).put_nowait((source, self._parts.pop(key).complete()))
 
     def _split(self, message: Codes, stages: int) -> list[tuple[int, bytes]]:

@@ -135,6 +135,7 @@ class Participation:
             self.refuse(Reason.INTERNAL)
             return
         open_exchange(exchange)
+        pipeline.timeline = exchange.timeline
         request = self.propose.request
         send_if_open(self.link, Accept(request=request))
         try:

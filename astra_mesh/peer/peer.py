@@ -25,6 +25,7 @@ from astra_mesh.peer.device import this_device
 from astra_mesh.peer.links import LinkKeeper
 from astra_mesh.peer.local import LocalPeer, remove_record, write_record
 from astra_mesh.peer.models import ModelHost
+from astra_mesh.peer.recorder import Recorder
 from astra_mesh.peer.requests import Requests
 from astra_mesh.peer.sending import send_if_open
 from astra_mesh.peer.slots import Slot, claim
@@ -123,7 +124,9 @@ class Peer:
     async def _serve(self, links: LinkKeeper) -> None:
         try:
             async with asyncio.TaskGroup() as group:
-                self._requests = requests = Requests(self, group)
+                folder = self.config.record
+                recorder = None if folder is None else Recorder(folder, self.id, self.name)
+                self._requests = requests = Requests(self, group, recorder)
                 try:
                     await links.run()
                 finally:

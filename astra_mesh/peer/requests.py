@@ -16,6 +16,7 @@ from astra_mesh.peer.early import EarlyCodes
 from astra_mesh.peer.exchange import MeshExchange
 from astra_mesh.peer.part import Participation
 from astra_mesh.peer.participants import Participants
+from astra_mesh.peer.recorder import Recorder
 from astra_mesh.peer.sending import send_if_open
 from astra_mesh.wire.codec import AnyMessage, sanitise
 from astra_mesh.wire.messages import (
@@ -47,7 +48,9 @@ log = logging.getLogger(__name__)
 class Requests:
     """All requests of one peer. Each runs as one task of ``group``."""
 
-    def __init__(self, peer: Peer, group: asyncio.TaskGroup) -> None:
+    def __init__(
+        self, peer: Peer, group: asyncio.TaskGroup, recorder: Recorder | None = None
+    ) -> None:
         self._peer, self._group = peer, group
         self._candidates = Candidates(peer)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -56,9 +59,11 @@ class Requests:
         self._parts: dict[RequestId, tuple[Participation, asyncio.Task[None]]] = {}
         self._exchanges: dict[RequestId, MeshExchange] = {}
         self._early = EarlyCodes()
+        self._recorder = recorder
 
     def close(self) -> None:
         """Cancel everything."""
+        self._recorder = None
         for task in list(self._tasks):
             task.cancel()
         self._early.clear()
@@ -116,6 +121,8 @@ class Requests:
     def _open_exchange(self, exchange: MeshExchange) -> None:
         """Deliver codes of a request from now on, first those that came early."""
         self._exchanges[exchange.request] = exchange
+        if self._recorder is not None:
+            exchange.timeline = self._recorder.begin()
         for link, sender, message in self._early.take(exchange.request):
             try:
                 exchange.take(sender, message)
@@ -125,7 +132,9 @@ class Requests:
 
     def _close_exchange(self, request: RequestId) -> None:
         """Deliver no more codes of a request."""
-        self._exchanges.pop(request, None)
+        exchange = self._exchanges.pop(request, None)
+        if exchange is not None and self._recorder is not None:
+            self._start("a record", self._recorder.write, request, exchange)
         self._running.pop(request, None)
         self._early.drop(request)
 

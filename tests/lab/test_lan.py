@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from tests.timings import patient
-from tools.lab.network import Lan, _namespace_names, owner_of, sweep
+from tools.lab.network import NAMESPACES, Lan, sweep
+from tools.lab.system import owner_of
 
 pytestmark = pytest.mark.lab
 
@@ -106,6 +107,10 @@ with Lan(["a"]) as lan:
 """
 
 
+def namespaces() -> list[str]:
+    return sorted(path.name for path in NAMESPACES.glob("*"))
+
+
 def python(code: str, *arguments: object) -> list[str]:
     return [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)]
 
@@ -188,23 +193,23 @@ class TestRate:
 
 class TestCleanUp:
     def test_nothing_is_left_after_the_context(self) -> None:
-        before = _namespace_names()
+        before = namespaces()
         with Lan(["a"]) as lan:
             process = lan.popen("a", python("import time; time.sleep(60)"))
-            assert len(_namespace_names()) == len(before) + 2
-        assert _namespace_names() == before
+            assert len(namespaces()) == len(before) + 2
+        assert namespaces() == before
         assert process.returncode == -signal.SIGTERM
 
     def test_nothing_is_left_after_an_error_in_the_body(self) -> None:
-        before = _namespace_names()
+        before = namespaces()
         with pytest.raises(ZeroDivisionError), Lan(["a"]):
             raise ZeroDivisionError
-        assert _namespace_names() == before
+        assert namespaces() == before
 
     def test_a_process_that_ignores_the_signal_is_killed(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("tools.lab.network.STOP_GRACE_S", 0.2)
+        monkeypatch.setattr("tools.lab.system.STOP_GRACE_S", 0.2)
         stubborn = """
             import signal, time
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -221,14 +226,14 @@ class TestCleanUp:
             assert owner.stdout is not None
             namespace, sleeper = owner.stdout.readline().split()
             owner.kill()
-        assert namespace in _namespace_names()
+        assert namespace in namespaces()
         assert namespace in sweep()
-        assert namespace not in _namespace_names()
+        assert namespace not in namespaces()
         assert not _runs(int(sleeper))
 
     def test_a_sweep_leaves_living_owners_and_other_namespaces_alone(self, lan: Lan) -> None:
         assert lan.namespace("a") not in sweep()
-        assert lan.namespace("a") in _namespace_names()
+        assert lan.namespace("a") in namespaces()
         assert owner_of("someone-elses") is None
 
     def test_a_lan_is_entered_once(self, lan: Lan) -> None:

@@ -9,7 +9,8 @@ import sys
 import pytest
 
 from tools.lab import network
-from tools.lab.network import LabError, LabUnavailableError, Lan, Owner, owner_of
+from tools.lab.network import Lan
+from tools.lab.system import LabError, LabUnavailableError, Owner, owner_of
 
 
 @pytest.mark.parametrize(
@@ -44,9 +45,9 @@ def test_not_permitted(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(argv: list[str], **_: object) -> str:
         raise LabError(f"{' '.join(argv)}: Operation not permitted")
 
-    monkeypatch.setattr(network, "_require_lab", lambda: None)
+    monkeypatch.setattr(network, "require_lab", lambda: None)
     monkeypatch.setattr(network, "sweep", list)
-    monkeypatch.setattr(network, "_command", refuse)
+    monkeypatch.setattr(network, "command", refuse)
     with pytest.raises(LabUnavailableError, match="Operation not permitted"):
         Lan(["a"]).__enter__()
 
@@ -68,8 +69,3 @@ def test_a_pid_that_another_process_has_now_is_not_the_owner() -> None:
     assert owner is not None
     assert owner.is_alive()
     assert not Owner(owner.pid, owner.started - 1).is_alive()
-
-
-def test_the_command_line_knows_one_word(capsys: pytest.CaptureFixture[str]) -> None:
-    assert network.main(["help"]) == 2
-    assert "sweep" in capsys.readouterr().err

@@ -8,63 +8,44 @@
 The bridge lies in a namespace of its own ("the switch"), so neither interfaces nor addresses appear
 on the machine itself, nothing in the LAN reaches its networks, and deleting the namespaces removes
 everything. Multicast crosses the bridge. docs/lab.md has the picture.
-
-    python -m tools.lab.network sweep    removes what a killed owner left
 """
 
 from __future__ import annotations
 
 import atexit
-import contextlib
+import json
 import os
 import re
-import secrets
 import shutil
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-PREFIX = "astra-lab"
+from tools.lab import shaping
+from tools.lab.delay import DelayLine
+from tools.lab.system import (
+    LabError,
+    LabUnavailableError,
+    Owner,
+    batch,
+    command,
+    cpu_seconds,
+    kill_all,
+    new_stem,
+    orphans,
+    stop,
+)
+
 SWITCH = "switch"  # the bridge's namespace; no device can have this name
 DEVICE_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
 DEVICES = 200  # what the /24 below holds, with room
 NAMESPACES = Path("/run/netns")  # where `ip netns` keeps them
-
-IP_TIMEOUT_S = 20.0  # one `ip` call; seen: 5 ms, 0.3 s on a loaded machine
-STOP_GRACE_S = 3.0  # between SIGTERM and SIGKILL: a peer's goodbye takes less
+MEDIUM = "medium"  # the name of the block that a shared medium's frames pass
+QUEUE_MS = 100.0
 RUN_TIMEOUT_S = 60.0
-POLL_S = 0.02
-
-# Token bucket: holds this much time's worth of bytes (a 100 Hz kernel refills every 10 ms), and at
-# least a few full frames.
-BURST_S = 0.01
-BURST_MIN_BYTES = 16 * 1024
-
-
-class LabError(RuntimeError):
-    """The laboratory could not do what was asked."""
-
-
-class LabUnavailableError(LabError):
-    """This machine cannot have a laboratory: not Linux, not root, no `ip`, or not permitted."""
-
-
-@dataclass(frozen=True)
-class Owner:
-    """The process that made a namespace; the start time tells it from a later one of its pid."""
-
-    pid: int
-    started: int  # clock ticks after boot, from /proc/PID/stat
-
-    def is_alive(self) -> bool:
-        """Whether that very process still runs."""
-        return _start_ticks(self.pid) == self.started
 
 
 class Lan:
@@ -72,21 +53,32 @@ class Lan:
 
     Args:
         devices: their names: lower-case letters, digits and dashes.
+        delayed: those whose cables can have a delay (:meth:`set_delay`).
+        medium: whether there is a shared medium (:meth:`set_medium`).
+        seed: of the delays' jitter.
 
     Raises:
         LabUnavailableError: on entering, where namespaces cannot be made; it says why.
     """
 
-    def __init__(self, devices: Sequence[str]) -> None:
+    def __init__(
+        self,
+        devices: Sequence[str],
+        *,
+        delayed: Collection[str] = (),
+        medium: bool = False,
+        seed: int = 0,
+    ) -> None:
         for name in devices:
             if not DEVICE_NAME.fullmatch(name) or name == SWITCH:
                 raise ValueError(f"not a device name: {name!r}")
         if not 1 <= len(devices) <= DEVICES or len(set(devices)) != len(devices):
             raise ValueError(f"1 to {DEVICES} devices of different names")
         self.devices = tuple(devices)
-        owner = Owner(os.getpid(), _start_ticks(os.getpid()) or 0)
-        self._stem = f"{PREFIX}-{owner.pid}-{owner.started}-{secrets.token_hex(3)}"
-        self._owner = owner
+        self.stem, self._owner = new_stem(), Owner.me()
+        self._delayed = [self._index(device) for device in delayed]
+        self._medium, self._seed = medium, seed
+        self._line: DelayLine | None = None
         self._processes: list[subprocess.Popen[Any]] = []
         self._namespaces: list[str] = []  # made so far
         self._used = False
@@ -95,7 +87,7 @@ class Lan:
         if self._used:
             raise LabError("a Lan can be entered once")
         self._used = True
-        _require_lab()
+        require_lab()
         sweep()
         atexit.register(self.close)
         try:
@@ -113,10 +105,12 @@ class Lan:
     ) -> None:
         self.close()
 
+    # --- what runs in it --------------------------------------------------------------------------
+
     def namespace(self, device: str) -> str:
         """The name of the device's namespace, for `ip netns exec`."""
         self._index(device)
-        return f"{self._stem}-{device}"
+        return f"{self.stem}-{device}"
 
     def address(self, device: str) -> str:
         """The device's IPv4 address in the LAN."""
@@ -132,8 +126,7 @@ class Lan:
             argv: the program and its arguments; never a shell's line.
             options: as for :class:`subprocess.Popen`.
         """
-        command = ["ip", "netns", "exec", self.namespace(device), *map(str, argv)]
-        process = subprocess.Popen(command, **options)
+        process = subprocess.Popen([*_entry(self.namespace(device)), *map(str, argv)], **options)
         self._processes.append(process)
         return process
 
@@ -146,49 +139,86 @@ class Lan:
             subprocess.TimeoutExpired: after ``timeout`` (60 s unless given); the program is killed.
         """
         options.setdefault("timeout", RUN_TIMEOUT_S)
-        command = ["ip", "netns", "exec", self.namespace(device), *map(str, argv)]
-        return subprocess.run(command, check=options.pop("check", False), **options)
+        argv = [*_entry(self.namespace(device)), *map(str, argv)]
+        return subprocess.run(argv, check=options.pop("check", False), **options)
 
-    def set_rate(self, device: str, mbps: float | None, *, queue_ms: float = 100.0) -> None:
-        """Limits what the device sends, and what it receives, to ``mbps`` each; None lifts it.
+    # --- what its cables are like -----------------------------------------------------------------
+
+    def set_rate(self, device: str, mbps: float | None, *, queue_ms: float = QUEUE_MS) -> None:
+        """As :meth:`set_rates`, the same both ways."""
+        self.set_rates(device, mbps, mbps, queue_ms=queue_ms)
+
+    def set_rates(
+        self, device: str, up: float | None, down: float | None, *, queue_ms: float = QUEUE_MS
+    ) -> None:
+        """Limits what the device sends (up) and what it receives (down); None lifts it.
 
         Args:
             device: whose link.
-            mbps: megabits per second, counted with Ethernet headers.
+            up: megabits per second, counted with Ethernet headers.
+            down: the same for what it receives.
             queue_ms: how long a packet may wait for its turn; past it packets are dropped.
         """
-        ends = ((self.namespace(device), "eth0"), (self._switch, self._port(device)))
-        for namespace, interface in ends:
-            base = ["tc", "-n", namespace, "qdisc"]
-            if mbps is None:
-                _command([*base, "del", "dev", interface, "root"], check=False)
-                continue
-            burst = max(BURST_MIN_BYTES, int(mbps * 1e6 / 8 * BURST_S))
-            shape = ["tbf", "rate", f"{round(mbps * 1e6)}bit", "burst", f"{burst}b"]
-            latency = ["latency", f"{queue_ms}ms"]
-            _command([*base, "replace", "dev", interface, "root", *shape, *latency])
+        shaping.set_rate(self.namespace(device), "eth0", up, queue_ms)
+        shaping.set_rate(self._switch, self._port(device), down, queue_ms)
+
+    def set_medium(self, mbps: float | None, *, queue_ms: float = QUEUE_MS) -> None:
+        """Limits all traffic of the LAN together, each frame counted once; None lifts it."""
+        if not self._medium:
+            raise LabError("this LAN was made without a shared medium")
+        shaping.set_rate(self._switch, MEDIUM, mbps, queue_ms)
+
+    def set_loss(self, device: str, percent: float) -> None:
+        """Loses this share of the frames that the device sends, and of those that it gets."""
+        shaping.set_loss(self._switch, self._port(device), percent)
+
+    def set_delay(self, device: str, delay_ms: float, jitter_ms: float = 0.0) -> None:
+        """Holds what the device sends for so long, plus or minus the jitter; order is kept."""
+        cable = self._index(device)
+        if self._line is None:
+            raise LabError("this LAN was made without delays")
+        self._line.set(cable, delay_ms, jitter_ms)
 
     def unplug(self, device: str) -> None:
         """Takes the device's cable out: its carrier goes, the others only hear silence."""
-        _command(["ip", "-n", self._switch, "link", "set", self._port(device), "down"])
+        command(["ip", "-n", self._switch, "link", "set", self._port(device), "down"])
 
     def plug(self, device: str) -> None:
         """Puts the cable back."""
-        _command(["ip", "-n", self._switch, "link", "set", self._port(device), "up"])
+        command(["ip", "-n", self._switch, "link", "set", self._port(device), "up"])
+
+    def delay_cpu_s(self) -> float:
+        """CPU time that holding frames took so far."""
+        return 0.0 if self._line is None else cpu_seconds(self._line.process.pid)
+
+    def traffic(self, device: str) -> dict[str, int]:
+        """Bytes and frames that the device sent and received so far."""
+        shown = command(["ip", "-n", self.namespace(device), "-s", "-j", "link", "show", "eth0"])
+        sides = json.loads(shown)[0]["stats64"]
+        names = {"sent": "tx", "received": "rx"}
+        return {
+            f"{name}_{what}": int(sides[side]["bytes" if what == "bytes" else "packets"])
+            for name, side in names.items()
+            for what in ("bytes", "frames")
+        }
+
+    # --- making and removing ----------------------------------------------------------------------
 
     def close(self) -> None:
         """Stops every process of the LAN and removes it. May be called again."""
         if os.getpid() != self._owner.pid:
             return  # a forked child inherits the exit handler, not the LAN
         atexit.unregister(self.close)
-        _stop(self._processes)
+        stop(self._processes)
+        if self._line is not None:
+            stop([self._line.process])
         for namespace in reversed(self._namespaces):
             _remove(namespace)
         self._namespaces.clear()
 
     @property
     def _switch(self) -> str:
-        return f"{self._stem}-{SWITCH}"
+        return f"{self.stem}-{SWITCH}"
 
     def _index(self, device: str) -> int:
         try:
@@ -201,29 +231,28 @@ class Lan:
 
     def _build(self) -> None:
         self._add_namespace(self._switch)
-        # No snooping: multicast goes to every port, as on a home router's Wi-Fi. No spanning tree
-        # delay: ports forward at once.
-        bridge = "bridge mcast_snooping 0 stp_state 0 forward_delay 0"
-        _batch(self._switch, [f"link add lan0 type {bridge}", "link set lan0 up"])
+        batch(self._switch, _bridge("lan0"))
+        if self._medium:
+            shaping.add_medium(self._switch, MEDIUM)
+        if self._delayed:
+            self._line = DelayLine(_entry(self._switch), self._delayed, self._seed)
+            self._line.wait_until_ready()
         for device in self.devices:
             self._add_device(device)
+            self._connect(device)
 
     def _add_device(self, device: str) -> None:
-        namespace, port = self.namespace(device), self._port(device)
+        namespace = self.namespace(device)
         self._add_namespace(namespace)
         # Without this an IPv6 address is unusable for its first 1-2 s.
-        _command([
-            *("ip", "netns", "exec", namespace, "sh", "-c"),
+        command([
+            *_entry(namespace),
+            *("sh", "-c"),
             "f=/proc/sys/net/ipv6/conf/default/accept_dad; ! [ -w $f ] || echo 0 > $f",
         ])  # fmt: skip
-        _batch(
-            self._switch,
-            [
-                f"link add {port} type veth peer name eth0 netns {namespace}",
-                f"link set {port} master lan0 up",
-            ],
-        )
-        _batch(
+        veth = f"link add {self._port(device)} type veth peer name eth0 netns {namespace}"
+        batch(self._switch, [veth])
+        batch(
             namespace,
             [
                 "link set lo up",
@@ -233,12 +262,44 @@ class Lan:
             ],
         )
 
+    def _connect(self, device: str) -> None:
+        """From the device's port to the bridge, through a cable that delays if there is one."""
+        number, port = self._index(device), self._port(device)
+        lines = []
+        bridge = "lan0"
+        if number in self._delayed:
+            bridge = f"cable{number}"
+            lines += [
+                *_bridge(bridge),
+                f"link set near{number} addrgenmode none",
+                f"link set far{number} addrgenmode none",
+                f"link set near{number} master {bridge} up",
+                f"link set far{number} master lan0 up",
+            ]
+        batch(self._switch, [*lines, f"link set {port} master {bridge} up"])
+        if self._medium:
+            shaping.join_medium(self._switch, port, MEDIUM)
+
     def _add_namespace(self, name: str) -> None:
         try:
-            _command(["ip", "netns", "add", name])
+            command(["ip", "netns", "add", name])
         except LabError as error:
             raise LabUnavailableError(f"network namespaces cannot be made here: {error}") from error
         self._namespaces.append(name)
+
+
+def _bridge(name: str) -> list[str]:
+    """No snooping: multicast goes to every port, as on a home router's Wi-Fi. No spanning tree
+    delay: ports forward at once.
+    """
+    options = "mcast_snooping 0 stp_state 0 forward_delay 0"
+    add = f"link add {name} type bridge {options}"
+    return [add, f"link set {name} addrgenmode none", f"link set {name} up"]
+
+
+def _entry(namespace: str) -> list[str]:
+    """Leads a command into a namespace; unlike `ip netns exec` it leaves the mounts as they are."""
+    return ["nsenter", f"--net={NAMESPACES / namespace}", "--"]
 
 
 def unavailable_reason() -> str | None:
@@ -255,109 +316,26 @@ def sweep() -> list[str]:
 
     Only names of the form that :class:`Lan` makes are looked at; those of living owners stay.
     """
-    removed = []
-    for name in _namespace_names():
-        owner = owner_of(name)
-        if owner is not None and not owner.is_alive():
-            _remove(name)
-            removed.append(name)
+    removed = [path.name for path in orphans(NAMESPACES)]
+    for name in removed:
+        _remove(name)
     return removed
 
 
-def owner_of(namespace: str) -> Owner | None:
-    """Who made a namespace, from its name; None if no Lan did."""
-    found = re.fullmatch(rf"{PREFIX}-(\d+)-(\d+)-[0-9a-f]{{6}}-[a-z0-9-]+", namespace)
-    return Owner(int(found[1]), int(found[2])) if found else None
-
-
-def _require_lab() -> None:
+def require_lab() -> None:
+    """LabUnavailableError, with what to do, where there can be no LAN."""
     if not sys.platform.startswith("linux"):
         raise LabUnavailableError("network namespaces exist on Linux only")
-    if shutil.which("ip") is None or shutil.which("tc") is None:
-        raise LabUnavailableError(
-            "the commands ip and tc are missing (Debian: apt install iproute2)"
-        )
+    for name, package in (("ip", "iproute2"), ("tc", "iproute2"), ("nsenter", "util-linux")):
+        if shutil.which(name) is None:
+            raise LabUnavailableError(
+                f"the command {name} is missing (Debian: apt install {package})"
+            )
     if os.geteuid() != 0:
         raise LabUnavailableError("network namespaces need root")
 
 
-def _namespace_names() -> list[str]:
-    try:
-        return sorted(path.name for path in NAMESPACES.iterdir())
-    except OSError:
-        return []
-
-
-def _start_ticks(pid: int) -> int | None:
-    """Field 22 of /proc/PID/stat; None if there is no such process (a zombie counts as none)."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    fields = text.rpartition(")")[2].split()  # the command before it may hold spaces
-    return None if fields[0] in "ZX" else int(fields[19])
-
-
 def _remove(namespace: str) -> None:
     """Kills what runs in the namespace, then deletes it, and with it its interfaces."""
-    listed = _command(["ip", "netns", "pids", namespace], check=False)
-    for pid in map(int, listed.split()):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    _command(["ip", "netns", "delete", namespace], check=False)
-
-
-def _stop(processes: list[subprocess.Popen[Any]]) -> None:
-    """SIGTERM to all, a common grace, SIGKILL; every pipe is closed and every child reaped."""
-    for process in processes:
-        if process.poll() is None:
-            process.terminate()
-    deadline = time.monotonic() + STOP_GRACE_S
-    while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
-        time.sleep(POLL_S)
-    for process in processes:
-        if process.poll() is None:
-            process.kill()
-        process.wait()
-        for stream in (process.stdin, process.stdout, process.stderr):
-            if stream is not None:
-                with contextlib.suppress(OSError):
-                    stream.close()
-    processes.clear()
-
-
-def _batch(namespace: str, lines: Sequence[str]) -> None:
-    _command(["ip", "-n", namespace, "-batch", "-"], stdin="\n".join(lines) + "\n")
-
-
-def _command(argv: Sequence[str], *, stdin: str = "", check: bool = True) -> str:
-    environment: Mapping[str, str] = {**os.environ, "LC_ALL": "C"}
-    try:
-        done = subprocess.run(
-            argv,
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=IP_TIMEOUT_S,
-            check=False,
-            env=environment,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise LabError(f"{' '.join(argv)}: no end within {IP_TIMEOUT_S:.0f} s") from error
-    if check and done.returncode != 0:
-        raise LabError(f"{' '.join(argv)}: {done.stderr.strip() or done.returncode}")
-    return done.stdout
-
-
-def main(arguments: Sequence[str]) -> int:
-    """The command line: ``sweep``."""
-    if list(arguments) != ["sweep"]:
-        print("usage: python -m tools.lab.network sweep", file=sys.stderr)
-        return 2
-    for name in sweep():
-        print(f"removed {name}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    kill_all(map(int, command(["ip", "netns", "pids", namespace], check=False).split()))
+    command(["ip", "netns", "delete", namespace], check=False)

@@ -1,0 +1,90 @@
+"""The command line of the laboratory: ``python -m tools.lab run SCENARIO``, measure, sweep."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from tools.lab import accuracy, record, runner
+from tools.lab.house import sweep
+from tools.lab.scenario import ScenarioError, load_scenario
+from tools.lab.system import LabError, LabUnavailableError
+
+FAILED, MENDABLE, UNAVAILABLE, INTERRUPTED = 1, 2, 3, 130  # exit statuses
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one command; its exit status."""
+    parsed = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        if parsed.command == "sweep":
+            return _sweep()
+        if parsed.command == "measure":
+            return _measure()
+        return _run(parsed.scenario, parsed.output)
+    except LabError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return _status(error)
+    except KeyboardInterrupt:
+        print("interrupted; nothing is left running", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tools.lab", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="run a scenario with real peers (needs root)")
+    run.add_argument("scenario", type=Path, help="a TOML file; docs/lab.md explains it")
+    run.add_argument("-o", "--output", type=Path, help="write what happened to this JSON file")
+    commands.add_parser("measure", help="how exact rates, delays, losses and quotas are here")
+    commands.add_parser("sweep", help="remove what a killed laboratory left")
+    return parser
+
+
+def _run(path: Path, output: Path | None) -> int:
+    scenario = load_scenario(path)
+    _say(f"{scenario.name}: {', '.join(scenario.devices)}")
+    document = runner.run(scenario, _say)
+    if output is not None:
+        record.write(document, output)
+        _say(f"written to {output}")
+    if document["failed"]:
+        for device, log in document["logs"].items():
+            _say(f"--- log of {device}\n{log}".rstrip())
+        return FAILED
+    return 0
+
+
+def _measure() -> int:
+    for line in accuracy.measure():
+        print(line, flush=True)
+    return 0
+
+
+def _sweep() -> int:
+    for name in sweep():
+        print(f"removed {name}")
+    return 0
+
+
+def _status(error: LabError) -> int:
+    if isinstance(error, LabUnavailableError):
+        return UNAVAILABLE
+    return MENDABLE if isinstance(error, ScenarioError) else FAILED
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,96 @@
+"""A client on a device that asks its peer again and again; :mod:`tools.lab.client` drives it.
+
+It takes one JSON document a line on standard input and answers each with one line, in the order in
+which they end; the end of standard input is its own. It runs outside the device's CPU quota.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from astra_mesh.client import Mesh
+from astra_mesh.errors import AstraMeshError
+
+
+async def answer(document: dict[str, Any]) -> dict[str, Any]:
+    """Do what one line says; errors become ``error``. Times are monotonic seconds."""
+    began = time.monotonic()
+    found: dict[str, Any] = {}
+    try:
+        async with asyncio.timeout(document["timeout_s"]):
+            async with Mesh(("127.0.0.1", document["port"])) as mesh:
+                began = time.monotonic()
+                found = await _TASKS[document["task"]](mesh, document)
+    except TimeoutError:
+        found = {"error": {"code": "deadline", "message": "no answer in the request's timeout_s"}}
+    except AstraMeshError as error:
+        found = {"error": {"code": error.code, "message": error.message}}
+    ended = time.monotonic()
+    return {"id": document["id"], "began": began, "wall_s": ended - began, **found}
+
+
+async def peers(mesh: Mesh, document: dict[str, Any]) -> dict[str, Any]:
+    """Who is here."""
+    return {"peers": await mesh.peers()}
+
+
+async def generate(mesh: Mesh, document: dict[str, Any]) -> dict[str, Any]:
+    """Continue a text; ``first_s`` is when the first token came."""
+    began, first_s, ids = time.monotonic(), None, []
+    asked = mesh.generate(document["model"], document["text"], **document["options"])
+    async with asked as generation:
+        async for token in generation:
+            first_s = first_s or time.monotonic() - began
+            ids.append(token.id)
+    answered = {"text": generation.text, "tokens": ids, "first_s": first_s}
+    return {**answered, "planned": generation.planned, "report": generation.report}
+
+
+async def classify(mesh: Mesh, document: dict[str, Any]) -> dict[str, Any]:
+    """Label a picture or a text."""
+    image = document["image"]
+    given = document["text"] if image is None else Path(image)
+    found = await mesh.classify(document["model"], given, **document["options"])
+    return {"labels": found.labels, "planned": found.planned, "report": found.report}
+
+
+async def embed(mesh: Mesh, document: dict[str, Any]) -> dict[str, Any]:
+    """A vector of a text."""
+    found = await mesh.embed(document["model"], document["text"], **document["options"])
+    vector = [float(value) for value in found.vector]
+    return {"vector": vector, "planned": found.planned, "report": found.report}
+
+
+_TASKS = {"peers": peers, "generate": generate, "classify": classify, "embed": embed}
+
+
+async def _reply(line: bytes) -> None:
+    document = msgspec.to_builtins(await answer(json.loads(line)), str_keys=True)
+    sys.stdout.write(json.dumps(document) + "\n")
+    sys.stdout.flush()
+
+
+async def main() -> None:
+    """Answer until standard input ends; what is under way then is dropped."""
+    reader = asyncio.StreamReader(limit=1 << 24)
+    loop = asyncio.get_running_loop()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    async with asyncio.TaskGroup() as group:
+        tasks = set()
+        while line := await reader.readline():
+            task = group.create_task(_reply(line))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+        for task in tasks:
+            task.cancel()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
