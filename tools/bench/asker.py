@@ -85,6 +85,7 @@ def _told(planned: Planned | None, report: Report) -> dict[str, Any]:
                 "encode_s": one.encode_s,
                 "decode_s": one.decode_s,
                 "wait_s": one.wait_s,
+                "finished_s": one.finished_s,
                 "sent_bytes": sum(one.sent_bytes.values()),
             }
             for one in report.peers
