@@ -344,25 +344,30 @@ def save(figure: Figure | None, out: Path, name: str) -> None:
         figure.savefig(out / f"{name}.{kind}", dpi=120, metadata=extra)
 
 
+def draw(files: Sequence[Path], out: Path | None) -> None:
+    """All figures of some results, beside them or in ``out``; their tables to standard output."""
+    import matplotlib as mpl
+
+    mpl.rcParams["svg.hashsalt"] = "astra-mesh"
+    for path in files:
+        folder, found = out or path.parent, load(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        for results in found:
+            print(f"\n### {path.stem}: {results.model}\n")
+            print("\n".join(table(results)))
+            for figure in (bandwidth, scaling, lengths, parts, wire):
+                name = f"{path.stem}-{results.model}-{figure.__name__}"
+                save(figure(results), folder, name)
+        save(prediction(found), folder, f"{path.stem}-prediction")
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("files", nargs="*", type=Path, help="results; default: all in docs/data")
     parser.add_argument("--out", type=Path, help="default: beside the results")
     args = parser.parse_args()
-
-    import matplotlib as mpl
-
-    mpl.rcParams["svg.hashsalt"] = "astra-mesh"
-    for path in args.files or sorted(OUT.glob("speed-*.json")):
-        out, found = args.out or path.parent, load(path)
-        out.mkdir(parents=True, exist_ok=True)
-        for results in found:
-            print(f"\n### {path.stem}: {results.model}\n")
-            print("\n".join(table(results)))
-            for draw in (bandwidth, scaling, lengths, parts, wire):
-                save(draw(results), out, f"{path.stem}-{results.model}-{draw.__name__}")
-        save(prediction(found), out, f"{path.stem}-prediction")
+    draw(args.files or sorted(OUT.glob("speed-*.json")), args.out)
 
 
 if __name__ == "__main__":
