@@ -2,7 +2,7 @@
 
 To be replaced by the laboratory's own quotas. Peers read their quota and their machine's boot id;
 `ip netns exec` hides the first and all devices have the second in common, so both are arranged in
-the mount namespace that it makes.
+a mount namespace of the process's own.
 """
 
 from __future__ import annotations
@@ -69,8 +69,9 @@ class Quotas:
             time.sleep(_POLL_S if left else 0)
 
     def inside(self, device: str, argv: Sequence[str | Path]) -> list[str]:
-        """The command that runs ``argv`` in the device's group; for `ip netns exec` only."""
+        """The command that runs ``argv`` in the device's group, with mounts of its own."""
         return [
+            *("unshare", "--mount", "--propagation", "private", "--"),
             "sh",
             "-c",
             _ENTER,
