@@ -63,9 +63,12 @@ codebooks: $(DEV_STAMP) ## fit and measure the shipped models' codebooks again (
 	$(BIN)/astra-mesh eval models/vit-tiny --data "$(DATA)/datasets/cifar10_test_jpeg.zip" --limit 2000 \
 		--peers 2,4 --codec vq --save
 
-.PHONY: bench fidelity
-bench: fidelity ## measure the figures in docs/ again (hours)
+.PHONY: bench
+bench: $(DEV_STAMP) ## a short speed benchmark on an idle machine: docs/benchmarks.md (root, 15 minutes)
+	$(BIN)/python -m tools.bench.speed --preset reduced
+	$(BIN)/python -m tools.bench.speed_plots docs/data/speed-reduced.json
 
+.PHONY: fidelity
 fidelity: $(DEV_STAMP) ## what the codes cost in quality: docs/fidelity.md (hours without a fast machine)
 	ASTRA_MESH_DATA="$(DATA)" $(BIN)/python -m tools.bench.fidelity
 

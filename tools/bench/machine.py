@@ -1,0 +1,58 @@
+"""What a benchmark ran on, and whether nothing else ran beside it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from astra_mesh import __version__
+
+IDLE_LOOK_S: Final = 2.0
+BUSY: Final = 0.1  # of all cores: more than a kernel's and a login's own work
+
+
+def facts() -> dict[str, Any]:
+    """The machine, for the results."""
+    return {
+        "processor": _field("/proc/cpuinfo", "model name") or platform.processor(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "astra_mesh": __version__,
+    }
+
+
+def _field(path: str, name: str) -> str:
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return ""
+    found = (line.partition(":") for line in lines)
+    return next((value.strip() for key, _, value in found if key.strip() == name), "")
+
+
+def busy_share(look_s: float = IDLE_LOOK_S) -> float:
+    """Share of all cores' time that was not idle while looking (0 to 1); 0 where unknown."""
+    before = _ticks()
+    time.sleep(look_s)
+    after = _ticks()
+    if before is None or after is None or after[1] == before[1]:
+        return 0.0
+    return 1.0 - (after[0] - before[0]) / (after[1] - before[1])
+
+
+def _ticks() -> tuple[int, int] | None:
+    """Idle and all ticks of all cores since the start."""
+    try:
+        fields = Path("/proc/stat").read_text().splitlines()[0].split()[1:]
+    except OSError:
+        return None
+    ticks = [int(field) for field in fields]
+    return ticks[3] + ticks[4], sum(ticks[:8])
