@@ -79,10 +79,15 @@ class StageCoder:
 
 
 class BlockCoder:
-    """A :class:`BlockBook`, ready to work."""
+    """A :class:`BlockBook`, ready to work.
 
-    def __init__(self, book: BlockBook) -> None:
+    ``dtype`` is of the large products in encoding; nothing that both ends must agree on to the bit
+    depends on it.
+    """
+
+    def __init__(self, book: BlockBook, dtype: torch.dtype = torch.float32) -> None:
         self.book = book
+        self._analysis = None if book.analysis is None else book.analysis.to(dtype)
         size = book.codewords[0].shape[0] * book.codewords[0].shape[2]
         coordinates = size if book.analysis is None else len(book.analysis)
         orders: Iterable[Tensor | None] = book.orders or [None] * len(book.codewords)
@@ -94,7 +99,9 @@ class BlockCoder:
 
     def encode(self, residual: Tensor) -> list[npt.NDArray[np.int64]]:
         """Codes (G, T) of each stage for ``n - p`` (T, D)."""
-        y = residual if self.book.analysis is None else F.linear(residual, self.book.analysis)
+        y = residual
+        if self._analysis is not None:
+            y = F.linear(residual.to(self._analysis.dtype), self._analysis).float()
         found = []
         for index, stage in enumerate(self.stages):
             codes = stage.encode(y)

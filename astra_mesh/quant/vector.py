@@ -165,7 +165,8 @@ class VectorCodec:
         """The quantizer of a block; made once."""
         key = block, stages
         if key not in self._coders:
-            self._coders[key] = BlockCoder(self.codebook.book(block, stages))
+            dtype = self.model.block(block).kv_dtype
+            self._coders[key] = BlockCoder(self.codebook.book(block, stages), dtype)
         return self._coders[key]
 
     def predicted(
