@@ -34,6 +34,7 @@ from astra_mesh.engine.reference import decode, run_solo
 from astra_mesh.families import ModelInput, build_model
 from astra_mesh.quality import EvalSettings, FitOptions, evaluate, fit
 from astra_mesh.quality.pictures import interleaved, seen
+from astra_mesh.quant.codebook import load_codebook
 from astra_mesh.wire.messages import Sampling
 from tools.models.common import REPO_ROOT, default_data_root
 
@@ -329,39 +330,34 @@ def zeroshot(data: Path, work: Path) -> dict[str, Any]:
 
 
 def finetuned(data: Path, work: Path) -> dict[str, Any]:
-    """Fine-tuned variants of the shipped models, given as folders FINETUNED/NAME."""
+    """What tools.bench.finetune made, on pictures and texts that it has not seen."""
+    from tools.bench.finetune import MEASURE, pictures, texts
+
     found: dict[str, Any] = {}
     root = ARGS.finetuned
     if root is None or not root.is_dir():
         say("no --finetuned folder is given: left out")
         return found
-    play = (data / "datasets/tinyshakespeare/input.txt").read_text(encoding="utf-8")
-    valid = work / "valid.txt"
-    valid.write_text(play[int(0.9 * len(play)) :], encoding="utf-8")
-    photos = data / "datasets/cifar10_test_jpeg.zip"
+    tests = {"vit": pictures(data, work)[1], "gpt2": texts(data, work)[1]}
+    limits = {"vit": MEASURE, "gpt2": 193}
     for folder in sorted(path for path in root.iterdir() if (path / "config.json").exists()):
         kind = json.loads((folder / "config.json").read_text())["model_type"]
-        book = next(folder.glob("codebook*.safetensors"))
-        mode = _class_token(book)
-        given = {"codecs": ("vq", "astra"), "class_token": mode}
-        test, limit = (photos, 2000) if kind == "vit" else (valid, 193)
-        found[folder.name] = measured(folder, test, peers=(4,), limit=limit, **given)
-        if folder.name.endswith("ours"):
-            few = 1000 if kind == "vit" else 64
+        book = load_codebook(next(folder.glob("codebook*.safetensors")))
+        given: dict[str, Any] = {"codecs": (book.codec,), "class_token": book.class_token}
+        found[folder.name] = measured(folder, tests[kind], limit=limits[kind], **given)
+        if folder.name.endswith("-ours"):
             found[f"{folder.name}, any peers"] = measured(
-                folder, test, peers=(1, 2, 3, 4, 5, 6, 7, 8), limit=few, **given
+                folder, tests[kind], peers=range(1, 9), limit=limits[kind] // 2, **given
             )
-    for name in ("vit-tiny", "tiny-gpt2"):
-        test, limit = (photos, 2000) if name == "vit-tiny" else (valid, 193)
+    for name, kind in (("vit-tiny", "vit"), ("tiny-gpt2", "gpt2")):
         folder = copied(REPO_ROOT / "models" / name, work)
-        found[f"{name} as it was"] = measured(folder, test, codecs=("fp32",), limit=limit)
+        found[name] = measured(folder, tests[kind], codecs=("fp32",), limit=limits[kind])
+        book_of = REPO_ROOT / "models" / name / "codebook.safetensors"
+        shutil.copyfile(book_of, folder / book_of.name)
+        found[f"{name}, codes fitted"] = measured(
+            folder, tests[kind], codecs=("vq",), limit=limits[kind]
+        )
     return found
-
-
-def _class_token(book: Path) -> str:
-    from astra_mesh.quant.codebook import load_codebook
-
-    return load_codebook(book).class_token
 
 
 STUDIES: dict[str, Callable[[Path, Path], dict[str, Any]]] = {
