@@ -55,6 +55,9 @@ STAGES: Final = 64
 REQUESTS_PER_PEER: Final = 64  # running or waiting, before "busy"
 OPEN_REQUESTS_PER_LINK: Final = 256  # opened by one end and not ended; past it the link is refused
 ENDED_REQUESTS: Final = 1_024  # remembered per link, so that late messages are dropped; 100 KB
+BATCHED_STEPS: Final = (
+    16  # texts decoded in one product; more would let each wait long for its token
+)
 EARLY_CODES_BYTES: Final = 4 * MIB  # codes that overtake their proposal (other link), per link
 EARLY_CODES_S: Final = 10.0  # kept so long, then dropped
 

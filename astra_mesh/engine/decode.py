@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from astra_mesh.wire.messages import Sampling
 
 class Decoder:
     """One token after the other; :meth:`step` returns None when the text has ended.
+
+    :func:`step_all` does a step of several at once.
 
     Args:
         run: a finished causal shard run that holds the last token and has ``spare`` rows.
@@ -31,9 +33,12 @@ class Decoder:
         self.finish = ""  # "length", "eos" or "context" once it has ended
         self.logits: Tensor = self.model.logits(self.model.final(run.x[-1:]))[0]  # (vocab,)
 
-    @torch.inference_mode()
     def step(self) -> int | None:
         """The next token id, or None at the end (then ``finish`` says why)."""
+        return step_all([self])[0]
+
+    def _choose(self) -> int | None:
+        """The next token; it has to go through the model unless that was the end."""
         if self.finish:
             return None
         token = self._sampler.choose(self.logits)
@@ -45,18 +50,49 @@ class Decoder:
             self.finish = "length"
         elif self.position >= min(self.model.spec.max_tokens, len(self._rows[0])):
             self.finish = "context"
-        else:
-            self._forward(token)
         return token
 
-    def _forward(self, token: int) -> None:
+    def _embed(self, token: int) -> Tensor:
+        """(1, D)."""
         at = self.position
         self._tokens[at] = token
-        x = self.model.embed(ModelInput(tokens=self._tokens), at, at + 1)
-        for index, rows in enumerate(self._rows):
-            block = self.model.block(index)
-            query, row = block.query_key_value(block.normalize(x), at)
-            rows[at : at + 1] = row
-            x = block.mix(x, merge([attend(query, rows[: at + 1])]))
+        return self.model.embed(ModelInput(tokens=self._tokens), at, at + 1)
+
+    def _attend(self, block: int, query: Tensor, row: Tensor) -> Tensor:
+        """The heads (1, q_size) of the new token, whose keys and values are kept."""
+        rows, at = self._rows[block], self.position
+        rows[at : at + 1] = row
+        return merge([attend(query, rows[: at + 1])])
+
+    def _advance(self, logits: Tensor) -> None:
         self.position += 1
-        self.logits = self.model.logits(self.model.final(x))[0]
+        self.logits = logits
+
+
+@torch.inference_mode()
+def step_all(decoders: Sequence[Decoder]) -> list[int | None]:
+    """One step of several texts of one model: their rows share each product, and so the reading of
+    each weight, which is what a step costs. Rounding may differ from steps that are taken alone.
+    """
+    tokens = [one._choose() for one in decoders]
+    going = [
+        (one, token)
+        for one, token in zip(decoders, tokens, strict=True)
+        if token is not None and not one.finish
+    ]
+    if going:
+        _forward([one for one, _ in going], [token for _, token in going])
+    return tokens
+
+
+def _forward(decoders: Sequence[Decoder], tokens: Sequence[int]) -> None:
+    model = decoders[0].model
+    places = [one.position for one in decoders]
+    x = torch.cat([one._embed(token) for one, token in zip(decoders, tokens, strict=True)])
+    for index in range(model.spec.num_hidden_layers):
+        block = model.block(index)
+        each = block.query_key_value_each(block.normalize(x), places)
+        heads = [one._attend(index, *pair) for one, pair in zip(decoders, each, strict=True)]
+        x = block.mix(x, torch.cat(heads) if len(heads) > 1 else heads[0])
+    for one, logits in zip(decoders, model.logits(model.final(x)), strict=True):
+        one._advance(logits)

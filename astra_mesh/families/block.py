@@ -12,7 +12,7 @@ appending tokens and decoding codes both write whole rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -217,6 +217,17 @@ class Block(nn.Module):
         """Queries (H_kv, G, T, E) of ``n`` (T, D) and its :meth:`key_value`, in one product."""
         query, rows = self.project(n, start)
         return query.permute(1, 2, 0, 3), rows
+
+    def query_key_value_each(self, n: Tensor, places: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+        """:meth:`query_key_value` of each row of ``n`` (B, D), tokens of B texts at ``places``."""
+        wide, size = self.qkv(n), self.spec.q_size
+        return [
+            (
+                self._finish_query(row[:, :size], at).permute(1, 2, 0, 3),
+                self.finish_key_value(row[:, size:], at),
+            )
+            for row, at in zip(wide.split(1), places, strict=True)
+        ]
 
     def project(self, n: Tensor, start: int) -> tuple[Tensor, Tensor]:
         """Queries (T, ..., H_kv, G, E) and rows (T, ..., 2, H_kv, E) of ``n`` (T, ..., D)."""

@@ -267,7 +267,7 @@ class Answer:
     async def _decode(self, decoder: Decoder, loaded: Loaded) -> tuple[int, str]:
         stream = loaded.tokenizer.stream() if loaded.tokenizer is not None else None
         count = 0
-        while (token := await self._compute(decoder.step)) is not None:
+        while (token := await loaded.steps.step(self._compute, decoder)) is not None:
             text = stream.push(token) if stream is not None else ""
             if decoder.finish and stream is not None:
                 text += stream.flush()

@@ -13,6 +13,7 @@ from astra_mesh.errors import CodebookError, InputError
 from astra_mesh.families import Model, ModelSpec
 from astra_mesh.peer.code_times import CodeTimes
 from astra_mesh.peer.precision import Chosen
+from astra_mesh.peer.steps import StepQueue
 from astra_mesh.quant.codebook import Codebook
 from astra_mesh.quant.codecs import PLAIN, PlainCodec, VectorCodec, make_codec
 from astra_mesh.wire.messages import CodebookId
@@ -34,6 +35,7 @@ class Loaded:
     problems: tuple[str, ...] = ()  # codebooks that are left out, and why
     quality: Quality | None = None  # what was measured and stored
     names: dict[CodebookId, str] = field(default_factory=dict)  # as `models` shows them
+    steps: StepQueue = field(default_factory=StepQueue)  # of all texts that are being decoded
     times: dict[CodebookId, CodeTimes] = field(default_factory=dict)  # on this device
     _codecs: dict[tuple[str, CodebookId, str], AnyCodec] = field(default_factory=dict)
 

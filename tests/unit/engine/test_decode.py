@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from astra_mesh.engine.decode import Decoder
+from astra_mesh.engine.decode import Decoder, step_all
 from astra_mesh.engine.reference import decode, hidden_rows, run_plan, run_solo
 from astra_mesh.engine.sampling import Sampler, check_sampling, truncate
 from astra_mesh.errors import InputError
@@ -34,6 +34,29 @@ def test_a_step_equals_the_prefill_of_the_longer_prompt(kind: str) -> None:
         token = decoder.step()
         assert token is not None
         tokens = torch.cat([tokens, torch.tensor([token])])
+
+
+@pytest.mark.parametrize("kind", CAUSAL)
+def test_steps_of_several_texts_equal_those_taken_alone(kind: str) -> None:
+    """Texts of different lengths, of which the shorter ones end first."""
+    model = make_model(kind)
+    sizes = ((3, 2), (9, 7), (5, 4))  # tokens of the prompt, new tokens
+
+    def decoders() -> list[Decoder]:
+        inputs = [input_of(model, tokens) for tokens, _ in sizes]
+        return [
+            Decoder(run_solo(model, one, "last", 8), Sampling(max_new_tokens=new))
+            for one, (_, new) in zip(inputs, sizes, strict=True)
+        ]
+
+    together, alone = decoders(), decoders()
+    for _ in range(8):
+        tokens = step_all(together)
+        assert tokens == [one.step() for one in alone]
+        for ours, theirs in zip(together, alone, strict=True):
+            assert close(ours.logits, theirs.logits)
+            assert (ours.position, ours.finish) == (theirs.position, theirs.finish)
+    assert tokens == [None] * 3
 
 
 @pytest.mark.parametrize("history", HISTORIES)
