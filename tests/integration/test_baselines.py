@@ -15,6 +15,7 @@ from torch import Tensor
 from astra_mesh.engine.compute import ComputeThread
 from astra_mesh.engine.reference import pooled, run_plan, run_solo
 from astra_mesh.families import Model, ModelInput
+from astra_mesh.families.precision import convert
 from astra_mesh.families.spec import Pooling
 from astra_mesh.plan.layout import make_layout
 from astra_mesh.quant.codecs import PlainCodec
@@ -88,6 +89,10 @@ def error(found: Tensor, wanted: Tensor) -> float:
     return float((found - wanted).abs().max())
 
 
+def rms(found: Tensor, wanted: Tensor) -> float:
+    return float((found - wanted).square().mean().sqrt())
+
+
 @pytest.mark.parametrize("kind", KINDS)
 async def test_one_device_gives_the_final_row(kind: str) -> None:
     model = make_model(kind)
@@ -115,6 +120,25 @@ async def test_voltage_equals_one_device(kind: str, name: str) -> None:
     assert error(found, solo(model, inputs)) < TOLERANCE[name]
     if name != "fp32":  # it did go through the codec
         assert error(found, solo(model, inputs)) > 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_in_bf16_they_are_as_far_from_fp32_as_one_device_is(kind: str) -> None:
+    model = make_model(kind)
+    inputs = make_input(model)
+    exact = solo(model, inputs)
+    convert(model, "bf16")
+    alone = rms(await row_of(1, [single], model, inputs), exact)
+    assert alone > 1e-3  # it does compute in bf16
+    voltage = SequenceParallel(PlainCodec("fp32", model))
+    ways: list[list[Baseline]] = [[voltage] * 3, [TensorParallel() for _ in range(3)]]
+    for baselines in ways:
+        found = await row_of(3, baselines, model, inputs)
+        assert found.dtype is torch.float32
+        assert 0.5 * alone < rms(found, exact) < 2 * alone
+    # Codes near a boundary change with the last bits, so this one's answer says little.
+    astra = SequenceParallel(random_codec(model, "astra", groups=4, stages=1))
+    assert (await row_of(3, [astra] * 3, model, inputs)).isfinite().all()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -29,6 +29,11 @@ def facts() -> dict[str, Any]:
     }
 
 
+def free_gib() -> float:
+    """Memory that new programs can take, GiB; 0 where unknown."""
+    return int(_field("/proc/meminfo", "MemAvailable").removesuffix(" kB") or 0) / 2**20
+
+
 def _field(path: str, name: str) -> str:
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()

@@ -1,24 +1,25 @@
-"""A LAN with a peer and a worker on each device, and one client: what the benchmark asks."""
+"""Devices of the laboratory with a peer or a worker on each: what the benchmark asks."""
 
 from __future__ import annotations
 
 import base64
-import json
-import os
-import select
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from tools.bench.quota import Quotas
+from msgspec import structs
+
+from astra_mesh.client.inputs import UseName
+from tools.bench.baselines.variants import SINGLE
 from tools.bench.sizes import CONFIGS, random_picture, random_tokens
-from tools.lab.network import Lan
-from tools.models.common import REPO_ROOT
+from tools.lab.client import Asker, AskError
+from tools.lab.house import House
+from tools.lab.scenario import Device, Options, Request, Scenario
+from tools.lab.system import LabError, stop
 
 PEER_PORT: Final = 7475
 WORKER_PORT: Final = 7600
@@ -27,54 +28,14 @@ ANSWER_S: Final = 600.0
 MEET_S: Final = 60.0
 UNPLUGGED_S: Final = 5.5  # more than the silence after which a link is given up
 _POLL_S: Final = 0.25
-_READ_BYTES: Final = 1 << 16
 
 
-class RigError(RuntimeError):
+class RigError(LabError):
     """A process of the rig did not do what it was asked."""
 
 
-class Talker:
-    """A process that answers lines of JSON with lines of JSON."""
-
-    def __init__(self, process: subprocess.Popen[bytes], name: str) -> None:
-        self._process, self._name = process, name
-        self._rest = b""
-
-    def tell(self, document: dict[str, Any]) -> None:
-        """One line to it."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(document).encode() + b"\n")
-        self._process.stdin.flush()
-
-    def hear(self, patience_s: float) -> dict[str, Any]:
-        """The next line from it.
-
-        Raises:
-            RigError: none came in time, or the process ended.
-        """
-        assert self._process.stdout is not None
-        out, deadline = self._process.stdout.fileno(), time.monotonic() + patience_s
-        while b"\n" not in self._rest:
-            ready, _, _ = select.select([out], [], [], max(0.0, deadline - time.monotonic()))
-            more = os.read(out, _READ_BYTES) if ready else b""
-            if not more:
-                what = "ended" if ready else f"said nothing for {patience_s:g} s"
-                raise RigError(f"{self._name} {what}")
-            self._rest += more
-        line, _, self._rest = self._rest.partition(b"\n")
-        found = json.loads(line)
-        assert isinstance(found, dict)
-        return found
-
-    def ask(self, document: dict[str, Any], patience_s: float = ANSWER_S) -> dict[str, Any]:
-        """A line to it, and its reply."""
-        self.tell(document)
-        return self.hear(patience_s)
-
-
 class Rig:
-    """Devices "d0", "d1", ... for one model; a context.
+    """Devices "d0", "d1", ... for one model; a context. :meth:`start` before asking.
 
     Args:
         model: name of :data:`tools.bench.sizes.CONFIGS`.
@@ -82,9 +43,8 @@ class Rig:
         count: devices.
         cores: of each.
         threads: of torch in each process.
-        work: folder for logs and homes.
-        mesh: whether peers run; without them only the baselines can be asked.
-        workers: whether the baselines' workers run.
+        dtype: that all compute in.
+        say: told what is going on.
     """
 
     def __init__(
@@ -94,34 +54,29 @@ class Rig:
         count: int,
         *,
         cores: float,
-        work: Path,
         threads: int = 1,
-        mesh: bool = True,
-        workers: bool = True,
+        dtype: str = "fp32",
+        say: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self.model, self._folder, self._work, self._threads = model, folder, work, threads
+        self.model, self._folder, self._threads, self._dtype = model, folder, threads, dtype
         self.devices = [f"d{i}" for i in range(count)]
-        self._cores, self._with = cores, (mesh, workers)
-        self._stack = ExitStack()
-        self._lan = Lan(self.devices)
+        device = Device(cpu=cores, threads=threads, options=("--dtype", dtype), start=False)
+        self._house = House(
+            Scenario(
+                devices=dict.fromkeys(self.devices, device),
+                offer=(str(self._bundle),),
+                meet_s=START_S,
+            ),
+            say,
+            timelines=False,
+        )
+        self._members: list[str] = []  # devices whose peers run
+        self._processes: list[subprocess.Popen[str]] = []
+        self._workers: list[Asker] = []
         self._number = 0
-        self._workers: list[Talker] = []
-        self._client: Talker | None = None
 
     def __enter__(self) -> Self:
-        with ExitStack() as stack:
-            self._quotas = stack.enter_context(Quotas(self.devices, self._cores, self._work))
-            stack.enter_context(self._lan)
-            mesh, workers = self._with
-            if mesh:
-                self._start_peers()
-            if workers:
-                self._start_workers()
-            for talker in self._workers:
-                talker.hear(START_S)
-            if mesh:
-                self._meet()
-            self._stack = stack.pop_all()
+        self._house.__enter__()
         return self
 
     def __exit__(
@@ -130,103 +85,156 @@ class Rig:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._stack.close()
-
-    # --- starting ---------------------------------------------------------------------------------
+        self._stop_workers()
+        self._house.close()
 
     @property
     def _bundle(self) -> Path:
         return self._folder / self.model
 
-    def _env(self, device: str) -> dict[str, str]:
-        home = self._work / device
-        home.mkdir(exist_ok=True)
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("XDG_", "ASTRA_"))}
-        threads = {"OMP_NUM_THREADS": str(self._threads), "OMP_WAIT_POLICY": "PASSIVE"}
-        return kept | threads | {"HOME": str(home), "PYTHONPATH": str(REPO_ROOT)}
+    def logs(self) -> str:
+        """The last lines that the processes wrote."""
+        found = []
+        for path in sorted(self._house.folder.glob("*/log")):
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[-8:]
+            found.append("\n".join([f"--- {path.parent.name}", *lines]))
+        return "\n".join(found)
 
-    def _popen(
-        self, device: str, argv: Sequence[str | Path], **options: Any
-    ) -> subprocess.Popen[bytes]:
-        """A Python module on a device, within its quota; errors go to a log."""
-        command = self._quotas.inside(device, [sys.executable, "-m", *argv])
-        with (self._work / f"{device}.log").open("ab") as log:
-            return self._lan.popen(
-                device, command, env=self._env(device), cwd=self._work, stderr=log, **options
-            )
+    # --- starting ---------------------------------------------------------------------------------
 
-    def _talker(self, device: str, argv: Sequence[str | Path]) -> Talker:
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        return Talker(self._popen(device, argv, **pipes), f"{argv[0]} on {device}")
+    def start(self, peers: int, workers: int, mbps: float) -> None:
+        """End what runs; then start peers on the first devices, and workers, and await them.
 
-    def _start_peers(self) -> None:
-        for index, device in enumerate(self.devices):
-            argv = ["astra_mesh", "peer", "--name", device, "--port", str(PEER_PORT)]
-            argv += ["--threads", str(self._threads), "--model", str(self._bundle)]
-            argv += ["--no-discovery"]
-            for other in self.devices[:index]:
-                argv += ["--peer", f"{self._lan.address(other)}:{PEER_PORT}"]
-            self._popen(device, argv, stdout=subprocess.DEVNULL)
-        self._client = self._talker(
-            self.devices[0], ["tools.bench.asker", f"127.0.0.1:{PEER_PORT}"]
-        )
-        self._client.hear(START_S)
+        Links have a rate of ``mbps`` from the beginning.
+        """
+        self._stop_workers()
+        stop([self._house.peers[device].process for device in self._members])
+        self._members = self.devices[:peers]
+        self._shape(mbps)
+        for index, device in enumerate(self._members):
+            more = [f"--peer={self._house.lan.address(one)}:{PEER_PORT}" for one in self.devices]
+            self._house.start(device, f"--port={PEER_PORT}", "--no-discovery", *more[:index])
+        self._start_workers(workers)
+        for worker in self._workers:
+            worker.ask({"timeout_s": START_S})
+        if self._members:
+            self._house.meet()
+            self._measured()
 
-    def _start_workers(self) -> None:
-        addresses = ",".join(f"{self._lan.address(one)}:{WORKER_PORT}" for one in self.devices)
-        for rank, device in enumerate(self.devices):
-            argv: list[str | Path] = ["tools.bench.baselines.worker", "--rank", str(rank)]
-            argv += ["--addresses", addresses, "--threads", str(self._threads)]
+    def _start_workers(self, count: int) -> None:
+        devices = self.devices[:count]
+        addresses = ",".join(f"{self._house.lan.address(one)}:{WORKER_PORT}" for one in devices)
+        for rank, device in enumerate(devices):
+            argv: list[str | Path] = [sys.executable, "-m", "tools.bench.baselines.worker"]
+            argv += ["--rank", str(rank), "--addresses", addresses]
+            argv += ["--threads", str(self._threads), "--dtype", self._dtype]
             argv += ["--bundle", self._bundle, "--astra", self._folder / "astra"]
-            self._workers.append(self._talker(device, argv))
+            pipe = subprocess.PIPE
+            process = self._house.popen(device, argv, stdin=pipe, stdout=pipe, text=True)
+            self._processes.append(process)
+            self._workers.append(Asker(process))
 
-    def _meet(self) -> None:
-        """Wait until the asked peer is linked to all others, and knows how fast the links are."""
-        assert self._client is not None
+    def _stop_workers(self) -> None:
+        stop(self._processes)
+        for worker in self._workers:
+            worker.join()
+        self._workers.clear()
+
+    def _measured(self) -> None:
+        """Wait until all peers are linked to all others, and know how fast the links are."""
         deadline = time.monotonic() + MEET_S
-        while True:
-            found = self._client.ask({})
-            if len(found.get("peers", [])) == len(self.devices) and None not in found["bps"]:
-                return
+        while not all(self._knows(device) for device in self._members):
             if time.monotonic() > deadline:
-                raise RigError(f"the peers did not meet within {MEET_S:g} s: {found}")
+                raise RigError(f"the peers' links were not measured within {MEET_S:g} s")
             time.sleep(_POLL_S)
+
+    def _knows(self, device: str) -> bool:
+        rates = [one["send_bps"] for one in self._house.view(device) if not one["self"]]
+        return len(rates) == len(self._members) - 1 and None not in rates
 
     # --- what happens -----------------------------------------------------------------------------
 
     def set_rate(self, mbps: float) -> None:
         """All links to this rate. Links of peers are made anew, so that they measure it: a few
         bytes of codes say nothing about it."""
-        for device in self.devices:
-            self._lan.set_rate(device, mbps)
-        if self._client is None or len(self.devices) == 1:
+        lan = self._house.lan
+        self._shape(mbps)
+        if len(self._members) < 2:
             return
-        for device in self.devices:
-            self._lan.unplug(device)
+        for device in self._members:
+            lan.unplug(device)
         time.sleep(UNPLUGGED_S)
+        for device in self._members:
+            lan.plug(device)
+        self._measured()
+
+    def _shape(self, mbps: float) -> None:
         for device in self.devices:
-            self._lan.plug(device)
-        self._meet()
+            self._house.lan.set_rate(device, mbps)
 
     def ask_mesh(self, tokens: int, members: int, codec: str, rate: int) -> dict[str, Any]:
         """An answer of the first ``members`` fastest peers; RigError where there is none."""
-        assert self._client is not None
-        question = {"model": self.model, "members": members, "codec": codec, "rate": rate}
-        found = self._client.ask(question | self._inputs(tokens))
-        if "error" in found:
-            raise RigError(str(found["error"]))
+        use: UseName = "solo" if members == 1 else "all"
+        options = Options(use=use, max_peers=members, codec=codec, rate=rate)
+        try:
+            found = told(self._house.ask(self._request(tokens, options)))
+        except AskError as error:
+            raise RigError(str(error)) from error
         if len(found["peers"]) != members:
             raise RigError(f"{len(found['peers'])} peers answered, not {members}")
         return found
 
+    def _request(self, tokens: int, options: Options) -> Request:
+        config, device = CONFIGS[self.model], self.devices[0]
+        if "image_size" in config:
+            path = self._house.folder / "picture.jpeg"
+            path.write_bytes(random_picture(config["image_size"]))
+            return Request(
+                device=device,
+                model=self.model,
+                task="classify",
+                image=str(path),
+                options=options,
+                timeout_s=ANSWER_S,
+            )
+        return Request(
+            device=device,
+            model=self.model,
+            tokens=tuple(random_tokens(config["vocab_size"], tokens)),
+            options=structs.replace(options, max_new_tokens=1),
+            timeout_s=ANSWER_S,
+        )
+
     def ask_baseline(self, name: str, tokens: int, members: int) -> dict[str, Any]:
-        """An answer of the first ``members`` workers."""
+        """An answer of the first ``members`` workers; of the first one, if one is to do it."""
+        members = 1 if name == SINGLE else members
         self._number += 1
-        task = {"number": self._number, "variant": name, "members": members}
-        return self._workers[members - 1].ask(task | self._inputs(tokens))
+        task = {"timeout_s": ANSWER_S, "number": self._number, "variant": name, "members": members}
+        try:
+            found = self._workers[members - 1].ask(task | self._inputs(tokens))
+        except AskError as error:
+            raise RigError(f"{name}: {error}") from error
+        return {key: found[key] for key in ("seconds", "best", "peers")}
 
     def _inputs(self, tokens: int) -> dict[str, Any]:
         config = CONFIGS[self.model]
         if "image_size" in config:
             return {"image": base64.b64encode(random_picture(config["image_size"])).decode()}
         return {"tokens": random_tokens(config["vocab_size"], tokens)}
+
+
+def told(answer: dict[str, Any]) -> dict[str, Any]:
+    """What the results keep of an answer of the mesh."""
+    planned, report = answer["planned"], answer["report"]
+    spent = ("tokens", "compute_s", "encode_s", "decode_s", "wait_s", "finished_s")
+    return {
+        "seconds": report["actual_s"],
+        "predicted_s": report["predicted_s"],
+        "solo_predicted_s": None if planned is None else planned["solo_s"],
+        "bits": report["bits_per_token"],
+        "notes": report["notes"],
+        "peers": [
+            {name: one[name] for name in spent} | {"sent_bytes": sum(one["sent_bytes"].values())}
+            for one in report["peers"]
+        ],
+    }

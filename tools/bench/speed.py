@@ -9,42 +9,39 @@
 Devices are namespaces of this machine (tools/lab) with a share of a core each; peers are real
 `astra-mesh peer` processes asked through the client, baselines are processes beside them. Needs
 root. Each cell of the grid is measured in rounds; each round has every variant once, in an order of
-its own. docs/benchmarks.md says what each number means. Results: docs/data/speed-LABEL.json.
+its own. Where peers and baselines do not fit into the memory together, one runs after the other.
+docs/benchmarks.md says what each number means. Results: docs/data/speed-LABEL.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from astra_mesh.families import read_spec
-from tools.bench.baselines.variants import NAMES, SINGLE
-from tools.bench.machine import BUSY, busy_share, facts
+from tools.bench.baselines.variants import DTYPES, SINGLE
+from tools.bench.machine import BUSY, busy_share, facts, free_gib
 from tools.bench.rig import Rig, RigError
+from tools.bench.shifts import MESH, VARIANTS, Shift, shifts
 from tools.bench.sizes import CONFIGS, default_cache, ensure
+from tools.lab.system import LabError
 from tools.models.common import REPO_ROOT
 
 OUT: Final = REPO_ROOT / "docs" / "data"
 HEADROOM: Final = 0.9  # of the machine's cores: the rest is for the network and this program
+SPARE_GIB: Final = 1.5  # of the free memory, for the kernel, this program and wrong estimates
+LEFT_GIB: Final = 0.7  # with less the sweep ends itself, before the kernel ends anything
+SETTINGS: Final = ("dtype", "cores", "threads", "rounds", "slow_s")  # of the results' head
 WARM_TRIES: Final = 6  # peers that still load a model when they are first asked are asked again
 
-# Ours by name: codec, and bits per token and block (0: the codec has one rate).
-MESH: Final[dict[str, tuple[str, int]]] = {
-    "mesh-16": ("vq", 16),
-    "mesh-32": ("vq", 32),
-    "mesh-128": ("vq", 128),
-    "mesh-int8": ("int8", 0),
-    "mesh-fp16": ("fp16", 0),
-}
-VARIANTS: Final = (*NAMES, *MESH)
 PRESETS: Final[dict[str, dict[str, Any]]] = {
     "reduced": {
         "models": ["gpt2-124m"],
@@ -101,6 +98,8 @@ class Sweep:
     cores: float
     threads: int
     seed: int
+    dtype: str = DTYPES[0]
+    memory_gib: float = math.inf  # for all processes
 
     def tokens_of(self, model: str) -> list[int]:
         """Those that the model takes; one that reads pictures always has the same number."""
@@ -109,12 +108,12 @@ class Sweep:
             return [spec.max_tokens]
         return [count for count in self.tokens if count <= spec.max_tokens]
 
-    def cells(self, model: str, mbps: float) -> Iterator[Cell]:
-        """Of one model and rate. One device needs no link: it is measured at the first rate."""
-        for members in self.peers:
-            if members > 1 or mbps == self.rates[0]:
-                for tokens in self.tokens_of(model):
-                    yield Cell(model, tokens, mbps, members)
+    def cells(self, model: str, members: int) -> Iterator[Cell]:
+        """Of one model and number of devices, rate by rate. One device needs no link: it is
+        measured at the first rate."""
+        for mbps in self.rates if members > 1 else self.rates[:1]:
+            for tokens in self.tokens_of(model):
+                yield Cell(model, tokens, mbps, members)
 
     def variants(self, members: int) -> list[str]:
         """Those that can be measured with so many devices."""
@@ -128,75 +127,85 @@ class Bench:
 
     def __init__(self, sweep: Sweep, path: Path, rows: list[dict[str, Any]]) -> None:
         self._sweep, self._path, self._rows = sweep, path, rows
-        self._done = {tuple(row[key] for key in Cell._fields) for row in rows}
-        self._warm: set[tuple[str, int, int]] = set()  # variant, members, tokens
+        self._done = {(*(row[key] for key in Cell._fields), row["variant"]) for row in rows}
+        self._warm: set[tuple[str, int]] = set()  # variant, tokens: of the running processes
         self._machine = facts()
 
     def run(self, cache: Path) -> None:
         """All cells that are not in the file yet."""
         sweep = self._sweep
         for model in sweep.models:
-            todo = [c for rate in sweep.rates for c in sweep.cells(model, rate) if not self._has(c)]
+            todo = [
+                (shift, cells)
+                for members in sweep.peers
+                for shift in shifts(sweep.variants(members), members, sweep.memory_gib)
+                if (cells := [c for c in sweep.cells(model, members) if not self._has(c, shift)])
+            ]
             if not todo:
                 continue
             folder = ensure(model, cache)
-            self._warm.clear()
-            with (
-                tempfile.TemporaryDirectory(prefix="astra-mesh-speed-") as work,
-                self._rig(model, folder, Path(work)) as rig,
-            ):
+            say(f"{model}: {max(sweep.peers)} devices with {sweep.cores:.2f} cores each")
+            with self._rig(model, folder) as rig:
                 try:
-                    self._model(rig, todo)
-                except RigError as error:
-                    raise RigError(f"{error}\n{logs(Path(work))}") from error
+                    for shift, cells in todo:
+                        self._shift(rig, shift, cells)
+                except LabError as error:
+                    raise RigError(f"{error}\n{rig.logs()}") from error
 
-    def _rig(self, model: str, folder: Path, work: Path) -> Rig:
+    def _rig(self, model: str, folder: Path) -> Rig:
         sweep = self._sweep
-        say(f"{model}: starting {max(sweep.peers)} devices with {sweep.cores:.2f} cores each")
         return Rig(
             model,
             folder,
             max(sweep.peers),
             cores=sweep.cores,
-            work=work,
             threads=sweep.threads,
-            mesh=any(name in MESH for name in sweep.only),
-            workers=any(name in NAMES for name in sweep.only),
+            dtype=sweep.dtype,
+            say=say,
         )
 
-    def _has(self, cell: Cell) -> bool:
-        return tuple(cell) in self._done
+    def _has(self, cell: Cell, shift: Shift) -> bool:
+        """Whether a shift's variants were measured; the base of the ratios may be another's."""
+        return all((*cell, name) in self._done for name in shift.own)
 
-    def _model(self, rig: Rig, todo: Sequence[Cell]) -> None:
-        rate = None
-        for cell in todo:
+    def _shift(self, rig: Rig, shift: Shift, cells: Sequence[Cell]) -> None:
+        """The cells of one model and number of devices, rate by rate."""
+        rate = cells[0].mbps
+        what = f"{shift.peers} peers, {shift.workers} workers, {rate:g} Mbit/s"
+        say(f"{what}: {', '.join(shift.names)}")
+        if shift.gib > self._sweep.memory_gib:
+            have = self._sweep.memory_gib
+            say(f"warning: they may take {shift.gib:.0f} GiB of memory, and there is {have:.0f}")
+        rig.start(shift.peers, shift.workers, rate)
+        self._warm.clear()
+        for cell in cells:
             if cell.mbps != rate:
                 rate = cell.mbps
                 say(f"{cell.model}: {rate:g} Mbit/s")
                 rig.set_rate(rate)
-            self._cell(rig, cell)
-            self._save()
+            self._cell(rig, cell, shift)
+            self.save()
 
-    def _cell(self, rig: Rig, cell: Cell) -> None:
+    def _cell(self, rig: Rig, cell: Cell, shift: Shift) -> None:
         """All rounds of a cell, each with an order of its own."""
-        names = self._sweep.variants(cell.members)
-        for name in names:
+        for name in shift.names:
             self._warm_up(rig, cell, name)
+        kind = shift.kind
         slow: set[str] = set()
         for turn in range(self._sweep.rounds):
-            order = [name for name in names if name not in slow]
+            order = [name for name in shift.names if name not in slow]
             random.Random(f"{self._sweep.seed}/{cell}/{turn}").shuffle(order)
             for place, name in enumerate(order):
                 found = ask(rig, cell, name)
-                row = cell._asdict() | {"variant": name, "round": turn, "order": place} | found
-                self._rows.append(row)
+                at = {"variant": name, "shift": kind, "round": turn, "order": place}
+                self._rows.append(cell._asdict() | at | found)
                 say(f"  {cell.members} x {cell.tokens} tokens, {name}: {found['seconds']:.3f} s")
                 if found["seconds"] > self._sweep.slow_s:
                     slow.add(name)
 
     def _warm_up(self, rig: Rig, cell: Cell, name: str) -> None:
-        """An answer that does not count, once for a variant, number of devices and of tokens."""
-        key = name, cell.members, cell.tokens
+        """An answer that does not count, once for a variant and number of tokens."""
+        key = name, cell.tokens
         for attempt in range(WARM_TRIES if key not in self._warm else 0):
             try:
                 ask(rig, cell, name)
@@ -207,10 +216,9 @@ class Bench:
                     raise
         self._warm.add(key)
 
-    def _save(self) -> None:
-        settings = {
-            name: getattr(self._sweep, name) for name in ("cores", "threads", "rounds", "slow_s")
-        }
+    def save(self) -> None:
+        """Write the file anew."""
+        settings = {name: getattr(self._sweep, name) for name in SETTINGS}
         document = {"machine": self._machine, "settings": settings, "rows": self._rows}
         part = self._path.with_suffix(".part")
         part.write_text(json.dumps(document, separators=(",", ":")) + "\n", encoding="utf-8")
@@ -218,19 +226,12 @@ class Bench:
 
 
 def ask(rig: Rig, cell: Cell, name: str) -> dict[str, Any]:
-    """One answer of one variant."""
+    """One answer of one variant; RigError also where memory is about to run out."""
+    if 0 < (free := free_gib()) < LEFT_GIB:
+        raise RigError(f"only {free:.1f} GiB of memory are left: ask for fewer variants or devices")
     if name in MESH:
         return rig.ask_mesh(cell.tokens, cell.members, *MESH[name])
     return rig.ask_baseline(name, cell.tokens, cell.members)
-
-
-def logs(work: Path) -> str:
-    """The last lines that the processes wrote."""
-    found = []
-    for path in sorted(work.glob("*.log")):
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[-8:]
-        found.append("\n".join([f"--- {path.stem}", *lines]))
-    return "\n".join(found)
 
 
 def say(text: str) -> None:
@@ -247,6 +248,13 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
     return found
 
 
+def dtype_of(path: Path) -> str | None:
+    """What the rows of a results file were computed in; None if it is not there."""
+    if not path.exists():
+        return None
+    return str(json.loads(path.read_text(encoding="utf-8"))["settings"]["dtype"])
+
+
 def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", choices=sorted(PRESETS), help="options below change it")
@@ -259,8 +267,10 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--slow-s", type=float, help="a variant above it has one round only")
     parser.add_argument("--cores", type=float, help="of each device; default: an equal share")
     parser.add_argument("--threads", type=int, default=1, help="of torch in each process")
+    parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="of peers and baselines")
+    parser.add_argument("--memory-gib", type=float, help="for all processes; default: what is free")
     parser.add_argument("--seed", type=int, default=0, help="of the orders")
-    parser.add_argument("--label", help="of the results; default: the preset's name")
+    parser.add_argument("--label", help="of the results; default: the preset and the dtype")
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--cache", type=Path, default=default_cache())
     parser.add_argument("--resume", action="store_true", help="keep the cells that are there")
@@ -270,6 +280,9 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     for name, value in chosen.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
+    if args.label is None:
+        args.label = args.preset or "trial"
+        args.label += "" if args.dtype == DTYPES[0] else f"-{args.dtype}"
     return args
 
 
@@ -287,18 +300,23 @@ def sweep_of(args: argparse.Namespace) -> Sweep:
         cores=args.cores or min(1.0, share),
         threads=args.threads,
         seed=args.seed,
+        dtype=args.dtype,
+        memory_gib=args.memory_gib or free_gib() - SPARE_GIB,
     )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; 1 where the machine is busy."""
+    """Command line; 1 where the machine is busy, or the file to resume has another dtype."""
     args = _parsed(argv)
-    busy = busy_share()
-    if busy > BUSY and not args.busy:
+    busy = 0.0 if args.busy else busy_share()
+    if busy > BUSY:
         say(f"other programs use {busy:.0%} of the cores: nothing is measured (--busy does it)")
         return 1
     args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / f"speed-{args.label or args.preset or 'trial'}.json"
+    path = args.out / f"speed-{args.label}.json"
+    if args.resume and dtype_of(path) not in (None, args.dtype):
+        say(f"{path} is of --dtype {dtype_of(path)}, and these would be of {args.dtype}")
+        return 1
     bench = Bench(sweep_of(args), path, rows_of(path) if args.resume else [])
     bench.run(args.cache)
     say(f"results: {path}")

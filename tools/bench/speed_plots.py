@@ -14,7 +14,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from tools.bench.speed import OUT, VARIANTS
+from tools.bench.shifts import VARIANTS
+from tools.bench.speed import OUT
 from tools.bench.speed_stats import (
     PARTS,
     Key,

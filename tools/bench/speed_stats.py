@@ -72,14 +72,14 @@ def latencies(rows: Iterable[Row]) -> dict[Key, Spread]:
 
 
 def speedups(rows: Iterable[Row], base: str = "single") -> dict[Key, Spread]:
-    """How many times faster than ``base`` each variant is: ratios within a round, then their
-    median, so that what slows a whole round down cancels out."""
+    """How many times faster than ``base`` each variant is: ratios within a round of the same
+    processes, then their median, so that what slows a whole round down cancels out."""
     rounds: dict[tuple[Any, ...], dict[str, float]] = defaultdict(dict)
     for row in rows:
         key = key_of(row)
-        rounds[*key[:-1], row["round"]][key.variant] = row["seconds"]
+        rounds[*key[:-1], row.get("shift"), row["round"]][key.variant] = row["seconds"]
     ratios: dict[Key, list[float]] = defaultdict(list)
-    for (model, tokens, mbps, members, _), times in rounds.items():
+    for (model, tokens, mbps, members, *_), times in rounds.items():
         for variant, seconds in times.items() if base in times else ():
             key = Key(model, tokens, mbps, members, variant)
             ratios[key].append(times[base] / seconds)

@@ -44,7 +44,8 @@ async def peers(mesh: Mesh, document: dict[str, Any]) -> dict[str, Any]:
 async def generate(mesh: Mesh, document: dict[str, Any]) -> dict[str, Any]:
     """Continue a text; ``first_s`` is when the first token came."""
     began, first_s, ids = time.monotonic(), None, []
-    asked = mesh.generate(document["model"], document["text"], **document["options"])
+    given = document["text"] if document["tokens"] is None else document["tokens"]
+    asked = mesh.generate(document["model"], given, **document["options"])
     async with asked as generation:
         async for token in generation:
             first_s = first_s or time.monotonic() - began

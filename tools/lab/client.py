@@ -1,4 +1,8 @@
-"""The laboratory's side of :mod:`tools.lab.asker`: questions to devices' peers, from any thread."""
+"""Questions to a program on a device, from any thread: one line of JSON there, one back.
+
+The program is :mod:`tools.lab.asker`, which asks the device's peer, or one that answers likewise:
+the question's ``id`` comes back with the answer, or with an ``error``.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +28,7 @@ class AskError(LabError):
 
 
 class Asker:
-    """One running asker. Whoever started the process ends it; then ``join``."""
+    """One running program. Whoever started the process ends it; then ``join``."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
@@ -38,7 +42,7 @@ class Asker:
         """The answer to one question.
 
         Raises:
-            AskError: the mesh answered with an error, or the asker is gone.
+            AskError: it answered with an error, did not answer in ``timeout_s``, or is gone.
         """
         number, future = next(self._ids), Future[dict[str, Any]]()
         with self._lock:
@@ -46,11 +50,11 @@ class Asker:
             try:
                 self._write({"id": number, **document})
             except OSError as error:
-                raise AskError("asker", f"the client on the device is gone: {error}") from error
+                raise AskError("asker", f"the program on the device is gone: {error}") from error
         try:
             found = future.result(document["timeout_s"] + SLACK_S)
         except TimeoutError:
-            raise AskError("asker", "the client on the device does not answer") from None
+            raise AskError("asker", "the program on the device does not answer") from None
         if "error" in found:
             raise AskError(found["error"]["code"], found["error"]["message"])
         return found
@@ -70,7 +74,7 @@ class Asker:
                 future.set_result(found)
         with self._lock:
             for future in self._open.values():
-                future.set_exception(AskError("asker", "the client on the device is gone"))
+                future.set_exception(AskError("asker", "the program on the device is gone"))
 
     def join(self) -> None:
         """Wait for the thread; the process has ended."""

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -27,7 +27,7 @@ from typing import Any, Self
 from tools.lab import cpu, network
 from tools.lab.client import Asker, AskError
 from tools.lab.network import Lan
-from tools.lab.process import DevicePeer, environment_of
+from tools.lab.process import DevicePeer, environment_of, within
 from tools.lab.scenario import (
     Event,
     Go,
@@ -63,14 +63,17 @@ class House:
     Args:
         scenario: its requests and events are not run here, see :mod:`tools.lab.runner`.
         say: told what is going on.
+        timelines: whether peers write down the times of their blocks.
 
     Raises:
         LabUnavailableError: on entering, where this machine cannot do what the scenario needs.
         LabError: on entering, a peer ended or did not meet the others; with its log.
     """
 
-    def __init__(self, scenario: Scenario, say: Say = lambda text: None) -> None:
-        self.scenario, self._say = scenario, say
+    def __init__(
+        self, scenario: Scenario, say: Say = lambda text: None, *, timelines: bool = True
+    ) -> None:
+        self.scenario, self._say, self.timelines = scenario, say, timelines
         self.lan = Lan(
             list(scenario.devices),
             delayed=scenario.delayed(),
@@ -149,6 +152,27 @@ class House:
             if settings.cpu is not None:
                 self._groups[device] = cpu.make_group(lan.stem, device, settings.cpu)
 
+    # --- programs ---------------------------------------------------------------------------------
+
+    def device_folder(self, device: str) -> Path:
+        """Where what belongs to a device lies: its home, its log, its peer's files."""
+        folder = self.folder / device
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def popen(
+        self, device: str, argv: Sequence[str | Path], **options: Any
+    ) -> subprocess.Popen[Any]:
+        """Start a program on a device, within its quota; its messages go to the device's log.
+
+        It is stopped with the laboratory. ``options``: as for :class:`subprocess.Popen`.
+        """
+        folder, group = self.device_folder(device), self._groups.get(device)
+        lead = [] if group is None else within(folder, group)
+        environment = environment_of(self, device)
+        with (folder / "log").open("ab") as log:
+            return self.lan.popen(device, [*lead, *argv], env=environment, stderr=log, **options)
+
     # --- peers ------------------------------------------------------------------------------------
 
     def start(self, device: str, *more: str) -> None:
@@ -159,7 +183,7 @@ class House:
         """
         if device in self.peers and self.peers[device].runs:
             raise LabError(f"the peer on {device} runs already")
-        self.peers[device] = DevicePeer.start(self, device, self._groups.get(device), more)
+        self.peers[device] = DevicePeer.start(self, device, more)
 
     def meet(self, devices: Collection[str] | None = None) -> None:
         """Wait until these see each other and nobody else; None: all that run.
@@ -200,8 +224,13 @@ class House:
 
     def names(self, device: str) -> set[str]:
         """Who is here, as the peer of a device sees it; raises as :meth:`ask`."""
+        return {one["name"] for one in self.view(device)}
+
+    def view(self, device: str) -> list[dict[str, Any]]:
+        """Who is here, and what the peer of a device knows of them; raises as :meth:`ask`."""
         found = self._question(device, {"task": "peers", "timeout_s": 5.0})
-        return {one["name"] for one in found["peers"]}
+        seen: list[dict[str, Any]] = found["peers"]
+        return seen
 
     # --- asking -----------------------------------------------------------------------------------
 
@@ -218,6 +247,7 @@ class House:
                 "model": request.model,
                 "text": request.text,
                 "image": request.image,
+                "tokens": request.tokens,
                 "options": request.arguments(),
                 "timeout_s": request.timeout_s,
             },

@@ -1,4 +1,4 @@
-"""The process of a peer on a device: started in its namespace, within its CPU quota."""
+"""What runs on a device: its peer, and the environment and CPU quota of its programs."""
 
 from __future__ import annotations
 
@@ -33,26 +33,19 @@ class DevicePeer:
     folder: Path  # of the device
 
     @classmethod
-    def start(
-        cls, house: House, device: str, group: CpuGroup | None, more: tuple[str, ...]
-    ) -> DevicePeer:
+    def start(cls, house: House, device: str, more: tuple[str, ...]) -> DevicePeer:
         """Start it; its standard input ends it when the laboratory is gone."""
         scenario = house.scenario
         settings = scenario.devices[device]
-        environment = environment_of(house, device)
-        folder = house.folder / device
+        folder = house.device_folder(device)
         (folder / "output").unlink(missing_ok=True)
         argv = [sys.executable, "-m", "astra_mesh", "peer", "--name", device]
-        argv += ["--threads", str(settings.threads), "--record", str(folder / "record")]
-        argv += ["--json", "--stop-with-stdin"]
+        argv += ["--threads", str(settings.threads), "--json", "--stop-with-stdin"]
+        argv += ["--record", str(folder / "record")] if house.timelines else []
         argv += [word for name in scenario.offer for word in ("--model", name)]
         argv += [*settings.options, *more]
-        if group is not None:
-            argv = [*_as_a_machine(folder), "sh", "-c", _IN_GROUP, str(group.door), *argv]
-        with (folder / "output").open("wb") as output, (folder / "log").open("ab") as log:
-            process = house.lan.popen(
-                device, argv, env=environment, stdin=subprocess.PIPE, stdout=output, stderr=log
-            )
+        with (folder / "output").open("wb") as output:
+            process = house.popen(device, argv, stdin=subprocess.PIPE, stdout=output)
         return cls(process, folder)
 
     @property
@@ -81,8 +74,8 @@ class DevicePeer:
 
 def environment_of(house: House, device: str) -> dict[str, str]:
     """The environment of programs on a device: a home of its own, and this repository's code."""
-    home = house.folder / device / "home"
-    home.mkdir(parents=True, exist_ok=True)
+    home = house.device_folder(device) / "home"
+    home.mkdir(exist_ok=True)
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("XDG_", "ASTRA_"))}
     return kept | {
         "HOME": str(home),
@@ -93,12 +86,14 @@ def environment_of(house: House, device: str) -> dict[str, str]:
     }
 
 
-def _as_a_machine(folder: Path) -> list[str]:
-    """Leads a command to where /proc shows another boot id, and nowhere else.
+def within(folder: Path, group: CpuGroup) -> list[str]:
+    """Leads a command into a device's quota, and to where /proc shows the device's own boot id.
 
-    Peers tell from it whether they share a machine's cores. One with a quota has its own.
+    Peers tell from it whether they share a machine's cores.
     """
     boot_id = folder / "boot_id"
-    boot_id.write_text(f"{uuid.uuid4()}\n")
+    if not boot_id.exists():
+        boot_id.write_text(f"{uuid.uuid4()}\n")
     isolated = ["unshare", "--mount", "--propagation", "slave", "--"]
-    return [*isolated, "sh", "-c", _AS_A_MACHINE, str(boot_id)]
+    as_a_machine = [*isolated, "sh", "-c", _AS_A_MACHINE, str(boot_id)]
+    return [*as_a_machine, "sh", "-c", _IN_GROUP, str(group.door)]

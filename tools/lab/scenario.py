@@ -107,6 +107,7 @@ class Request(_Strict, frozen=True, kw_only=True, rename={"device": "from"}):
     task: Literal["generate", "classify", "embed"] = "generate"
     text: str | None = None
     image: str | None = None  # a file, beside the scenario's
+    tokens: tuple[Annotated[int, Meta(ge=0)], ...] | None = None  # ids, instead of a text
     options: Options = Options()
     at_s: Seconds | None = None  # after the devices met; None: when the request before has ended
     repeat: Count = 1
@@ -214,10 +215,13 @@ class Scenario(_Strict, frozen=True, kw_only=True, rename=_KEYS):
 
     def _check_request(self, place: str, request: Request) -> None:
         self._check_device(f"{place}.from", request.device)
-        if (request.text is None) == (request.image is None):
-            raise ValueError(f"{place}: needs a text or an image, and not both")
+        given = request.text, request.image, request.tokens
+        if sum(one is not None for one in given) != 1:
+            raise ValueError(f"{place}: needs a text or an image or tokens, and one of them only")
         if request.image is not None and request.task != "classify":
             raise ValueError(f"{place}.image: only classify takes one")
+        if request.tokens is not None and request.task != "generate":
+            raise ValueError(f"{place}.tokens: only generate takes them")
         if unfit := sorted(_UNFIT[request.task] & request.arguments().keys()):
             raise ValueError(f"{place}.options.{unfit[0]}: {request.task} has no such option")
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tools.bench.speed import MESH, PRESETS, VARIANTS, Cell, _parsed, rows_of, sweep_of
+from tools.bench.shifts import MESH, VARIANTS
+from tools.bench.speed import PRESETS, Bench, Cell, _parsed, main, rows_of, sweep_of
 from tools.bench.speed_plots import COLOURS, LABELS, draw, load, table
 
 
@@ -48,7 +49,7 @@ def test_every_variant_has_a_name_and_a_colour() -> None:
 @pytest.mark.parametrize("preset", list(PRESETS))
 def test_presets_are_grids(preset: str) -> None:
     sweep = sweep_of(_parsed(["--preset", preset]))
-    cells = [c for m in sweep.models for rate in sweep.rates for c in sweep.cells(m, rate)]
+    cells = [c for m in sweep.models for count in sweep.peers for c in sweep.cells(m, count)]
     assert len(set(cells)) == len(cells)
     assert {cell.members for cell in cells} == set(sweep.peers)
     assert all(cell.mbps == sweep.rates[0] for cell in cells if cell.members == 1)
@@ -62,6 +63,27 @@ def test_options_change_a_preset_and_pictures_have_their_own_tokens() -> None:
     assert sweep.tokens_of("vit-base") == [197]
     assert 4096 in sweep.tokens_of("gpt2-124m")
     assert sweep.variants(1)[0] == "single"
+
+
+def test_the_dtype_is_of_all_processes_and_in_the_results(tmp_path: Path) -> None:
+    sweep = sweep_of(_parsed(["--dtype", "bf16"]))
+    assert sweep.dtype == "bf16"
+    path = tmp_path / "speed-x.json"
+    Bench(sweep, path, []).save()
+    assert json.loads(path.read_text())["settings"]["dtype"] == "bf16"
+    assert _parsed(["--preset", "tokens", "--dtype", "bf16"]).label == "tokens-bf16"
+    assert _parsed(["--preset", "tokens"]).label == "tokens"
+    with pytest.raises(SystemExit):
+        _parsed(["--dtype", "auto"])  # not the same for peers and baselines
+
+
+def test_results_of_one_dtype_are_not_resumed_with_another(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Bench(sweep_of(_parsed([])), tmp_path / "speed-x.json", []).save()
+    argv = ["--busy", "--dtype", "bf16", "--resume", "--label", "x", "--out", str(tmp_path)]
+    assert main(argv) == 1
+    assert "of --dtype fp32" in capsys.readouterr().err
 
 
 def test_figures_and_table_of_made_up_rows(

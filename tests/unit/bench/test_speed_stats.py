@@ -52,6 +52,19 @@ def test_speedups_are_medians_of_ratios_within_a_round() -> None:
     assert found[key("slow")].median == pytest.approx(0.5)
 
 
+def test_ratios_are_of_the_same_processes() -> None:
+    """Peers and baselines that did not fit into the memory together ran one after the other."""
+    rows = [
+        row("single", 0, 1.0, shift="baselines"),
+        row("tensor", 0, 2.0, shift="baselines"),
+        row("single", 0, 3.0, shift="mesh"),
+        row("a", 0, 1.0, shift="mesh"),
+    ]
+    found = speedups(rows)
+    assert found[key("tensor")].median == pytest.approx(0.5)
+    assert found[key("a")].median == pytest.approx(3.0)
+
+
 def test_without_the_base_in_a_round_there_is_no_ratio() -> None:
     assert speedups([row("a", 0, 1.0)]) == {}
 

@@ -128,6 +128,8 @@ def test_there_are_the_scenarios_that_the_document_names() -> None:
         (A + "[network]\nloss = 1", "network: Object contains unknown field `loss`"),
         (A + ASK, r"request\[0\]: needs a text or an image"),
         (A + ASK + 'text = "t"\nimage = "i"', r"request\[0\]: needs a text or an image"),
+        (A + ASK + 'text = "t"\ntokens = [1]', r"request\[0\]: needs a text or an image"),
+        (A + ASK + 'tokens = [1]\ntask = "embed"', r"request\[0\].tokens: only generate"),
         (A + ASK + 'image = "i"', r"request\[0\]\.image: only classify"),
         (A + ASK + 'task = "classify"\nimage = "nowhere.jpg"', r"request\[0\]\.image: there is no"),
         (A + ASK + 'text = "t"\ntask = "fit"', r"request\[0\]\.task: .*there are generate"),

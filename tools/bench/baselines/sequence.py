@@ -115,7 +115,7 @@ class Shard:
         for rank, (start, stop) in enumerate(self._bounds):
             if self._useful(rank, block):
                 n = at.normalize(self._model.embed(self._inputs, start, stop))
-                self._raw[rank] = torch.nn.functional.linear(n, at.kv_weight, at.kv_bias)
+                self._raw[rank] = at.project_key_value(n)
 
     def compute(self, block: int) -> None:
         """The own tokens through one block; only the wanted row through the last one."""

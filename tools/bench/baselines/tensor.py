@@ -61,7 +61,7 @@ def _embed(run: Run) -> Tensor:
 
 async def _add_up(run: Run, part: Tensor) -> Tensor:
     tag = run.tag(2 * run.members)
-    found = await run.group.all_reduce(run.members, tag, part.contiguous().numpy())
+    found = await run.group.all_reduce(run.members, tag, part.float().contiguous().numpy())
     return torch.from_numpy(found)
 
 

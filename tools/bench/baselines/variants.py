@@ -13,6 +13,7 @@ from tools.bench.baselines.sequence import SequenceParallel
 from tools.bench.baselines.single import single
 from tools.bench.baselines.tensor import TensorParallel
 
+DTYPES: Final = ("fp32", "bf16")  # that all baselines can compute in, the first unless said
 SINGLE: Final = "single"
 NAMES: Final = (
     SINGLE,

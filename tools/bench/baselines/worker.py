@@ -3,8 +3,9 @@
     python -m tools.bench.baselines.worker --rank 0 --addresses 10.77.0.1:7600,10.77.0.2:7600 \
         --bundle FOLDER --astra FOLDER --threads 1
 
-It writes {"ready": true} once all workers are connected. A line on the standard input of worker
-``members`` - 1 (a :class:`Task` in JSON) starts a run; the answer is one line of JSON. As in the
+A line on the standard input of worker ``members`` - 1 (a :class:`Task` in JSON) starts a run; the
+answer is one line of JSON with the same ``id`` (:mod:`tools.lab.client` is the other end). Lines
+are read once all workers are connected, and one without a variant only asks for that. As in the
 mesh the clock runs from the moment at which the inputs are handed to the other members until the
 head's output is there; reading the own inputs is not in it, reading them on the others is.
 """
@@ -31,9 +32,10 @@ from astra_mesh.bundle.tensors import load_weights
 from astra_mesh.cli.console import run_async
 from astra_mesh.engine.compute import ComputeThread
 from astra_mesh.families import Model, ModelInput, build_model
+from astra_mesh.families.precision import convert
 from tools.bench.baselines.group import Address, Group, GroupError, Traffic
 from tools.bench.baselines.run import TAGS_PER_RUN, Baseline, Run, answer
-from tools.bench.baselines.variants import SINGLE, make
+from tools.bench.baselines.variants import DTYPES, SINGLE, make
 
 LINE_BYTES: Final = 4 << 20  # of standard input: a picture in base64
 REPORT_TAG: Final = TAGS_PER_RUN - 1
@@ -42,9 +44,10 @@ REPORT_TAG: Final = TAGS_PER_RUN - 1
 class Task(msgspec.Struct, frozen=True):
     """One run, as it goes to the members. Exactly one of ``tokens`` and ``image`` is set."""
 
-    number: int
-    variant: str
-    members: int
+    id: int
+    number: int = 0  # no other run of the group has it
+    variant: str = ""
+    members: int = 1
     tokens: list[int] = []
     image: bytes = b""
 
@@ -133,6 +136,7 @@ async def _serve(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     bundle = open_bundle(args.bundle)
     model = build_model(bundle.config, load_weights(bundle))
+    convert(model, args.dtype)
     processor = ImageProcessor.from_bundle(bundle) if not model.spec.vocab_size else None
     group = await Group.join(args.rank, addresses_of(args.addresses), patience_s=300.0)
     worker = Worker(group, model, processor, args.astra)
@@ -152,10 +156,11 @@ async def _obey(worker: Worker) -> None:
     reader = asyncio.StreamReader(limit=LINE_BYTES)
     loop = asyncio.get_running_loop()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-    print(json.dumps({"ready": True}), flush=True)
     turns: dict[int, int] = {}
     while line := await reader.readline():
-        print(json.dumps(await worker.lead(task_of(line), turns)), flush=True)
+        task = task_of(line)
+        found = await worker.lead(task, turns) if task.variant else {}
+        print(json.dumps({"id": task.id, **found}), flush=True)
 
 
 def addresses_of(text: str) -> Sequence[Address]:
@@ -172,6 +177,7 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--astra", type=Path, required=True)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0])
     run_async(_serve(parser.parse_args()))
 
 
