@@ -131,6 +131,7 @@ class _Play:
             for one in candidates
         ]
         self.uplink_free = [0.0] * len(candidates)
+        self.downlink_free = [0.0] * len(candidates)
         self.waited = [0.0] * len(candidates)
         self.costs = {i: (self._costs(i, False), self._costs(i, True)) for i in self.shards}
         self.hops = {(i, j): self._hop(i, j) for j in self.shards for i in layout.sources(j, 0)}
@@ -174,24 +175,35 @@ class _Play:
         )
 
     def _block(self, block: int) -> None:
-        arrivals: dict[tuple[int, int], float] = {}
-        for shard in self.shards:
-            self._send(block, shard, arrivals)
+        arrivals = self._arrivals(
+            [one for shard in self.shards for one in self._send(block, shard)]
+        )
         for shard in self.shards:
             self._compute(block, shard, arrivals)
 
-    def _send(self, block: int, shard: int, arrivals: dict[tuple[int, int], float]) -> None:
+    def _arrivals(self, sent: list[_Sent]) -> dict[tuple[int, int], float]:
+        """When each part is there: what several peers send to one shares its downlink."""
+        found = {}
+        for arrival, transfer, shard, receiver in sorted(sent):
+            at = max(arrival, self.downlink_free[receiver] + transfer)
+            self.downlink_free[receiver] = found[shard, receiver] = at
+        return found
+
+    def _send(self, block: int, shard: int) -> list[_Sent]:
+        """What leaves a shard, and when it would be there."""
         receivers = self.layout.receivers(shard, block)
         if not receivers:
-            return
+            return []
         timing = self.candidates[shard].timing
         self.now[shard] += timing.encode_token_s * self.sent[shard] * self.factor[shard]
         depart = max(self.now[shard], self.uplink_free[shard])
+        found = []
         for receiver in receivers:
             transfer, delay = self.hops[shard, receiver]
             depart += transfer
-            arrivals[shard, receiver] = depart + delay
+            found.append(_Sent(depart + delay, transfer, shard, receiver))
         self.uplink_free[shard] = depart
+        return found
 
     def _compute(self, block: int, shard: int, arrivals: Mapping[tuple[int, int], float]) -> None:
         costs = self.costs[shard][block == self.layout.blocks - 1]
@@ -204,6 +216,15 @@ class _Play:
                 now = arrival
             now += rate * self.sent[source] + PART_OVERHEAD_S * self.factor[shard]
         self.now[shard] = now
+
+
+class _Sent(NamedTuple):
+    """The codes of one shard for another."""
+
+    arrival_s: float  # if the receiver's downlink is free
+    transfer_s: float
+    shard: int
+    receiver: int
 
 
 class _Costs(NamedTuple):

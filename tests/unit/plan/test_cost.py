@@ -82,6 +82,13 @@ def test_an_encoder_pays_what_its_own_work_does_not_hide() -> None:
     assert far - near > 9 * 0.15  # 10 exchanges (block 0 needs none, the last pools one token)
 
 
+def test_what_several_send_to_one_shares_its_downlink() -> None:
+    """Four peers at 100 kbit/s, 25.6 kbit from each to each: the last receiver's three parts leave
+    at the same time, the first after 0.768 s, and arrive one after the other."""
+    found = told(layout(False), PEERS, Link(0.0, 1e5))
+    assert found.total_s > 10 * (0.768 + 2 * 0.256)
+
+
 def test_one_device_is_its_own_sum() -> None:
     only = device("a")
     shards = make_layout(GPT, [(0, 100)], pooling="all")
