@@ -211,6 +211,9 @@ class _Fitter:
         return found
 
     def _level(self, stages: int, total: int) -> tuple[BlockBook, ...]:
+        blocks = range(self.first, self.model.spec.num_hidden_layers)
+        if all((stages, index) in self.done for index in blocks):  # each level stands alone
+            return self._again(stages)
         books, batches, bits = [], self._batches(), self._bits(stages)
         for index in range(self.model.spec.num_hidden_layers):
             self.progress(self.steps, total, f"{bits} bits, block {index}")
@@ -224,6 +227,15 @@ class _Fitter:
                     self._advance(block, index, coder, batch)
             self.steps += 1
         return tuple(books)
+
+    def _again(self, stages: int) -> tuple[BlockBook, ...]:
+        """A level that an interrupted run has finished."""
+        found = []
+        for index in range(self.first, self.model.spec.num_hidden_layers):
+            self._tell(index, stages, self.done[stages, index])
+            found.append(self.done[stages, index].book)
+        self.steps += self.model.spec.num_hidden_layers
+        return tuple(found)
 
     def _bits(self, stages: int) -> int:
         return sum(self.options.stage_groups[:stages]) * self.options.code_bits
