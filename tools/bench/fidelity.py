@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import io
 import json
 import shutil
 import tempfile
@@ -25,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
 from astra_mesh.bundle import open_bundle
 from astra_mesh.bundle.tensors import load_weights
@@ -33,7 +31,7 @@ from astra_mesh.bundle.text import TextTokenizer, eos_ids
 from astra_mesh.engine.reference import decode, run_solo
 from astra_mesh.families import ModelInput, build_model
 from astra_mesh.quality import EvalSettings, FitOptions, evaluate, fit
-from astra_mesh.quality.pictures import interleaved, seen
+from astra_mesh.quality.pictures import interleaved
 from astra_mesh.quant.codebook import load_codebook
 from astra_mesh.wire.messages import Sampling
 from tools.models.common import REPO_ROOT, default_data_root
@@ -43,8 +41,7 @@ WEIGHTS = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_conf
            "preprocessor_config.json", "vocab.txt", "tok105.model", "chars.json")  # fmt: skip
 ASTRA_CODEWORDS = 1024
 OWN_TOKENS = 30_000  # that a model writes for its own calibration
-SMALL_PICTURES = 2_000  # of other classes, that calibrate beside the photos
-PHOTO_VIEWS = 4  # of each photo that calibrates
+SMALL_PICTURES, PICTURES = 1_000, 2_000  # for calibration: other pictures; views in all
 Book = tuple[str, FitOptions]  # file name, options
 
 
@@ -113,18 +110,14 @@ def vq(name: str, history: int, *rates: int, **more: Any) -> Book:
 def calibration_and_evaluation(data: Path, work: Path) -> tuple[Path, Path]:
     """Two folders of pictures.
 
-    Every second photo measures. Pieces of the others calibrate, together with small pictures of
-    other classes, without which codewords of the later blocks fit the photos at hand too closely.
+    Every second photo measures. The others calibrate, together with small pictures of other
+    classes, without which codewords of the later blocks fit the photos at hand too closely.
     """
     photos, small = work / "calibration/photos", work / "calibration/small"
     evaluation = work / "evaluation"
     with zipfile.ZipFile(data / "datasets/imagenet_photos_500.zip") as box:
         for index, name in enumerate(_pictures(box)):
-            if index % 2:
-                _put(evaluation / name, box.read(name))
-                continue
-            for view in range(PHOTO_VIEWS):
-                _put_view(photos / f"{view}-{Path(name).stem}.png", box.read(name), view)
+            _put((photos, evaluation)[index % 2] / name, box.read(name))
         _put(evaluation / "labels.csv", box.read("labels.csv"))
     with zipfile.ZipFile(data / "datasets/tiny_imagenet_5000.zip") as box:
         for name in _pictures(box)[:SMALL_PICTURES]:
@@ -136,13 +129,6 @@ def _pictures(box: zipfile.ZipFile) -> list[str]:
     return interleaved([n for n in box.namelist() if n.lower().endswith((".jpg", ".jpeg", ".png"))])
 
 
-def _put_view(path: Path, data: bytes, view: int) -> None:
-    """A piece of a photo, as it is for view 0."""
-    image = Image.open(io.BytesIO(data)).convert("RGB")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    (seen(image, path.stem, view) if view else image).save(path)
-
-
 def _put(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
@@ -152,8 +138,7 @@ def vit(data: Path, work: Path) -> dict[str, Any]:
     """ViT-Tiny/16 on ImageNet photos: half calibrates, the other half measures."""
     calibration, evaluation = calibration_and_evaluation(data, work)
     folder = copied(data / "models/vit_tiny_patch16_224", work)
-    every = SMALL_PICTURES + 250 * PHOTO_VIEWS
-    many = {"max_tokens": every * 197, "sample": 150_000, "iterations": 10, "peers": (4,)}
+    many = {"max_tokens": PICTURES * 197, "sample": 120_000, "iterations": 10}
     books = [
         vq("all", -1, 16, 32, 64, 128, **many),
         vq("all-10", -1, 10, codewords=1024, **many),
