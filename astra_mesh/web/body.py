@@ -6,7 +6,7 @@ import asyncio
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 from aiohttp import web
@@ -78,7 +78,7 @@ def decode(data: bytes, kind: type[T]) -> T:
         ApiError: It is no JSON, or has a field of a wrong type or range; the field is named.
     """
     try:
-        return msgspec.json.decode(data, type=kind)
+        return _decode(data, kind)
     except msgspec.ValidationError as error:
         raise _invalid(str(error)) from None
     except RecursionError:
@@ -86,6 +86,24 @@ def decode(data: bytes, kind: type[T]) -> T:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         what = "it is empty" if not data.strip() else f"it is no JSON ({str(error)[:200]})"
         raise bad(f"the body must be a JSON object: {what}", code="invalid_json") from None
+
+
+def _decode(data: bytes, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.ValidationError as error:
+        if "got `float`" not in str(error):
+            raise
+    return msgspec.convert(_whole(msgspec.json.decode(data)), kind)
+
+
+def _whole(value: Any) -> Any:
+    """The value with 3.0 as 3: JSON has one kind of number, and many programs write the point."""
+    if isinstance(value, dict):
+        return {key: _whole(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_whole(one) for one in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _invalid(text: str) -> ApiError:

@@ -24,6 +24,7 @@ async def classify(request: web.Request, data: bytes) -> web.StreamResponse:
         asked, picture = _of_query(request), data
     else:
         asked = decode(data, ClassifyRequest)
+        state.peer.models.find(asked.model)  # named before anything else is judged
         picture = await asyncio.to_thread(picture_bytes, asked.image)
     options = asked.x_astra_mesh
     mesh = await state.door.mesh()

@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Middleware
 
 from astra_mesh import limits
@@ -33,6 +34,7 @@ from astra_mesh.web.state import STATE, State
 log = logging.getLogger(__name__)
 
 _KEEPALIVE_S: Final = 10.0  # of idle connections
+_LINGER_S: Final = 2.0  # for the rest of a body that is refused, so that its sender reads why
 _SHUTDOWN_S: Final = 0.5  # for requests that run when the API closes; then they are cancelled
 _LEFT: Final = 499  # the caller went away, in the figures
 _HEADERS: Final = {
@@ -71,7 +73,9 @@ class ApiServer:
         self._runner = web.AppRunner(
             app,
             keepalive_timeout=_KEEPALIVE_S,
+            lingering_time=_LINGER_S,
             access_log=None,
+            logger=_http_log(),
             shutdown_timeout=_SHUTDOWN_S,
             handler_cancellation=True,
         )
@@ -114,6 +118,18 @@ class ApiServer:
                 await _open(runner, host, self.port)
             except MeshError as error:  # a machine without IPv6, or a port that is taken there
                 log.debug("the API: %s", error.message)
+
+
+def _http_log() -> logging.Logger:
+    """For aiohttp, which logs a traceback for every malformed request that a stranger sends."""
+    logger = logging.getLogger(f"{__name__}.http")
+    if not logger.filters:
+        logger.addFilter(lambda record: not _is_bad_http(record))
+    return logger
+
+
+def _is_bad_http(record: logging.LogRecord) -> bool:
+    return record.exc_info is not None and isinstance(record.exc_info[1], HttpProcessingError)
 
 
 async def _open(runner: web.AppRunner, host: str | None, port: int) -> int:

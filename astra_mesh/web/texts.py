@@ -70,6 +70,7 @@ class Answer:
 async def complete(request: web.Request, data: bytes) -> web.StreamResponse:
     """Handle ``POST /v1/completions``."""
     asked = decode(data, CompletionRequest)
+    request.app[STATE].peer.models.find(asked.model)  # named before anything else is judged
     check_supported(asked)
     prompts = prompts_of(asked.prompt)
     if len(prompts) > limits.API_PROMPTS:
@@ -80,10 +81,10 @@ async def complete(request: web.Request, data: bytes) -> web.StreamResponse:
 
 async def chat(request: web.Request, data: bytes) -> web.StreamResponse:
     """Handle ``POST /v1/chat/completions``."""
-    asked = decode(data, ChatRequest)
+    asked, state = decode(data, ChatRequest), request.app[STATE]
+    model = state.peer.models.find(asked.model)
     check_supported(asked)
-    state = request.app[STATE]
-    loaded = await state.peer.models.load(state.peer.models.find(asked.model))
+    loaded = await state.peer.models.load(model)
     prompt = await state.templates.prompt(loaded, asked.messages)
     most = asked.max_completion_tokens or asked.max_tokens or _CHAT_TOKENS
     return await _answer(request, asked, CHAT, [prompt], _wanted(asked, most))
@@ -124,8 +125,6 @@ async def _answer(
     state, n = request.app[STATE], asked.n or 1
     if len(prompts) * n > limits.API_CHOICES:
         raise bad(f"at most {limits.API_CHOICES} texts (prompts times n) in one request", "n")
-    if asked.stream_options is not None and not asked.stream:
-        raise bad("stream_options need stream: true", "stream_options")
     answer = Answer(shape, asked.model, prompts, n, wanted)
     mesh = await state.door.mesh()
     async with run_choices(mesh, wanted, prompts, n, state.config.request_s) as choices:

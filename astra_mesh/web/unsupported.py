@@ -10,7 +10,7 @@ from astra_mesh.web.requests import ChatRequest, CompletionRequest
 _LOGPROBS: Final = "the logits stay on the peer that answers, so there are no logprobs"
 _TOOLS: Final = "tools are not supported: leave them out, or describe them in a message"
 # Field -> values that ask for nothing, and what to say about others.
-_ALLOWED: Final[dict[str, tuple[tuple[Any, ...], str]]] = {
+ALLOWED: Final[dict[str, tuple[tuple[Any, ...], str]]] = {
     "frequency_penalty": ((0,), "penalties are not supported: leave it out, or give 0"),
     "presence_penalty": ((0,), "penalties are not supported: leave it out, or give 0"),
     "logit_bias": (({},), "logit_bias is not supported: leave it out"),
@@ -32,7 +32,7 @@ _ALLOWED: Final[dict[str, tuple[tuple[Any, ...], str]]] = {
 
 def check_supported(request: CompletionRequest | ChatRequest) -> None:
     """ApiError for the first field that asks for what is not there."""
-    for name, (allowed, sentence) in _ALLOWED.items():
+    for name, (allowed, sentence) in ALLOWED.items():
         value = getattr(request, name, None)
         if value is not None and not any(_same(value, one) for one in allowed):
             raise _refused(name, sentence)

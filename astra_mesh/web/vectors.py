@@ -26,6 +26,7 @@ from astra_mesh.web.texts import prompts_of
 async def embed(request: web.Request, data: bytes) -> web.StreamResponse:
     """Handle ``POST /v1/embeddings``."""
     asked, state = decode(data, EmbeddingRequest), request.app[STATE]
+    state.peer.models.find(asked.model)  # named before anything else is judged
     if asked.dimensions is not None:
         text = "vectors have the model's own number of dimensions: leave dimensions out"
         raise bad(text, "dimensions", "unsupported_parameter")
