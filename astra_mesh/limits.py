@@ -101,3 +101,25 @@ SAFETENSORS_HEADER_BYTES: Final = 100 * MIB  # the format's own cap
 JSON_BYTES: Final = 64 * MIB  # tokenizer.json of a 256k vocabulary is about 33 MB
 QUALITY_ROWS: Final = 4_096  # of quality.json: 16 codebooks, 32 rates, 8 numbers of peers
 QUALITY_BYTES: Final = 8 * MIB  # about 600 bytes a row, of three tasks
+
+# --- the HTTP API ---------------------------------------------------------------------------------
+# A text of TEXT_BYTES whose every character is escaped (\u0041) in JSON is 6 MiB.
+API_BODY_BYTES: Final = 7 * MIB
+API_IMAGE_BODY_BYTES: Final = 14 * MIB  # IMAGE_BYTES in base64 are 13.4 MiB
+API_BODIES_BYTES: Final = 64 * MIB  # of all requests that are being read or answered at once
+API_BODY_S: Final = 30.0  # a body that comes slower than 14 MiB in this is refused
+API_REQUESTS: Final = 64  # being read or answered at once, as many as a peer takes; then "busy"
+API_REQUEST_S: Final = 600.0  # one request in all: 4,096 new tokens at 7 a second
+API_KEEPALIVE_S: Final = 10.0  # a stream without news says so: proxies give up after 30 to 60 s
+API_WRITE_S: Final = 30.0  # a reader of a stream that takes nothing for so long is dropped
+API_RETRY_S: Final = 1  # what "busy" tells a caller to wait
+API_PROMPTS: Final = 32  # in one completion request
+API_CHOICES: Final = 32  # prompts x n of one request: half of what a peer takes
+API_TEXTS: Final = 256  # in one embedding request
+API_SIDE_BY_SIDE: Final = 4  # of these at once, so that other requests come in between
+API_STOPS: Final = 4  # stop strings
+API_STOP_CHARS: Final = 256  # each; so much text is held back at most
+API_MESSAGES: Final = 1_024  # of one chat
+API_TOKEN_CHARS: Final = 16  # a shorter token could be guessed
+CHAT_TEMPLATE_BYTES: Final = 256 * KIB  # the longest in use are about 20 KB
+CHAT_TEMPLATE_S: Final = 5.0  # for one chat; usual ones take milliseconds

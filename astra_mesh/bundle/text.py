@@ -75,8 +75,12 @@ class TextTokenizer:
         """
         return self.encode_full(text)[0]
 
-    def encode_full(self, text: str) -> tuple[list[int], list[int]]:
-        """Token ids and their segment ids (BERT's token types), equally long; errors as encode."""
+    def encode_full(self, text: str, special: bool = True) -> tuple[list[int], list[int]]:
+        """Token ids and their segment ids (BERT's token types), equally long; errors as encode.
+
+        ``special``: whether the post-processor adds its special tokens; a chat template wrote them
+        into the text already.
+        """
         try:
             size = len(text.encode())
         except UnicodeEncodeError as error:
@@ -86,7 +90,7 @@ class TextTokenizer:
                 f"the text has {size} bytes, more than the {limits.TEXT_BYTES} allowed"
             )
         try:
-            encoding = self._tokenizer.encode(text)
+            encoding = self._tokenizer.encode(text, add_special_tokens=special)
         except Exception as error:
             raise InputError(f"the tokenizer refuses the text ({str(error)[:200]})") from error
         return list(encoding.ids), list(encoding.type_ids)

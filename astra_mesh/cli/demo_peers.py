@@ -134,7 +134,7 @@ async def _start(name: str, folder: Path, options: Sequence[str]) -> DemoPeer:
     with (folder / "output").open("wb") as output, (folder / "log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
-            *("-m", "astra_mesh", "peer", *arguments, *models, *options),
+            *("-m", "astra_mesh", "peer", "--no-api", *arguments, *models, *options),
             *("--json", "--stop-with-stdin"),
             stdin=PIPE,  # closed when this process ends, however it ends
             stdout=output,

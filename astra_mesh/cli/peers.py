@@ -7,6 +7,7 @@ import enum
 import os
 import signal
 import sys
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -20,6 +21,7 @@ from astra_mesh.cli.options import Connect, Json, Typed
 
 if TYPE_CHECKING:
     from astra_mesh.peer import Peer, PeerConfig
+    from astra_mesh.web import ApiConfig
     from astra_mesh.wire.messages import Event, PeerInfo
 
 PEER_EXAMPLE: Final = "Example:  astra-mesh peer --name kitchen --model tiny-gpt2"
@@ -87,6 +89,24 @@ def peer(
             help="Write when each step of each request happened, one JSON file per request.",
         ),
     ] = None,
+    api: Annotated[
+        bool, typer.Option("--api/--no-api", help="Serve the HTTP API (docs/api.md).")
+    ] = True,
+    api_port: Annotated[
+        int | None,
+        typer.Option(
+            min=0, max=65535, help="Port of the API; 0: any free one. Default: 7476, if free."
+        ),
+    ] = None,
+    api_token: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TOKEN",
+            envvar="ASTRA_MESH_API_TOKEN",
+            show_envvar=True,
+            help="Who shows it may use the API from other machines. Default: none may.",
+        ),
+    ] = None,
     stop_with_stdin: Annotated[
         bool, typer.Option(help="End when standard input is closed.", hidden=True)
     ] = False,
@@ -118,10 +138,19 @@ def peer(
             models=tuple(model) if model else None,
             record=record,
         )
-        run_async(_serve(config, as_json, stop_with_stdin))
+        api_config = _api_config(api_port, api_token) if api else None
+        run_async(_serve(config, api_config, as_json, stop_with_stdin))
 
 
-async def _serve(config: PeerConfig, as_json: bool, stop_with_stdin: bool) -> None:
+def _api_config(port: int | None, token: str | None) -> ApiConfig:
+    from astra_mesh.web import ApiConfig
+
+    return ApiConfig(port=port, token=token or None)
+
+
+async def _serve(
+    config: PeerConfig, api: ApiConfig | None, as_json: bool, stop_with_stdin: bool
+) -> None:
     """One peer until SIGINT or SIGTERM (or the end of stdin); then it says goodbye."""
     from astra_mesh.peer import Peer
 
@@ -132,13 +161,26 @@ async def _serve(config: PeerConfig, as_json: bool, stop_with_stdin: bool) -> No
     if stop_with_stdin:
         loop.add_reader(sys.stdin.fileno(), _read_stdin, stop)
     try:
-        async with Peer(config, on_event=lambda event: show_event(event, as_json)) as running:
-            _introduce(running, as_json)
+        async with AsyncExitStack() as stack:
+            running = await stack.enter_async_context(
+                Peer(config, on_event=lambda event: show_event(event, as_json))
+            )
+            url = await _serve_api(stack, running, api)
+            _introduce(running, url, as_json)
             await stop.wait()
             hint("leaving")
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
+
+
+async def _serve_api(stack: AsyncExitStack, peer: Peer, config: ApiConfig | None) -> str | None:
+    """The address of the API, which ends with ``stack``; None without one."""
+    if config is None:
+        return None
+    from astra_mesh.web import serving
+
+    return (await stack.enter_async_context(serving(peer, config))).url
 
 
 def _read_stdin(stop: asyncio.Event) -> None:
@@ -147,7 +189,7 @@ def _read_stdin(stop: asyncio.Event) -> None:
         stop.set()
 
 
-def _introduce(peer: Peer, as_json: bool) -> None:
+def _introduce(peer: Peer, api: str | None, as_json: bool) -> None:
     """The first lines: who this is, where, with what."""
     from astra_mesh.client.addresses import show_address
     from astra_mesh.mesh.interfaces import own_addresses
@@ -157,12 +199,14 @@ def _introduce(peer: Peer, as_json: bool) -> None:
     models = [offer.name for offer in peer.models.offers()]
     if as_json:
         about = {"name": peer.name, "id": peer.id, "port": peer.port, "addresses": addresses}
-        print_json({"type": "started", **about, "models": models})
+        print_json({"type": "started", **about, "models": models, "api": api})
         return
     title = Text(clean(peer.name), style="bold").append(f"  {peer.id[:SHORT_ID]}", style="dim")
     out.print(title)
     out.print(f"  at      {', '.join(addresses)}", markup=False, soft_wrap=True)
     out.print(f"  models  {', '.join(models) or 'none'}", markup=False, soft_wrap=True)
+    if api is not None:
+        out.print(f"  API     {api}", markup=False, soft_wrap=True)
     out.print("  Ctrl-C ends it.", style="dim")
 
 

@@ -136,6 +136,11 @@ class Mesh:
         """The peer that is asked, as it introduced itself."""
         return self._open_line().hello
 
+    @property
+    def is_open(self) -> bool:
+        """Whether requests can be made: it was opened, and the peer is still there."""
+        return self._line is not None and self._line.is_open
+
     # --- asking -----------------------------------------------------------------------------------
 
     def generate(
@@ -217,7 +222,7 @@ class Mesh:
     async def embed(
         self,
         model: str,
-        text: str,
+        text: str | Sequence[int],
         *,
         normalize: bool = True,
         use: UseName = "auto",
@@ -227,12 +232,12 @@ class Mesh:
         max_loss: float | None = None,
         class_token: str = "",
     ) -> Embedding:
-        """One vector for a text, (D,) float32, of length 1 if ``normalize``.
+        """One vector for a text (or token ids), (D,) float32, of length 1 if ``normalize``.
 
         The other arguments are those of :meth:`classify`. Cancelling it ends the request.
         """
         options = make_options(use, max_peers, codec, rate, class_token, max_loss)
-        planned, result = await self._answer(Task.EMBED, model, check_text(text), options)
+        planned, result = await self._answer(Task.EMBED, model, check_prompt(text), options)
         vector = np.frombuffer(result.vector, dtype="<f4").astype(np.float32)
         if normalize:
             vector /= max(float(np.linalg.norm(vector)), 1e-12)

@@ -56,5 +56,6 @@ def truncate(logits: Tensor, options: Sampling) -> Tensor:
         ordered, order = logits.sort(descending=True)
         probabilities = torch.softmax(ordered, -1)
         outside = probabilities.cumsum(-1) - probabilities >= options.top_p
+        outside[0] = False  # also where float32 makes 0 of a tiny top_p
         logits = logits.masked_fill(outside.scatter(0, order, outside), float("-inf"))
     return logits

@@ -140,6 +140,7 @@ OPTIONS = [
     Sampling(temperature=1.7, top_k=3),
     Sampling(temperature=1.0, top_p=0.7),
     Sampling(temperature=1.0, top_p=1e-6),
+    Sampling(temperature=1.0, top_p=5e-324),  # 0 in float32
     Sampling(temperature=2.0, top_k=4, top_p=0.8),
     Sampling(temperature=1.0, top_k=100),
 ]

@@ -1,0 +1,147 @@
+"""The shapes of the answers, for the description of the API and the tests that hold it to them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct
+
+Count = Annotated[int, Meta(ge=0)]
+Reports = Annotated[
+    list[dict[str, Any]],
+    Meta(description="One entry per choice, text or picture: its plan, times and bytes."),
+]
+
+
+class Usage(Struct, frozen=True, kw_only=True):
+    """Tokens read and made."""
+
+    prompt_tokens: Count
+    total_tokens: Count
+    completion_tokens: Count = 0
+
+
+class Choice(Struct, frozen=True, kw_only=True):
+    """One text."""
+
+    index: Count
+    text: str
+    finish_reason: Literal["stop", "length"]
+    logprobs: None = None
+
+
+class CompletionAnswer(Struct, frozen=True, kw_only=True):
+    """Of ``/v1/completions``, not streamed."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: Count
+    model: str
+    choices: list[Choice]
+    usage: Usage
+    x_astra_mesh: Reports
+
+
+class AnswerMessage(Struct, frozen=True, kw_only=True):
+    """What the model says."""
+
+    role: Literal["assistant"]
+    content: str
+    refusal: None = None
+
+
+class ChatChoice(Struct, frozen=True, kw_only=True):
+    """One answer."""
+
+    index: Count
+    message: AnswerMessage
+    finish_reason: Literal["stop", "length"]
+    logprobs: None = None
+
+
+class ChatAnswer(Struct, frozen=True, kw_only=True):
+    """Of ``/v1/chat/completions``, not streamed."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: Count
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+    x_astra_mesh: Reports
+
+
+class Vector(Struct, frozen=True, kw_only=True):
+    """One vector: numbers, or float32 little-endian in base64."""
+
+    index: Count
+    object: Literal["embedding"]
+    embedding: list[float] | str
+
+
+class EmbeddingAnswer(Struct, frozen=True, kw_only=True):
+    """Of ``/v1/embeddings``."""
+
+    object: Literal["list"]
+    data: list[Vector]
+    model: str
+    usage: Usage
+    x_astra_mesh: Reports
+
+
+class LabelEntry(Struct, frozen=True, kw_only=True):
+    """One class, with its probability."""
+
+    index: Count
+    object: Literal["label"]
+    label: str
+    score: Annotated[float, Meta(ge=0, le=1.001)]
+
+
+class ClassifyAnswer(Struct, frozen=True, kw_only=True):
+    """Of ``/v1/images/classify``: the most probable first."""
+
+    object: Literal["list"]
+    data: list[LabelEntry]
+    model: str
+    usage: Usage
+    x_astra_mesh: Reports
+
+
+class ModelAnswer(Struct, frozen=True, kw_only=True):
+    """One model."""
+
+    id: str
+    object: Literal["model"]
+    created: Count
+    owned_by: str
+    x_astra_mesh: dict[str, Any]
+
+
+class ModelsAnswer(Struct, frozen=True, kw_only=True):
+    """Of ``/v1/models``."""
+
+    object: Literal["list"]
+    data: list[ModelAnswer]
+
+
+class HealthAnswer(Struct, frozen=True, kw_only=True):
+    """Of ``/health``."""
+
+    status: Literal["ok"]
+    version: str
+
+
+class ErrorEntry(Struct, frozen=True, kw_only=True):
+    """What went wrong: a sentence, and stable words."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorAnswer(Struct, frozen=True, kw_only=True):
+    """Every answer that is an error."""
+
+    error: ErrorEntry

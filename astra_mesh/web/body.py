@@ -1,0 +1,128 @@
+"""Reading a request's body: capped in bytes and time, then JSON of a known shape."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final, TypeVar
+
+import msgspec
+from aiohttp import web
+
+from astra_mesh import limits
+from astra_mesh.web.errors import ApiError, bad, busy
+
+T = TypeVar("T")
+
+_CHUNK_BYTES: Final = 64 * limits.KIB
+_PLACE: Final = re.compile(r"^(?P<what>.*?)(?: - at `(?P<where>[^`]*)`)?$", re.DOTALL)
+
+
+class Budget:
+    """The bytes of all bodies that are held at once."""
+
+    def __init__(self, size: int = limits.API_BODIES_BYTES) -> None:
+        self._left = size
+
+    @contextmanager
+    def reserve(self, size: int) -> Iterator[None]:
+        """Hold so many bytes; ApiError (429) where others hold too many."""
+        if size > self._left:
+            raise busy("other requests hold as much data as this peer takes; try again later")
+        self._left -= size
+        try:
+            yield
+        finally:
+            self._left += size
+
+
+def expected_bytes(request: web.Request, limit: int) -> int:
+    """The body's size as announced, ``limit`` where it is not; ApiError (413) past the limit."""
+    size = request.content_length
+    if size is not None and size > limit:
+        raise _too_large(limit)
+    return limit if size is None else size
+
+
+async def read_body(request: web.Request, limit: int, within_s: float) -> bytes:
+    """All bytes of the body.
+
+    Raises:
+        ApiError: It is too large, or comes too slowly.
+    """
+    parts: list[bytes] = []
+    total = 0
+    try:
+        async with asyncio.timeout(within_s):
+            while part := await request.content.read(_CHUNK_BYTES):
+                parts.append(part)
+                total += len(part)
+                if total > limit:
+                    raise _too_large(limit)
+    except TimeoutError:
+        text = f"the body of the request did not come within {within_s:g} s; send it again"
+        raise ApiError(408, text, "timeout", headers={"Connection": "close"}) from None
+    except web.RequestPayloadError:
+        raise bad("the body of the request ended too early; send it again") from None
+    except ValueError:  # the chunked encoding or compression is broken
+        raise bad("the body of the request is malformed HTTP; send it again") from None
+    return b"".join(parts)
+
+
+def decode(data: bytes, kind: type[T]) -> T:
+    """JSON as a struct.
+
+    Raises:
+        ApiError: It is no JSON, or has a field of a wrong type or range; the field is named.
+    """
+    try:
+        return _decode(data, kind)
+    except msgspec.ValidationError as error:
+        raise _invalid(str(error)) from None
+    except RecursionError:
+        raise bad("the JSON of the request is nested too deeply") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        what = "it is empty" if not data.strip() else f"it is no JSON ({str(error)[:200]})"
+        raise bad(f"the body must be a JSON object: {what}", code="invalid_json") from None
+
+
+def _decode(data: bytes, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.ValidationError as error:
+        if "got `float`" not in str(error):
+            raise
+    return msgspec.convert(_whole(msgspec.json.decode(data)), kind)
+
+
+def _whole(value: Any) -> Any:
+    """The value with 3.0 as 3: JSON has one kind of number, and many programs write the point."""
+    if isinstance(value, dict):
+        return {key: _whole(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_whole(one) for one in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _invalid(text: str) -> ApiError:
+    """``Expected `int`, got `str` - at `$.n``` as the field and a sentence."""
+    match = _PLACE.match(text)
+    what, where = (match["what"], match["where"] or "") if match else (text, "")
+    field = where.removeprefix("$").removeprefix(".")[:200]
+    missing = re.search(r"missing required field `(\w+)`", what)
+    unknown = re.search(r"unknown field `(.*)`", what, re.DOTALL)
+    if missing:
+        field = f"{field}.{missing[1]}".removeprefix(".")
+        return bad(f"{field} is missing", field, "missing")
+    if unknown:
+        field = f"{field}.{unknown[1][:100]}".removeprefix(".")
+        return bad(f"there is no field {field!a}; /docs lists those that there are", field)
+    what = what.replace("`", "")
+    return bad(f"{field}: {what}" if field else what, field or None, "invalid_type")
+
+
+def _too_large(limit: int) -> ApiError:
+    text = f"the body of the request has more than the {limit} bytes that are taken here"
+    return ApiError(413, text, "too_large", headers={"Connection": "close"})

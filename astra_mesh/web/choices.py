@@ -1,0 +1,171 @@
+"""The texts of one request, generated side by side, as one stream of events."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+from astra_mesh.client import Generation, Mesh
+from astra_mesh.errors import DeadlineError
+from astra_mesh.web.reports import Summary, of_generation
+from astra_mesh.web.requests import MeshOptions
+from astra_mesh.web.stops import StopFinder
+
+_UNREAD: Final = 64  # events that a slow reader leaves; then the tokens wait on the link
+_FINISH: Final = {"eos": "stop", "length": "length", "context": "length"}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """How each text of a request is made."""
+
+    model: str
+    max_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    seed: int | None
+    stops: tuple[str, ...]
+    options: MeshOptions
+
+
+@dataclass(frozen=True)
+class Piece:
+    """More text of a choice."""
+
+    index: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A choice is complete."""
+
+    index: int
+    finish: str  # "stop" or "length", as OpenAI calls it
+    summary: Summary
+
+
+Event: TypeAlias = Piece | Ended
+Prompt: TypeAlias = str | list[int]
+
+
+class Choices:
+    """The events of all choices, in the order in which they happen. Made by :func:`run_choices`."""
+
+    def __init__(self, count: int) -> None:
+        self._queue: asyncio.Queue[Event | BaseException] = asyncio.Queue(_UNREAD)
+        self._running = count
+        self._failed = False
+
+    async def next(self) -> Event:
+        """The next event. Cancelling it loses nothing.
+
+        Raises:
+            AstraMeshError: A choice failed; nothing comes after that.
+        """
+        item = await self._queue.get()
+        if isinstance(item, BaseException):
+            self._failed = True
+            raise item
+        if isinstance(item, Ended):
+            self._running -= 1
+        return item
+
+    def over(self) -> bool:
+        """Whether all have ended, or one failed."""
+        return self._failed or self._running == 0
+
+    async def put(self, item: Event | BaseException) -> None:
+        """A choice went on; waits while too much is unread."""
+        await self._queue.put(item)
+
+
+@asynccontextmanager
+async def run_choices(
+    mesh: Mesh, wanted: Wanted, prompts: Sequence[Prompt], n: int, within_s: float
+) -> AsyncIterator[Choices]:
+    """Generate ``n`` texts of each prompt: choice ``i * n + j`` is the j-th of prompt i.
+
+    Leaving it, by whatever way, cancels on all peers what still runs.
+    """
+    choices = Choices(len(prompts) * n)
+    error: Exception | None = None
+    async with asyncio.TaskGroup() as group:
+        running = [
+            group.create_task(_run(mesh, wanted, prompt, at * n + copy, copy, choices, within_s))
+            for at, prompt in enumerate(prompts)
+            for copy in range(n)
+        ]
+        try:
+            yield choices
+        except Exception as exc:  # raised below: the group would wrap it
+            error = exc
+        finally:
+            for task in running:
+                task.cancel()
+    if error is not None:
+        raise error
+
+
+async def _run(
+    mesh: Mesh,
+    wanted: Wanted,
+    prompt: Prompt,
+    index: int,
+    copy: int,
+    choices: Choices,
+    within_s: float,
+) -> None:
+    try:
+        async with asyncio.timeout(within_s):
+            await _generate(mesh, wanted, prompt, index, copy, choices)
+    except TimeoutError:
+        text = f"the text was not complete within {within_s:g} s; ask for fewer tokens (max_tokens)"
+        await choices.put(DeadlineError(text))
+    except Exception as error:
+        await choices.put(error)
+
+
+async def _generate(
+    mesh: Mesh, wanted: Wanted, prompt: Prompt, index: int, copy: int, choices: Choices
+) -> None:
+    began, count = time.perf_counter(), 0
+    finder = StopFinder(wanted.stops)
+    async with _start(mesh, wanted, prompt, copy) as generation:
+        async for token in generation:
+            count += 1
+            text = finder.push(token.text)
+            if text:
+                await choices.put(Piece(index, text))
+            if finder.found:
+                break
+    if rest := finder.flush():
+        await choices.put(Piece(index, rest))
+    finish = "stop" if finder.found or generation.report is None else ""
+    if generation.report is not None and not finder.found:
+        finish = _FINISH.get(generation.report.finish, "stop")
+    took = time.perf_counter() - began
+    await choices.put(Ended(index, finish, of_generation(generation, count, took)))
+
+
+def _start(mesh: Mesh, wanted: Wanted, prompt: Prompt, copy: int) -> Generation:
+    options = wanted.options
+    return mesh.generate(
+        wanted.model,
+        prompt,
+        max_new_tokens=wanted.max_tokens,
+        temperature=wanted.temperature,
+        top_k=wanted.top_k,
+        top_p=wanted.top_p,
+        seed=None if wanted.seed is None else wanted.seed + copy,
+        use=options.use,
+        max_peers=options.max_peers,
+        codec=options.codec,
+        rate=options.rate,
+        max_loss=options.max_loss,
+    )

@@ -1,0 +1,92 @@
+"""Who may ask: this machine's own programs and pages, or whoever shows the token.
+
+A browser on this machine runs pages of strangers. Such a page cannot ask the API: its requests
+carry an ``Origin`` of another site, or say ``Sec-Fetch-Site: cross-site``; and a page whose name
+was bound to this machine's address afterwards (DNS rebinding) carries that name as ``Host``.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import socket
+from collections.abc import Mapping
+from typing import Final
+
+from yarl import URL
+
+from astra_mesh.web.config import ApiConfig
+from astra_mesh.web.errors import ApiError
+
+OPEN_PATHS: Final = frozenset({"/health", "/docs", "/openapi.json"})  # without a token
+_FOREIGN: Final = frozenset({"cross-site", "same-site"})
+
+
+class Guard:
+    """The checks of one API."""
+
+    def __init__(self, config: ApiConfig) -> None:
+        name = socket.gethostname().lower()
+        own = {"localhost", name, name.partition(".")[0] + ".local"}
+        self._names = own | {host.lower() for host in config.hosts}
+        self._token = None if config.token is None else config.token.encode()
+
+    def check(self, path: str, headers: Mapping[str, str]) -> None:
+        """Let a request pass, or raise ApiError (403, 401) that says why not."""
+        host = headers.get("Host", "")
+        self._check_host(host)
+        _check_origin(host, headers)
+        if self._token is not None and path not in OPEN_PATHS:
+            self._check_token(headers.get("Authorization", ""))
+
+    def _check_host(self, host: str) -> None:
+        name = _name_of(host)
+        if name is None or not (name in self._names or _is_address(name)):
+            raise ApiError(
+                403,
+                "this peer does not know itself by the name in the Host header; use localhost, an "
+                "IP address or the machine's own name",
+                "unknown_host",
+            )
+
+    def _check_token(self, header: str) -> None:
+        kind, _, token = header.partition(" ")
+        # Bytes of any kind compare in constant time; aiohttp hands over undecodable ones escaped.
+        given = token.strip().encode("utf-8", "surrogateescape")
+        assert self._token is not None
+        if kind.lower() != "bearer" or not hmac.compare_digest(given, self._token):
+            raise ApiError(
+                401,
+                "this peer wants its API token: send the header `Authorization: Bearer TOKEN` (the "
+                "api_key of OpenAI's clients)",
+                "invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+
+
+def _check_origin(host: str, headers: Mapping[str, str]) -> None:
+    origin = headers.get("Origin")
+    own = origin is None or origin.lower() in (f"http://{host}".lower(), f"https://{host}".lower())
+    if not own or headers.get("Sec-Fetch-Site", "").lower() in _FOREIGN:
+        raise ApiError(
+            403,
+            "pages of other sites cannot use this peer; open the page that the peer itself serves, "
+            "or ask from a program",
+            "foreign_origin",
+        )
+
+
+def _name_of(host: str) -> str | None:
+    """The name or address in a Host header."""
+    try:
+        return (URL(f"http://{host}").host or "").lower() or None
+    except ValueError:
+        return None
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name.partition("%")[0])
+    except ValueError:
+        return False
+    return True

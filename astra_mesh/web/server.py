@@ -1,0 +1,249 @@
+"""The aiohttp application, and the port that it listens on.
+
+The API has a port of its own, not the mesh's: the mesh's port is open to other machines and will
+ask for their certificates, where this one is for programs of this machine and speaks plain HTTP;
+and aiohttp cancels handlers of callers who left for a whole server or not at all: links must say
+goodbye by themselves, requests of the API must end.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Final
+
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.typedefs import Middleware
+
+from astra_mesh import limits
+from astra_mesh.errors import MeshError, PortInUseError
+from astra_mesh.peer import Peer
+from astra_mesh.web import listing, page, pictures, texts, vectors
+from astra_mesh.web.body import expected_bytes, read_body
+from astra_mesh.web.config import DEFAULT_PORT, LOOPBACK, ApiConfig
+from astra_mesh.web.door import Door
+from astra_mesh.web.errors import ApiError, api_error, busy
+from astra_mesh.web.guard import Guard
+from astra_mesh.web.metrics import Metrics
+from astra_mesh.web.state import STATE, State
+
+log = logging.getLogger(__name__)
+
+_KEEPALIVE_S: Final = 10.0  # of idle connections
+_LINGER_S: Final = 2.0  # for the rest of a body that is refused, so that its sender reads why
+_SHUTDOWN_S: Final = 0.5  # for requests that run when the API closes; then they are cancelled
+_LEFT: Final = 499  # the caller went away, in the figures
+_HEADERS: Final = {
+    "X-Content-Type-Options": "nosniff",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+}
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+BodyHandler = Callable[[web.Request, bytes], Awaitable[web.StreamResponse]]
+
+
+class ApiServer:
+    """The API of one peer, which runs. :func:`serving` starts and stops it."""
+
+    def __init__(self, peer: Peer, config: ApiConfig) -> None:
+        self.config = config
+        self.port = 0
+        self._state = State(peer, config, Door(peer), Metrics())
+        self._runner: web.AppRunner | None = None
+
+    @property
+    def url(self) -> str:
+        """Where programs of this machine find it: the base URL of OpenAI's clients."""
+        host = self._hosts()[0] or "127.0.0.1"
+        return f"http://[{host}]:{self.port}/v1" if ":" in host else f"http://{host}:{self.port}/v1"
+
+    async def start(self) -> None:
+        """Listen. An error leaves nothing behind.
+
+        Raises:
+            PortInUseError: The port that was asked for is taken.
+            MeshError: It cannot listen there.
+        """
+        app = make_app(self._state)
+        self._runner = web.AppRunner(
+            app,
+            keepalive_timeout=_KEEPALIVE_S,
+            lingering_time=_LINGER_S,
+            access_log=None,
+            logger=_http_log(),
+            shutdown_timeout=_SHUTDOWN_S,
+            handler_cancellation=True,
+        )
+        try:
+            await self._runner.setup()
+            await self._listen(self._runner)
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        """Stop listening; requests that run end. May be called twice."""
+        runner, self._runner = self._runner, None
+        try:
+            if runner is not None:
+                await runner.cleanup()
+        finally:
+            await self._state.door.close()
+
+    def _hosts(self) -> Sequence[str | None]:
+        """Loopback only, unless a token guards what other machines may reach."""
+        if self.config.token is None:
+            return LOOPBACK
+        return (self._state.peer.config.listen,)
+
+    async def _listen(self, runner: web.AppRunner) -> None:
+        wanted = self.config.port
+        try:
+            await self._bind(runner, DEFAULT_PORT if wanted is None else wanted)
+        except PortInUseError:
+            if wanted is not None:
+                raise
+            await self._bind(runner, 0)
+
+    async def _bind(self, runner: web.AppRunner, port: int) -> None:
+        first, *others = self._hosts()
+        self.port = await _open(runner, first, port)
+        for host in others:
+            try:
+                await _open(runner, host, self.port)
+            except MeshError as error:  # a machine without IPv6, or a port that is taken there
+                log.debug("the API: %s", error.message)
+
+
+def _http_log() -> logging.Logger:
+    """For aiohttp, which logs a traceback for every malformed request that a stranger sends."""
+    logger = logging.getLogger(f"{__name__}.http")
+    if not logger.filters:
+        logger.addFilter(lambda record: not _is_bad_http(record))
+    return logger
+
+
+def _is_bad_http(record: logging.LogRecord) -> bool:
+    return record.exc_info is not None and isinstance(record.exc_info[1], HttpProcessingError)
+
+
+async def _open(runner: web.AppRunner, host: str | None, port: int) -> int:
+    site = web.TCPSite(runner, host, port, reuse_address=True)
+    known = set(map(str, runner.addresses))
+    try:
+        await site.start()
+    except OSError as error:
+        await site.stop()
+        if error.errno == errno.EADDRINUSE:
+            raise PortInUseError(
+                f"port {port} of the API is taken by another program; choose another with "
+                "--api-port, or --api-port 0 for any free one"
+            ) from error
+        where = host or "all interfaces"
+        why = error.strerror or error
+        raise MeshError(f"the API cannot listen on {where}, port {port}: {why}") from error
+    return next(int(one[1]) for one in runner.addresses if str(one) not in known)
+
+
+@asynccontextmanager
+async def serving(peer: Peer, config: ApiConfig) -> AsyncIterator[ApiServer]:
+    """The API of a peer that runs, until the end of the ``async with``.
+
+    Raises:
+        PortInUseError, MeshError: It cannot listen.
+    """
+    server = ApiServer(peer, config)
+    await server.start()
+    try:
+        yield server
+    finally:
+        await server.stop()
+
+
+def make_app(state: State) -> web.Application:
+    """The application: all addresses, behind the guard."""
+    app = web.Application(middlewares=[_outer(state, Guard(state.config))])
+    app[STATE] = state
+    app.on_response_prepare.append(_harden)
+    add = app.router
+    add.add_get("/health", listing.health)
+    add.add_get("/metrics", listing.metrics)
+    add.add_get("/docs", page.docs)
+    add.add_get("/openapi.json", page.openapi)
+    add.add_get("/v1/models", listing.models)
+    add.add_get("/v1/models/{model}", listing.model)
+    text_bytes = limits.API_BODY_BYTES
+    add.add_post("/v1/completions", _with_body(texts.complete, text_bytes))
+    add.add_post("/v1/chat/completions", _with_body(texts.chat, text_bytes))
+    add.add_post("/v1/embeddings", _with_body(vectors.embed, text_bytes))
+    picture = _with_body(pictures.classify, limits.API_IMAGE_BODY_BYTES, ("image/",))
+    add.add_post("/v1/images/classify", picture)
+    return app
+
+
+def _with_body(handle: BodyHandler, limit: int, kinds: tuple[str, ...] = ()) -> Handler:
+    """A handler that gets the whole body, within all caps."""
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        state = request.app[STATE]
+        if not request.content_type.startswith(("application/json", *kinds)):
+            able = " or ".join(["application/json", *(f"{kind}*" for kind in kinds)])
+            text = f"send the header Content-Type: {able}"
+            raise ApiError(415, text, "unsupported_media_type")
+        with state.budget.reserve(expected_bytes(request, limit)):
+            data = await read_body(request, limit, state.config.body_s)
+            return await handle(request, data)
+
+    return handler
+
+
+def _outer(state: State, guard: Guard) -> Middleware:
+    """What happens around each request: guard, number of requests, errors, figures."""
+    running = 0
+
+    @web.middleware
+    async def outer(request: web.Request, handler: Handler) -> web.StreamResponse:
+        nonlocal running
+        began, status = time.perf_counter(), _LEFT
+        running += 1
+        state.metrics.running.set(running)
+        try:
+            guard.check(request.path, request.headers)
+            if running > limits.API_REQUESTS:
+                raise busy("this peer has as many requests as it takes; try again later")
+            response = await handler(request)
+            status = response.status
+        except TimeoutError:
+            response = _late(state.config.request_s).response()
+            status = response.status
+        except Exception as error:
+            response = api_error(error).response()
+            status = response.status
+        finally:
+            running -= 1
+            state.metrics.running.set(running)
+            state.metrics.ended(_path_of(request), status, time.perf_counter() - began)
+        return response
+
+    return outer
+
+
+async def _harden(request: web.Request, response: web.StreamResponse) -> None:
+    """Headers of every answer, also of streams and of what aiohttp answers by itself."""
+    response.headers.update(_HEADERS)
+
+
+def _late(request_s: float) -> ApiError:
+    text = f"the request was not complete within {request_s:g} s; ask for less at once"
+    return ApiError(504, text, "deadline")
+
+
+def _path_of(request: web.Request) -> str:
+    """The address as the router knows it, so that callers cannot make up labels."""
+    resource = request.match_info.route.resource
+    return resource.canonical if resource is not None else "other"

@@ -1,0 +1,198 @@
+"""``/v1/completions`` and ``/v1/chat/completions``: texts, whole or streamed."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from aiohttp import web
+
+from astra_mesh import limits
+from astra_mesh.web.body import decode
+from astra_mesh.web.choices import Choices, Ended, Piece, Prompt, Wanted, run_choices
+from astra_mesh.web.errors import api_error, bad
+from astra_mesh.web.jsons import json_response
+from astra_mesh.web.reports import Summary, usage
+from astra_mesh.web.requests import ChatRequest, CompletionRequest, Sampled
+from astra_mesh.web.shapes import CHAT, COMPLETION, Shape
+from astra_mesh.web.sse import EventStream, ReaderGoneError
+from astra_mesh.web.state import STATE, State
+from astra_mesh.web.unsupported import check_supported
+
+_COMPLETION_TOKENS: Final = 16  # OpenAI's default of max_tokens
+_CHAT_TOKENS: Final = 1_024  # OpenAI has none; a model that never stops would fill its context
+
+
+@dataclass
+class Answer:
+    """One request for texts, on its way."""
+
+    shape: Shape
+    model: str
+    prompts: Sequence[Prompt]
+    n: int
+    wanted: Wanted
+    id: str = field(default_factory=lambda: secrets.token_hex(12))
+    created: int = field(default_factory=lambda: int(time.time()))
+    texts: dict[int, list[str]] = field(default_factory=dict)
+    ends: dict[int, Ended] = field(default_factory=dict)
+
+    def take(self, event: Piece | Ended) -> None:
+        """Keep an event."""
+        if isinstance(event, Piece):
+            self.texts.setdefault(event.index, []).append(event.text)
+        else:
+            self.ends[event.index] = event
+
+    @property
+    def summaries(self) -> list[Summary]:
+        """Of the choices that ended, in order."""
+        return [end.summary for _, end in sorted(self.ends.items())]
+
+    def head(self, kind: str) -> dict[str, Any]:
+        """What each object of the answer begins with."""
+        about = {"id": f"{self.shape.prefix}-{self.id}", "object": kind, "created": self.created}
+        return {**about, "model": self.model}
+
+    def usage(self) -> dict[str, int]:
+        """Tokens in all."""
+        return usage(self.summaries[:: self.n], self.summaries)
+
+    def reports(self) -> list[dict[str, Any]]:
+        """What each choice cost the mesh, in order."""
+        return [one.mesh for one in self.summaries]
+
+
+async def complete(request: web.Request, data: bytes) -> web.StreamResponse:
+    """Handle ``POST /v1/completions``."""
+    asked = decode(data, CompletionRequest)
+    request.app[STATE].peer.models.find(asked.model)  # named before anything else is judged
+    check_supported(asked)
+    prompts = prompts_of(asked.prompt)
+    if len(prompts) > limits.API_PROMPTS:
+        raise bad(f"at most {limits.API_PROMPTS} prompts fit in one request", "prompt")
+    wanted = _wanted(asked, asked.max_tokens or _COMPLETION_TOKENS)
+    return await _answer(request, asked, COMPLETION, prompts, wanted)
+
+
+async def chat(request: web.Request, data: bytes) -> web.StreamResponse:
+    """Handle ``POST /v1/chat/completions``."""
+    asked, state = decode(data, ChatRequest), request.app[STATE]
+    model = state.peer.models.find(asked.model)
+    check_supported(asked)
+    loaded = await state.peer.models.load(model)
+    prompt = await state.templates.prompt(loaded, asked.messages)
+    most = asked.max_completion_tokens or asked.max_tokens or _CHAT_TOKENS
+    return await _answer(request, asked, CHAT, [prompt], _wanted(asked, most))
+
+
+def prompts_of(given: str | list[Any]) -> list[Prompt]:
+    """The prompts of a request: a text, token ids, or a list of these."""
+    if isinstance(given, str):
+        return [given]
+    if all(isinstance(one, int) for one in given):
+        return [given]
+    if any(isinstance(one, int) for one in given):
+        raise bad("give texts or lists of token ids, not both in one list", None, "invalid_type")
+    return given
+
+
+def _wanted(asked: Sampled, max_tokens: int) -> Wanted:
+    stop = [asked.stop] if isinstance(asked.stop, str) else asked.stop or []
+    return Wanted(
+        model=asked.model,
+        max_tokens=max_tokens,
+        temperature=1.0 if asked.temperature is None else asked.temperature,
+        top_p=1.0 if asked.top_p is None else asked.top_p,
+        top_k=asked.top_k or 0,
+        seed=asked.seed,
+        stops=tuple(stop),
+        options=asked.x_astra_mesh,
+    )
+
+
+async def _answer(
+    request: web.Request,
+    asked: Sampled,
+    shape: Shape,
+    prompts: Sequence[Prompt],
+    wanted: Wanted,
+) -> web.StreamResponse:
+    state, n = request.app[STATE], asked.n or 1
+    if len(prompts) * n > limits.API_CHOICES:
+        raise bad(f"at most {limits.API_CHOICES} texts (prompts times n) in one request", "n")
+    answer = Answer(shape, asked.model, prompts, n, wanted)
+    mesh = await state.door.mesh()
+    async with run_choices(mesh, wanted, prompts, n, state.config.request_s) as choices:
+        try:
+            if not asked.stream:
+                return await _whole(answer, choices)
+            with_usage = asked.stream_options is not None and asked.stream_options.include_usage
+            return await _streamed(request, state, answer, choices, with_usage)
+        finally:
+            state.metrics.note(answer.summaries)
+
+
+async def _whole(answer: Answer, choices: Choices) -> web.Response:
+    while not choices.over():
+        answer.take(await choices.next())
+    shape = answer.shape
+    made = [
+        shape.choice(index, "".join(answer.texts.get(index, ())), end.finish)
+        for index, end in sorted(answer.ends.items())
+    ]
+    about = {"choices": made, "usage": answer.usage(), "x_astra_mesh": answer.reports()}
+    return json_response(answer.head(shape.kind) | about)
+
+
+async def _streamed(
+    request: web.Request, state: State, answer: Answer, choices: Choices, with_usage: bool
+) -> web.StreamResponse:
+    stream = EventStream(request, state.config.write_s)
+    try:
+        await _stream(stream, answer, choices, with_usage, state.config.keepalive_s)
+        return await stream.finish()
+    except ReaderGoneError:
+        return stream.response
+    except Exception as error:
+        if not stream.started:
+            raise  # an ordinary answer with its status is still possible
+        await stream.fail(api_error(error))
+        return stream.response
+
+
+async def _stream(
+    stream: EventStream, answer: Answer, choices: Choices, with_usage: bool, keepalive_s: float
+) -> None:
+    shape, opened = answer.shape, set[int]()
+    head = answer.head(shape.chunk_kind) | ({"usage": None} if with_usage else {})
+    while not choices.over():
+        event = await _next(stream, choices, keepalive_s)
+        answer.take(event)
+        if event.index not in opened:
+            opened.add(event.index)
+            for chunk in shape.opening(event.index):
+                await stream.send(head | {"choices": [chunk]})
+        if isinstance(event, Piece):
+            await stream.send(head | {"choices": [shape.delta(event.index, event.text)]})
+            continue
+        last = choices.over() and not with_usage
+        more = {"x_astra_mesh": answer.reports()} if last else {}
+        await stream.send(head | {"choices": [shape.end(event.index, event.finish)]} | more)
+    if with_usage:
+        about = {"usage": answer.usage(), "x_astra_mesh": answer.reports()}
+        await stream.send(head | {"choices": []} | about)
+
+
+async def _next(stream: EventStream, choices: Choices, keepalive_s: float) -> Piece | Ended:
+    """The next event; comments go out while it is not there."""
+    while True:
+        try:
+            async with asyncio.timeout(keepalive_s):
+                return await choices.next()
+        except TimeoutError:
+            await stream.keep_alive()
