@@ -54,12 +54,12 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as link:
     link.settimeout(float(sys.argv[3]))
     for number in range(int(sys.argv[2])):
         sent = time.monotonic()
-        link.sendto(str(number).encode(), (sys.argv[1], {PORT}))
         try:
+            link.sendto(str(number).encode(), (sys.argv[1], {PORT}))
             while link.recv(100) != str(number).encode():
                 pass
             print((time.monotonic() - sent) * 1e3)
-        except TimeoutError:
+        except OSError:  # a timeout, or no answer to the question for the other's address
             print("lost")
         time.sleep(0.001)
 """
