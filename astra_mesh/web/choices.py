@@ -9,6 +9,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
+from msgspec import structs
+
 from astra_mesh.client import Generation, Mesh
 from astra_mesh.errors import DeadlineError
 from astra_mesh.web.reports import Summary, of_generation
@@ -163,9 +165,5 @@ def _start(mesh: Mesh, wanted: Wanted, prompt: Prompt, copy: int) -> Generation:
         top_k=wanted.top_k,
         top_p=wanted.top_p,
         seed=None if wanted.seed is None else wanted.seed + copy,
-        use=options.use,
-        max_peers=options.max_peers,
-        codec=options.codec,
-        rate=options.rate,
-        max_loss=options.max_loss,
+        **structs.asdict(options),
     )

@@ -8,6 +8,7 @@ import binascii
 import time
 
 from aiohttp import web
+from msgspec import structs
 
 from astra_mesh.web.body import decode
 from astra_mesh.web.errors import ApiError, bad
@@ -33,11 +34,7 @@ async def classify(request: web.Request, data: bytes) -> web.StreamResponse:
             asked.model,
             picture,
             top=asked.top,
-            use=options.use,
-            max_peers=options.max_peers,
-            codec=options.codec,
-            rate=options.rate,
-            max_loss=options.max_loss,
+            **structs.asdict(options),
         )
     tokens = found.planned.prompt_tokens if found.planned is not None else 0
     summary = Summary(tokens, 0, found.planned, found.report, time.perf_counter() - began)

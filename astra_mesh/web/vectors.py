@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from aiohttp import web
+from msgspec import structs
 
 from astra_mesh import limits
 from astra_mesh.client import Embedding, Mesh
@@ -51,11 +52,7 @@ async def _embed_all(
         found = await mesh.embed(
             asked.model,
             text,
-            use=options.use,
-            max_peers=options.max_peers,
-            codec=options.codec,
-            rate=options.rate,
-            max_loss=options.max_loss,
+            **structs.asdict(options),
         )
         tokens = found.planned.prompt_tokens if found.planned is not None else 0
         took = time.perf_counter() - began
