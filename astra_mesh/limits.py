@@ -58,6 +58,9 @@ ENDED_REQUESTS: Final = 1_024  # remembered per link, so that late messages are 
 BATCHED_STEPS: Final = (
     16  # texts decoded in one product; more would let each wait long for its token
 )
+PROGRESS_MARKS: Final = 1_024  # in one message: 15 KiB of positional integers
+PROGRESS_S: Final = 0.1  # between two of them, while somebody looks on
+SHOWN_REQUESTS: Final = 8  # kept for whoever looks on, the last ones; a plan of 4 peers is 3 KB
 EARLY_CODES_BYTES: Final = 4 * MIB  # codes that overtake their proposal (other link), per link
 EARLY_CODES_S: Final = 10.0  # kept so long, then dropped
 
@@ -120,6 +123,10 @@ API_SIDE_BY_SIDE: Final = 4  # of these at once, so that other requests come in 
 API_STOPS: Final = 4  # stop strings
 API_STOP_CHARS: Final = 256  # each; so much text is held back at most
 API_MESSAGES: Final = 1_024  # of one chat
+API_LIVE: Final = 16  # pages that look on at once, beside API_REQUESTS
+API_LIVE_S: Final = 0.1  # between two looks for news; marks come as often
+API_LIVE_MESH_S: Final = 1.0  # the figures of links, which change all the time
+API_LIVE_BEAT_S: Final = 5.0  # a ping to a page; its phone went to sleep if no pong comes in half
 API_TOKEN_CHARS: Final = 16  # a shorter token could be guessed
 CHAT_TEMPLATE_BYTES: Final = 256 * KIB  # the longest in use are about 20 KB
 CHAT_TEMPLATE_S: Final = 5.0  # for one chat; usual ones take milliseconds

@@ -53,6 +53,7 @@ class _Entry:
     bundle: Bundle
     spec: ModelSpec
     offer: ModelOffer
+    chat: bool  # it has a chat template
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     loaded: Loaded | None = None
 
@@ -85,14 +86,14 @@ class ModelHost:
             UnknownModelError, BadBundleError: of a model that was named.
         """
         found = await self._compute(_read_all, self._names)
-        for bundle, spec, offer in found:
+        for bundle, spec, offer, chat in found:
             if offer.id in self._entries:
                 same = self._entries[offer.id].offer.name
                 log.warning("the model %s is left out: it is the same as %s", offer.name, same)
             elif len(self._entries) >= MODELS_PER_PEER:
                 log.warning("the model %s is left out: there are too many", offer.name)
             else:
-                self._entries[offer.id] = _Entry(bundle, spec, offer)
+                self._entries[offer.id] = _Entry(bundle, spec, offer, chat)
 
     def offers(self) -> list[ModelOffer]:
         """What this peer tells the others."""
@@ -102,6 +103,11 @@ class ModelHost:
         """The offer of one model."""
         entry = self._entries.get(model)
         return None if entry is None else entry.offer
+
+    def holds_conversations(self, model: ModelId) -> bool:
+        """Whether a model of this peer has a chat template."""
+        entry = self._entries.get(model)
+        return entry is not None and entry.chat
 
     def find(self, name: str) -> ModelId:
         """The model of that name, or whose id begins so (8 digits at least).
@@ -116,6 +122,11 @@ class ModelHost:
         raise UnknownModelError(
             f"no model {name!r} on this device; it has: {names}. `astra-mesh models` lists them"
         )
+
+    async def quality(self, model: ModelId) -> Quality | None:
+        """What was measured of a model and stored with it; it need not be loaded."""
+        entry = self._entries.get(model)
+        return None if entry is None else await self._compute(_quality, entry.bundle)
 
     async def load(self, model: ModelId) -> Loaded:
         """The model in memory, loaded and measured at its first use.
@@ -156,7 +167,10 @@ class ModelHost:
         return statistics.median(times)
 
 
-def _read_all(names: tuple[str, ...] | None) -> list[tuple[Bundle, ModelSpec, ModelOffer]]:
+_Read = tuple[Bundle, ModelSpec, ModelOffer, bool]
+
+
+def _read_all(names: tuple[str, ...] | None) -> list[_Read]:
     if names is not None:
         return [_read(find_bundle(name)) for name in names]
     found = []
@@ -168,7 +182,7 @@ def _read_all(names: tuple[str, ...] | None) -> list[tuple[Bundle, ModelSpec, Mo
     return found
 
 
-def _read(bundle: Bundle) -> tuple[Bundle, ModelSpec, ModelOffer]:
+def _read(bundle: Bundle) -> _Read:
     spec = read_spec(bundle.config)
     for path in bundle.weight_paths:
         read_header(path)
@@ -182,7 +196,13 @@ def _read(bundle: Bundle) -> tuple[Bundle, ModelSpec, ModelOffer]:
         tasks=[Task(task) for task in spec.tasks],
         codebooks=[_offer_codebook(book) for book in books.values()],
     )
-    return bundle, spec, offer
+    return bundle, spec, offer, _has_chat_template(bundle)
+
+
+def _has_chat_template(bundle: Bundle) -> bool:
+    if bundle.has("chat_template.jinja"):
+        return True
+    return bool(bundle.optional_json("tokenizer_config.json").get("chat_template"))
 
 
 def _codebooks(bundle: Bundle) -> tuple[dict[str, Codebook], list[str]]:

@@ -29,6 +29,7 @@ from astra_mesh.peer.recorder import Recorder
 from astra_mesh.peer.requests import Requests
 from astra_mesh.peer.sending import send_if_open
 from astra_mesh.peer.slots import Slot, claim
+from astra_mesh.peer.watch import Watch
 from astra_mesh.wire.codec import AnyMessage, sanitise
 from astra_mesh.wire.messages import (
     MAGIC,
@@ -70,6 +71,7 @@ class Peer:
         self.models = ModelHost(
             config.models, self._compute, self._models_changed, config.precision
         )
+        self.watch = Watch()
         self._hellos: dict[PeerId, Hello] = {}
         self._subscribers: dict[tuple[Link, RequestId], None] = {}
         self._links: LinkKeeper | None = None

@@ -2,7 +2,8 @@
 
 A frame is the msgpack array ``[type, body]``; :data:`TYPES` maps ``type`` to its struct. Messages
 that repeat (:class:`Codes`, :class:`Pooled`, :class:`Token`, :class:`Ping`, :class:`Pong`,
-:class:`Credit`, :class:`Throughput`) have positional arrays as bodies, all others maps.
+:class:`Credit`, :class:`Throughput`, :class:`Progress`) have positional arrays as bodies, all
+others maps.
 """
 
 from __future__ import annotations
@@ -256,6 +257,7 @@ class Propose(Message, frozen=True):
     plan: Plan
     inputs: Inputs
     sampling: Sampling | None = None
+    watch: bool = False  # somebody looks on: send :class:`Progress`
 
 
 class Accept(Message, frozen=True):
@@ -289,6 +291,18 @@ class Pooled(Positional, frozen=True):
     request: RequestId
     weight: float
     vector: bytes  # (D,) float32 little-endian
+
+
+class Progress(Positional, frozen=True):
+    """What happened on a participant since its last message of this kind, for whoever looks on.
+
+    ``marks`` are groups of four: microseconds since it accepted; which mark (the place in
+    :class:`astra_mesh.engine.timeline.Mark`); the block; the shard that a remote part came from,
+    plus 1, or 0 for the own one.
+    """
+
+    request: RequestId
+    marks: list[int]
 
 
 class PeerReport(Message, frozen=True):
@@ -487,6 +501,7 @@ TYPES: dict[int, type[msgspec.Struct]] = {
     17: Done,
     18: Cancel,
     19: Fail,
+    20: Progress,
     30: Ask,
     31: Planned,
     32: Result,

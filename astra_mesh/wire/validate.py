@@ -18,6 +18,8 @@ Check = Callable[[Any], bool]
 
 _HEX_ID: Final = re.compile(r"[0-9a-f]{64}")
 _TOKEN_LIMIT: Final = 2**31
+_HOUR_US: Final = 3_600_000_000
+_MARKS: Final = 6  # kinds of marks, as in astra_mesh.engine.timeline
 
 
 def sanitise(text: str, limit: int = limits.REASON_CHARS) -> str:
@@ -107,6 +109,14 @@ def _by_peer(value: Collection[str]) -> bool:
     return len(value) <= limits.PEERS_PER_PLAN and all(map(_is_id, value))
 
 
+def _marks(value: list[int]) -> bool:
+    """Groups of four: microseconds, mark, block, part."""
+    if len(value) % 4 or len(value) > 4 * limits.PROGRESS_MARKS:
+        return False
+    highest = (_HOUR_US, _MARKS - 1, limits.BLOCKS - 1, limits.PEERS_PER_PLAN)
+    return all(max(value[i::4], default=0) <= most for i, most in enumerate(highest))
+
+
 def _positive(value: float) -> bool:
     return value > 0
 
@@ -180,6 +190,7 @@ _RULES: Final[dict[type[msgspec.Struct], dict[str, Check]]] = {
         "data": _size(limits.CODES_DATA_BYTES),
     },
     m.Pooled: {"vector": lambda value: len(value) <= limits.VECTOR_BYTES and len(value) % 4 == 0},
+    m.Progress: {"marks": _marks},
     m.PeerReport: {
         "peer": _is_id,
         "tokens": _position,
