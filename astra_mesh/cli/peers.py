@@ -17,6 +17,8 @@ from rich.text import Text
 
 from astra_mesh.cli.ask import ALONE, opened
 from astra_mesh.cli.console import clean, err, hint, out, print_json, reporting, run_async
+from astra_mesh.cli.lan import api_config as make_api_config
+from astra_mesh.cli.lan import page_addresses
 from astra_mesh.cli.options import Connect, Json, Typed
 
 if TYPE_CHECKING:
@@ -90,7 +92,7 @@ def peer(
         ),
     ] = None,
     api: Annotated[
-        bool, typer.Option("--api/--no-api", help="Serve the HTTP API (docs/api.md).")
+        bool, typer.Option("--api/--no-api", help="Serve the page and the HTTP API.")
     ] = True,
     api_port: Annotated[
         int | None,
@@ -107,6 +109,14 @@ def peer(
             help="Who shows it may use the API from other machines. Default: none may.",
         ),
     ] = None,
+    lan: Annotated[
+        bool,
+        typer.Option(
+            "--lan",
+            help="Let phones and other devices of the network open the page and use the API: "
+            "prints an address that holds the token, which is made once and kept.",
+        ),
+    ] = False,
     stop_with_stdin: Annotated[
         bool, typer.Option(help="End when standard input is closed.", hidden=True)
     ] = False,
@@ -138,14 +148,8 @@ def peer(
             models=tuple(model) if model else None,
             record=record,
         )
-        api_config = _api_config(api_port, api_token) if api else None
+        api_config = make_api_config(api_port, api_token, lan, state_dir) if api else None
         run_async(_serve(config, api_config, as_json, stop_with_stdin))
-
-
-def _api_config(port: int | None, token: str | None) -> ApiConfig:
-    from astra_mesh.web import ApiConfig
-
-    return ApiConfig(port=port, token=token or None)
 
 
 async def _serve(
@@ -166,7 +170,7 @@ async def _serve(
                 Peer(config, on_event=lambda event: show_event(event, as_json))
             )
             url = await _serve_api(stack, running, api)
-            _introduce(running, url, as_json)
+            _introduce(running, url, api, as_json)
             await stop.wait()
             hint("leaving")
     finally:
@@ -189,7 +193,7 @@ def _read_stdin(stop: asyncio.Event) -> None:
         stop.set()
 
 
-def _introduce(peer: Peer, api: str | None, as_json: bool) -> None:
+def _introduce(peer: Peer, api: str | None, config: ApiConfig | None, as_json: bool) -> None:
     """The first lines: who this is, where, with what."""
     from astra_mesh.client.addresses import show_address
     from astra_mesh.mesh.interfaces import own_addresses
@@ -197,9 +201,10 @@ def _introduce(peer: Peer, api: str | None, as_json: bool) -> None:
     hosts = [peer.config.listen] if peer.config.listen else [str(ip) for ip in own_addresses()]
     addresses = [show_address((host, peer.port)) for host in hosts]
     models = [offer.name for offer in peer.models.offers()]
+    pages = page_addresses(peer, config, api) if config is not None and api is not None else []
     if as_json:
         about = {"name": peer.name, "id": peer.id, "port": peer.port, "addresses": addresses}
-        print_json({"type": "started", **about, "models": models, "api": api})
+        print_json({"type": "started", **about, "models": models, "api": api, "pages": pages})
         return
     title = Text(clean(peer.name), style="bold").append(f"  {peer.id[:SHORT_ID]}", style="dim")
     out.print(title)
@@ -207,6 +212,8 @@ def _introduce(peer: Peer, api: str | None, as_json: bool) -> None:
     out.print(f"  models  {', '.join(models) or 'none'}", markup=False, soft_wrap=True)
     if api is not None:
         out.print(f"  API     {api}", markup=False, soft_wrap=True)
+    for page in pages:
+        out.print(f"  page    {page}", markup=False, soft_wrap=True)
     out.print("  Ctrl-C ends it.", style="dim")
 
 

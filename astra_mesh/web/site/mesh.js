@@ -63,8 +63,8 @@ const line = ([x1, y1], [x2, y2], kind) => s("line", { x1, y1, x2, y2, class: ki
 function link(from, to, peer, crowded) {
   const drawn = [line(from, to, "link")];
   if (crowded) return drawn; // the list has the figures
-  const x = (from[0] + to[0]) / 2;
-  const y = (from[1] + to[1]) / 2;
+  const x = from[0] + 0.58 * (to[0] - from[0]); // clear of the name in the middle
+  const y = from[1] + 0.58 * (to[1] - from[1]);
   const texts = [rate(peer.send_bps).replace(" measured yet", "?"), seconds(peer.round_trip_s)];
   drawn.push(s("rect", { x: x - 38, y: y - 16, width: 76, height: 32, rx: 5, class: "label-back" }));
   texts.forEach((text, i) => drawn.push(s("text", { x, y: y - 3 + 14 * i, "text-anchor": "middle", class: i ? "soft" : "" }, text)));

@@ -157,6 +157,6 @@ function table({ cost }) {
     const times = [one.compute_s, one.encode_s, one.decode_s, one.wait_s].map(seconds);
     return h("tr", {}, h("th", { scope: "row" }, one.peer), ...[one.tokens, ...times, bytes(sent)].map((text) => h("td", {}, `${text}`)));
   });
-  const caption = h("caption", {}, "What each peer did; small figures over a block: its number");
+  const caption = h("caption", {}, "What each peer did. The figures under the bars are the blocks that end there.");
   return [caption, h("thead", {}, h("tr", {}, ...head.map((text) => h("th", { scope: "col" }, text)))), h("tbody", {}, ...rows)];
 }
