@@ -97,6 +97,7 @@ BACKOFF_FIRST_S: Final = 0.5
 BACKOFF_CAP_S: Final = 15.0
 REDIAL_GAP_S: Final = 0.25  # between two dials of one candidate, however often it is announced
 INTERFACE_POLL_S: Final = 3.0
+NAMES_POLL_S: Final = 5.0  # between two questions for the addresses behind a name
 RESOLVE_TIMEOUT_S: Final = 3.0  # an mDNS instance name to its address and TXT records
 
 # --- files ----------------------------------------------------------------------------------------
@@ -104,6 +105,14 @@ SAFETENSORS_HEADER_BYTES: Final = 100 * MIB  # the format's own cap
 JSON_BYTES: Final = 64 * MIB  # tokenizer.json of a 256k vocabulary is about 33 MB
 QUALITY_ROWS: Final = 4_096  # of quality.json: 16 codebooks, 32 rates, 8 numbers of peers
 QUALITY_BYTES: Final = 8 * MIB  # about 600 bytes a row, of three tasks
+
+# --- models that peers give each other ------------------------------------------------------------
+SHARE_PIECE_BYTES: Final = 4 * MIB  # asked for at once; at 10 Mbps 3.4 s
+SHARE_PIECE_S: Final = 120.0  # for one piece: a peer that answers requests gives a trickle
+SHARE_WRITE_S: Final = 30.0  # a receiver that takes no chunk for so long is dropped
+RESCAN_S: Final = 3.0  # between two looks for models that came to this device
+SHARE_TRANSFERS: Final = 4  # files given at once
+SHARE_TRICKLE_S: Final = 0.5  # between two chunks of 64 KiB while requests run: 1 Mbit/s
 
 # --- the HTTP API ---------------------------------------------------------------------------------
 # A text of TEXT_BYTES whose every character is escaped (\u0041) in JSON is 6 MiB.

@@ -65,6 +65,15 @@ def peer(
         str | None, typer.Option(metavar="ADDRESS", help="Listen on this address only.")
     ] = None,
     peer: Typed = None,
+    peers_at: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--peers-at",
+            metavar="NAME:PORT",
+            help="A name with an address for each peer, as a cluster's headless service has it. "
+            "May be repeated.",
+        ),
+    ] = None,
     threads: Annotated[
         int, typer.Option(min=0, help="Threads for computing; 0: the cores it may use.")
     ] = 0,
@@ -134,6 +143,7 @@ def peer(
             format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         )
         typed = tuple(parse_address(text) for text in peer or ())
+        names = tuple(parse_address(text) for text in peers_at or ())
         with err.status("starting", spinner="dots"):
             from astra_mesh.peer import PeerConfig
         config = PeerConfig(
@@ -141,6 +151,7 @@ def peer(
             port=port,
             listen=listen,
             peers=typed,
+            names=names,
             threads=threads,
             precision=dtype.value,
             discovery=discovery,

@@ -66,6 +66,11 @@ class Requests:
         self._recorder = recorder
         self._watch: Watch = peer.watch
 
+    @property
+    def running(self) -> bool:
+        """Whether this peer answers or takes part in any."""
+        return bool(self._answers or self._parts)
+
     def close(self) -> None:
         """Cancel everything."""
         self._recorder = None

@@ -146,6 +146,7 @@ class Hello(Message, frozen=True):
     window_bytes: int  # credit given to the other end for codes
     device: Device | None = None  # None for clients
     models: list[ModelOffer] = []
+    port: int = 0  # where it listens; 0 for clients
 
 
 class Status(Message, frozen=True):
@@ -457,6 +458,7 @@ class PeerInfo(Message, frozen=True):
     round_trip_s: float | None = None
     send_bps: float | None = None  # bits per second towards that peer
     receive_bps: float | None = None
+    port: int = 0  # where it listens, 0 if it does not tell
 
 
 class Peers(Message, frozen=True):

@@ -128,6 +128,7 @@ _word = _line(32)
 _word_or_empty = _line(32, empty=True)
 _sentence = _text(limits.REASON_CHARS)
 _models = _size(limits.MODELS_PER_PEER)
+_port = _below(65_536)
 _tasks = _size(len(m.Task))
 _rates = _size(limits.STAGES)
 _stages = _between(0, limits.STAGES)
@@ -160,6 +161,7 @@ _RULES: Final[dict[type[msgspec.Struct], dict[str, Check]]] = {
         "name": _name,
         "window_bytes": _between(limits.WINDOW_MIN_BYTES, limits.WINDOW_MAX_BYTES),
         "models": _models,
+        "port": _port,
     },
     m.Status: {"models": _models},
     m.LinkRefused: {"text": _sentence},
@@ -237,7 +239,13 @@ _RULES: Final[dict[type[msgspec.Struct], dict[str, Check]]] = {
         "labels": _size(limits.LABELS),
         "vector": lambda value: len(value) <= limits.VECTOR_BYTES and len(value) % 4 == 0,
     },
-    m.PeerInfo: {"peer": _is_id, "name": _name, "address": _text(128), "models": _models},
+    m.PeerInfo: {
+        "peer": _is_id,
+        "name": _name,
+        "address": _text(128),
+        "models": _models,
+        "port": _port,
+    },
     m.Peers: {"peers": _size(limits.LINKS)},
     m.Event: {
         "kind": _word,
