@@ -34,7 +34,7 @@ async def watch_names(
                 here |= await _addresses(host, port)
             except (OSError, TimeoutError) as error:
                 here |= known  # the name server is away; what it said last may still hold
-                text = f"the name {host} has no address ({error or 'no answer'}); trying again"
+                text = f"the name {host} has no address ({str(error) or 'no answer'}); trying again"
                 log.log(logging.DEBUG if text == complaint else logging.WARNING, "%s", text)
                 complaint = text
         for address in sorted(here - known):

@@ -47,6 +47,11 @@ async def told(socket: aiohttp.ClientWebSocketResponse, kind: str) -> dict[str, 
     return dict(found)
 
 
+def ends(marks: dict[str, list[int]]) -> list[int]:
+    """How many blocks each peer told the end of."""
+    return [some[1::4].count(5) for some in marks.values()]
+
+
 async def ask(peer: Peer) -> None:
     async with Mesh(("127.0.0.1", peer.port)) as mesh:
         async for _ in mesh.generate("words", PROMPT, max_new_tokens=4, use="all"):
@@ -61,7 +66,7 @@ async def test_a_page_sees_the_mesh_and_a_request_on_all_its_peers(models: Path)
         asking = asyncio.create_task(ask(peers[-1]))
         about: dict[str, Any] = {}
         marks: dict[str, list[int]] = {}
-        while about.get("outcome") != "answered" or len(marks) < 3:
+        while about.get("outcome") != "answered" or ends(marks) != [3, 3, 3]:
             async with asyncio.timeout(WAIT_S):
                 found = await socket.receive_json()
             if found["type"] == "request":
@@ -72,8 +77,6 @@ async def test_a_page_sees_the_mesh_and_a_request_on_all_its_peers(models: Path)
     assert about["new_tokens"] == 4
     assert [one["id"] for one in about["shards"]]
     assert set(marks) == {one.id for one in peers}
-    done = {peer: some[1::4].count(5) for peer, some in marks.items()}
-    assert set(done.values()) == {3}, "every peer tells the end of each of the three blocks"
     took_us = about["cost"]["actual_s"] * 1e6
     for some in marks.values():  # on the clock of the peer that answers
         assert max(some[::4]) <= took_us * 1.5 + 20_000

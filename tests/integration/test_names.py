@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from astra_mesh.peer import Peer, PeerConfig, names
+from astra_mesh import limits
+from astra_mesh.peer import Peer, PeerConfig
 from tests.integration.mesh_fixtures import until
 
 
@@ -32,7 +33,7 @@ def addresses(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     real = asyncio.BaseEventLoop.getaddrinfo
     monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", getaddrinfo)
-    monkeypatch.setattr(names.limits, "NAMES_POLL_S", 0.05)
+    monkeypatch.setattr(limits, "NAMES_POLL_S", 0.05)
     return found
 
 

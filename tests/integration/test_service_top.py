@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -124,6 +125,7 @@ async def test_top_tells_peers_and_requests(models: Path) -> None:
             sys.executable,
             *("-m", "astra_mesh", "top", "-n", "1", "--connect", f"127.0.0.1:{peers[0].port}"),
             stdout=asyncio.subprocess.PIPE,
+            env=os.environ | {"COLUMNS": "160"},
         )
         out, _ = await shown.communicate()
     assert shown.returncode == 0
