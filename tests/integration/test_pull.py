@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from astra_mesh.bundle.store import user_models_path
+from astra_mesh.cli.app import app
 from tests.bundles import GPT2, gpt2_tensors, write_bundle
 from tests.integration.hub import SHA, Hub, serving_hub
 from tests.integration.mesh_fixtures import fit_small
@@ -127,16 +129,21 @@ async def test_what_cannot_be_pulled_says_why(source: Path, tmp_path: Path) -> N
     assert "the hub does not give org/strange" in about["error"]["message"]
 
 
-async def test_a_folder_is_added_once(source: Path) -> None:
-    status, about, err = await command("add", str(source), "--name", "mine")
-    assert status == 0, err
+def add(*argv: str) -> tuple[int, dict[str, Any]]:
+    result = CliRunner().invoke(app, ["models", "add", *argv, "--json"])
+    return result.exit_code, json.loads(result.stdout)
+
+
+def test_a_folder_is_added_once(source: Path) -> None:
+    status, about = add(str(source), "--name", "mine")
+    assert status == 0, about
     folder = Path(about["path"])
     assert folder == user_models_path() / "mine"
     assert (folder / "codebook.safetensors").exists()
     assert not (folder / "run_me.py").exists()
-    status, about, _ = await command("add", str(source), "--name", "mine")
+    status, about = add(str(source), "--name", "mine")
     assert status == 2
     assert "there is a model mine" in about["error"]["message"]
-    status, about, _ = await command("add", str(source / "nothing"))
+    status, about = add(str(source / "nothing"))
     assert status == 1
     assert list(user_models_path().glob(".*")) == []
