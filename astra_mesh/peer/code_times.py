@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from astra_mesh.families.model import Model
-from astra_mesh.peer.measure import steady_s, dtype_of
+from astra_mesh.peer.measure import dtype_of, steady_s
 from astra_mesh.quant.codebook import UNLIMITED, Codebook
 from astra_mesh.quant.codes import CodeArray
 from astra_mesh.quant.vector import Table, VectorCodec

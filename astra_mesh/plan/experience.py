@@ -73,7 +73,7 @@ def _learned(
 ) -> list[float]:
     found = []
     for factor, thought, took in zip(before, predicted, actual, strict=True):
-        if min(thought, took) >= LEAST_S and math.isfinite(took):
-            factor *= (took / thought) ** LEARNING
-        found.append(min(max(factor, 1 / BOUND), BOUND))
+        tells = min(thought, took) >= LEAST_S and math.isfinite(took)
+        other = factor * (took / thought) ** LEARNING if tells else factor
+        found.append(min(max(other, 1 / BOUND), BOUND))
     return found
