@@ -27,6 +27,7 @@ from astra_mesh.wire.messages import (
     Refuse,
     Result,
     Role,
+    Roster,
     Status,
     Subscribe,
     Throughput,
@@ -35,6 +36,7 @@ from astra_mesh.wire.messages import (
 
 _LINK: Final = {Hello, LinkRefused, Goodbye, Ping, Pong, Credit, Throughput}
 _BETWEEN_PEERS: Final = {
+    Roster,
     Status,
     Prepare,
     Propose,

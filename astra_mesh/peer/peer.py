@@ -17,8 +17,9 @@ from msgspec.structs import replace
 from astra_mesh import limits
 from astra_mesh.engine.compute import ComputeThread
 from astra_mesh.errors import MeshError, PeerLostError, ProtocolError
-from astra_mesh.mesh.identity import Identity, ephemeral_identity, load_identity
+from astra_mesh.mesh.identity import load_identity
 from astra_mesh.mesh.link import Link
+from astra_mesh.mesh.trust import Trust
 from astra_mesh.peer import tasks
 from astra_mesh.peer.config import PeerConfig
 from astra_mesh.peer.device import this_device
@@ -27,6 +28,7 @@ from astra_mesh.peer.local import LocalPeer, remove_record, write_record
 from astra_mesh.peer.models import ModelHost
 from astra_mesh.peer.recorder import Recorder
 from astra_mesh.peer.requests import Requests
+from astra_mesh.peer.security import Security
 from astra_mesh.peer.sending import send_if_open
 from astra_mesh.peer.slots import Slot, claim
 from astra_mesh.wire.codec import AnyMessage, sanitise
@@ -76,6 +78,7 @@ class Peer:
         self._requests: Requests | None = None  # from the moment on at which links can open
         self._main: asyncio.Task[None] | None = None
         self._slot: Slot | None = None
+        self.trust: Trust | None = None  # once started
         self._record: LocalPeer | None = None
         self._life = asyncio.Lock()  # start and stop take turns
         self._used = False
@@ -100,13 +103,18 @@ class Peer:
                 raise
 
     async def _start(self) -> None:
-        identity = await self._compute(self._identity)
-        self.id = identity.peer_id
+        security = await self._compute(self._secured)
+        self.id = security.identity.peer_id
         self.device = await asyncio.to_thread(this_device, self.config.threads)
         await self._compute(torch.set_num_threads, self.device.threads)
         await self.models.start()
         self._links = LinkKeeper(
-            self.config, self.id, self._hello, self._on_message, self._on_closed
+            self.config,
+            security,
+            self._hello,
+            self._on_message,
+            self._on_closed,
+            lambda peer, name: self.tell("unpaired-found", peer, name),
         )
         await self._links.listen()
         if not self.config.ephemeral:
@@ -114,12 +122,13 @@ class Peer:
             await self._compute(_try_to_write, self._record)
         self._main = tasks.start_main("astra-mesh-peer", self._serve, self._links)
 
-    def _identity(self) -> Identity:
+    def _secured(self) -> Security:
+        self.trust = trust = Trust.open(self.config.trust_dir)
         if self.config.ephemeral:
-            return ephemeral_identity()
+            return Security(trust, trust.device.issue())
         folder = self.config.state_dir or platformdirs.user_state_path("astra-mesh")
         self._slot = claim(folder)
-        return load_identity(self._slot.folder)
+        return Security(trust, load_identity(self._slot.folder, trust.device))
 
     async def _serve(self, links: LinkKeeper) -> None:
         try:
