@@ -152,7 +152,8 @@ class Doorman:
         elif secure.getpeercert() is None:
             name = transport.get_extra_info("peername")
             host = str(name[0]) if isinstance(name, tuple) else ""
-            task = self._start(self._serve_pairing(*_streams(transport)), transport.abort)
+            reader, writer = _streams(transport)
+            task = self._start(self._serve_pairing(reader, writer), lambda: abandon(writer))
             self._pairing.enter(task, host)
         else:
             transport.abort()
@@ -226,6 +227,12 @@ class _Room:
     def _leave(self, task: asyncio.Task[None]) -> None:
         with suppress(KeyError):
             del self._tasks[task]
+
+
+def abandon(writer: asyncio.StreamWriter) -> None:
+    """End a connection at once, without waiting for what was not sent."""
+    writer.close()
+    writer.transport.abort()
 
 
 def _streams(

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
@@ -102,12 +102,9 @@ def device_certificate(der: bytes) -> x509.Certificate:
     Raises:
         ValueError: It is no such certificate.
     """
-    if len(der) > limits.CERTIFICATE_BYTES:
-        raise ValueError("a certificate that is too large")
-    certificate = x509.load_der_x509_certificate(der)
+    certificate = read_certificate(der)
     key = certificate.public_key()
-    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
-        raise ValueError("a certificate with a key of another kind")
+    assert isinstance(key, ec.EllipticCurvePublicKey)
     # OpenSSL finds the issuer of a certificate by name: no device may carry the name of another.
     own = _name(key_name(key))
     if certificate.subject != own or not is_issued_by(certificate, certificate):
@@ -115,11 +112,30 @@ def device_certificate(der: bytes) -> x509.Certificate:
     return certificate
 
 
+def read_certificate(der: bytes) -> x509.Certificate:
+    """A certificate that may be anybody's, with a P-256 key.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if len(der) > limits.CERTIFICATE_BYTES:
+        raise ValueError("a certificate that is too large")
+    try:
+        certificate = x509.load_der_x509_certificate(der)
+        key = certificate.public_key()
+        _ = certificate.subject, certificate.issuer, certificate.extensions
+    except Exception as exc:  # many kinds, and not all of them ValueErrors
+        raise ValueError("a certificate that is malformed") from exc
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise ValueError("a certificate with a key of another kind")
+    return certificate
+
+
 def is_issued_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
     """Whether the issuer's key signed a certificate, and their names fit."""
     try:
         certificate.verify_directly_issued_by(issuer)
-    except (ValueError, TypeError, InvalidSignature):
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
         return False
     return True
 

@@ -10,6 +10,7 @@ from astra_mesh import limits
 from astra_mesh.errors import MeshError, PairingError, ProtocolError
 from astra_mesh.mesh.codes import Secret
 from astra_mesh.mesh.connect import Address
+from astra_mesh.mesh.doorman import abandon
 from astra_mesh.mesh.pairing import (
     VERSION,
     Denied,
@@ -75,7 +76,7 @@ async def pair_at(trust: Trust, secret: Secret, address: Address) -> Paired:
             try:
                 return await _pair(trust, secret, reader, writer)
             finally:
-                writer.transport.abort()
+                abandon(writer)
     except ProtocolError as error:
         raise PairingError(f"{host}, port {port}, sent {error.message}") from None
     except TimeoutError:

@@ -29,6 +29,7 @@ from astra_mesh.mesh.identity import (
     is_issued_by,
     load_device,
     peer_id,
+    read_certificate,
     replace_file,
 )
 from astra_mesh.mesh.roster import RosterBook
@@ -199,7 +200,7 @@ class Trust:
 
     def _search(self, certificate: bytes) -> Known | None:
         try:
-            leaf = x509.load_der_x509_certificate(certificate)
+            leaf = read_certificate(certificate)
         except ValueError:
             return None
         for device, entry in self._book.members().items():
