@@ -26,6 +26,7 @@ from astra_mesh.mesh.invitations import Invitations
 from astra_mesh.mesh.link import Link
 from astra_mesh.mesh.pairing import Closed, Knock, Message
 from astra_mesh.mesh.pairing_guest import Paired, pair_at
+from astra_mesh.mesh.roster import RosterBook
 from astra_mesh.mesh.session import Session
 from astra_mesh.mesh.trust import Trust, pairing_tls
 from astra_mesh.peer import Peer, PeerConfig
@@ -80,7 +81,12 @@ async def shut_out(peer: Peer, other: Peer) -> None:
     """As `astra-mesh unpair` does it, in another process."""
     device = trust_of(other).device.id
     trust = await asyncio.to_thread(Trust.open, trust_of(peer).folder)
-    await asyncio.to_thread(trust.change, lambda book: book.shut_out(device) is None)
+
+    def decide(book: RosterBook) -> bool:
+        book.shut_out(device)
+        return True
+
+    await asyncio.to_thread(trust.change, decide)
 
 
 def linked(*peers: Peer) -> Callable[[], bool]:
