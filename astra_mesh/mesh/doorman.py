@@ -126,12 +126,15 @@ class Doorman:
     async def _greet(self, taken: _Taken) -> None:
         """TLS; what follows it begins in :meth:`_enter`."""
         loop = asyncio.get_running_loop()
+        end = loop.time() + self._waits.handshake_s
         try:
+            async with asyncio.timeout_at(end):
+                await taken.first_byte()
             await loop.connect_accepted_socket(
                 lambda: _Usher(self._enter),
                 taken.hand_over(),
                 ssl=self._tls(),
-                ssl_handshake_timeout=self._waits.handshake_s,
+                ssl_handshake_timeout=max(0.01, end - loop.time()),
                 ssl_shutdown_timeout=limits.CLOSE_TIMEOUT_S,
             )
         except (OSError, TimeoutError) as error:  # ssl.SSLError is an OSError
@@ -183,6 +186,20 @@ class _Taken:
     def __init__(self, connection: socket.socket) -> None:
         self._connection: socket.socket | None = connection
 
+    async def first_byte(self) -> None:
+        """Until it is there: whoever says nothing costs no TLS."""
+        assert self._connection is not None
+        loop, number = asyncio.get_running_loop(), self._connection.fileno()
+        came: asyncio.Future[None] = loop.create_future()
+        try:
+            loop.add_reader(number, _set, came)
+        except NotImplementedError:  # loops of Windows
+            return
+        try:
+            await came
+        finally:
+            loop.remove_reader(number)
+
     def hand_over(self) -> socket.socket:
         connection, self._connection = self._connection, None
         assert connection is not None
@@ -191,6 +208,11 @@ class _Taken:
     def close(self) -> None:
         if self._connection is not None:
             self._connection.close()
+
+
+def _set(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 class _Usher(asyncio.Protocol):

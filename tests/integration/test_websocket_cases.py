@@ -170,7 +170,7 @@ async def test_what_the_standard_allows(tmp_path: Path) -> None:
             await until(lambda: next(iter(one._links._links)).is_open)  # type: ignore[union-attr]
             writer.write(frame(BINARY, b"\x92\xff\xc0"))
             while not isinstance(last := decode(await message(reader)), LinkRefused):
-                assert last
+                continue
             assert "unknown message type" in last.text
         abandon(writer)
         with suppress(OSError):
