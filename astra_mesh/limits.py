@@ -76,6 +76,7 @@ SHUTDOWN_S: Final = 3.0
 DISCOVERY_WAIT_S: Final = 1.5  # an embedded peer looks this long for others before it answers alone
 
 # --- links and discovery --------------------------------------------------------------------------
+LINKS_PER_DEVICE: Final = 128  # of these from one device, so that no member shuts out the others
 LINKS: Final = 256  # WebSockets that a peer serves at once (peers, clients, those without hello)
 PENDING_PONGS: Final = 256  # pongs that the other end has not read; past it the link is closed
 # What one wake-up of the writer hands to the socket: a control message waits for no more than that.

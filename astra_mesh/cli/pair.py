@@ -144,13 +144,12 @@ def _moment(seconds: int) -> str:
 
 
 async def _join(trust: Trust, code: str, at: list[str], as_json: bool) -> None:
-    from astra_mesh.client.pairing_search import addresses_for
+    from astra_mesh.client.pairing_search import pair_nearby
     from astra_mesh.mesh.codes import read_secret
-    from astra_mesh.mesh.pairing_guest import pair_any
 
     secret = read_secret(code)
     with err.status("looking for the other device", spinner="dots"):
-        paired = await pair_any(trust, secret, await addresses_for(secret, at))
+        paired = await pair_nearby(trust, secret, at)
     if as_json:
         print_json({"type": "paired", "name": paired.name, "members": paired.members})
         return

@@ -273,7 +273,7 @@ async def _who_answers(trust: Trust) -> dict[DeviceId, float]:
     secure = Secure(tls.client, trust.whose_connection)
     found: dict[DeviceId, float] = {}
     async with aiohttp.ClientSession() as http:
-        for address in await search():
+        async for address in search():
             began = time.perf_counter()
             with suppress(AstraMeshError):
                 socket = await dial(http, *address, secure=secure)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from astra_mesh.mesh.link import Link
 from astra_mesh.mesh.session import Session
 from astra_mesh.mesh.timings import Timings
 from astra_mesh.mesh.trust import Known
+from astra_mesh.wire.messages import DeviceId
 
 PATH: Final = "/mesh"
 _STAGGER_S: Final = 0.25  # between the addresses of one peer, which are tried side by side
@@ -173,13 +175,14 @@ def websocket_handler(
         upgraded: Told the transport of each connection that became a WebSocket.
     """
     timings = timings if timings is not None else Timings()
-    served = 0
+    served: Counter[DeviceId | None] = Counter()
 
     async def handle(request: web.Request) -> web.StreamResponse:
-        nonlocal served
         if "Origin" in request.headers:
             return web.Response(status=403, text="web pages cannot open links to this peer\n")
-        if served >= max_links:
+        known = whose(request.get_extra_info("ssl_object"))
+        device = known.device if known is not None else None
+        if served.total() >= max_links or served[device] >= limits.LINKS_PER_DEVICE:
             return web.Response(status=503, text="this peer has as many links as it takes\n")
         socket = web.WebSocketResponse(
             timeout=timings.close_s,
@@ -193,15 +196,16 @@ def websocket_handler(
             return web.Response(status=426, text="this is the address of a WebSocket\n")
         await socket.prepare(request)
         upgraded(request.transport)
-        known = whose(request.get_extra_info("ssl_object"))
         link = Link(
             socket, make_session(known), timings=timings, dialled=False, address=_remote(request)
         )
-        served += 1
+        served[device] += 1
         try:
             await on_link(link, known)
         finally:
-            served -= 1
+            served[device] -= 1
+            if not served[device]:
+                del served[device]
         return socket
 
     return handle

@@ -50,15 +50,24 @@ async def pair_any(trust: Trust, secret: Secret, addresses: Sequence[Address]) -
     Raises:
         PairingError: Nobody does; the text is the most telling of theirs.
     """
-    worst: MeshError | None = None
+    errors: list[MeshError] = []
     for address in addresses:
         try:
             return await pair_at(trust, secret, address)
         except MeshError as error:
-            told = isinstance(error, Denied) and error.why not in ("window", "same-device")
-            if worst is None or told:
-                worst = error
-    raise worst or PairingError("no device was found to pair with")
+            errors.append(error)
+    raise most_telling(errors) or PairingError("no device was named to pair with")
+
+
+def most_telling(errors: Sequence[MeshError]) -> MeshError | None:
+    """Of what several devices said, that of the one that was meant."""
+
+    def rank(error: MeshError) -> int:
+        if not isinstance(error, Denied):
+            return 1
+        return {"same-device": 0, "window": 2}.get(error.why, 3)
+
+    return max(errors, key=rank, default=None)
 
 
 async def pair_at(trust: Trust, secret: Secret, address: Address) -> Paired:

@@ -18,7 +18,7 @@ import astra_mesh
 from astra_mesh import limits
 from astra_mesh.client import Mesh
 from astra_mesh.client.pairing_search import join_by_key
-from astra_mesh.errors import NotPairedError, PairingError
+from astra_mesh.errors import NoPeerError, NotPairedError, PairingError
 from astra_mesh.mesh import doorman
 from astra_mesh.mesh.codes import new_code, new_key, read_secret
 from astra_mesh.mesh.connect import dial
@@ -398,6 +398,33 @@ async def test_a_flood_of_connections_leaves_room_for_members(tmp_path: Path) ->
         assert keeper is not None
         assert keeper._doorman is not None
         assert len(keeper._doorman._greeting._tasks) <= limits.HANDSHAKES_PER_HOST
+
+
+async def test_one_device_cannot_take_all_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "LINKS_PER_DEVICE", 2)
+    async with devices(tmp_path, 2) as (a, b):
+        await pair(a, b)
+        await until(linked(a, b))
+        guest = await Caller.new(trust_of(b).folder)
+        own = await Caller.new(trust_of(a).folder)
+        async with aiohttp.ClientSession() as http:
+            second = await guest.dial(http, a.port)
+            with pytest.raises(NoPeerError, match="HTTP 503"):
+                await guest.dial(http, a.port)
+            await (await own.dial(http, a.port)).close()
+            await second.close()
+            await until_dialled(guest, http, a.port)  # there is room again
+
+
+async def until_dialled(caller: Caller, http: aiohttp.ClientSession, port: int) -> None:
+    async with asyncio.timeout(patient(WAIT_S)):
+        while True:
+            with suppress(NoPeerError):
+                await (await caller.dial(http, port)).close()
+                return
+            await asyncio.sleep(0.05)
 
 
 async def test_a_flood_of_pairings_is_bounded(tmp_path: Path) -> None:
