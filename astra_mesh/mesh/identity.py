@@ -12,7 +12,6 @@ import datetime
 import hashlib
 import logging
 import os
-import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +25,7 @@ from cryptography.x509.oid import NameOID
 
 from astra_mesh import limits
 from astra_mesh.errors import IdentityError
+from astra_mesh.mesh.files import replace_file, write_new
 from astra_mesh.wire.messages import DeviceId, PeerId
 
 log = logging.getLogger(__name__)
@@ -279,43 +279,6 @@ def _parse(path: Path, data: bytes) -> tuple[ec.EllipticCurvePrivateKey, x509.Ce
             "to get a new identity (other devices will then see a new peer)"
         ) from exc
     return key, certificate
-
-
-def write_new(path: Path, data: bytes) -> None:
-    """Write a private file as a whole or not at all; who comes second keeps that of the first."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    temporary = _temporary(path, data)
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        return
-    except OSError:  # a file system without hard links
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Write a private file as a whole, whatever was there."""
-    temporary = _temporary(path, data)
-    try:
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _temporary(path: Path, data: bytes) -> Path:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return temporary
 
 
 def _protect(path: Path) -> None:

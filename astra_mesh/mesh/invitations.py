@@ -18,7 +18,7 @@ import msgspec
 from astra_mesh import limits
 from astra_mesh.errors import IdentityError, PairingError
 from astra_mesh.mesh.codes import Secret
-from astra_mesh.mesh.identity import replace_file
+from astra_mesh.mesh.files import replace_file
 
 if sys.platform != "win32":
     import fcntl

@@ -23,6 +23,7 @@ from cryptography import x509
 
 from astra_mesh import limits
 from astra_mesh.errors import IdentityError, ProtocolError
+from astra_mesh.mesh.files import replace_file
 from astra_mesh.mesh.identity import (
     DeviceKey,
     Identity,
@@ -30,7 +31,6 @@ from astra_mesh.mesh.identity import (
     load_device,
     peer_id,
     read_certificate,
-    replace_file,
 )
 from astra_mesh.mesh.roster import RosterBook
 from astra_mesh.wire.codec import decode, encode, sanitise

@@ -67,6 +67,7 @@ class LinkKeeper:
         self._on_stranger = on_stranger
         self._membership: Membership[Link] = Membership(self._me)
         self._links: dict[Link, Known] = {}  # and who is there, by its certificate
+        self._rosters: dict[Link, Roster] = {}  # that came and were not judged yet
         self._near: dict[PeerId, str] = {}  # names of those who announce themselves
         self._strangers: set[PeerId] = set()  # of these, those that are not paired
         self._running = asyncio.Event()  # links that come in wait for it
@@ -209,14 +210,27 @@ class LinkKeeper:
         if is_peer and link.is_open and known.device != trust.device.id:
             link.send(trust.book.message())
 
-    async def _take_roster(self, link: Link, roster: Roster) -> None:
+    def _queue_roster(self, link: Link, roster: Roster) -> None:
+        """One at a time is judged for each link, and of those that wait only the newest."""
+        assert self._group is not None
+        busy = link in self._rosters
+        self._rosters[link] = roster
+        if not busy:
+            tasks.start(self._group, "the roster", self._take_rosters, link)
+
+    async def _take_rosters(self, link: Link) -> None:
+        taken: Roster | None = None
         try:
-            device = self._links[link].device
-            await self._security.take(roster, device, self._trust_changed)
+            while link in self._links and (roster := self._rosters[link]) is not taken:
+                taken = roster
+                device = self._links[link].device
+                await self._security.take(roster, device, self._trust_changed)
         except ProtocolError as error:
             link.refuse(Reason.BAD_MESSAGE, error.message)
         except MeshError as error:
             log.error("%s", error.message)
+        finally:
+            del self._rosters[link]
 
     # --- dialling ---------------------------------------------------------------------------------
 
@@ -287,8 +301,7 @@ class LinkKeeper:
         if isinstance(message, Hello) and message.role is Role.PEER:
             self._opened(link, message, key)
         if isinstance(message, Roster):
-            assert self._group is not None
-            tasks.start(self._group, "the roster", self._take_roster, link, message)
+            self._queue_roster(link, message)
         else:
             self._on_message(link, message)
 

@@ -13,6 +13,7 @@ from typing import Any
 import aiohttp
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 import astra_mesh
 from astra_mesh import limits
@@ -333,6 +334,27 @@ async def test_a_hello_with_the_id_of_another(tmp_path: Path) -> None:
         assert error is not None
         assert "another peer answers" in error.message
         assert not peer.others()
+
+
+async def test_forged_and_many_rosters_from_a_member(tmp_path: Path) -> None:
+    """A flood of good ones costs one at a time; a forged one ends the link, by name."""
+    async with devices(tmp_path, 2) as (a, b):
+        await pair(a, b)
+        await until(linked(a, b))
+        book = trust_of(b).book
+        link = b.link(a.id)
+        assert link is not None
+        for _ in range(200):
+            link.send(book.message())
+        await asyncio.sleep(0.2)
+        assert linked(a, b)()
+        good = book.message()
+        forged = [replace(entry, generation=9, name="x") for entry in good.entries]
+        link.send(replace(good, entries=forged))
+        await until(lambda: not link.is_open)
+        assert link.close_error is not None
+        assert "not signed" in link.close_error.message
+        assert len(trust_of(a).members()) == 2
 
 
 # --- time and number ------------------------------------------------------------------------------
