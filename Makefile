@@ -72,6 +72,12 @@ bench: $(DEV_STAMP) ## a short speed benchmark on an idle machine: docs/benchmar
 fidelity: $(DEV_STAMP) ## what the codes cost in quality: docs/fidelity.md (hours without a fast machine)
 	ASTRA_MESH_DATA="$(DATA)" $(BIN)/python -m tools.bench.fidelity
 
+FUZZ_ARGS ?= --seconds 20
+
+.PHONY: fuzz
+fuzz: $(DEV_STAMP) ## damaged inputs for every parser (FUZZ_ARGS="--target wire --seconds 3600")
+	$(BIN)/python -m tools.fuzz $(FUZZ_ARGS)
+
 .PHONY: wheel
 wheel: $(DEV_STAMP) ## dist/*.whl and dist/*.tar.gz
 	$(BIN)/python -m build --outdir dist

@@ -128,6 +128,18 @@ class PortInUseError(MeshError):
     code = "port-in-use"
 
 
+class NotPairedError(MeshError):
+    """The device at the other end is not paired with this one, or not any more."""
+
+    code = "not-paired"
+
+
+class PairingError(MeshError):
+    """Two devices could not be paired."""
+
+    code = "pairing"
+
+
 class IdentityError(MeshError):
     """The peer's own key and certificate cannot be read or written."""
 

@@ -79,6 +79,7 @@ SHUTDOWN_S: Final = 3.0
 DISCOVERY_WAIT_S: Final = 1.5  # an embedded peer looks this long for others before it answers alone
 
 # --- links and discovery --------------------------------------------------------------------------
+LINKS_PER_DEVICE: Final = 128  # of these from one device, so that no member shuts out the others
 LINKS: Final = 256  # WebSockets that a peer serves at once (peers, clients, those without hello)
 PENDING_PONGS: Final = 256  # pongs that the other end has not read; past it the link is closed
 # What one wake-up of the writer hands to the socket: a control message waits for no more than that.
@@ -99,6 +100,28 @@ REDIAL_GAP_S: Final = 0.25  # between two dials of one candidate, however often 
 INTERFACE_POLL_S: Final = 3.0
 NAMES_POLL_S: Final = 5.0  # between two questions for the addresses behind a name
 RESOLVE_TIMEOUT_S: Final = 3.0  # an mDNS instance name to its address and TXT records
+
+# --- trust ----------------------------------------------------------------------------------------
+CERTIFICATE_BYTES: Final = 2_048  # a P-256 certificate of ours has 400
+SIGNATURE_BYTES: Final = 80  # ECDSA over P-256 in DER: 72 at most
+MESH_ID_BYTES: Final = 16
+ROSTER_ENTRIES: Final = 256  # devices that are or were members of a mesh
+ROSTER_FRAME_BYTES: Final = 640 * KIB  # ROSTER_ENTRIES with the largest certificates and names
+ROSTER_GENERATIONS: Final = 2**31  # changes of one device's standing
+TRUST_POLL_S: Final = 1.0  # a changed roster on disk (`astra-mesh unpair`) is seen within this
+KNOWN_CERTIFICATES: Final = 512  # answers to "whose is it?" that are kept
+# Before TLS is complete a connection costs a task and about 40 KB; floods get no further than this.
+HANDSHAKES: Final = 64  # TLS handshakes at once
+HANDSHAKES_PER_HOST: Final = 16  # of these from one address (a host's peers, clients and retries)
+HANDSHAKE_S: Final = 5.0  # TLS handshake: 0.1 s on a slow board, 2 s on a bad Wi-Fi
+UPGRADE_S: Final = 5.0  # from the end of the handshake to the upgrade to a WebSocket
+PAIR_CODE_S: Final = 120.0  # a pairing window
+PAIR_TRIES: Final = 3  # wrong codes that close it; 1 in 27,000 million is right
+PAIR_CONNECTIONS: Final = 8  # of unpaired devices at once
+PAIR_EXCHANGE_S: Final = 10.0  # a whole pairing: four messages, 0.2 s of arithmetic on a slow board
+PAIR_FRAME_BYTES: Final = 1024 * KIB  # the largest message of it holds a roster
+JOIN_KEYS: Final = 64  # open ones of one device
+JOIN_KEY_S: Final = 86_400.0  # a join key is valid for so long unless told otherwise
 
 # --- files ----------------------------------------------------------------------------------------
 SAFETENSORS_HEADER_BYTES: Final = 100 * MIB  # the format's own cap

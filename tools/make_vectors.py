@@ -106,6 +106,20 @@ MESSAGES: dict[str, AnyMessage] = {
         models=[msgspec.structs.replace(OFFER, codebooks=[BOOK])]
     ),
     "throughput": m.Throughput(1e7),
+    "roster": m.Roster(
+        mesh=bytes(range(16)),
+        entries=[
+            m.RosterEntry(
+                certificate=b"\x30\x00",
+                name="kitchen",
+                generation=2,
+                member=True,
+                until=0,
+                by=m.DeviceId("d4" * 32),
+                signature=b"\x30\x06",
+            )
+        ],
+    ),
     "prepare": m.Prepare(request=REQUEST, model=MODEL),
     "propose": m.Propose(
         request=REQUEST,

@@ -7,7 +7,18 @@ from typing import Annotated
 import typer
 
 from astra_mesh._version import __version__
-from astra_mesh.cli import ask, demo, evaluate, learn, models, peers, service, top
+from astra_mesh.cli import (
+    ask,
+    demo,
+    doctor,
+    evaluate,
+    learn,
+    models,
+    pair,
+    peers,
+    service,
+    top,
+)
 
 app = typer.Typer(
     name="astra-mesh",
@@ -41,7 +52,13 @@ MESH, MODELS = "The mesh", "Models"
 app.command("peer", rich_help_panel=MESH, epilog=peers.PEER_EXAMPLE)(peers.peer)
 app.command("peers", rich_help_panel=MESH, epilog=peers.PEERS_EXAMPLE)(peers.peers)
 app.command("top", rich_help_panel=MESH, epilog=top.EXAMPLE)(top.top)
+app.command("pair", rich_help_panel=MESH, epilog=pair.PAIR_EXAMPLE)(pair.pair)
+app.command("unpair", rich_help_panel=MESH, epilog=pair.UNPAIR_EXAMPLE)(pair.unpair)
 app.command("demo", rich_help_panel=MESH, epilog=demo.EXAMPLE)(demo.demo)
+app.command("doctor", rich_help_panel=MESH, epilog=doctor.DOCTOR_EXAMPLE)(doctor.doctor)
+app.command("diagnostics", rich_help_panel=MESH, epilog=doctor.DIAGNOSTICS_EXAMPLE)(
+    doctor.diagnostics
+)
 app.command("run", rich_help_panel="Asking", epilog=ask.RUN_EXAMPLE)(ask.run)
 app.command("classify", rich_help_panel="Asking", epilog=ask.CLASSIFY_EXAMPLE)(ask.classify)
 app.command("embed", rich_help_panel="Asking", epilog=ask.EMBED_EXAMPLE)(ask.embed)

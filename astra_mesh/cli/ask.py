@@ -48,7 +48,7 @@ CLASSIFY_EXAMPLE: Final = "Example:  astra-mesh classify vit-tiny photo.jpg --to
 EMBED_EXAMPLE: Final = 'Example:  astra-mesh embed my-bert "a sentence" --output vector.npy'
 ALONE: Final = (
     'alone: no other peer found; start "astra-mesh peer" on another device of this network '
-    "(or name one with --peer HOST:PORT)"
+    "(or name one with --peer HOST:PORT), and pair the two once: astra-mesh pair"
 )
 _SHOWN: Final = 6  # numbers of a vector
 

@@ -125,6 +125,7 @@ async def _start(name: str, folder: Path, options: Sequence[str]) -> DemoPeer:
     environment = {
         **os.environ,
         "XDG_STATE_HOME": str(folder.parent),  # no record among the person's own peers
+        "ASTRA_MESH_TRUST": str(trust_folder(folder.parent)),
         "OMP_NUM_THREADS": "1",
         "OMP_WAIT_POLICY": "PASSIVE",
     }
@@ -147,7 +148,15 @@ async def _start(name: str, folder: Path, options: Sequence[str]) -> DemoPeer:
 async def _ask_all(stack: AsyncExitStack, peers: list[DemoPeer]) -> list[Mesh]:
     from astra_mesh.client import Mesh
 
-    return [await stack.enter_async_context(Mesh(("127.0.0.1", peer.port))) for peer in peers]
+    meshes = [
+        Mesh(("127.0.0.1", peer.port), trust_dir=trust_folder(peer.folder.parent)) for peer in peers
+    ]
+    return [await stack.enter_async_context(mesh) for mesh in meshes]
+
+
+def trust_folder(folder: Path) -> Path:
+    """Where peers of one demonstration keep their device's key: it is forgotten with the folder."""
+    return folder / "trust"
 
 
 async def _met(peers: list[DemoPeer], meshes: list[Mesh], say: Say) -> bool:

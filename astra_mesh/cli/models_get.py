@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -68,9 +69,11 @@ async def _from_mesh(
     from astra_mesh.cli.ask import opened
     from astra_mesh.cli.progress import following
     from astra_mesh.client.fetch import Fetch, holders_of
+    from astra_mesh.client.finding import own_way
 
     async with opened(connect, typed) as mesh:
-        holders = holders_of(model, await mesh.peers(), mesh.peer_address)
+        secure = await asyncio.to_thread(own_way)
+        holders = holders_of(model, await mesh.peers(), mesh.peer_address, secure)
     fetch = Fetch(holders, name)
     await fetch.look()
     with following(clean(fetch.name), fetch.size_bytes, lambda: fetch.done_bytes):

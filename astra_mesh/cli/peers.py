@@ -7,7 +7,8 @@ import enum
 import os
 import signal
 import sys
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -90,6 +91,15 @@ def peer(
         list[str] | None,
         typer.Option(help="Offer this model only. May be repeated. Default: all on this device."),
     ] = None,
+    join_key: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY",
+            envvar="ASTRA_MESH_JOIN_KEY",
+            show_envvar=True,
+            help="Join the mesh of the device that made this key (`astra-mesh pair --join-key`).",
+        ),
+    ] = None,
     state_dir: Annotated[
         Path | None, typer.Option(help="Where this peer keeps its identity.", hidden=True)
     ] = None,
@@ -160,11 +170,19 @@ def peer(
             record=record,
         )
         api_config = make_api_config(api_port, api_token, lan, state_dir) if api else None
-        run_async(_serve(config, api_config, as_json, stop_with_stdin))
+        if join_key:
+            from astra_mesh.mesh.codes import read_secret
+
+            read_secret(join_key)  # a mistyped one is an error at once
+        run_async(_serve(config, api_config, join_key, as_json, stop_with_stdin))
 
 
 async def _serve(
-    config: PeerConfig, api: ApiConfig | None, as_json: bool, stop_with_stdin: bool
+    config: PeerConfig,
+    api: ApiConfig | None,
+    join_key: str | None,
+    as_json: bool,
+    stop_with_stdin: bool,
 ) -> None:
     """One peer until SIGINT or SIGTERM (or the end of stdin); then it says goodbye."""
     from astra_mesh.peer import Peer
@@ -182,7 +200,8 @@ async def _serve(
             )
             url = await _serve_api(stack, running, api)
             _introduce(running, url, api, as_json)
-            await stop.wait()
+            async with _joining(running, join_key):
+                await stop.wait()
             hint("leaving")
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -196,6 +215,24 @@ async def _serve_api(stack: AsyncExitStack, peer: Peer, config: ApiConfig | None
     from astra_mesh.web import serving
 
     return (await stack.enter_async_context(serving(peer, config))).url
+
+
+@asynccontextmanager
+async def _joining(peer: Peer, key: str | None) -> AsyncIterator[None]:
+    """Meanwhile, with a join key: look for the mesh that it belongs to."""
+    if not key or peer.trust is None:
+        yield
+        return
+    from astra_mesh.client.addresses import show_address
+    from astra_mesh.client.pairing_search import join_by_key
+
+    at = [show_address(address) for address in peer.config.peers]
+    task = asyncio.create_task(join_by_key(peer.trust, key, at), name="joining")
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
 
 
 def _read_stdin(stop: asyncio.Event) -> None:
@@ -232,6 +269,9 @@ def show_event(event: Event, as_json: bool) -> None:
     """One line for something that happened."""
     if as_json:
         print_json({"type": "event", "event": event})
+        return
+    if event.kind == "unpaired-found":
+        hint(f"{clean(event.name)} is near and not paired with this device: astra-mesh pair")
         return
     style = {"peer-joined": "green", "peer-left": "yellow"}.get(event.kind, "cyan")
     line = Text(event.kind.replace("-", " "), style=style)

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import aiohttp
 import msgspec
@@ -23,7 +23,7 @@ from astra_mesh.bundle.install import check_room, explained, publish, staging_fo
 from astra_mesh.bundle.store import id_of_hashes
 from astra_mesh.client.addresses import parse_address, show_address
 from astra_mesh.errors import BadBundleError, InputError, MeshError, UnknownModelError
-from astra_mesh.mesh.connect import Address
+from astra_mesh.mesh.connect import TLS_NAME, Address, Secure
 from astra_mesh.peer.share import PATH, Listing, SharedFile, listing_of
 from astra_mesh.wire.messages import ModelId, PeerInfo
 
@@ -39,6 +39,7 @@ class Holder:
 
     name: str
     address: Address
+    secure: Secure | None = None  # None: without TLS, for tests
 
 
 @dataclass(frozen=True)
@@ -50,13 +51,16 @@ class Holders:
     peers: tuple[Holder, ...]
 
 
-def holders_of(wanted: str, peers: Sequence[PeerInfo], asked: Address) -> Holders:
+def holders_of(
+    wanted: str, peers: Sequence[PeerInfo], asked: Address, secure: Secure | None = None
+) -> Holders:
     """Who has a model, by its name or the first digits of its id.
 
     Args:
         wanted: Name or id.
         peers: The mesh as the peer at ``asked`` sees it.
         asked: Where that one was asked.
+        secure: How members are dialled.
 
     Raises:
         UnknownModelError: Nobody has it.
@@ -68,7 +72,7 @@ def holders_of(wanted: str, peers: Sequence[PeerInfo], asked: Address) -> Holder
         for offer in peer.models:
             if address[1] and (wanted == offer.name or _is_start(wanted, offer.id)):
                 holders = found.setdefault(offer.id, (offer.name, []))[1]
-                holders.append(Holder(peer.name, address))
+                holders.append(Holder(peer.name, address, secure))
     if not found:
         names = sorted({offer.name for peer in peers for offer in peer.models})
         raise UnknownModelError(
@@ -121,7 +125,8 @@ class Fetch:
         for holder in self.holders.peers:
             try:
                 async with asyncio.timeout(limits.SHARE_PIECE_S):
-                    async with http.get(_url(holder, self.holders.model)) as answer:
+                    url = _url(holder, self.holders.model)
+                    async with http.get(url, **_tls(holder)) as answer:
                         answer.raise_for_status()
                         data = await answer.content.read(_LISTING_BYTES)
                 listing = listing_of(data)
@@ -220,7 +225,7 @@ class Fetch:
             piece = missing.popleft()
             first, size = self._bounds(file, piece)
             try:
-                data = await _range(http, _url(holder, self.holders.model, file), first, size)
+                data = await _range(http, holder, self.holders.model, file, first, size)
             except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
                 missing.append(piece)
                 failures += 1
@@ -304,15 +309,34 @@ def _session() -> aiohttp.ClientSession:
 
 
 def _url(holder: Holder, model: ModelId, file: SharedFile | None = None) -> str:
-    return f"http://{show_address(holder.address)}{PATH}/{model}" + (
+    scheme = "http" if holder.secure is None else "https"
+    return f"{scheme}://{show_address(holder.address)}{PATH}/{model}" + (
         f"/{file.sha256}" if file else ""
     )
 
 
-async def _range(http: aiohttp.ClientSession, url: str, first: int, size: int) -> bytes:
+def _tls(holder: Holder) -> dict[str, Any]:
+    """Only members get an answer; that it is the right one, its hash says."""
+    if holder.secure is None:
+        return {}
+    return {"ssl": holder.secure.tls, "server_hostname": TLS_NAME}
+
+
+async def _range(
+    http: aiohttp.ClientSession,
+    holder: Holder,
+    model: ModelId,
+    file: SharedFile,
+    first: int,
+    size: int,
+) -> bytes:
     """Exactly these bytes of a file."""
     headers = {"Range": f"bytes={first}-{first + size - 1}", "Accept-Encoding": "identity"}
-    async with asyncio.timeout(limits.SHARE_PIECE_S), http.get(url, headers=headers) as answer:
+    url = _url(holder, model, file)
+    async with (
+        asyncio.timeout(limits.SHARE_PIECE_S),
+        http.get(url, headers=headers, **_tls(holder)) as answer,
+    ):
         answer.raise_for_status()
         if answer.status != 206 or answer.content_length != size:
             raise ValueError("it gave another part than was asked for")

@@ -6,10 +6,10 @@ import asyncio
 import importlib
 import logging
 import os
-import secrets
 import socket
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import aiohttp
@@ -17,11 +17,12 @@ import aiohttp
 from astra_mesh import limits
 from astra_mesh.client.addresses import parse_address, show_address
 from astra_mesh.client.line import Line
-from astra_mesh.errors import NoPeerError, PeerLostError
-from astra_mesh.mesh.connect import Address, dial
+from astra_mesh.errors import NoPeerError, NotPairedError, PeerLostError
+from astra_mesh.mesh.connect import Address, Secure, dial
 from astra_mesh.mesh.link import Link
 from astra_mesh.mesh.session import Session
 from astra_mesh.mesh.timings import Timings
+from astra_mesh.mesh.trust import Trust
 from astra_mesh.wire.codec import sanitise
 from astra_mesh.wire.messages import MAGIC, PROTOCOL_VERSION, Hello, PeerId, Role
 
@@ -41,6 +42,7 @@ class Target:
     typed: tuple[Address, ...]  # for a peer that is started here
     timings: Timings
     window_bytes: int
+    trust_dir: Path | None  # None: that of this user
 
 
 async def find_line(stack: AsyncExitStack, target: Target) -> tuple[Line, bool]:
@@ -50,30 +52,49 @@ async def find_line(stack: AsyncExitStack, target: Target) -> tuple[Line, bool]:
         MeshError: As :meth:`astra_mesh.client.Mesh.open`.
     """
     http = await stack.enter_async_context(aiohttp.ClientSession())
+    dialler = await asyncio.to_thread(_Dialler, http, target)
     address = target.address
     if address is None and (chosen := os.environ.get(ENVIRONMENT)):
         address = parse_address(chosen)
     if address is not None:
-        return await _open_line(stack, http, address, target), False
+        return await _open_line(stack, dialler, address), False
     if not target.typed:
         for port in await asyncio.to_thread(_local_ports):
             try:
-                return await _open_line(stack, http, ("127.0.0.1", port), target), False
-            except (NoPeerError, PeerLostError) as exc:
+                return await _open_line(stack, dialler, ("127.0.0.1", port)), False
+            except (NoPeerError, NotPairedError, PeerLostError) as exc:
                 log.info("a peer of this machine does not answer: %s", exc)
     peer = await _make_embedded(target)
     await stack.enter_async_context(peer)
-    return await _open_line(stack, http, ("127.0.0.1", peer.port), target), True
+    return await _open_line(stack, dialler, ("127.0.0.1", peer.port)), True
 
 
-async def _open_line(
-    stack: AsyncExitStack, http: aiohttp.ClientSession, address: Address, target: Target
-) -> Line:
-    socket = await dial(http, *address, timings=target.timings)
+class _Dialler:
+    """Dials as this device. Making it reads files and blocks."""
+
+    def __init__(self, http: aiohttp.ClientSession, target: Target) -> None:
+        self.http, self.target = http, target
+        trust = Trust.open(target.trust_dir)
+        self.identity = trust.device.issue()
+        self.secure = Secure(trust.tls(self.identity).client, trust.whose_connection)
+
+
+def own_way(trust_dir: Path | None = None) -> Secure:
+    """How this device dials the members of its mesh. Reads files and blocks."""
+    trust = Trust.open(trust_dir)
+    return Secure(trust.tls(trust.device.issue()).client, trust.whose_connection)
+
+
+async def _open_line(stack: AsyncExitStack, dialler: _Dialler, address: Address) -> Line:
+    target, secure = dialler.target, dialler.secure
+    socket = await dial(dialler.http, *address, timings=target.timings, secure=secure)
+    known = secure.known(socket)
+    proven = known.peer if known is not None else PeerId("")
+    hello = _hello(dialler.identity.peer_id, target.window_bytes)
     line = Line(
         Link(
             socket,
-            Session(_hello(target.window_bytes), target.timings),
+            Session(hello, target.timings, proven=proven),
             timings=target.timings,
             dialled=True,
             address=show_address(address),
@@ -88,17 +109,22 @@ async def _make_embedded(target: Target) -> Peer:
     """A peer that is not started. Its imports (torch among them) take seconds, in a thread."""
     module = await asyncio.to_thread(importlib.import_module, "astra_mesh.peer")
     config = module.PeerConfig(
-        name=_host_name("-client"), port=0, peers=target.typed, ephemeral=True, precision="auto"
+        name=_host_name("-client"),
+        port=0,
+        peers=target.typed,
+        ephemeral=True,
+        precision="auto",
+        trust_dir=target.trust_dir,
     )
     peer: Peer = module.Peer(config)
     return peer
 
 
-def _hello(window_bytes: int) -> Hello:
+def _hello(own: PeerId, window_bytes: int) -> Hello:
     return Hello(
         magic=MAGIC,
         version=PROTOCOL_VERSION,
-        peer=PeerId(secrets.token_hex(32)),  # of this connection only
+        peer=own,
         name=_host_name(),
         role=Role.CLIENT,
         window_bytes=window_bytes,

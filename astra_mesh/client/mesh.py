@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import AsyncExitStack
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
@@ -81,6 +82,7 @@ class Mesh:
         wait_s: float = limits.DISCOVERY_WAIT_S,
         timings: Timings | None = None,
         window_bytes: int = limits.WINDOW_BYTES,
+        trust_dir: Path | None = None,
     ) -> None:
         self.embedded = False  # whether the peer runs inside this process
         self._target = Target(
@@ -88,6 +90,7 @@ class Mesh:
             typed=tuple(parse_address(text) for text in peers),
             timings=timings if timings is not None else Timings(),
             window_bytes=window_bytes,
+            trust_dir=trust_dir,
         )
         self._wait_s = wait_s
         self._line: Line | None = None
@@ -100,6 +103,7 @@ class Mesh:
 
         Raises:
             NoPeerError: Nobody answers at the address.
+            NotPairedError: Its device and this one are not paired.
             VersionMismatchError: The peer speaks another version of the protocol.
             MeshError: The peer refused, or went away.
         """

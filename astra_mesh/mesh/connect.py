@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Final
 
 import aiohttp
@@ -13,16 +15,37 @@ from aiohttp import web
 from yarl import URL
 
 from astra_mesh import limits
-from astra_mesh.errors import MeshError, NoPeerError
+from astra_mesh.errors import MeshError, NoPeerError, NotPairedError
 from astra_mesh.mesh.link import Link
 from astra_mesh.mesh.session import Session
 from astra_mesh.mesh.timings import Timings
+from astra_mesh.mesh.trust import Known
+from astra_mesh.wire.messages import DeviceId
 
 PATH: Final = "/mesh"
 _STAGGER_S: Final = 0.25  # between the addresses of one peer, which are tried side by side
 
+TLS_NAME: Final = "astra-mesh"  # what TLS is told instead of an address; ids prove who answers
+
 Address = tuple[str, int]  # host or IP address (IPv6 with a scope where it needs one), port
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@dataclass(frozen=True)
+class Secure:
+    """How to dial members of a mesh.
+
+    Attributes:
+        tls: With the own certificate, and those of all members.
+        whose: Who is at the other end of a connection; None: no member.
+    """
+
+    tls: ssl.SSLContext
+    whose: Callable[[ssl.SSLObject | None], Known | None]
+
+    def known(self, socket: aiohttp.ClientWebSocketResponse) -> Known | None:
+        """Who is at the other end."""
+        return self.whose(socket.get_extra_info("ssl_object"))
 
 
 async def dial(
@@ -31,32 +54,47 @@ async def dial(
     port: int,
     *,
     timings: Timings | None = None,
-    tls: ssl.SSLContext | None = None,
+    secure: Secure | None = None,
 ) -> aiohttp.ClientWebSocketResponse:
     """Open a WebSocket to a peer. Cancelling it leaves nothing open.
 
+    Args:
+        http: Whose connections are used.
+        host: Name or address.
+        port: Of the peer.
+        timings: Deadlines.
+        secure: How; None: without TLS, for tests of what lies above it.
+
     Raises:
         NoPeerError: Nobody answers there, or not as a peer.
+        NotPairedError: The device that answers is no member of this mesh, or does not know us.
     """
     timings = timings if timings is not None else Timings()
     where = f"{host}:{port}" if ":" not in host else f"[{host}]:{port}"
     try:
-        url = URL.build(scheme="https" if tls else "http", host=host, port=port, path=PATH)
+        url = URL.build(scheme="https" if secure else "http", host=host, port=port, path=PATH)
         async with asyncio.timeout(timings.dial_s):
-            return await http.ws_connect(
+            socket = await http.ws_connect(
                 url,
                 max_msg_size=limits.FRAME_BYTES,
                 compress=0,
                 autoping=True,
                 heartbeat=None,  # the session has its own, which dripping bytes do not defeat
                 timeout=aiohttp.ClientWSTimeout(ws_receive=None, ws_close=timings.close_s),
-                ssl=tls if tls is not None else True,
+                ssl=secure.tls if secure is not None else True,
+                server_hostname=TLS_NAME if secure is not None else None,
             )
+        if secure is None or secure.known(socket) is not None:
+            return socket
+        await _drop(socket)
+        raise NotPairedError(_not_paired(where))
     except TimeoutError:
         why = f"no answer within {timings.dial_s:g} s"
     except aiohttp.WSServerHandshakeError as exc:
         why = f"what answers there is no astra_mesh peer (HTTP {exc.status})"
     except (aiohttp.ClientError, OSError, ValueError) as exc:
+        if _is_about_certificates(exc):
+            raise NotPairedError(_not_paired(where)) from None
         why = _short(exc)
     raise NoPeerError(
         f"no peer at {where}: {why}. Check that `astra-mesh peer` runs there, that the address is "
@@ -69,12 +107,12 @@ async def dial_any(
     addresses: Sequence[Address],
     *,
     timings: Timings | None = None,
-    tls: ssl.SSLContext | None = None,
+    secure: Secure | None = None,
 ) -> tuple[aiohttp.ClientWebSocketResponse, Address]:
     """Open a WebSocket to the first of a peer's addresses that answers.
 
     Raises:
-        NoPeerError: None does; the text is that of the last.
+        NoPeerError, NotPairedError: None does; the text is that of the last.
     """
     won: list[tuple[aiohttp.ClientWebSocketResponse, Address]] = []
     errors: list[MeshError] = []
@@ -83,8 +121,8 @@ async def dial_any(
     async def attempt(place: int, address: Address) -> None:
         await asyncio.sleep(place * _STAGGER_S)
         try:
-            socket = await dial(http, *address, timings=timings, tls=tls)
-        except NoPeerError as exc:
+            socket = await dial(http, *address, timings=timings, secure=secure)
+        except (NoPeerError, NotPairedError) as exc:
             errors.append(exc)
         else:
             won.append((socket, address))
@@ -118,28 +156,33 @@ async def _drop(socket: aiohttp.ClientWebSocketResponse) -> None:
 
 
 def websocket_handler(
-    make_session: Callable[[], Session],
-    on_link: Callable[[Link], Awaitable[None]],
+    make_session: Callable[[Known | None], Session],
+    on_link: Callable[[Link, Known | None], Awaitable[None]],
     *,
+    whose: Callable[[ssl.SSLObject | None], Known | None] = lambda secure: None,
     timings: Timings | None = None,
     max_links: int = limits.LINKS,
+    upgraded: Callable[[asyncio.Transport | None], None] = lambda transport: None,
 ) -> Handler:
     """The aiohttp handler of :data:`PATH`.
 
     Args:
-        make_session: A fresh session for each connection.
+        make_session: A fresh session for a connection, and who is there by its certificate.
         on_link: Runs the link; the connection ends when it returns.
+        whose: Who is at the other end of a TLS connection.
         timings: Deadlines.
         max_links: Connections at once; more are told to come back later (HTTP 503).
+        upgraded: Told the transport of each connection that became a WebSocket.
     """
     timings = timings if timings is not None else Timings()
-    served = 0
+    served: Counter[DeviceId | None] = Counter()
 
     async def handle(request: web.Request) -> web.StreamResponse:
-        nonlocal served
         if "Origin" in request.headers:
             return web.Response(status=403, text="web pages cannot open links to this peer\n")
-        if served >= max_links:
+        known = whose(request.get_extra_info("ssl_object"))
+        device = known.device if known is not None else None
+        if served.total() >= max_links or served[device] >= limits.LINKS_PER_DEVICE:
             return web.Response(status=503, text="this peer has as many links as it takes\n")
         socket = web.WebSocketResponse(
             timeout=timings.close_s,
@@ -152,14 +195,17 @@ def websocket_handler(
         if not socket.can_prepare(request).ok:
             return web.Response(status=426, text="this is the address of a WebSocket\n")
         await socket.prepare(request)
+        upgraded(request.transport)
         link = Link(
-            socket, make_session(), timings=timings, dialled=False, address=_remote(request)
+            socket, make_session(known), timings=timings, dialled=False, address=_remote(request)
         )
-        served += 1
+        served[device] += 1
         try:
-            await on_link(link)
+            await on_link(link, known)
         finally:
-            served -= 1
+            served[device] -= 1
+            if not served[device]:
+                del served[device]
         return socket
 
     return handle
@@ -171,6 +217,25 @@ def _remote(request: web.Request) -> str:
         return "?"
     host, port = name[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _not_paired(where: str) -> str:
+    return (
+        f"the device at {where} and this one are not paired: run `astra-mesh pair` on one of them, "
+        "and give the code that it shows to `astra-mesh pair CODE` on the other"
+    )
+
+
+def _is_about_certificates(exc: BaseException | None) -> bool:
+    """Whether one of the ends does not know the other one's device."""
+    if isinstance(exc, ssl.SSLCertVerificationError):
+        return True
+    if isinstance(exc, ssl.SSLError) and "ALERT" in (exc.reason or "").upper():
+        return True
+    if isinstance(exc, aiohttp.ClientConnectorCertificateError):
+        return True
+    inner = getattr(exc, "os_error", None) or (exc.__cause__ if exc is not None else None)
+    return inner is not None and inner is not exc and _is_about_certificates(inner)
 
 
 def _short(exc: BaseException) -> str:

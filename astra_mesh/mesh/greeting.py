@@ -33,9 +33,18 @@ class LinkRefusal(Exception):
 
 
 def check_first(
-    frame: bytes | bytearray | memoryview, own: Hello, expected: PeerId | None
+    frame: bytes | bytearray | memoryview,
+    own: Hello,
+    expected: PeerId | None,
+    proven: PeerId | None = None,
 ) -> Hello | LinkRefused | Goodbye:
     """The first message of the other end.
+
+    Args:
+        frame: It.
+        own: The hello of this end.
+        expected: Who should be there; None: anybody.
+        proven: Who is there, as its certificate says; None on links without TLS (tests).
 
     Raises:
         LinkRefusal: A hello that this end cannot accept.
@@ -52,6 +61,9 @@ def check_first(
     if message.peer == own.peer:
         error = RefusedError("this address leads back to this peer itself")
         raise LinkRefusal(Reason.SELF, "", error)
+    if proven is not None and message.peer != proven:
+        text = f"the hello says {message.peer[:8]}, the certificate {proven[:8]}"
+        raise LinkRefusal(Reason.WRONG_PEER, text, RefusedError(text))
     if expected is not None and message.peer != expected:
         text = f"peer {message.peer[:8]} answers instead of {expected[:8]}"
         raise LinkRefusal(Reason.WRONG_PEER, text, RefusedError(text))

@@ -103,6 +103,12 @@ class Membership(Generic[Link]):
         soon = max(now + patience, entry.dialled + limits.REDIAL_GAP_S)
         entry.due = min(entry.due, soon)
 
+    def retry(self, now: float) -> None:
+        """Something changed that failures may have come from: dial all again, typed ones too."""
+        for entry in self._entries.values():
+            entry.failures = 0
+            entry.due = min(entry.due, max(now, entry.dialled + limits.REDIAL_GAP_S))
+
     def gone(self, peer: PeerId) -> None:
         """A peer withdrew its announcement; its links, if any, go their own way."""
         self._entries.pop(peer, None)

@@ -28,6 +28,7 @@ from astra_mesh.wire.messages import (
     Refuse,
     Result,
     Role,
+    Roster,
     Status,
     Subscribe,
     Throughput,
@@ -36,6 +37,7 @@ from astra_mesh.wire.messages import (
 
 _LINK: Final = {Hello, LinkRefused, Goodbye, Ping, Pong, Credit, Throughput}
 _BETWEEN_PEERS: Final = {
+    Roster,
     Status,
     Prepare,
     Propose,

@@ -67,10 +67,15 @@ class Session:
         hello: What this end says about itself.
         timings: Deadlines.
         expected: The peer that must be at the other end; None for any.
+        proven: The peer that is there, as its certificate proves; None on links without TLS.
     """
 
     def __init__(
-        self, hello: Hello, timings: Timings | None = None, expected: PeerId | None = None
+        self,
+        hello: Hello,
+        timings: Timings | None = None,
+        expected: PeerId | None = None,
+        proven: PeerId | None = None,
     ) -> None:
         self.state = State.FRESH
         self.hello = hello
@@ -80,6 +85,7 @@ class Session:
         self.receive_bps: float | None = None  # bits per second, as the other end measured
         self.timings = timings if timings is not None else Timings()
         self._expected = expected
+        self._proven = proven
         self._outbox = Outbox()
         self._window = Window(hello.window_bytes)
         self._requests = RequestTable()
@@ -250,7 +256,7 @@ class Session:
         return []
 
     def _greet(self, frame: bytes | bytearray | memoryview, now: float) -> list[AnyMessage]:
-        message = check_first(frame, self.hello, self._expected)
+        message = check_first(frame, self.hello, self._expected, self._proven)
         if not isinstance(message, Hello):
             return self._dispatch(message, now)
         self.peer_hello = message

@@ -28,6 +28,8 @@ class PeerConfig:
         precision: Number format of the products; auto: the fastest here that keeps the answers.
         discovery: Whether to announce this peer and look for others by mDNS.
         state_dir: Where the identity is kept; None: the user's state folder.
+        trust_dir: Where it is kept whom this device trusts; None: $ASTRA_MESH_TRUST, else the
+            user's state folder, which all peers and clients of a user on one machine share.
         ephemeral: Identity in memory only, and no record for local clients.
         models: Names to offer; None: all on this device.
         timings: Of links.
@@ -43,6 +45,7 @@ class PeerConfig:
     precision: Wanted = "fp32"
     discovery: bool = True
     state_dir: Path | None = None
+    trust_dir: Path | None = None
     ephemeral: bool = False
     models: tuple[str, ...] | None = None
     timings: Timings = field(default_factory=Timings)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import math
+import socket
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -13,23 +13,32 @@ import aiohttp
 from aiohttp import web
 
 from astra_mesh import limits
-from astra_mesh.errors import MeshError, PortInUseError
+from astra_mesh.errors import (
+    MeshError,
+    NotPairedError,
+    PortInUseError,
+    ProtocolError,
+)
 from astra_mesh.mesh.connect import PATH, Address, dial_any, websocket_handler
 from astra_mesh.mesh.discovery import Discovery
+from astra_mesh.mesh.doorman import Doorman
 from astra_mesh.mesh.link import Link
+from astra_mesh.mesh.listening import listen, port_of
 from astra_mesh.mesh.membership import Candidate, Membership
+from astra_mesh.mesh.pairing_host import PairingHost
 from astra_mesh.mesh.session import Session
+from astra_mesh.mesh.trust import Known
 from astra_mesh.peer import tasks
 from astra_mesh.peer.config import DEFAULT_PORT, PeerConfig
 from astra_mesh.peer.names import watch_names
+from astra_mesh.peer.security import Security
 from astra_mesh.wire.codec import AnyMessage
-from astra_mesh.wire.messages import Hello, PeerId, Reason, Role
+from astra_mesh.wire.messages import Hello, PeerId, Reason, Role, Roster
 
 log = logging.getLogger(__name__)
 
 _KEEPALIVE_S = 10.0  # of idle HTTP connections
 _HANDLERS_S = 0.1  # for what serves them, once the links had their goodbyes
-_PORT_TRIES = 20
 
 
 class LinkKeeper:
@@ -37,27 +46,34 @@ class LinkKeeper:
 
     Args:
         config: of the peer.
-        me: its id.
+        security: its identity, and whom it trusts.
         make_hello: the current hello.
         on_message: called with each message of an open link, the hello first.
         on_closed: called when a link is over (which had a hello), and why.
+        on_stranger: called with id and name of a peer that was found and is not paired.
         add_routes: adds what else is served at the port.
     """
 
     def __init__(
         self,
         config: PeerConfig,
-        me: PeerId,
+        security: Security,
         make_hello: Callable[[], Hello],
         on_message: Callable[[Link, AnyMessage], None],
         on_closed: Callable[[Link, MeshError | None, bool], None],
+        on_stranger: Callable[[PeerId, str], None],
         add_routes: Callable[[web.Application], None] = lambda app: None,
     ) -> None:
-        self._config, self._me, self._make_hello = config, me, make_hello
+        self._config, self._security, self._make_hello = config, security, make_hello
+        self._me = security.identity.peer_id
         self._on_message, self._on_closed = on_message, on_closed
         self._add_routes = add_routes
-        self._membership: Membership[Link] = Membership(me)
-        self._links: set[Link] = set()
+        self._on_stranger = on_stranger
+        self._membership: Membership[Link] = Membership(self._me)
+        self._links: dict[Link, Known] = {}  # and who is there, by its certificate
+        self._rosters: dict[Link, Roster] = {}  # that came and were not judged yet
+        self._near: dict[PeerId, str] = {}  # names of those who announce themselves
+        self._strangers: set[PeerId] = set()  # of these, those that are not paired
         self._running = asyncio.Event()  # links that come in wait for it
         self._leaving = False
         self._complaints: set[str] = set()  # each is logged once
@@ -65,6 +81,7 @@ class LinkKeeper:
         self._group: asyncio.TaskGroup | None = None
         self._http: aiohttp.ClientSession | None = None
         self._runner: web.AppRunner | None = None
+        self._doorman: Doorman | None = None
         self.port = 0
         self.discovery: Discovery | None = None
 
@@ -74,7 +91,12 @@ class LinkKeeper:
         """Open the port; PortInUseError if it is taken."""
         app = web.Application()
         handler = websocket_handler(
-            self._session, self._serve, timings=self._config.timings, max_links=limits.LINKS
+            self._session,
+            self._serve,
+            timings=self._config.timings,
+            max_links=limits.LINKS,
+            whose=self._security.trust.whose_connection,
+            upgraded=self._upgraded,
         )
         app.router.add_get(PATH, handler)
         self._add_routes(app)
@@ -86,46 +108,31 @@ class LinkKeeper:
             shutdown_timeout=_HANDLERS_S,
         )
         await self._runner.setup()
+        server = self._runner.server
+        assert server is not None
+        trust = self._security.trust
+        sockets = await self._sockets()
+        self.port = port_of(sockets[0])
+        self._doorman = Doorman(
+            self._security.server,
+            trust.whose_connection,
+            server,
+            PairingHost(trust, self._security.identity).answer,
+        )
+        self._doorman.open(sockets)
+
+    async def _sockets(self) -> list[socket.socket]:
         wanted = self._config.port
         try:
-            self.port = await self._bind(DEFAULT_PORT if wanted is None else wanted)
+            return await listen(self._config.listen, DEFAULT_PORT if wanted is None else wanted)
         except PortInUseError:
             if wanted is not None:
                 raise
-            self.port = await self._bind(0)
+            return await listen(self._config.listen, 0)
 
-    async def _bind(self, port: int) -> int:
-        """Listen; with 0 on one free port for all address families, each of which got its own."""
-        if port:
-            await self._open(port)
-            return port
-        for _ in range(_PORT_TRIES):
-            site, ports = await self._open(0)
-            if len(ports) == 1:
-                return ports.pop()
-            await site.stop()
-            with suppress(PortInUseError):
-                port = ports.pop()
-                await self._open(port)
-                return port
-        raise PortInUseError("no port is free on all of this machine's addresses")
-
-    async def _open(self, port: int) -> tuple[web.TCPSite, set[int]]:
-        """A listening site and its ports."""
-        assert self._runner is not None
-        site = web.TCPSite(self._runner, self._config.listen, port, reuse_address=True)
-        try:
-            await site.start()
-        except OSError as error:
-            await site.stop()
-            if error.errno == errno.EADDRINUSE:
-                raise PortInUseError(
-                    f"port {port} is taken by another program; choose another with --port, or "
-                    "--port 0 for any free one"
-                ) from error
-            where = self._config.listen or "all interfaces"
-            raise MeshError(f"cannot listen on {where}, port {port}: {error.strerror}") from error
-        return site, {int(address[1]) for address in self._runner.addresses}
+    def _upgraded(self, transport: asyncio.Transport | None) -> None:
+        if self._doorman is not None:
+            self._doorman.upgraded(transport)
 
     async def run(self) -> None:
         """Discover and dial until cancelled; then say goodbye to all and close the port."""
@@ -140,6 +147,7 @@ class LinkKeeper:
                 if self._config.discovery:
                     self.discovery = self._discovery()
                     tasks.start(group, "discovery", self.discovery.run)
+                tasks.start(group, "trust", self._security.watch, self._trust_changed)
                 self._running.set()
                 try:
                     await self._dial_forever()
@@ -154,6 +162,9 @@ class LinkKeeper:
 
     async def close_port(self) -> None:
         """Stop listening, and end what came in by it. :meth:`run` does so at its end."""
+        doorman, self._doorman = self._doorman, None
+        if doorman is not None:
+            await doorman.close()
         runner, self._runner = self._runner, None
         if runner is not None:
             await runner.cleanup()
@@ -178,6 +189,8 @@ class LinkKeeper:
 
     def _found(self, peer: PeerId, name: str, addresses: list[Address]) -> None:
         log.debug("found %s (%s) at %s", name, peer[:8], addresses)
+        if peer in self._near or len(self._near) < limits.CANDIDATES:
+            self._near[peer] = name
         self._membership.found(peer, addresses, _now())
         self._wake.set()
 
@@ -191,7 +204,49 @@ class LinkKeeper:
 
     def _gone(self, peer: PeerId) -> None:
         self._membership.gone(peer)
+        self._near.pop(peer, None)
+        self._strangers.discard(peer)
         self._wake.set()
+
+    def _trust_changed(self) -> None:
+        """The roster is another one now: tell the others, part from whom it does not hold."""
+        trust = self._security.trust
+        for link, known in list(self._links.items()):
+            self._tell_roster(link, known)
+            if not trust.book.is_member(known.device):
+                link.refuse(Reason.UNPAIRED)
+        self._strangers.clear()
+        self._membership.retry(_now())
+        self._wake.set()
+
+    def _tell_roster(self, link: Link, known: Known) -> None:
+        """Other devices are told whom this one trusts; programs of this device read its file."""
+        trust = self._security.trust
+        is_peer = link.peer is not None and link.peer.role is Role.PEER
+        if is_peer and link.is_open and known.device != trust.device.id:
+            link.send(trust.book.message())
+
+    def _queue_roster(self, link: Link, roster: Roster) -> None:
+        """One at a time is judged for each link, and of those that wait only the newest."""
+        assert self._group is not None
+        busy = link in self._rosters
+        self._rosters[link] = roster
+        if not busy:
+            tasks.start(self._group, "the roster", self._take_rosters, link)
+
+    async def _take_rosters(self, link: Link) -> None:
+        taken: Roster | None = None
+        try:
+            while link in self._links and (roster := self._rosters[link]) is not taken:
+                taken = roster
+                device = self._links[link].device
+                await self._security.take(roster, device, self._trust_changed)
+        except ProtocolError as error:
+            link.refuse(Reason.BAD_MESSAGE, error.message)
+        except MeshError as error:
+            log.error("%s", error.message)
+        finally:
+            del self._rosters[link]
 
     # --- dialling ---------------------------------------------------------------------------------
 
@@ -208,48 +263,63 @@ class LinkKeeper:
 
     async def _dial(self, candidate: Candidate) -> None:
         assert self._http is not None
-        timings = self._config.timings
+        timings, secure = self._config.timings, self._security.dialling()
         try:
-            socket, address = await dial_any(self._http, candidate.addresses, timings=timings)
+            opened, address = await dial_any(
+                self._http, candidate.addresses, timings=timings, secure=secure
+            )
         except Exception as error:
             self._membership.failed(candidate.key, _now())
             self._wake.set()
             if not isinstance(error, MeshError):
                 raise
+            if isinstance(error, NotPairedError):
+                self._note_stranger(candidate.expected)
             if candidate.expected is None:
                 self._complain(error.message)
             else:
                 log.debug("%s", error.message)
             return
-        session = Session(self._make_hello(), timings, expected=candidate.expected)
+        known = secure.known(opened)
+        session = self._session(known, candidate.expected)
         shown = f"{address[0]}:{address[1]}"
-        link = Link(socket, session, timings=timings, dialled=True, address=shown)
-        await self._drive(link, candidate.key)
+        link = Link(opened, session, timings=timings, dialled=True, address=shown)
+        await self._drive(link, known, candidate.key)
 
-    def _session(self) -> Session:
-        return Session(self._make_hello(), self._config.timings)
+    def _note_stranger(self, peer: PeerId | None) -> None:
+        if peer in self._near and peer not in self._strangers:
+            self._strangers.add(peer)
+            self._on_stranger(peer, self._near[peer])
 
-    async def _serve(self, link: Link) -> None:
+    def _session(self, known: Known | None, expected: PeerId | None = None) -> Session:
+        # Whoever was shut out between its handshake and now matches no id at all.
+        proven = known.peer if known is not None else PeerId("")
+        return Session(self._make_hello(), self._config.timings, expected, proven)
+
+    async def _serve(self, link: Link, known: Known | None) -> None:
         await self._running.wait()
-        await self._drive(link, None)
+        await self._drive(link, known, None)
 
-    async def _drive(self, link: Link, key: str | None) -> None:
-        if self._leaving:
+    async def _drive(self, link: Link, known: Known | None, key: str | None) -> None:
+        if self._leaving or known is None:
             await link.close("leaving")
             return
-        self._links.add(link)
+        self._links[link] = known
         try:
             await link.run(lambda message: self._take(link, message, key))
         except Exception:
             log.exception("the link to %s ended by an error of this peer", link.address)
         finally:
-            self._links.discard(link)
+            self._links.pop(link, None)
             self._over(link, key, link.close_error)
 
     def _take(self, link: Link, message: AnyMessage, key: str | None) -> None:
         if isinstance(message, Hello) and message.role is Role.PEER:
             self._opened(link, message, key)
-        self._on_message(link, message)
+        if isinstance(message, Roster):
+            self._queue_roster(link, message)
+        else:
+            self._on_message(link, message)
 
     def _opened(self, link: Link, hello: Hello, key: str | None) -> None:
         extra = self._membership.opened(link, hello.peer, dialled=link.dialled, now=_now(), key=key)
@@ -258,6 +328,7 @@ class LinkKeeper:
         if link not in extra and not self._leaving:
             assert self._group is not None  # links are driven from run on
             tasks.start(self._group, "a probe", _probe, link)
+            self._tell_roster(link, self._links[link])
 
     def _over(self, link: Link, key: str | None, error: MeshError | None) -> None:
         now, hello = _now(), link.peer

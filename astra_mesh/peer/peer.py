@@ -17,8 +17,9 @@ from msgspec.structs import replace
 from astra_mesh import limits
 from astra_mesh.engine.compute import ComputeThread
 from astra_mesh.errors import MeshError, PeerLostError, ProtocolError
-from astra_mesh.mesh.identity import Identity, ephemeral_identity, load_identity
+from astra_mesh.mesh.identity import load_identity
 from astra_mesh.mesh.link import Link
+from astra_mesh.mesh.trust import Trust
 from astra_mesh.peer import tasks
 from astra_mesh.peer.config import PeerConfig
 from astra_mesh.peer.device import this_device
@@ -27,6 +28,7 @@ from astra_mesh.peer.local import LocalPeer, remove_record, write_record
 from astra_mesh.peer.models import ModelHost
 from astra_mesh.peer.recorder import Recorder
 from astra_mesh.peer.requests import Requests
+from astra_mesh.peer.security import Security
 from astra_mesh.peer.sending import send_if_open
 from astra_mesh.peer.share import Share
 from astra_mesh.peer.slots import Slot, claim
@@ -79,6 +81,7 @@ class Peer:
         self._requests: Requests | None = None  # from the moment on at which links can open
         self._main: asyncio.Task[None] | None = None
         self._slot: Slot | None = None
+        self.trust: Trust | None = None  # once started
         self._record: LocalPeer | None = None
         self._life = asyncio.Lock()  # start and stop take turns
         self._used = False
@@ -103,14 +106,20 @@ class Peer:
                 raise
 
     async def _start(self) -> None:
-        identity = await self._compute(self._identity)
-        self.id = identity.peer_id
+        security = await self._compute(self._secured)
+        self.id = security.identity.peer_id
         self.device = await asyncio.to_thread(this_device, self.config.threads)
         await self._compute(torch.set_num_threads, self.device.threads)
         await self.models.start()
         share = Share(self.models.bundle, self._is_busy)
         self._links = LinkKeeper(
-            self.config, self.id, self._hello, self._on_message, self._on_closed, share.add_routes
+            self.config,
+            security,
+            self._hello,
+            self._on_message,
+            self._on_closed,
+            lambda peer, name: self.tell("unpaired-found", peer, name),
+            share.add_routes,
         )
         await self._links.listen()
         if not self.config.ephemeral:
@@ -118,12 +127,13 @@ class Peer:
             await self._compute(_try_to_write, self._record)
         self._main = tasks.start_main("astra-mesh-peer", self._serve, self._links)
 
-    def _identity(self) -> Identity:
+    def _secured(self) -> Security:
+        self.trust = trust = Trust.open(self.config.trust_dir)
         if self.config.ephemeral:
-            return ephemeral_identity()
+            return Security(trust, trust.device.issue())
         folder = self.config.state_dir or platformdirs.user_state_path("astra-mesh")
         self._slot = claim(folder)
-        return load_identity(self._slot.folder)
+        return Security(trust, load_identity(self._slot.folder, trust.device))
 
     async def _serve(self, links: LinkKeeper) -> None:
         try:

@@ -17,6 +17,7 @@ PROTOCOL_VERSION = 1
 MAGIC = "astra-mesh"
 
 PeerId = NewType("PeerId", str)  # 64 hex digits: SHA-256 of the peer's certificate
+DeviceId = NewType("DeviceId", str)  # 64 hex digits: SHA-256 of the device's certificate
 ModelId = NewType("ModelId", str)  # 64 hex digits: SHA-256 over config and weights
 CodebookId = NewType("CodebookId", str)  # 64 hex digits: SHA-256 of the canonical form; "" for none
 RequestId = NewType("RequestId", int)  # 63 random bits, chosen by whoever asks
@@ -45,6 +46,7 @@ class Reason(enum.Enum):
     SELF = "self"
     DUPLICATE = "duplicate"
     WRONG_PEER = "wrong-peer"
+    UNPAIRED = "unpaired"
     UNKNOWN_MODEL = "unknown-model"
     UNKNOWN_CODEBOOK = "unknown-codebook"
     BAD_PLAN = "bad-plan"
@@ -60,6 +62,7 @@ REASONS: dict[Reason, str] = {
     Reason.SELF: "this is the peer itself",
     Reason.DUPLICATE: "there is already a link between these two peers",
     Reason.WRONG_PEER: "another peer answers at this address than was expected",
+    Reason.UNPAIRED: "the two devices are not paired any more; `astra-mesh pair` pairs them again",
     Reason.UNKNOWN_MODEL: "the peer does not have that model",
     Reason.UNKNOWN_CODEBOOK: "the peer does not have that codebook for the model",
     Reason.BAD_PLAN: "the plan does not fit the model or the peers",
@@ -241,6 +244,29 @@ class Inputs(Message, frozen=True):
     tokens: list[int] = []
     token_types: list[int] = []  # BERT segments; empty: all 0
     image: bytes = b""
+
+
+class RosterEntry(Message, frozen=True):
+    """The standing of one device in a mesh, signed by the device that decided it.
+
+    Of two entries for one device the one with the higher generation holds; of the same generation
+    the one that says no.
+    """
+
+    certificate: bytes  # DER; its SHA-256 is the id of the device
+    name: str
+    generation: int  # counts the changes of this device's standing, from 1
+    member: bool
+    until: int  # seconds since 1970 at which the membership ends; 0: for good
+    by: DeviceId
+    signature: bytes  # ECDSA with SHA-256 over what :mod:`astra_mesh.mesh.roster` says
+
+
+class Roster(Message, frozen=True):
+    """All devices of the mesh, and all that were: sent when a link opens and when it changes."""
+
+    mesh: bytes  # 16 random bytes
+    entries: list[RosterEntry]
 
 
 class Prepare(Message, frozen=True):
@@ -493,6 +519,7 @@ TYPES: dict[int, type[msgspec.Struct]] = {
     5: Credit,
     6: Status,
     7: Throughput,
+    8: Roster,
     10: Prepare,
     11: Propose,
     12: Accept,

@@ -169,6 +169,17 @@ _RULES: Final[dict[type[msgspec.Struct], dict[str, Check]]] = {
     m.Ping: {"padding": _size(limits.PING_PADDING_BYTES)},
     m.Credit: {"size": _between(1, limits.WINDOW_MAX_BYTES)},
     m.Throughput: {"bps": _positive},
+    m.RosterEntry: {
+        "certificate": lambda value: 0 < len(value) <= limits.CERTIFICATE_BYTES,
+        "name": _name,
+        "generation": _between(1, limits.ROSTER_GENERATIONS),
+        "by": _is_id,
+        "signature": _size(limits.SIGNATURE_BYTES),
+    },
+    m.Roster: {
+        "mesh": lambda value: len(value) == limits.MESH_ID_BYTES,
+        "entries": _size(limits.ROSTER_ENTRIES),
+    },
     m.Shard: {"peer": _is_id, "start": _position, "stop": _position},
     m.LinkRate: {"sender": _is_id, "receiver": _is_id, "stages": _stages},
     m.Plan: {

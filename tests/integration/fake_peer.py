@@ -14,6 +14,7 @@ from astra_mesh.mesh.connect import PATH, websocket_handler
 from astra_mesh.mesh.link import Link
 from astra_mesh.mesh.session import Session
 from astra_mesh.mesh.timings import Timings
+from astra_mesh.mesh.trust import Known
 from astra_mesh.wire.codec import AnyMessage
 from astra_mesh.wire.messages import (
     MAGIC,
@@ -37,6 +38,7 @@ from astra_mesh.wire.messages import (
     Subscribe,
     Task,
 )
+from tests.integration.secure import Caller
 
 ME = PeerId("a" * 64)
 OTHER = PeerId("b" * 64)
@@ -138,7 +140,8 @@ class FakePeer:
                 self.news.clear()
                 await self.news.wait()
 
-    async def run_link(self, link: Link) -> None:
+    async def run_link(self, link: Link, known: Known | None) -> None:
+        assert known is not None
         self.links.append(link)
 
         def on_message(message: AnyMessage) -> None:
@@ -162,10 +165,11 @@ def nothing(peer: FakePeer, link: Link, message: AnyMessage) -> None:
 async def fake_peer(
     script: Script = nothing, version: int = PROTOCOL_VERSION, timings: Timings = TIMINGS
 ) -> AsyncIterator[FakePeer]:
+    caller = await Caller.new()
     hello = Hello(
         magic=MAGIC,
         version=version,
-        peer=ME,
+        peer=caller.id,
         name="fake",
         role=Role.PEER,
         window_bytes=1 << 20,
@@ -175,11 +179,17 @@ async def fake_peer(
     peer = FakePeer(script)
     app = web.Application()
     app.router.add_get(
-        PATH, websocket_handler(lambda: Session(hello, timings), peer.run_link, timings=timings)
+        PATH,
+        websocket_handler(
+            lambda known: Session(hello, timings),
+            peer.run_link,
+            timings=timings,
+            whose=caller.trust.whose_connection,
+        ),
     )
     runner = web.AppRunner(app, shutdown_timeout=1.0)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
+    site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=caller.tls.server)
     await site.start()
     peer.port = runner.addresses[0][1]
     try:

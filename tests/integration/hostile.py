@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import aiohttp
 
-from astra_mesh.mesh.connect import dial
 from astra_mesh.mesh.link import Link
 from astra_mesh.mesh.session import Session
 from astra_mesh.peer import Peer
@@ -28,6 +26,7 @@ from astra_mesh.wire.messages import (
     Role,
     Shard,
 )
+from tests.integration.secure import Caller
 
 Script = Callable[["Hostile", Propose], None]
 
@@ -73,7 +72,8 @@ class Hostile:
 @asynccontextmanager
 async def hostile(peer: Peer, script: Script) -> AsyncIterator[Hostile]:
     """Joins the mesh of ``peer``, which must have loaded its models."""
-    name = PeerId(secrets.token_hex(32))
+    caller = await Caller.new()
+    name = caller.id
     hello = Hello(
         magic=MAGIC,
         version=PROTOCOL_VERSION,
@@ -85,7 +85,7 @@ async def hostile(peer: Peer, script: Script) -> AsyncIterator[Hostile]:
         models=peer.models.offers(),
     )
     async with aiohttp.ClientSession() as http:
-        link = Link(await dial(http, "127.0.0.1", peer.port), Session(hello), dialled=True)
+        link = Link(await caller.dial(http, peer.port), Session(hello), dialled=True)
         one = Hostile(name, link, script)
         task = asyncio.create_task(link.run(one.on_message))
         try:

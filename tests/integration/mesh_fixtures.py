@@ -16,8 +16,6 @@ from PIL import Image
 from astra_mesh.bundle import open_bundle
 from astra_mesh.bundle.tensors import load_weights
 from astra_mesh.families import ModelInput, build_model
-from astra_mesh.mesh.connect import dial
-from astra_mesh.mesh.identity import ephemeral_identity
 from astra_mesh.mesh.link import Link
 from astra_mesh.mesh.session import Session
 from astra_mesh.peer import Peer, PeerConfig
@@ -43,6 +41,7 @@ from astra_mesh.wire.messages import (
     Token,
 )
 from tests.bundles import BERT, GPT2, VIT, bert_tensors, gpt2_tensors, vit_tensors, write_bundle
+from tests.integration.secure import Caller
 
 WAIT_S = 20.0
 # Four codes of 4 bits, or two: with a history each rate has codewords and predictions of its own.
@@ -181,11 +180,12 @@ class TestClient:
 async def client_of(peer: Peer) -> AsyncIterator[TestClient]:
     """A client linked to ``peer``."""
     async with aiohttp.ClientSession() as http:
-        socket = await dial(http, "127.0.0.1", peer.port)
+        caller = await Caller.new()
+        socket = await caller.dial(http, peer.port)
         hello = Hello(
             magic=MAGIC,
             version=PROTOCOL_VERSION,
-            peer=ephemeral_identity().peer_id,
+            peer=caller.id,
             name="test client",
             role=Role.CLIENT,
             window_bytes=1 << 20,

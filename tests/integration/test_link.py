@@ -89,12 +89,12 @@ async def serving(
 ) -> AsyncIterator[Server]:
     server = Server(0, window=window, consume=consume)
 
-    async def on_link(link: Link) -> None:
+    async def on_link(link: Link, known: object) -> None:
         end = End(link, consume=server.consume)
         server.ends.put_nowait(end)
         await end.run()
 
-    def session() -> Session:
+    def session(known: object) -> Session:
         return Session(hello(B, server.window), timings)
 
     app = web.Application()

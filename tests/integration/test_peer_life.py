@@ -21,7 +21,7 @@ from astra_mesh.errors import (
     PortInUseError,
     UnknownModelError,
 )
-from astra_mesh.mesh import connect
+from astra_mesh.mesh import connect, listening
 from astra_mesh.mesh.discovery import Discovery
 from astra_mesh.mesh.link import Link, _transport
 from astra_mesh.peer import Peer, PeerConfig, links
@@ -30,6 +30,7 @@ from astra_mesh.peer.local import _folder, local_peers
 from astra_mesh.wire.messages import PROTOCOL_VERSION, Event, Options, PeerId, Task, Use
 from tests.integration.fake_peer import fake_peer
 from tests.integration.mesh_fixtures import client_of, make_models, mesh_of, until
+from tests.integration.secure import Caller
 from tests.timings import patient
 
 ALL = Options(use=Use.ALL)
@@ -59,7 +60,7 @@ def free_port() -> int:
 
 def links_of(peer: Peer) -> set[Link]:
     assert peer._links is not None
-    return peer._links._links
+    return set(peer._links._links)
 
 
 async def broken(*args: object) -> None:
@@ -294,16 +295,16 @@ async def test_any_free_port_is_one_for_all_families() -> None:
 async def test_a_port_that_is_taken_meanwhile_is_tried_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    original, wanted = LinkKeeper._open, []
+    original, wanted = listening.open_sockets, []
 
-    async def open_port(self: LinkKeeper, port: int) -> Any:
+    async def open_sockets(host: str | None, port: int) -> Any:
         wanted.append(port)
         if len(wanted) == 2:
             raise PortInUseError("taken meanwhile")
-        site, ports = await original(self, port)
-        return site, (ports | {1}) if len(wanted) == 1 else ports
+        sockets = await original(host, port)
+        return [*sockets, *await original(host, 0)] if len(wanted) == 1 else sockets
 
-    monkeypatch.setattr(LinkKeeper, "_open", open_port)
+    monkeypatch.setattr(listening, "open_sockets", open_sockets)
     async with Peer(config()) as peer:
         assert len(wanted) == 3
         _, writer = await asyncio.open_connection("127.0.0.1", peer.port)
@@ -380,7 +381,6 @@ async def test_another_version_is_named_once_and_not_dialled_all_the_time(
 async def test_a_caller_of_another_version_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
     import aiohttp
 
-    from astra_mesh.mesh.connect import dial
     from astra_mesh.mesh.session import Session
     from astra_mesh.wire.messages import MAGIC, Hello, Role
 
@@ -392,9 +392,10 @@ async def test_a_caller_of_another_version_is_named_once(caplog: pytest.LogCaptu
         role=Role.PEER,
         window_bytes=1 << 20,
     )
+    caller = await Caller.new()
     async with Peer(config()) as peer, aiohttp.ClientSession() as http:
         for _ in range(3):
-            socket_ = await dial(http, "127.0.0.1", peer.port)
+            socket_ = await caller.dial(http, peer.port)
             error = await Link(socket_, Session(odd), dialled=True).run(lambda message: None)
             assert error is not None
             assert error.code == "version-mismatch"

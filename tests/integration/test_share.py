@@ -21,6 +21,7 @@ from astra_mesh.bundle import Bundle, install, open_bundle
 from astra_mesh.bundle.store import user_models_path
 from astra_mesh.client import Mesh, fetch
 from astra_mesh.client.fetch import Fetch, Holder, Holders, holders_of
+from astra_mesh.client.finding import own_way
 from astra_mesh.errors import BadBundleError, InputError, MeshError, ModelError, UnknownModelError
 from astra_mesh.peer import Peer, PeerConfig
 from astra_mesh.peer.share import Listing, Share, SharedFile
@@ -48,7 +49,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def holders(peer: Peer, model: str = "words") -> Holders:
     async with Mesh(("127.0.0.1", peer.port)) as mesh:
-        return holders_of(model, await mesh.peers(), mesh.peer_address)
+        secure = await asyncio.to_thread(own_way)
+        return holders_of(model, await mesh.peers(), mesh.peer_address, secure)
 
 
 def same_files(folder: Path, source: Path) -> None:

@@ -160,6 +160,11 @@ class House:
         folder.mkdir(exist_ok=True)
         return folder
 
+    @property
+    def trust_folder(self) -> Path:
+        """All devices share one, so that they trust each other without being paired first."""
+        return self.folder / "trust"
+
     def popen(
         self, device: str, argv: Sequence[str | Path], **options: Any
     ) -> subprocess.Popen[Any]:

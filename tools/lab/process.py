@@ -79,6 +79,7 @@ def environment_of(house: House, device: str) -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("XDG_", "ASTRA_"))}
     return kept | {
         "HOME": str(home),
+        "ASTRA_MESH_TRUST": str(house.trust_folder),
         "ASTRA_MESH_MODELS": house.scenario.models or str(REPO_ROOT / "models"),
         "PYTHONPATH": str(REPO_ROOT),
         "OMP_NUM_THREADS": str(max(1, house.scenario.devices[device].threads)),

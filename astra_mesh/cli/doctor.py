@@ -1,0 +1,90 @@
+"""Commands for when something does not work: ``doctor`` looks, ``diagnostics`` writes it down."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+from rich.text import Text
+
+from astra_mesh.cli.console import clean, err, hint, out, print_json, reporting, run_async, to_plain
+from astra_mesh.cli.options import Json
+
+if TYPE_CHECKING:
+    from astra_mesh.client.checks import Finding
+
+DOCTOR_EXAMPLE: Final = "Example:  astra-mesh doctor"
+DIAGNOSTICS_EXAMPLE: Final = "Example:  astra-mesh diagnostics problem.zip"
+_MARKS: Final = {"fine": ("ok  ", "green"), "note": ("note", "yellow"), "bad": ("BAD ", "red")}
+
+
+def doctor(as_json: Json = False) -> None:
+    """Check this machine, its network, its keys, and whether paired devices answer."""
+    with reporting(as_json):
+        found = run_async(_examine(quiet=as_json))
+        if as_json:
+            print_json({"checks": found})
+        if any(one.level.value == "bad" for one in found):
+            raise typer.Exit(1)
+
+
+def diagnostics(
+    path: Annotated[
+        Path | None, typer.Argument(help="Of the archive. Default: a name with the time, here.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write an archive that others may see: no names, addresses, keys or prompts are in it."""
+    with reporting(as_json):
+        from astra_mesh.client.diagnostics import write_archive
+        from astra_mesh.errors import InputError
+
+        path = path or Path(time.strftime("astra-mesh-%Y%m%d-%H%M%S.zip"))
+        found = run_async(_examine(quiet=True))
+        peers, names = run_async(_mesh())
+        try:
+            files = write_archive(path, found, peers, names)
+        except OSError as error:
+            raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+        if as_json:
+            print_json({"path": str(path), "files": files})
+            return
+        out.print(f"{path}: {', '.join(files)}", markup=False, soft_wrap=True)
+        hint("look into it before you pass it on")
+
+
+async def _examine(quiet: bool) -> list[Finding]:
+    from astra_mesh.client.checks import examine
+
+    def tell(finding: Finding) -> None:
+        if quiet:
+            return
+        mark, style = _MARKS[finding.level.value]
+        line = Text(mark, style=style).append(f"  {finding.name}: ", style="bold")
+        out.print(line.append(clean(finding.text), style="default"), soft_wrap=True)
+
+    with err.status("examining", spinner="dots"):
+        return await examine(tell)
+
+
+async def _mesh() -> tuple[Any, list[str]]:
+    """What a peer of this machine lists, and all names that are in it."""
+    from astra_mesh.client import Mesh
+    from astra_mesh.errors import AstraMeshError
+    from astra_mesh.mesh.trust import Trust
+    from astra_mesh.peer.local import local_peers
+
+    trust = await asyncio.to_thread(Trust.open)
+    names = [entry.name for entry in trust.members().values()]
+    running = await asyncio.to_thread(local_peers)
+    if not running:
+        return None, names
+    try:
+        async with Mesh(("127.0.0.1", running[-1].port)) as mesh:
+            peers = await mesh.peers()
+    except AstraMeshError as error:
+        return {"error": error.message}, names
+    return to_plain(peers), names + [peer.name for peer in peers]

@@ -1,0 +1,256 @@
+"""Commands about trust: ``pair`` lets devices into a mesh, ``unpair`` shuts them out."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import time
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from astra_mesh.cli.console import clean, err, hint, out, print_json, reporting, run_async
+from astra_mesh.cli.options import Json
+
+if TYPE_CHECKING:
+    from astra_mesh.mesh.invitations import Invitation, Invitations
+    from astra_mesh.mesh.trust import Trust
+
+PAIR_EXAMPLE: Final = "Example:  astra-mesh pair   ·   on the other:  astra-mesh pair K7QM-2XRT"
+UNPAIR_EXAMPLE: Final = "Example:  astra-mesh unpair kitchen"
+_LOOK_S: Final = 0.2  # between two looks whether somebody came
+_UNITS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+
+
+def pair(
+    code: Annotated[
+        str | None,
+        typer.Argument(
+            help="The code or join key that the other device showed. Default: show one here."
+        ),
+    ] = None,
+    at: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="HOST:PORT", help="Where the other device is, where multicast is dropped."
+        ),
+    ] = None,
+    join_key: Annotated[
+        bool, typer.Option(help="Make a long key for a board without a keyboard instead of a code.")
+    ] = False,
+    uses: Annotated[int, typer.Option(min=1, max=64, help="How many devices may use the key.")] = 1,
+    valid: Annotated[str, typer.Option(metavar="TIME", help="How long the key holds.")] = "24h",
+    member_for: Annotated[
+        str,
+        typer.Option(
+            "--for", metavar="TIME", help="Let it in for so long only: a guest's phone, say 12h."
+        ),
+    ] = "",
+    show: Annotated[bool, typer.Option("--list", help="List the devices of this mesh.")] = False,
+    close: Annotated[bool, typer.Option(help="Close all windows and join keys.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Pair two devices: show a code here, or use the one that the other device shows."""
+    with reporting(as_json):
+        from astra_mesh.mesh.invitations import Invitations
+        from astra_mesh.mesh.trust import Trust
+
+        trust = Trust.open()
+        if show:
+            _list(trust, as_json)
+        elif close:
+            Invitations(trust.folder).close()
+        elif code is not None:
+            run_async(_join(trust, code, at or [], as_json))
+        elif join_key:
+            _make_key(trust, uses, _seconds(valid), _seconds(member_for), as_json)
+        else:
+            run_async(_show_code(trust, _seconds(member_for), as_json))
+
+
+def unpair(
+    device: Annotated[
+        str | None,
+        typer.Argument(help="Its name, or the first digits of its id (see `pair --list`)."),
+    ] = None,
+    leave: Annotated[
+        bool, typer.Option("--leave", help="Take this device out of its mesh instead.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Shut a device out of the mesh, on all devices of the mesh."""
+    with reporting(as_json):
+        from astra_mesh.errors import InputError
+        from astra_mesh.mesh.roster import RosterBook
+        from astra_mesh.mesh.trust import Trust
+
+        if (device is None) is not leave:
+            raise InputError("name the device to shut out, or say --leave")
+        trust = Trust.open()
+
+        def decide(book: RosterBook) -> bool:
+            if device is None:
+                book.begin_anew()
+                return True
+            found = book.find(device)
+            if len(found) != 1:
+                raise InputError(_which(device, [entry.name for _, entry in found]))
+            book.shut_out(found[0][0])
+            return True
+
+        trust.change(decide)
+        _list(trust, as_json)
+        if device is not None:
+            hint("the peers of the mesh part from it within seconds; others when they meet them")
+
+
+def _which(device: str, names: list[str]) -> str:
+    if names:
+        return f"{device!a} fits {len(names)} devices; give more digits of the id"
+    return f"no other device of this mesh is called {device!a}; `astra-mesh pair --list` lists them"
+
+
+def _list(trust: Trust, as_json: bool) -> None:
+    rows = [
+        {
+            "id": key,
+            "name": entry.name,
+            "this": key == trust.device.id,
+            "until": entry.until or None,
+            "let_in_by": entry.by,
+        }
+        for key, entry in trust.members().items()
+    ]
+    if as_json:
+        print_json({"devices": rows})
+        return
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("device", "id", "until"):
+        table.add_column(column, no_wrap=True)
+    for row in rows:
+        mark = " (this one)" if row["this"] else ""
+        name, until = Text(clean(str(row["name"])) + mark), row["until"]
+        table.add_row(name, str(row["id"])[:8], _moment(int(until)) if until else "")
+    out.print(table)
+
+
+def _moment(seconds: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+
+
+# --- the side that uses a code --------------------------------------------------------------------
+
+
+async def _join(trust: Trust, code: str, at: list[str], as_json: bool) -> None:
+    from astra_mesh.client.pairing_search import pair_nearby
+    from astra_mesh.mesh.codes import read_secret
+
+    secret = read_secret(code)
+    with err.status("looking for the other device", spinner="dots"):
+        paired = await pair_nearby(trust, secret, at)
+    if as_json:
+        print_json({"type": "paired", "name": paired.name, "members": paired.members})
+        return
+    out.print(f"Paired with {clean(paired.name)}.", markup=False)
+    out.print(f"  mesh    {clean(', '.join(paired.members))}", markup=False, soft_wrap=True)
+
+
+# --- the side that shows one ----------------------------------------------------------------------
+
+
+def _make_key(trust: Trust, uses: int, valid_s: int, member_s: int, as_json: bool) -> None:
+    from astra_mesh.mesh.codes import new_key, read_secret
+    from astra_mesh.mesh.invitations import Invitations
+
+    key = new_key()
+    Invitations(trust.folder).open_key(read_secret(key), valid_s, uses, member_s)
+    if as_json:
+        print_json({"type": "join-key", "key": key, "uses": uses, "valid_s": valid_s})
+        return
+    out.print(key, markup=False)
+    hint(f"on the board: ASTRA_MESH_JOIN_KEY={key} astra-mesh peer")
+    hint("a peer must run on this device for it: astra-mesh peer")
+
+
+async def _show_code(trust: Trust, member_s: int, as_json: bool) -> None:
+    from contextlib import AsyncExitStack
+
+    from astra_mesh.client.pairing_post import pairing_addresses
+    from astra_mesh.mesh.codes import new_code, read_secret
+    from astra_mesh.mesh.invitations import Invitations
+
+    invitations = Invitations(trust.folder)
+    code = new_code()
+    async with AsyncExitStack() as stack:
+        addresses = await pairing_addresses(stack, trust)
+        await asyncio.to_thread(invitations.open_window, read_secret(code), member_s)
+        try:
+            _print_code(code, addresses, as_json)
+            await _wait(invitations, as_json)
+        finally:
+            invitations.close(b"")
+
+
+def _print_code(code: str, addresses: list[str], as_json: bool) -> None:
+    from astra_mesh import limits
+    from astra_mesh.mesh.codes import as_uri
+
+    uri = as_uri(code, addresses)
+    if as_json:
+        about = {"code": code, "uri": uri, "addresses": addresses}
+        print_json({"type": "code", **about, "valid_s": limits.PAIR_CODE_S})
+        return
+    import segno
+
+    drawing = io.StringIO()
+    segno.make(uri, error="l", micro=False).terminal(drawing, compact=True)
+    out.file.write(drawing.getvalue())
+    out.print(Text(f"  {code}", style="bold"))
+    out.print(f"  on the other device:  astra-mesh pair {code}", style="dim")
+    out.print(f"  valid for {limits.PAIR_CODE_S / 60:g} minutes; Ctrl-C closes it", style="dim")
+
+
+async def _wait(invitations: Invitations, as_json: bool) -> None:
+    """Until somebody came in, or the window is closed.
+
+    Raises:
+        PairingError: It closed.
+    """
+    from astra_mesh.errors import PairingError
+
+    while True:
+        window: Invitation | None = await asyncio.to_thread(invitations.window)
+        if window is not None and window.came:
+            name = window.came[0]
+            if as_json:
+                print_json({"type": "paired", "name": name})
+            else:
+                out.print(f"Paired with {clean(name)}.", markup=False)
+            await asyncio.sleep(1.0)  # the last messages of the exchange
+            return
+        if window is None:
+            raise PairingError("nobody came in time, so the code holds no more; try again")
+        if window.tries < 1:
+            raise PairingError(
+                "three wrong codes were given, so the window is closed. Somebody mistyped, or "
+                "guesses; try again for a new code"
+            )
+        await asyncio.sleep(_LOOK_S)
+
+
+def _seconds(text: str) -> int:
+    """``90s``, ``15m``, ``12h``, ``7d``; empty is 0.
+
+    Raises:
+        InputError: It is none of these.
+    """
+    from astra_mesh.errors import InputError
+
+    number, unit = text[:-1], text[-1:]
+    if not text:
+        return 0
+    if not (number.isascii() and number.isdigit() and len(number) < 6 and unit in _UNITS):
+        raise InputError(f"{text[:20]!a} is no time: use 90s, 15m, 12h or 7d")
+    return int(number) * _UNITS[unit]

@@ -1,0 +1,284 @@
+"""What ``astra-mesh doctor`` looks at: each check says how it is, and what to do."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import importlib.metadata
+import os
+import platform
+import secrets
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import aiohttp
+
+from astra_mesh import limits
+from astra_mesh._version import __version__
+from astra_mesh.client.addresses import DEFAULT_PORT
+from astra_mesh.client.pairing_search import search
+from astra_mesh.errors import AstraMeshError, PortInUseError
+from astra_mesh.mesh.connect import Address, Secure, dial
+from astra_mesh.mesh.discovery import Discovery
+from astra_mesh.mesh.identity import DEVICE_FILE_NAME
+from astra_mesh.mesh.interfaces import own_addresses
+from astra_mesh.mesh.listening import close_all, listen
+from astra_mesh.mesh.trust import Trust
+from astra_mesh.wire.messages import DeviceId, PeerId
+
+PACKAGES: Final = ("torch", "aiohttp", "cryptography", "zeroconf", "msgspec", "msgpack", "uvloop")
+_BORN: Final = 1_735_689_600  # 2025: a clock before it was never set
+_MULTICAST_S: Final = 5.0
+_LOW_MEMORY: Final = 512 * limits.MIB
+_FIREWALLS: Final = {
+    "ufw": (Path("/etc/ufw/ufw.conf"), "ENABLED=yes", f"ufw allow {DEFAULT_PORT}/tcp"),
+    "firewalld": (
+        Path("/run/firewalld/pid"),
+        "",
+        f"firewall-cmd --add-port={DEFAULT_PORT}/tcp --add-service=mdns",
+    ),
+}
+
+
+class Level(enum.Enum):
+    """How a check came out."""
+
+    FINE = "fine"
+    NOTE = "note"  # works, with less than it could
+    BAD = "bad"  # something will not work
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check found."""
+
+    name: str
+    level: Level
+    text: str
+
+
+async def examine(tell: Callable[[Finding], None]) -> list[Finding]:
+    """All checks, one after the other; ``tell`` hears of each at once."""
+    found: list[Finding] = []
+    for check in (_versions, _clock, _interfaces, _multicast, _port, _firewall):
+        found += await _guarded(check, tell)
+    found += await _guarded(_keys, tell)
+    found += await _guarded(_numbers, tell)
+    found += await _guarded(_memory, tell)
+    found += await _guarded(_members, tell)
+    return found
+
+
+async def _guarded(
+    check: Callable[[], Awaitable[list[Finding]]], tell: Callable[[Finding], None]
+) -> list[Finding]:
+    try:
+        found = await check()
+    except AstraMeshError as error:
+        found = [_bad(check.__name__.strip("_"), error.message)]
+    for one in found:
+        tell(one)
+    return found
+
+
+def _fine(name: str, text: str) -> Finding:
+    return Finding(name, Level.FINE, text)
+
+
+def _note(name: str, text: str) -> Finding:
+    return Finding(name, Level.NOTE, text)
+
+
+def _bad(name: str, text: str) -> Finding:
+    return Finding(name, Level.BAD, text)
+
+
+# --- this machine ---------------------------------------------------------------------------------
+
+
+def versions() -> dict[str, str]:
+    """What is installed."""
+    found = {"astra-mesh": __version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+async def _versions() -> list[Finding]:
+    text = ", ".join(f"{name} {version}" for name, version in versions().items())
+    return [_fine("versions", f"{text}; {platform.system()} {platform.machine()}")]
+
+
+async def _clock() -> list[Finding]:
+    now = time.time()
+    shown = time.strftime("%Y-%m-%d %H:%M", time.localtime(now))
+    if now < _BORN:
+        text = f"it says {shown}: memberships for a limited time and join keys do not end as meant"
+        return [_note("clock", f"{text}. Set it, or let the board ask a time server")]
+    return [_fine("clock", shown)]
+
+
+async def _interfaces() -> list[Finding]:
+    addresses = own_addresses()
+    outside = [str(ip) for ip in addresses if not ip.is_loopback]
+    if not outside:
+        return [_bad("interfaces", "this machine is in no network; join the Wi-Fi of the others")]
+    return [_fine("interfaces", ", ".join(outside[:6]))]
+
+
+async def _multicast() -> list[Finding]:
+    """Whether an announcement of this machine comes back to it."""
+    heard = asyncio.Event()
+    one, two = (PeerId(secrets.token_hex(32)) for _ in range(2))
+
+    def on_found(peer: PeerId, name: str, addresses: list[Address]) -> None:
+        if peer == one:
+            heard.set()
+
+    speaker = Discovery(one, "doctor", 9, on_found=lambda *_: None, on_gone=lambda peer: None)
+    listener = Discovery(two, "doctor", None, on_found=on_found, on_gone=lambda peer: None)
+    tasks = [asyncio.create_task(each.run()) for each in (listener, speaker)]
+    try:
+        async with asyncio.timeout(_MULTICAST_S):
+            await heard.wait()
+    except TimeoutError:
+        why = speaker.problem or listener.problem or "its own announcement did not come back"
+        text = f"does not work here ({why}); name other devices with --peer HOST:PORT"
+        return [_note("multicast", text)]
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+    return [_fine("multicast", "announcements arrive")]
+
+
+async def _port() -> list[Finding]:
+    from astra_mesh.peer.local import local_peers
+
+    peers = await asyncio.to_thread(local_peers)
+    if peers:
+        ports = ", ".join(str(peer.port) for peer in peers)
+        return [_fine("port", f"a peer of this user listens on {ports}")]
+    try:
+        close_all(await listen(None, DEFAULT_PORT))
+    except PortInUseError:
+        text = f"{DEFAULT_PORT} is taken by another program; a peer will take any other one"
+        return [_note("port", text)]
+    return [_fine("port", f"{DEFAULT_PORT} is free")]
+
+
+async def _firewall() -> list[Finding]:
+    found = await asyncio.to_thread(_active_firewalls)
+    if not found:
+        return [_fine("firewall", "none of those known here is active")]
+    text = "; ".join(f"{name} is active: `{command}` lets peers in" for name, command in found)
+    return [_note("firewall", text)]
+
+
+def _active_firewalls() -> list[tuple[str, str]]:
+    found = []
+    for name, (path, sign, command) in _FIREWALLS.items():
+        with suppress(OSError):
+            if sign in path.read_text(errors="replace"):
+                found.append((name, command))
+    return found
+
+
+async def _keys() -> list[Finding]:
+    trust = await asyncio.to_thread(Trust.open)
+    key = trust.folder / DEVICE_FILE_NAME
+    mode, owner = (status := key.stat()).st_mode & 0o777, status.st_uid
+    if os.name == "posix" and (mode & 0o077 or owner != os.getuid()):
+        return [_bad("keys", f"{key} has mode {mode:04o}: `chmod 600` it, and pair anew")]
+    return [_fine("keys", f"only this user can read {key}; device {trust.device.id[:8]}")]
+
+
+async def _numbers() -> list[Finding]:
+    return await asyncio.to_thread(_time_formats)
+
+
+def _time_formats() -> list[Finding]:
+    """How fast products are in each number format, relative to fp32."""
+    import torch
+
+    times = {}
+    for name in ("float32", "bfloat16", "float16"):
+        a = torch.ones(256, 256, dtype=getattr(torch, name))
+        with suppress(RuntimeError):
+            times[name] = min(_timed(a) for _ in range(4))
+    base = times["float32"]
+    text = ", ".join(f"{name} {base / t:.2g}x" for name, t in times.items() if name != "float32")
+    kind = torch.backends.cpu.get_cpu_capability()  # type: ignore[no-untyped-call, unused-ignore]
+    return [_fine("number formats", f"{kind}; speed beside float32: {text}")]
+
+
+def _timed(a: object) -> float:
+    began = time.perf_counter()
+    a @ a  # type: ignore[operator]
+    return time.perf_counter() - began
+
+
+async def _memory() -> list[Finding]:
+    free = await asyncio.to_thread(free_bytes)
+    if free is None:
+        return [_note("memory", "cannot be read on this system")]
+    text = f"{free / limits.MIB:,.0f} MiB free"
+    if free < _LOW_MEMORY:
+        return [_note("memory", f"{text}: larger models will not fit; close other programs")]
+    return [_fine("memory", text)]
+
+
+def free_bytes() -> int | None:
+    """Memory that programs can still get; None where the system does not say."""
+    if sys.platform != "linux":
+        return None
+    with suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return None
+
+
+# --- the others -----------------------------------------------------------------------------------
+
+
+async def _members() -> list[Finding]:
+    """Whether every device of the mesh answers, as far as peers announce themselves."""
+    trust = await asyncio.to_thread(Trust.open)
+    others = {key: entry.name for key, entry in trust.members().items() if key != trust.device.id}
+    if not others:
+        return [_note("devices", "this device is paired with no other: astra-mesh pair")]
+    there = await _who_answers(trust)
+    found = []
+    for device, name in others.items():
+        shown = f"{name} ({device[:8]})"
+        if device in there:
+            found.append(_fine("devices", f"{shown} answers after {1000 * there[device]:.0f} ms"))
+        else:
+            text = f"{shown} does not answer: is `astra-mesh peer` running there, in this network?"
+            found.append(_bad("devices", text))
+    return found
+
+
+async def _who_answers(trust: Trust) -> dict[DeviceId, float]:
+    """Devices that answered, and how long that took, seconds."""
+    identity = trust.device.issue()
+    tls = await asyncio.to_thread(trust.tls, identity)
+    secure = Secure(tls.client, trust.whose_connection)
+    found: dict[DeviceId, float] = {}
+    async with aiohttp.ClientSession() as http:
+        async for address in search():
+            began = time.perf_counter()
+            with suppress(AstraMeshError):
+                socket = await dial(http, *address, secure=secure)
+                known = secure.known(socket)
+                await socket.close()
+                if known is not None:
+                    found.setdefault(known.device, time.perf_counter() - began)
+    return found

@@ -1,0 +1,98 @@
+"""Where a device with an open window may be: said with the code, or announced on this network."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
+from typing import Final
+
+from astra_mesh import limits
+from astra_mesh.client.addresses import parse_address
+from astra_mesh.errors import AstraMeshError, MeshError, PairingError
+from astra_mesh.mesh.codes import Secret, read_secret
+from astra_mesh.mesh.connect import Address
+from astra_mesh.mesh.discovery import Discovery
+from astra_mesh.mesh.pairing_guest import Paired, most_telling, pair_any, pair_at
+from astra_mesh.mesh.trust import Trust
+from astra_mesh.wire.messages import PeerId
+
+log = logging.getLogger(__name__)
+
+SEARCH_S: Final = 5.0  # announcements are repeated within it
+_AGAIN_S: Final = 5.0  # between two tries with a join key
+
+
+async def pair_nearby(trust: Trust, secret: Secret, at: Iterable[str] = ()) -> Paired:
+    """Pair where it was said, else with whoever on this network knows the secret.
+
+    Raises:
+        InputError: What was typed is no address.
+        PairingError: Nobody is here, or none of them knows it.
+    """
+    said = [parse_address(text) for text in (*at, *secret.addresses)]
+    if said:
+        return await pair_any(trust, secret, said)
+    errors: list[MeshError] = []
+    async with aclosing(search()) as found:
+        async for address in found:
+            try:
+                return await pair_at(trust, secret, address)
+            except MeshError as error:
+                errors.append(error)
+    raise most_telling(errors) or PairingError(
+        "no other device was found on this network; name it with --at HOST:PORT (the other "
+        "device shows its addresses), and check that both are in the same Wi-Fi"
+    )
+
+
+async def search() -> AsyncGenerator[Address, None]:
+    """One address of each peer that announces itself within :data:`SEARCH_S`, as they are found."""
+    places: asyncio.Queue[Address] = asyncio.Queue(limits.CANDIDATES)
+    known: set[PeerId] = set()
+
+    def on_found(peer: PeerId, name: str, addresses: list[Address]) -> None:
+        if peer not in known and not places.full():
+            known.add(peer)
+            places.put_nowait(addresses[0])
+
+    me = PeerId(secrets.token_hex(32))
+    watch = Discovery(me, "", None, on_found=on_found, on_gone=lambda peer: None)
+    task = asyncio.create_task(watch.run(), name="astra_mesh search")
+    end = asyncio.get_running_loop().time() + SEARCH_S
+    try:
+        while True:
+            try:
+                async with asyncio.timeout_at(end):
+                    place = await places.get()
+            except TimeoutError:
+                return
+            yield place
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+async def join_by_key(trust: Trust, key: str, at: Iterable[str] = ()) -> Paired | None:
+    """For boards: try until a device takes the key; None if this device has paired before.
+
+    Raises:
+        InputError: It is no join key.
+    """
+    secret = read_secret(key)
+    complained = False
+    while trust.book.alone:
+        try:
+            return await pair_nearby(trust, secret, at)
+        except AstraMeshError as error:
+            log.log(
+                logging.DEBUG if complained else logging.WARNING,
+                "not joined yet, trying again: %s",
+                error.message,
+            )
+            complained = True
+        await asyncio.sleep(_AGAIN_S)
+        await asyncio.to_thread(trust.refresh)
+    return None

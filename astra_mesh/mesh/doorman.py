@@ -1,0 +1,269 @@
+"""Who comes in: TLS first, then the certificate decides between the mesh and the pairing answer.
+
+Nobody else is told anything. What is not yet a link is bounded in number, for each host and in all,
+and in time: before TLS, before the upgrade to a WebSocket, and in a pairing. Where there is no room
+the oldest of the host that takes most of it has to go, so that floods hurt their own host first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import ssl
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final
+
+from astra_mesh import limits
+from astra_mesh.mesh.listening import close_all, port_of
+from astra_mesh.mesh.trust import Known
+
+log = logging.getLogger(__name__)
+
+_ACCEPT_RETRY_S: Final = 0.1  # after an error, such as too many open files
+
+OnPairing = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Waits:
+    """How long each step may take, seconds."""
+
+    handshake_s: float = limits.HANDSHAKE_S
+    upgrade_s: float = limits.UPGRADE_S
+    pairing_s: float = limits.PAIR_EXCHANGE_S
+
+
+class Doorman:
+    """Accepts connections for one peer.
+
+    Args:
+        tls: The context to use now.
+        whose: Who shows a certificate; None for a stranger.
+        http: Makes the protocol that serves a member.
+        pair: Serves whoever shows no certificate.
+        waits: Deadlines.
+    """
+
+    def __init__(
+        self,
+        tls: Callable[[], ssl.SSLContext],
+        whose: Callable[[ssl.SSLObject | None], Known | None],
+        http: Callable[[], asyncio.Protocol],
+        pair: OnPairing,
+        waits: Waits | None = None,
+    ) -> None:
+        self._tls, self._whose, self._http, self._pair = tls, whose, http, pair
+        self._waits = waits or Waits()
+        self._sockets: Sequence[socket.socket] = ()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._greeting = _Room(limits.HANDSHAKES, limits.HANDSHAKES_PER_HOST)
+        self._pairing = _Room(limits.PAIR_CONNECTIONS, limits.PAIR_CONNECTIONS)
+        self._late: dict[asyncio.BaseTransport, asyncio.TimerHandle] = {}
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return port_of(self._sockets[0]) if self._sockets else 0
+
+    def open(self, sockets: Sequence[socket.socket]) -> None:
+        """Begin to accept on listening sockets, which are its own from now on."""
+        self._sockets = sockets
+        for one in sockets:
+            self._start(self._accept(one))
+
+    async def close(self) -> None:
+        """Stop accepting; end what is no link yet. May be called twice."""
+        tasks, sockets = list(self._tasks), self._sockets
+        self._sockets = ()
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        close_all(sockets)
+        for timer in self._late.values():
+            timer.cancel()
+        self._late.clear()
+
+    def upgraded(self, transport: asyncio.BaseTransport | None) -> None:
+        """A connection became a link, which has deadlines of its own."""
+        timer = self._late.pop(transport, None) if transport is not None else None
+        if timer is not None:
+            timer.cancel()
+
+    # --- inside -----------------------------------------------------------------------------------
+
+    def _start(
+        self, work: Coroutine[Any, Any, None], after: Callable[[], object] = lambda: None
+    ) -> asyncio.Task[None]:
+        """A task, and what is done when it is over, even if it was cancelled before it began."""
+        task = asyncio.create_task(work, name="astra_mesh doorman")
+        self._tasks.add(task)
+
+        def over(_: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            after()
+
+        task.add_done_callback(over)
+        return task
+
+    async def _accept(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection, address = await loop.sock_accept(listener)
+            except OSError as error:
+                log.warning("cannot take a connection: %s", error.strerror or error)
+                await asyncio.sleep(_ACCEPT_RETRY_S)
+                continue
+            host = str(address[0]) if isinstance(address, tuple) else ""
+            taken = _Taken(connection)
+            self._greeting.enter(self._start(self._greet(taken), taken.close), host)
+
+    async def _greet(self, taken: _Taken) -> None:
+        """TLS; what follows it begins in :meth:`_enter`."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self._waits.handshake_s
+        try:
+            async with asyncio.timeout_at(end):
+                await taken.first_byte()
+            await loop.connect_accepted_socket(
+                lambda: _Usher(self._enter),
+                taken.hand_over(),
+                ssl=self._tls(),
+                ssl_handshake_timeout=max(0.01, end - loop.time()),
+                ssl_shutdown_timeout=limits.CLOSE_TIMEOUT_S,
+            )
+        except (OSError, TimeoutError) as error:  # ssl.SSLError is an OSError
+            log.debug("a connection without a good TLS handshake: %s", error)
+
+    def _enter(self, transport: asyncio.Transport) -> None:
+        """TLS is complete: whose connection is it?"""
+        secure = transport.get_extra_info("ssl_object")
+        known = self._whose(secure)
+        if known is not None:
+            protocol = self._http()
+            transport.set_protocol(protocol)
+            protocol.connection_made(transport)
+            loop = asyncio.get_running_loop()
+            self._late[transport] = loop.call_later(
+                self._waits.upgrade_s, self._too_late, transport
+            )
+        elif secure.getpeercert() is None:
+            name = transport.get_extra_info("peername")
+            host = str(name[0]) if isinstance(name, tuple) else ""
+            reader, writer = _streams(transport)
+            task = self._start(self._serve_pairing(reader, writer), lambda: abandon(writer))
+            self._pairing.enter(task, host)
+        else:
+            transport.abort()
+
+    def _too_late(self, transport: asyncio.Transport) -> None:
+        if self._late.pop(transport, None) is not None:
+            transport.abort()
+
+    async def _serve_pairing(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        try:
+            async with asyncio.timeout(self._waits.pairing_s):
+                await self._pair(reader, writer)
+                await writer.drain()
+                writer.close()
+                await writer.wait_closed()
+        except (OSError, TimeoutError, EOFError) as error:
+            log.debug("a pairing that was not complete: %s", error)
+        except Exception:
+            log.exception("a pairing ended by an error of this peer")
+
+
+class _Taken:
+    """A connection that was accepted; closed unless a transport took it over."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection: socket.socket | None = connection
+
+    async def first_byte(self) -> None:
+        """Until it is there: whoever says nothing costs no TLS."""
+        assert self._connection is not None
+        loop, number = asyncio.get_running_loop(), self._connection.fileno()
+        came: asyncio.Future[None] = loop.create_future()
+        try:
+            loop.add_reader(number, _set, came)
+        except NotImplementedError:  # loops of Windows
+            return
+        try:
+            await came
+        finally:
+            loop.remove_reader(number)
+
+    def hand_over(self) -> socket.socket:
+        connection, self._connection = self._connection, None
+        assert connection is not None
+        return connection
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+
+
+def _set(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+class _Usher(asyncio.Protocol):
+    """Stands in until the other end is known."""
+
+    def __init__(self, enter: Callable[[asyncio.Transport], None]) -> None:
+        self._enter = enter
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._enter(transport)  # type: ignore[arg-type]  # uvloop's are no subclasses
+
+
+class _Room:
+    """Tasks of strangers, not more than so many: the oldest of the busiest host goes first."""
+
+    def __init__(self, most: int, most_per_host: int) -> None:
+        self._most, self._most_per_host = most, most_per_host
+        self._tasks: dict[asyncio.Task[None], str] = {}
+
+    def enter(self, task: asyncio.Task[None], host: str) -> None:
+        self._tasks[task] = host
+        task.add_done_callback(self._leave)
+        counts = Counter(self._tasks.values())
+        if counts[host] > self._most_per_host:
+            self._evict(host)
+        elif len(self._tasks) > self._most:
+            self._evict(counts.most_common(1)[0][0])
+
+    def _evict(self, host: str) -> None:
+        oldest = next(task for task, of in self._tasks.items() if of == host)
+        self._leave(oldest)
+        oldest.cancel()
+
+    def _leave(self, task: asyncio.Task[None]) -> None:
+        with suppress(KeyError):
+            del self._tasks[task]
+
+
+def abandon(writer: asyncio.StreamWriter) -> None:
+    """End a connection at once, without waiting for what was not sent."""
+    writer.close()
+    writer.transport.abort()
+
+
+def _streams(
+    transport: asyncio.Transport,
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection as streams, as asyncio.start_server does it."""
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader(limit=limits.PAIR_FRAME_BYTES, loop=loop)
+    protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
+    transport.set_protocol(protocol)
+    protocol.connection_made(transport)
+    return reader, asyncio.StreamWriter(transport, protocol, reader, loop)

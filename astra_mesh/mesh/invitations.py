@@ -1,0 +1,137 @@
+"""Open pairing windows and join keys of a device, kept in its trust folder.
+
+``astra-mesh pair`` writes them, a running peer answers to them: a wrong try is counted before it is
+known to be wrong, so that many at once are no way around the limit. All calls block.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from astra_mesh import limits
+from astra_mesh.errors import IdentityError, PairingError
+from astra_mesh.mesh.codes import Secret
+from astra_mesh.mesh.files import replace_file
+
+if sys.platform != "win32":
+    import fcntl
+
+FILE_NAME: Final = "invitations"
+_LOCK_FILE: Final = "invitations.lock"
+_FILE_BYTES: Final = 256 * limits.KIB
+
+
+class Invitation(msgspec.Struct):
+    """One window or join key."""
+
+    id: bytes  # of a join key; empty: the window with a code
+    password: bytes
+    until: float  # seconds since 1970
+    uses: int  # how many devices may still come in by it
+    tries: int  # how many wrong ones may still come
+    member_s: int = 0  # who comes in by it is a member for so long; 0: for good
+    came: list[str] = []  # names of devices that came in by it
+
+
+class Invitations:
+    """The invitations in one folder."""
+
+    def __init__(self, folder: Path, clock: Callable[[], float] = time.time) -> None:
+        self._folder, self._clock = folder, clock
+
+    def open_window(self, secret: Secret, member_s: int = 0) -> None:
+        """Take one device in by a code, from now on; an older window is closed by it."""
+        until = self._clock() + limits.PAIR_CODE_S
+        with self._all() as found:
+            found[b""] = Invitation(b"", secret.password, until, 1, limits.PAIR_TRIES, member_s)
+
+    def open_key(self, secret: Secret, valid_s: float, uses: int = 1, member_s: int = 0) -> None:
+        """Take devices in by a join key.
+
+        Raises:
+            PairingError: There are too many.
+        """
+        with self._all() as found:
+            if len(found) >= limits.JOIN_KEYS:
+                raise PairingError(
+                    f"{limits.JOIN_KEYS} join keys are open already; `astra-mesh pair --close` "
+                    "closes them"
+                )
+            until = self._clock() + valid_s
+            tries = limits.ROSTER_ENTRIES  # nobody guesses 128 bits: broken connections count too
+            found[secret.id] = Invitation(secret.id, secret.password, until, uses, tries, member_s)
+
+    def close(self, *ids: bytes) -> None:
+        """Close these, or all."""
+        with self._all() as found:
+            for name in ids or list(found):
+                found.pop(name, None)
+
+    def window(self, name: bytes = b"") -> Invitation | None:
+        """How one stands; None if it is over and nobody came."""
+        with self._all() as found:
+            return found.get(name)
+
+    def try_one(self, name: bytes) -> Invitation | None:
+        """Somebody wants to come in by it, and counts as wrong until :meth:`came_in`."""
+        with self._all() as found:
+            invitation = found.get(name)
+            if invitation is None or invitation.tries < 1 or invitation.uses < 1:
+                return None
+            invitation.tries -= 1
+            return invitation
+
+    def came_in(self, name: bytes, device: str) -> bool:
+        """A device proved that it knows the secret; whether there was still room for it."""
+        with self._all() as found:
+            invitation = found.get(name)
+            if invitation is None or invitation.uses < 1:
+                return False
+            invitation.uses -= 1
+            invitation.tries += 1
+            invitation.came.append(device)
+            return True
+
+    @contextmanager
+    def _all(self) -> Iterator[dict[bytes, Invitation]]:
+        """What is open, to look at and to change."""
+        path = self._folder / FILE_NAME
+        try:
+            with (self._folder / _LOCK_FILE).open("ab") as lock:
+                if sys.platform != "win32":
+                    fcntl.flock(lock, fcntl.LOCK_EX)
+                before = _read(path)
+                now = self._clock()
+                found = (
+                    {
+                        one.id: one
+                        for one in msgspec.msgpack.decode(before, type=_Many)
+                        if one.until > now
+                    }
+                    if before
+                    else {}
+                )
+                yield found
+                after = msgspec.msgpack.encode(list(found.values()))
+                if after != before:
+                    replace_file(path, after)
+        except (OSError, msgspec.MsgspecError) as exc:
+            why = exc.strerror if isinstance(exc, OSError) else "it is damaged; delete it"
+            raise IdentityError(f"{path}, which holds open pairings: {why or exc}") from exc
+
+
+_Many = list[Invitation]
+
+
+def _read(path: Path) -> bytes:
+    if not path.exists():
+        return b""
+    with path.open("rb") as file:
+        return file.read(_FILE_BYTES)

@@ -1,0 +1,128 @@
+"""The side of a pairing that was given a code or join key: dials, proves, joins or takes in."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from astra_mesh import limits
+from astra_mesh.errors import MeshError, PairingError, ProtocolError
+from astra_mesh.mesh.codes import Secret
+from astra_mesh.mesh.connect import Address
+from astra_mesh.mesh.doorman import abandon
+from astra_mesh.mesh.pairing import (
+    VERSION,
+    Denied,
+    Exchange,
+    Knock,
+    Proof,
+    Reply,
+    Welcome,
+    pack_roster,
+    receive,
+    send,
+    unpack_roster,
+)
+from astra_mesh.mesh.pairing_host import adopt, let_in, own_name
+from astra_mesh.mesh.trust import Trust, pairing_tls
+from astra_mesh.wire.codec import sanitise
+
+
+@dataclass(frozen=True)
+class Paired:
+    """What came of it.
+
+    Attributes:
+        name: Of the other device.
+        joined: Whether this device joined the other one's mesh (else the other joined this one's).
+        members: Names of all devices of the mesh.
+    """
+
+    name: str
+    joined: bool
+    members: tuple[str, ...]
+
+
+async def pair_any(trust: Trust, secret: Secret, addresses: Sequence[Address]) -> Paired:
+    """Pair with whoever knows the secret among these addresses.
+
+    Raises:
+        PairingError: Nobody does; the text is the most telling of theirs.
+    """
+    errors: list[MeshError] = []
+    for address in addresses:
+        try:
+            return await pair_at(trust, secret, address)
+        except MeshError as error:
+            errors.append(error)
+    raise most_telling(errors) or PairingError("no device was named to pair with")
+
+
+def most_telling(errors: Sequence[MeshError]) -> MeshError | None:
+    """Of what several devices said, that of the one that was meant."""
+
+    def rank(error: MeshError) -> int:
+        if not isinstance(error, Denied):
+            return 1
+        return {"same-device": 0, "window": 2}.get(error.why, 3)
+
+    return max(errors, key=rank, default=None)
+
+
+async def pair_at(trust: Trust, secret: Secret, address: Address) -> Paired:
+    """Pair with the device whose peer listens there. Cancelling it leaves nothing open.
+
+    Raises:
+        PairingError: Nobody answers, or the answer is no.
+    """
+    host, port = address
+    try:
+        async with asyncio.timeout(limits.PAIR_EXCHANGE_S):
+            reader, writer = await asyncio.open_connection(
+                host, port, ssl=pairing_tls(), server_hostname="astra-mesh"
+            )
+            try:
+                return await _pair(trust, secret, reader, writer)
+            finally:
+                abandon(writer)
+    except ProtocolError as error:
+        raise PairingError(f"{host}, port {port}, sent {error.message}") from None
+    except TimeoutError:
+        why = f"no answer within {limits.PAIR_EXCHANGE_S:g} s"
+    except EOFError:
+        why = "it ended the conversation"
+    except OSError as error:
+        why = error.strerror or str(error)
+    raise PairingError(f"cannot pair with what listens at {host}, port {port}: {why}")
+
+
+async def _pair(
+    trust: Trust, secret: Secret, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> Paired:
+    channel = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+    exchange = Exchange(trust.device, secret.password, guest=True, channel=channel)
+    own = await asyncio.to_thread(exchange.begin)
+    await send(writer, Knock(VERSION, secret.id, trust.device.certificate, own_name(), own))
+    reply = await receive(reader, Reply)
+    await asyncio.to_thread(exchange.finish, reply.spake, reply.certificate, secret.id)
+    await asyncio.to_thread(trust.refresh)
+    mac, signature = exchange.prove()
+    await send(writer, Proof(mac, signature, trust.book.mesh, trust.book.alone))
+    proof = await receive(reader, Proof, large=True)
+    if not exchange.is_proved(proof):
+        raise PairingError(
+            "the device that answered does not know the code: it may be another one than you mean"
+        )
+    name = sanitise(reply.name, limits.NAME_CHARS) or "device"
+    if proof.roster and not trust.book.alone and proof.mesh != trust.book.mesh:
+        raise Denied("two-meshes")
+    if proof.roster:
+        await asyncio.to_thread(adopt, trust, unpack_roster(proof.roster))
+        await send(writer, Welcome())
+    else:
+        await asyncio.to_thread(let_in, trust, reply.certificate, name)
+        await send(writer, Welcome(pack_roster(trust.book.message())))
+        await receive(reader, Welcome)
+    members = tuple(entry.name for entry in trust.members().values())
+    return Paired(name, bool(proof.roster), members)

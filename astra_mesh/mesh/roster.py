@@ -1,0 +1,271 @@
+"""Which devices belong to a mesh: a list of signed entries that all members share. Without I/O.
+
+Every member may let a device in or shut it out. Each such decision is an entry, signed by who took
+it. Entries only replace older ones of the same device, so copies on different devices
+become equal in whatever order they meet. A device is a member if its entry says so, its time is not
+over, and the device that signed the entry was not shut out. Who shuts a device out signs again for
+those that it had let in; what it lets in later counts nowhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final
+
+import msgpack  # type: ignore[import-untyped]
+from cryptography import x509
+from msgspec.structs import replace
+
+from astra_mesh import limits
+from astra_mesh.errors import PairingError, ProtocolError
+from astra_mesh.mesh.identity import DeviceKey, device_certificate, device_id, verify
+from astra_mesh.wire.codec import sanitise
+from astra_mesh.wire.messages import DeviceId, Roster, RosterEntry
+
+_WHAT: Final = b"astra-mesh roster 1"  # nothing else that a device signs begins so
+
+Clock = Callable[[], float]
+
+
+class RosterBook:
+    """The roster of one device, which is its first member.
+
+    Args:
+        device: The key of this device.
+        name: Of this device, for people.
+        known: What was kept; None: a mesh of this device alone.
+        clock: Seconds since 1970 (replaced in tests).
+    """
+
+    def __init__(
+        self, device: DeviceKey, name: str, known: Roster | None = None, clock: Clock = time.time
+    ) -> None:
+        self._device, self._name, self._clock = device, name, clock
+        self._mesh = secrets.token_bytes(limits.MESH_ID_BYTES)
+        self._entries: dict[DeviceId, RosterEntry] = {}
+        if known is not None:
+            self._mesh = known.mesh
+            self._entries = {device_id(entry.certificate): entry for entry in known.entries}
+        if device.id not in self._entries:
+            self._put(self._signed(device.certificate, name, 1))
+
+    # --- what it says -----------------------------------------------------------------------------
+
+    def message(self) -> Roster:
+        """The whole roster, for the file and for other members."""
+        return Roster(
+            mesh=self._mesh, entries=[self._entries[key] for key in sorted(self._entries)]
+        )
+
+    def members(self) -> dict[DeviceId, RosterEntry]:
+        """The entries that hold now, this device's own among them."""
+        return {key: entry for key, entry in self._entries.items() if self.is_member(key)}
+
+    def is_member(self, device: DeviceId) -> bool:
+        """Whether a device belongs to the mesh now. This device itself always does."""
+        if device == self._device.id:
+            return True
+        entry = self._entries.get(device)
+        if entry is None or not entry.member or self._over(entry):
+            return False
+        signer = self._entries.get(entry.by)
+        return signer is not None and (signer.member or entry.by == self._device.id)
+
+    def may_decide(self, device: DeviceId) -> bool:
+        """Whether a device may let others in: every member, but none for a limited time."""
+        return self.is_member(device) and self._entries[device].until == 0
+
+    @property
+    def mesh(self) -> bytes:
+        """The id of the mesh."""
+        return self._mesh
+
+    @property
+    def counts_itself(self) -> bool:
+        """False if another member shut this device out."""
+        return self._entries[self._device.id].member
+
+    @property
+    def alone(self) -> bool:
+        """Whether no other device is a member."""
+        return len(self.members()) == 1
+
+    def find(self, text: str) -> list[tuple[DeviceId, RosterEntry]]:
+        """Other members with this name, or an id that begins so."""
+        own = self._device.id
+        others = [(key, entry) for key, entry in self.members().items() if key != own]
+        named = [(key, entry) for key, entry in others if entry.name == text]
+        return named or [(key, entry) for key, entry in others if text and key.startswith(text)]
+
+    # --- decisions of this device -----------------------------------------------------------------
+
+    def let_in(self, certificate: bytes, name: str, until: int = 0) -> None:
+        """Make a device a member (again).
+
+        Raises:
+            PairingError: The certificate is none of a device, the roster is full, or this device
+                may not decide.
+        """
+        if not self.may_decide(self._device.id):
+            raise PairingError(
+                "this device is a member for a limited time only; a device that is one for good "
+                "can let others in"
+            )
+        try:
+            device_certificate(certificate)
+        except ValueError as exc:
+            raise PairingError(f"the other device has {sanitise(str(exc), 100)}") from None
+        device = device_id(certificate)
+        if device not in self._entries and len(self._entries) >= limits.ROSTER_ENTRIES:
+            self._drop_expired()
+        if device not in self._entries and len(self._entries) >= limits.ROSTER_ENTRIES:
+            raise PairingError(
+                f"this mesh has seen {limits.ROSTER_ENTRIES} devices, which is all that it can "
+                "remember; `astra-mesh unpair --leave` on this device begins a new one"
+            )
+        known = self._entries.get(device)
+        self._put(self._signed(certificate, name, known.generation + 1 if known else 1, until))
+
+    def shut_out(self, device: DeviceId) -> None:
+        """Make a device no member, and sign again for those that it let in."""
+        entry = self._entries[device]
+        vouched = [
+            key
+            for key, other in self._entries.items()
+            if other.by == device and key != device and self.is_member(key)
+        ]
+        out = self._signed(entry.certificate, entry.name, entry.generation + 1, member=False)
+        self._put(out)
+        for key in vouched:
+            other = self._entries[key]
+            renewed = other.generation + 1
+            self._put(self._signed(other.certificate, other.name, renewed, other.until))
+
+    def begin_anew(self) -> None:
+        """Leave the mesh: be alone in a new one."""
+        self._mesh = secrets.token_bytes(limits.MESH_ID_BYTES)
+        self._entries.clear()
+        self._put(self._signed(self._device.certificate, self._name, 1))
+
+    def adopt(self, roster: Roster) -> None:
+        """Take the roster of a device that was just paired with, and be in its mesh.
+
+        Raises:
+            PairingError: It is no valid roster with this device in it.
+        """
+        entries = {device_id(entry.certificate): entry for entry in roster.entries}
+        try:
+            certificates = {key: device_certificate(e.certificate) for key, e in entries.items()}
+        except ValueError as exc:
+            raise PairingError(f"the other device sent a bad roster: {exc}") from None
+        valid = all(_is_signed(roster.mesh, entry, certificates) for entry in entries.values())
+        own = entries.get(self._device.id)
+        if not valid or own is None or not own.member:
+            raise PairingError("the other device sent a roster whose signatures do not hold")
+        self._mesh, self._entries = roster.mesh, entries
+
+    # --- news from others -------------------------------------------------------------------------
+
+    def merge(self, roster: Roster, sender: DeviceId) -> bool:
+        """Take what a member sent; whether anything changed.
+
+        Raises:
+            ProtocolError: An entry is forged or malformed.
+        """
+        if roster.mesh != self._mesh:
+            raise ProtocolError("the roster of another mesh")
+        if not self.may_decide(sender):
+            return False
+        certificates = {
+            key: device_certificate(entry.certificate) for key, entry in self._entries.items()
+        }
+        news = self._news(roster.entries, certificates)
+        for key, entry in news.items():
+            if not _is_signed(self._mesh, entry, certificates):
+                raise ProtocolError(f"the entry of {entry.name} in the roster is not signed")
+            if not self._fits(key, entry, news):
+                continue
+            if key in self._entries or len(self._entries) < limits.ROSTER_ENTRIES:
+                self._put(entry)
+        return bool(news)
+
+    def _news(
+        self, entries: Iterable[RosterEntry], certificates: dict[DeviceId, x509.Certificate]
+    ) -> dict[DeviceId, RosterEntry]:
+        """The entries that replace known ones; their certificates are added to the others."""
+        news: dict[DeviceId, RosterEntry] = {}
+        for entry in entries:
+            key = device_id(entry.certificate)
+            try:
+                certificates.setdefault(key, device_certificate(entry.certificate))
+            except ValueError as exc:
+                raise ProtocolError(f"the roster holds {exc}") from None
+            if _rank(entry) > _rank(self._entries.get(key)):
+                news[key] = entry
+        return news
+
+    def _fits(
+        self, device: DeviceId, entry: RosterEntry, news: Mapping[DeviceId, RosterEntry]
+    ) -> bool:
+        """A device signs for itself only to leave, or when who let it in was shut out."""
+        if entry.by != device or not entry.member:
+            return True
+        known = self._entries.get(device)
+        if known is None or not known.member or known.until != entry.until:
+            return False
+        sponsor = news.get(known.by) or self._entries.get(known.by)
+        return known.by == device or (sponsor is not None and not sponsor.member)
+
+    # --- inside -----------------------------------------------------------------------------------
+
+    def _put(self, entry: RosterEntry) -> None:
+        self._entries[device_id(entry.certificate)] = entry
+
+    def _signed(
+        self,
+        certificate: bytes,
+        name: str,
+        generation: int,
+        until: int = 0,
+        member: bool = True,
+    ) -> RosterEntry:
+        entry = RosterEntry(
+            certificate=certificate,
+            name=sanitise(name, limits.NAME_CHARS) or "device",
+            generation=min(generation, limits.ROSTER_GENERATIONS),
+            member=member,
+            until=until,
+            by=self._device.id,
+            signature=b"",
+        )
+        return replace(entry, signature=self._device.sign(_signed_part(self._mesh, entry)))
+
+    def _over(self, entry: RosterEntry) -> bool:
+        return entry.until != 0 and entry.until <= self._clock()
+
+    def _drop_expired(self) -> None:
+        for key in [key for key, entry in self._entries.items() if self._over(entry)]:
+            del self._entries[key]
+
+
+def _rank(entry: RosterEntry | None) -> tuple[int, bool, bytes]:
+    """Which entry of a device holds: newer, else the one that says no, else any, for all alike."""
+    if entry is None:
+        return 0, False, b""
+    return entry.generation, not entry.member, hashlib.sha256(entry.signature).digest()
+
+
+def _signed_part(mesh: bytes, entry: RosterEntry) -> bytes:
+    fields = (entry.name, entry.generation, entry.member, entry.until, entry.by)
+    part: bytes = msgpack.packb([_WHAT, mesh, entry.certificate, *fields])
+    return part
+
+
+def _is_signed(
+    mesh: bytes, entry: RosterEntry, certificates: Mapping[DeviceId, x509.Certificate]
+) -> bool:
+    signer = certificates.get(entry.by)
+    return signer is not None and verify(signer, entry.signature, _signed_part(mesh, entry))

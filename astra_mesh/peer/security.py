@@ -1,0 +1,73 @@
+"""What a running peer does about trust: its TLS, and news of the roster."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from collections.abc import Callable
+
+from astra_mesh import limits
+from astra_mesh.errors import IdentityError
+from astra_mesh.mesh.connect import Secure
+from astra_mesh.mesh.identity import Identity
+from astra_mesh.mesh.trust import TlsPair, Trust
+from astra_mesh.wire.messages import DeviceId, Roster
+
+log = logging.getLogger(__name__)
+
+
+class Security:
+    """The trust of a device, as one of its peers uses it. Making it blocks.
+
+    Args:
+        trust: Of the device.
+        identity: Of the peer.
+    """
+
+    def __init__(self, trust: Trust, identity: Identity) -> None:
+        self.trust, self.identity = trust, identity
+        self._tls: TlsPair = trust.tls(identity)
+        self._members = frozenset(trust.members())
+        self._turn = asyncio.Lock()  # one change is carried through before the next
+
+    def server(self) -> ssl.SSLContext:
+        """For connections that come in now."""
+        return self._tls.server
+
+    def dialling(self) -> Secure:
+        """For the next dial."""
+        return Secure(self._tls.client, self.trust.whose_connection)
+
+    async def watch(self, on_change: Callable[[], None]) -> None:
+        """Until cancelled: look whether the roster changed on disk, or a membership ran out."""
+        complained = False
+        while True:
+            await asyncio.sleep(limits.TRUST_POLL_S)
+            try:
+                await asyncio.to_thread(self.trust.refresh)
+                complained = False
+            except IdentityError as error:
+                if not complained:
+                    log.error("%s", error.message)
+                complained = True
+            await self._follow(on_change)
+
+    async def take(self, roster: Roster, sender: DeviceId, on_change: Callable[[], None]) -> None:
+        """News from a member.
+
+        Raises:
+            ProtocolError: They are forged or malformed.
+            IdentityError: They cannot be kept.
+        """
+        await asyncio.to_thread(self.trust.merge, roster, sender)
+        await self._follow(on_change)
+
+    async def _follow(self, on_change: Callable[[], None]) -> None:
+        async with self._turn:
+            members = frozenset(self.trust.members())
+            if self._tls.version == self.trust.version and members == self._members:
+                return
+            self._tls = await asyncio.to_thread(self.trust.tls, self.identity)
+            self._members = members
+            on_change()

@@ -1,0 +1,96 @@
+"""``pair``, ``unpair`` and ``doctor`` as people run them: processes of two devices."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.timings import patient
+
+WAIT_S = 60.0
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "astra_mesh", *arguments]
+
+
+def environment(trust: Path) -> dict[str, str]:
+    return {**os.environ, "ASTRA_MESH_TRUST": str(trust)}
+
+
+def run(trust: Path, *arguments: str, status: int = 0) -> Any:
+    """The JSON that a command prints."""
+    done = subprocess.run(
+        command(*arguments, "--json"),
+        env=environment(trust),
+        capture_output=True,
+        text=True,
+        timeout=patient(WAIT_S),
+        check=False,
+    )
+    assert done.returncode == status, done.stderr + done.stdout
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@contextmanager
+def shown_code(trust: Path, *arguments: str) -> Iterator[tuple[dict[str, Any], subprocess.Popen]]:
+    """A device that shows a code until the end of the ``with``."""
+    process = subprocess.Popen(
+        command("pair", "--json", *arguments), env=environment(trust), stdout=subprocess.PIPE
+    )
+    try:
+        assert process.stdout is not None
+        yield json.loads(process.stdout.readline()), process
+    finally:
+        process.terminate()
+        process.communicate(timeout=patient(WAIT_S))
+
+
+def names(listed: dict[str, Any]) -> int:
+    return len(listed["devices"])
+
+
+def test_two_devices_pair_and_part(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    with shown_code(one) as (shown, process):
+        at = f"127.0.0.1:{shown['addresses'][0].rpartition(':')[2]}"
+        assert shown["code"] in shown["uri"]
+        wrong = run(two, "pair", "2345-678A", "--at", at, status=2)
+        assert "mistyped" in json.dumps(wrong)
+        paired = run(two, "pair", shown["code"], "--at", at)
+        assert len(paired["members"]) == 2
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["type"] == "paired"
+        assert process.wait(patient(WAIT_S)) == 0
+    listed = run(two, "pair", "--list")
+    assert names(listed) == names(run(one, "pair", "--list")) == 2
+    other = next(row["id"] for row in listed["devices"] if not row["this"])
+    assert "no other device" in json.dumps(run(two, "unpair", "nobody-here", status=2))
+    assert names(run(two, "unpair", other[:12])) == 1
+    assert names(run(one, "unpair", "--leave")) == 1
+
+
+def test_a_join_key_is_printed_once(tmp_path: Path) -> None:
+    made = run(tmp_path, "pair", "--join-key", "--uses", "2", "--valid", "10m")
+    assert made["valid_s"] == 600
+    assert made["key"].startswith("amk-")
+    kept = (tmp_path / "invitations").read_bytes()
+    assert made["key"].encode() not in kept
+    assert "no time" in json.dumps(run(tmp_path, "pair", "--join-key", "--valid", "x", status=2))
+
+
+@pytest.mark.slow
+def test_doctor(tmp_path: Path) -> None:
+    found = run(tmp_path, "doctor")
+    checks = {one["name"]: one["level"] for one in found["checks"]}
+    assert checks["keys"] == checks["versions"] == checks["clock"] == "fine"
+    assert checks["devices"] == "note"
+    assert {"multicast", "port", "memory", "number formats", "firewall"} <= set(checks)

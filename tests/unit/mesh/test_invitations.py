@@ -1,0 +1,107 @@
+"""Open windows and join keys."""
+
+import stat
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from astra_mesh import limits
+from astra_mesh.errors import IdentityError, PairingError
+from astra_mesh.mesh.codes import new_code, new_key, read_secret
+from astra_mesh.mesh.invitations import FILE_NAME, Invitations
+
+
+class Clock:
+    now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_without_a_window_nobody_comes_in(tmp_path: Path) -> None:
+    assert Invitations(tmp_path).try_one(b"") is None
+    assert not Invitations(tmp_path).came_in(b"", "x")
+
+
+def test_one_window_takes_one_device(tmp_path: Path) -> None:
+    invitations, secret = Invitations(tmp_path), read_secret(new_code())
+    invitations.open_window(secret)
+    assert stat.S_IMODE((tmp_path / FILE_NAME).stat().st_mode) == 0o600
+    found = invitations.try_one(b"")
+    assert found is not None
+    assert found.password == secret.password
+    assert invitations.came_in(b"", "phone")
+    assert invitations.try_one(b"") is None
+    assert not invitations.came_in(b"", "another")
+    window = invitations.window()
+    assert window is not None
+    assert window.came == ["phone"]
+
+
+def test_three_wrong_tries_close_it(tmp_path: Path) -> None:
+    invitations = Invitations(tmp_path)
+    invitations.open_window(read_secret(new_code()))
+    assert [invitations.try_one(b"") is not None for _ in range(5)] == [True] * 3 + [False] * 2
+
+
+def test_many_tries_at_once_are_no_way_around(tmp_path: Path) -> None:
+    invitations = Invitations(tmp_path)
+    invitations.open_window(read_secret(new_code()))
+    with ThreadPoolExecutor(16) as pool:
+        found = list(pool.map(lambda _: Invitations(tmp_path).try_one(b""), range(64)))
+    assert sum(one is not None for one in found) == limits.PAIR_TRIES
+
+
+def test_a_window_closes_after_two_minutes(tmp_path: Path) -> None:
+    clock = Clock()
+    invitations = Invitations(tmp_path, clock)
+    invitations.open_window(read_secret(new_code()))
+    clock.now += limits.PAIR_CODE_S - 1
+    assert invitations.window()
+    clock.now += 1
+    assert invitations.window() is None
+    assert invitations.try_one(b"") is None
+
+
+def test_a_key_is_used_once_unless_told_otherwise(tmp_path: Path) -> None:
+    clock = Clock()
+    invitations = Invitations(tmp_path, clock)
+    once, twice = read_secret(new_key()), read_secret(new_key())
+    invitations.open_key(once, 60)
+    invitations.open_key(twice, 60, uses=2, member_s=5)
+    for _ in range(2):
+        found = invitations.try_one(twice.id)
+        assert found is not None
+        assert found.member_s == 5
+        assert invitations.came_in(twice.id, "board")
+    assert invitations.try_one(twice.id) is None
+    assert invitations.try_one(once.id) is not None
+    clock.now += 60
+    assert invitations.try_one(once.id) is None
+
+
+def test_closing(tmp_path: Path) -> None:
+    invitations, key = Invitations(tmp_path), read_secret(new_key())
+    invitations.open_window(read_secret(new_code()))
+    invitations.open_key(key, 60)
+    invitations.close(b"")
+    assert invitations.try_one(b"") is None
+    assert invitations.try_one(key.id)
+    invitations.close()
+    assert invitations.try_one(key.id) is None
+
+
+def test_keys_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "JOIN_KEYS", 2)
+    invitations = Invitations(tmp_path)
+    for _ in range(2):
+        invitations.open_key(read_secret(new_key()), 60)
+    with pytest.raises(PairingError, match="--close"):
+        invitations.open_key(read_secret(new_key()), 60)
+
+
+def test_a_damaged_file(tmp_path: Path) -> None:
+    (tmp_path / FILE_NAME).write_bytes(b"\x91\x93")
+    with pytest.raises(IdentityError, match="delete it"):
+        Invitations(tmp_path).window()

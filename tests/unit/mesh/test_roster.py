@@ -1,0 +1,272 @@
+"""The list of devices: decisions, copies that become equal, and what forgers can do (nothing)."""
+
+import itertools
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+from msgspec.structs import replace
+
+from astra_mesh import limits
+from astra_mesh.errors import PairingError, ProtocolError
+from astra_mesh.mesh import identity
+from astra_mesh.mesh.identity import DeviceKey, device_certificate
+from astra_mesh.mesh.roster import RosterBook
+from astra_mesh.wire.codec import decode, encode
+from astra_mesh.wire.messages import Roster
+
+A, B, C, D = (DeviceKey.new() for _ in range(4))
+NAMES = {A.id: "a", B.id: "b", C.id: "c", D.id: "d"}
+
+
+class Clock:
+    now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def book(device: DeviceKey, clock: Any = None) -> RosterBook:
+    return RosterBook(device, NAMES[device.id], clock=clock or Clock())
+
+
+def join(host: RosterBook, device: DeviceKey, until: int = 0, clock: Any = None) -> RosterBook:
+    """Let a device in, as a pairing does; its own book."""
+    host.let_in(device.certificate, NAMES[device.id], until)
+    guest = book(device, clock)
+    guest.adopt(host.message())
+    return guest
+
+
+def three() -> tuple[RosterBook, RosterBook, RosterBook]:
+    """A let B in, which let C in; all know it."""
+    a = book(A)
+    b = join(a, B)
+    c = join(b, C)
+    a.merge(b.message(), B.id)
+    return a, b, c
+
+
+def names(of: RosterBook) -> set[str]:
+    return {NAMES[key] for key in of.members()}
+
+
+def test_a_device_is_the_first_member_of_its_mesh() -> None:
+    a = book(A)
+    assert names(a) == {"a"}
+    assert a.alone
+    assert a.may_decide(A.id)
+    assert not a.is_member(B.id)
+    assert a.find("a") == []
+
+
+def test_the_third_pairs_with_either() -> None:
+    a, b, c = three()
+    assert names(a) == names(b) == names(c) == {"a", "b", "c"}
+    assert not a.alone
+    assert [key for key, _ in a.find("c")] == [key for key, _ in a.find(C.id[:6])] == [C.id]
+    assert a.find("") == []
+
+
+def test_it_survives_the_file() -> None:
+    a, _, _ = three()
+    kept = decode(encode(a.message()))
+    assert isinstance(kept, Roster)
+    assert RosterBook(A, "a", kept).message() == a.message()
+
+
+def test_shut_out_everywhere() -> None:
+    a, b, c = three()
+    a.shut_out(B.id)
+    assert names(a) == {"a", "c"}  # B had let C in: A signed for it again
+    assert c.merge(a.message(), A.id)
+    assert names(c) == {"a", "c"}
+    assert b.merge(a.message(), A.id)
+    assert not b.counts_itself
+
+
+def test_what_a_device_lets_in_after_it_was_shut_out_counts_nowhere() -> None:
+    a, b, c = three()
+    a.shut_out(B.id)
+    b.let_in(D.certificate, "d")  # B has not heard of it
+    c.merge(b.message(), B.id)  # and neither has C
+    assert "d" in names(c)
+    c.merge(a.message(), A.id)
+    a.merge(c.message(), C.id)
+    assert names(a) == names(c) == {"a", "c"}
+
+
+def test_a_shut_out_device_is_not_listened_to() -> None:
+    a, b, _ = three()
+    a.shut_out(B.id)
+    b.let_in(D.certificate, "d")
+    assert not a.merge(b.message(), B.id)
+    assert names(a) == {"a", "c"}
+
+
+def test_old_entries_do_not_come_back() -> None:
+    a, _, c = three()
+    old = a.message()
+    a.shut_out(B.id)
+    assert not a.merge(old, C.id)
+    c.merge(a.message(), A.id)
+    assert not c.merge(old, A.id)
+    assert names(a) == names(c) == {"a", "c"}
+
+
+def test_paired_again_after_it_was_shut_out() -> None:
+    a, _, c = three()
+    a.shut_out(B.id)
+    b = join(a, B)
+    c.merge(a.message(), A.id)
+    assert names(a) == names(b) == names(c) == {"a", "b", "c"}
+
+
+def test_the_founder_can_be_shut_out() -> None:
+    a, b, c = three()
+    b.shut_out(A.id)
+    assert names(b) == {"b", "c"}
+    assert c.merge(b.message(), B.id)
+    assert names(c) == {"b", "c"}
+    d = join(c, D)
+    b.merge(c.message(), C.id)
+    assert names(d) == names(b) == {"b", "c", "d"}
+    assert not b.merge(a.message(), A.id)
+
+
+@pytest.mark.parametrize("order", itertools.permutations(range(3)))
+def test_copies_become_equal_in_any_order(order: tuple[int, ...]) -> None:
+    books = dict(zip((A, B, C), three(), strict=True))
+    books[A].let_in(D.certificate, "d")
+    books[B].let_in(D.certificate, "d also")
+    books[C].shut_out(B.id)
+    messages = [(key.id, one.message()) for key, one in books.items()]
+    for one in books.values():
+        for place in order:
+            sender, message = messages[place]
+            one.merge(message, sender)
+    for _ in range(2):
+        for sender, message in [(key.id, one.message()) for key, one in books.items()]:
+            books[A].merge(message, sender)
+            books[C].merge(message, sender)
+    assert books[A].message() == books[C].message()
+    assert "b" not in names(books[A])
+
+
+def test_a_membership_for_a_time() -> None:
+    clock = Clock()
+    a = book(A, clock)
+    b = join(a, B, until=int(clock.now) + 60, clock=clock)
+    assert names(a) == names(b) == {"a", "b"}
+    with pytest.raises(PairingError, match="limited time"):
+        b.let_in(C.certificate, "c")
+    clock.now += 60
+    assert names(a) == {"a"}
+
+
+def test_a_guest_cannot_make_itself_a_member_for_good() -> None:
+    clock = Clock()
+    a = book(A, clock)
+    b = join(a, B, until=int(clock.now) + 60, clock=clock)
+    c = join(a, C, clock=clock)
+    b._put(b._signed(B.certificate, "b", 9))  # what a hostile program could sign
+    assert not a.merge(b.message(), B.id)  # guests decide nothing
+    c.merge(b.message(), B.id)
+    a.merge(c.message(), C.id)
+    clock.now += 60
+    assert names(a) == {"a", "c"}
+
+
+def test_a_member_cannot_plant_a_device_that_outlives_it() -> None:
+    a, b, _ = three()
+    d = RosterBook(D, "d", b.message())
+    b.let_in(D.certificate, "d")
+    a.merge(b.message(), B.id)
+    d._put(d._signed(D.certificate, "d", 5))  # D signs for itself, so that it needs B no more
+    b._put(d._entries[D.id])
+    a.merge(b.message(), B.id)
+    assert a._entries[D.id].by == B.id
+    a.shut_out(B.id)
+    assert "b" not in names(a)
+    assert a._entries[D.id].by == A.id  # it was known, so A decided about it
+
+
+def test_forged_entries() -> None:
+    a, b, _ = three()
+    good = b.message()
+    for change in (
+        {"member": False},
+        {"name": "x"},
+        {"until": 5},
+        {"by": A.id},
+        {"signature": b"\x30\x00"},
+    ):
+        forged = [replace(entry, generation=7, **change) for entry in good.entries]
+        with pytest.raises(ProtocolError, match="not signed"):
+            a.merge(replace(good, entries=forged), B.id)
+    assert a.message() == three()[0].message() or names(a) == {"a", "b", "c"}
+
+
+def test_an_entry_by_nobody() -> None:
+    a, b, _ = three()
+    b.let_in(D.certificate, "d")
+    unknown = [replace(entry, generation=3, by="e" * 64) for entry in b.message().entries]
+    with pytest.raises(ProtocolError, match="not signed"):
+        a.merge(replace(b.message(), entries=unknown), B.id)
+
+
+def test_the_roster_of_another_mesh() -> None:
+    a, b = book(A), book(B)
+    with pytest.raises(ProtocolError, match="another mesh"):
+        a.merge(b.message(), B.id)
+    with pytest.raises(PairingError, match="signatures do not hold"):
+        a.adopt(b.message())
+    forged = replace(join(b, A).message(), mesh=bytes(16))
+    with pytest.raises(PairingError, match="signatures do not hold"):
+        a.adopt(forged)
+    assert names(a) == {"a"}
+
+
+def test_a_certificate_that_is_not_the_devices_own() -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    stolen = x509.Name(x509.load_der_x509_certificate(A.certificate).subject)
+    forged = identity._certificate(key.public_key(), stolen, stolen, key, authority=True)
+    leaf = x509.load_pem_x509_certificate(A.issue().certificate_pem)
+    for certificate in (forged, leaf):
+        der = certificate.public_bytes(Encoding.DER)
+        with pytest.raises(ValueError, match="not its device's own"):
+            device_certificate(der)
+        with pytest.raises(PairingError):
+            book(B).let_in(der, "x")
+
+
+def test_every_damaged_certificate_is_refused() -> None:
+    for size in range(0, len(A.certificate), 7):
+        with pytest.raises(ValueError, match="certificate"):
+            device_certificate(A.certificate[:size])
+    for bit in range(0, 8 * len(A.certificate), 11):
+        damaged = bytearray(A.certificate)
+        damaged[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(ValueError, match="certificate"):
+            device_certificate(bytes(damaged))
+
+
+def test_a_full_roster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "ROSTER_ENTRIES", 2)
+    clock = Clock()
+    a = book(A, clock)
+    a.let_in(B.certificate, "b", int(clock.now) + 5)
+    with pytest.raises(PairingError, match="all that it can remember"):
+        a.let_in(C.certificate, "c")
+    clock.now += 5
+    a.let_in(C.certificate, "c")
+    assert names(a) == {"a", "c"}
+
+
+def test_leaving() -> None:
+    a, b, _ = three()
+    b.begin_anew()
+    assert names(b) == {"b"}
+    assert b.mesh != a.mesh

@@ -1,0 +1,1 @@
+"""Parsers against damaged and invented input: `make fuzz`."""
