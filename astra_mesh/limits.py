@@ -58,6 +58,11 @@ ENDED_REQUESTS: Final = 1_024  # remembered per link, so that late messages are 
 BATCHED_STEPS: Final = (
     16  # texts decoded in one product; more would let each wait long for its token
 )
+NOTES: Final = 64  # sentences in a report
+# A client that loses its peer goes on with another: so many times in one text ...
+CLIENT_MOVES: Final = 3
+CLIENT_PLACES: Final = 8  # ... trying so many addresses each time ...
+CLIENT_MOVE_S: Final = 1.5  # ... for so long each: those that live answer within a round trip
 EARLY_CODES_BYTES: Final = 4 * MIB  # codes that overtake their proposal (other link), per link
 EARLY_CODES_S: Final = 10.0  # kept so long, then dropped
 

@@ -66,6 +66,19 @@ async def find_line(stack: AsyncExitStack, target: Target) -> tuple[Line, bool]:
     return await _open_line(stack, http, ("127.0.0.1", peer.port), target), True
 
 
+async def open_line(stack: AsyncExitStack, address: Address, target: Target) -> Line:
+    """An open line to one address, closed by ``stack``; an error leaves nothing open.
+
+    Raises:
+        MeshError: As :meth:`astra_mesh.client.Mesh.open`.
+    """
+    async with AsyncExitStack() as own:
+        http = await own.enter_async_context(aiohttp.ClientSession())
+        line = await _open_line(own, http, address, target)
+        stack.push_async_exit(own.pop_all())
+    return line
+
+
 async def _open_line(
     stack: AsyncExitStack, http: aiohttp.ClientSession, address: Address, target: Target
 ) -> Line:
@@ -77,7 +90,8 @@ async def _open_line(
             timings=target.timings,
             dialled=True,
             address=show_address(address),
-        )
+        ),
+        place=address,
     )
     stack.push_async_callback(line.close)
     await line.open()

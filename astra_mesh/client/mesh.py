@@ -10,12 +10,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
 import numpy as np
+from msgspec.structs import replace
 
 from astra_mesh import limits
 from astra_mesh.client.addresses import parse_address
 from astra_mesh.client.answers import Classification, Embedding, ModelEntry, models_of
 from astra_mesh.client.finding import Target, find_line
-from astra_mesh.client.generation import Generation
+from astra_mesh.client.generation import Generation, with_note
 from astra_mesh.client.inputs import (
     Given,
     UseName,
@@ -27,7 +28,8 @@ from astra_mesh.client.inputs import (
     read_picture,
 )
 from astra_mesh.client.line import Line, new_request
-from astra_mesh.errors import DeadlineError
+from astra_mesh.client.way import Way, may_go_on
+from astra_mesh.errors import DeadlineError, MeshError
 from astra_mesh.mesh.connect import Address
 from astra_mesh.mesh.timings import Timings
 from astra_mesh.wire.messages import (
@@ -90,7 +92,7 @@ class Mesh:
             window_bytes=window_bytes,
         )
         self._wait_s = wait_s
-        self._line: Line | None = None
+        self._way: Way | None = None
         self._stack = AsyncExitStack()
 
     # --- opening and closing ----------------------------------------------------------------------
@@ -103,14 +105,15 @@ class Mesh:
             VersionMismatchError: The peer speaks another version of the protocol.
             MeshError: The peer refused, or went away.
         """
-        if self._line is not None:
+        if self._way is not None:
             raise RuntimeError("this mesh is open already")
         async with AsyncExitStack() as stack:
-            stack.callback(self._forget_line)
-            self._line, self.embedded = await find_line(stack, self._target)
+            stack.callback(self._forget_way)
+            line, self.embedded = await find_line(stack, self._target)
+            self._way = Way(self._stack, line, self._target)
             if self.embedded:
                 await self._wait_for_others()
-            self._stack = stack.pop_all()
+            self._stack.push_async_exit(stack.pop_all())
         return self
 
     async def close(self) -> None:
@@ -139,7 +142,7 @@ class Mesh:
     @property
     def is_open(self) -> bool:
         """Whether requests can be made: it was opened, and the peer is still there."""
-        return self._line is not None and self._line.is_open
+        return self._way is not None and self._way.line.is_open
 
     # --- asking -----------------------------------------------------------------------------------
 
@@ -188,7 +191,7 @@ class Mesh:
             options=make_options(use, max_peers, codec, rate, max_loss=max_loss),
             **check_prompt(prompt),
         )
-        return Generation(self._open_line(), ask)
+        return Generation(self._open_way(), ask)
 
     async def classify(
         self,
@@ -281,8 +284,8 @@ class Mesh:
 
     # --- inside -----------------------------------------------------------------------------------
 
-    def _forget_line(self) -> None:
-        self._line = None
+    def _forget_way(self) -> None:
+        self._way = None
 
     async def _wait_for_others(self) -> None:
         """Wait until the peer inside this process knows another one, ``wait_s`` at most."""
@@ -299,16 +302,35 @@ class Mesh:
         ask = Ask(
             request=new_request(), task=task, model=check_model(model), options=options, **given
         )
-        conversation = self._open_line().start(ask)
-        planned: Planned | None = None
-        try:
-            while not isinstance(message := await conversation.next(), Result):
-                planned = message if isinstance(message, Planned) else planned
-            return planned, message
-        finally:
-            conversation.close()
+        way, moved = self._open_way(), ""
+        while True:
+            line, started = way.line, False
+            try:
+                planned, result = None, None
+                conversation = line.start(ask)
+                started = True
+                way.look_around()
+                try:
+                    while result is None:
+                        message = await conversation.next()
+                        if isinstance(message, Planned):
+                            planned = message
+                            way.learn(message)
+                        elif isinstance(message, Result):
+                            result = message
+                finally:
+                    conversation.close()
+                return planned, with_note(result, moved)
+            except MeshError as error:
+                if moved or not may_go_on(line, error):
+                    raise
+                moved = await way.onward(line, error, again=not started)
+                ask = replace(ask, request=new_request())
+
+    def _open_way(self) -> Way:
+        if self._way is None:
+            raise RuntimeError("the mesh is not open: use `async with connect() as mesh`")
+        return self._way
 
     def _open_line(self) -> Line:
-        if self._line is None:
-            raise RuntimeError("the mesh is not open: use `async with connect() as mesh`")
-        return self._line
+        return self._open_way().line

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 import torch
+from msgspec.structs import replace
 from torch import Tensor
 
 from astra_mesh.engine.compute import ComputeThread
@@ -17,7 +18,7 @@ from astra_mesh.engine.sampling import check_sampling
 from astra_mesh.engine.shard import ShardRun
 from astra_mesh.errors import InputError, MeshError, RefusedError
 from astra_mesh.families import ModelInput
-from astra_mesh.limits import NEW_TOKENS
+from astra_mesh.limits import NEW_TOKENS, NOTES
 from astra_mesh.mesh.link import Link
 from astra_mesh.peer.choice import Code, choose_codes, expected_cost, made_for, stages_of
 from astra_mesh.peer.exchange import MeshExchange
@@ -36,6 +37,7 @@ from astra_mesh.wire.messages import (
     Ask,
     Inputs,
     Label,
+    ModelId,
     PeerId,
     PeerReport,
     Planned,
@@ -50,7 +52,6 @@ from astra_mesh.wire.messages import (
 )
 
 LABELS = 100  # classes in a result, the most likely first
-NOTES = 64  # in a report
 
 Emit = Callable[[Planned | Token | Result], Awaitable[None]]
 # Of (loaded, *codebooks): peers with the model and one of the codebooks, loaded and measured there.
@@ -70,6 +71,7 @@ class Surroundings:
     candidates: FindCandidates
     links: Callable[[], Mapping[tuple[PeerId, PeerId], LinkProfile]]
     find_link: Callable[[PeerId], Link | None]
+    elsewhere: Callable[[ModelId], list[str]]  # addresses of other peers that hold a model
     open: Callable[[Participants], None]  # codes and messages for them are delivered from now on
     close: Callable[[RequestId], None]
 
@@ -162,8 +164,9 @@ class Answer:
                 bits_per_token=bits,
                 solo_s=choice.solo_s,
                 reason=sanitise(choice.reason),
-                prompt_tokens=choice.layout.tokens,
+                prompt_tokens=choice.layout.tokens - len(self.ask.answered),
                 expected=expected,
+                elsewhere=self._around.elsewhere(plan.model),
             )
         )
         self._began = time.perf_counter()
@@ -201,7 +204,9 @@ class Answer:
         return min(self._sampling().max_new_tokens, NEW_TOKENS)
 
     def _sampling(self) -> Sampling:
-        return self.ask.sampling or Sampling()
+        """What is left to do of it, where another peer gave the first tokens."""
+        sampling, done = self.ask.sampling or Sampling(), len(self.ask.answered)
+        return replace(sampling, max_new_tokens=max(1, sampling.max_new_tokens - done))
 
     # --- the answer -------------------------------------------------------------------------------
 
@@ -216,7 +221,7 @@ class Answer:
         pooled = await self._prefill(pipeline, participants)
         steps, finish, labels, vector = 0, "", list[Label](), b""
         if pooled is None:
-            decoder = await self._compute(Decoder, pipeline.run, self._sampling(), loaded.stop_ids)
+            decoder = await self._compute(self._decoder, pipeline.run, loaded)
             actual = time.perf_counter() - self._began
             steps, finish = await self._decode(decoder, loaded)
         elif self.ask.task is Task.CLASSIFY:
@@ -264,9 +269,18 @@ class Answer:
         order = {shard.peer: i for i, shard in enumerate(plan.shards)}
         return sorted([*others, own], key=lambda one: order[one.peer])
 
+    def _decoder(self, run: ShardRun, loaded: Loaded) -> Decoder:
+        decoder = Decoder(run, self._sampling(), loaded.stop_ids)
+        decoder.skip(len(self.ask.answered))
+        return decoder
+
     async def _decode(self, decoder: Decoder, loaded: Loaded) -> tuple[int, str]:
+        """New tokens, all together, and why they ended."""
         stream = loaded.tokenizer.stream() if loaded.tokenizer is not None else None
-        count = 0
+        if stream is not None:
+            for before in self.ask.answered:
+                stream.push(before)
+        count = len(self.ask.answered)
         while (token := await loaded.steps.step(self._compute, decoder)) is not None:
             text = stream.push(token) if stream is not None else ""
             if decoder.finish and stream is not None:

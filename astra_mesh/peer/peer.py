@@ -38,6 +38,7 @@ from astra_mesh.wire.messages import (
     Event,
     Hello,
     ListPeers,
+    ModelId,
     PeerId,
     PeerInfo,
     Peers,
@@ -230,6 +231,7 @@ class Peer:
             window_bytes=limits.WINDOW_BYTES,
             device=self.device,
             models=self.models.offers(),
+            port=self.port,
         )
 
     def _models_changed(self) -> None:
@@ -301,6 +303,15 @@ class Peer:
         for link, request in list(self._subscribers):
             send_if_open(link, replace(event, request=request))
 
+    def elsewhere(self, model: ModelId) -> list[str]:
+        """Addresses of other peers that hold a model."""
+        found = []
+        for peer, hello in self.others().items():
+            link = self.link(peer)
+            if link is not None and any(offer.id == model for offer in hello.models):
+                found.append(dial_address(link, hello))
+        return found[: limits.CLIENT_PLACES]
+
     def peer_list(self) -> list[PeerInfo]:
         """The mesh as this peer sees it, itself first."""
         mine = PeerInfo(
@@ -320,7 +331,7 @@ class Peer:
                 PeerInfo(
                     peer=peer,
                     name=hello.name,
-                    address=link.address,
+                    address=dial_address(link, hello),
                     self=False,
                     device=hello.device,
                     models=hello.models,
@@ -330,6 +341,12 @@ class Peer:
                 )
             )
         return found
+
+
+def dial_address(link: Link, hello: Hello) -> str:
+    """Where the peer at the other end of a link listens, also if it dialled the link itself."""
+    host = link.address.rpartition(":")[0]
+    return link.address if link.dialled or not hello.port else f"{host}:{hello.port}"
 
 
 def _try_to_write(record: LocalPeer) -> None:

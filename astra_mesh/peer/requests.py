@@ -202,6 +202,7 @@ class Requests:
             candidates=self._candidates.others,
             links=self._candidates.links,
             find_link=self._peer.link,
+            elsewhere=self._peer.elsewhere,
             open=self._open,
             close=self._close_exchange,
         )

@@ -145,6 +145,7 @@ class Hello(Message, frozen=True):
     window_bytes: int  # credit given to the other end for codes
     device: Device | None = None  # None for clients
     models: list[ModelOffer] = []
+    port: int = 0  # where it listens; 0 for clients
 
 
 class Status(Message, frozen=True):
@@ -369,6 +370,7 @@ class Ask(Message, frozen=True):
     image: bytes | None = None
     sampling: Sampling | None = None
     options: Options = Options()
+    answered: list[int] = []  # new tokens that another peer gave before it was lost: go on after
 
 
 class ExpectedCost(Message, frozen=True):
@@ -392,6 +394,7 @@ class Planned(Message, frozen=True):
     reason: str  # why this plan, for people
     prompt_tokens: int
     expected: ExpectedCost | None = None  # None: one device, or not measured
+    elsewhere: list[str] = []  # addresses of other peers that hold the model, should this one go
 
 
 class Label(Message, frozen=True):

@@ -150,6 +150,7 @@ _RULES: Final[dict[type[msgspec.Struct], dict[str, Check]]] = {
         "name": _name,
         "window_bytes": _between(limits.WINDOW_MIN_BYTES, limits.WINDOW_MAX_BYTES),
         "models": _models,
+        "port": _below(65_536),
     },
     m.Status: {"models": _models},
     m.LinkRefused: {"text": _sentence},
@@ -204,6 +205,7 @@ _RULES: Final[dict[type[msgspec.Struct], dict[str, Check]]] = {
         "text": _prompt,
         "tokens": _tokens,
         "image": _size(limits.IMAGE_BYTES),
+        "answered": _tokens,
     },
     m.ExpectedCost: {
         "measure": _word,
@@ -214,13 +216,14 @@ _RULES: Final[dict[type[msgspec.Struct], dict[str, Check]]] = {
         "names": lambda value: _by_peer(value) and all(map(_name, value.values())),
         "reason": _sentence,
         "prompt_tokens": _position,
+        "elsewhere": _texts(limits.CLIENT_PLACES, 128),
     },
     m.Label: {"label": _sentence, "probability": _between(0.0, 1.0 + 1e-3)},
     m.Report: {
         "peers": _size(limits.PEERS_PER_PLAN),
         "new_tokens": _between(0, limits.NEW_TOKENS),
         "finish": _word_or_empty,
-        "notes": _texts(64, limits.REASON_CHARS),
+        "notes": _texts(limits.NOTES, limits.REASON_CHARS),
     },
     m.Result: {
         "labels": _size(limits.LABELS),
