@@ -69,7 +69,12 @@ EARLY_CODES_S: Final = 10.0  # kept so long, then dropped
 # --- times ----------------------------------------------------------------------------------------
 HELLO_TIMEOUT_S: Final = 5.0  # connect + TCP + upgrade + hello on a bad Wi-Fi: about 2 s
 HEARTBEAT_S: Final = 1.0  # a ping this long after the last frame received
-SILENCE_S: Final = 4.0  # no frame for so long: the peer is gone (listed nowhere within 5 s)
+SILENCE_S: Final = (
+    4.0  # no frame for so long: listed nowhere (within 5 s), and planned with no more
+)
+# Requests that run wait longer for it: a Wi-Fi that was away for 5 s is back then. TCP sends again
+# 0.2, 0.6, 1.4, 3.0 and 6.2 s after the first loss, a heartbeat after the last frame at most.
+LOST_S: Final = 8.0
 # A client is a person's program, whose event loop may stand still for a while (an import, a plot).
 # If it dies, its socket closes; if its machine vanishes, a request lives on for this x SILENCE_S.
 CLIENT_PATIENCE: Final = 15
@@ -85,6 +90,7 @@ LINKS: Final = 256  # WebSockets that a peer serves at once (peers, clients, tho
 PENDING_PONGS: Final = 256  # pongs that the other end has not read; past it the link is closed
 # What one wake-up of the writer hands to the socket: a control message waits for no more than that.
 WRITE_BATCH_BYTES: Final = 64 * KIB
+RESEND_MS: Final = 1_000  # TCP sends again at least this often: a blip costs no more than it lasts
 UNSENT_BYTES: Final = 64 * KIB  # in the kernel and not yet sent, for the same reason
 PROBE_BYTES: Final = 96 * KIB  # first train of padded pings: 79 ms at 10 Mbps
 PROBE_FAST_BYTES: Final = 512 * KIB  # second train past PROBE_FAST_BPS: 140 ms at 30 Mbps
@@ -97,6 +103,11 @@ DIAL_TIMEOUT_S: Final = 3.0  # TCP and upgrade to one address on a bad Wi-Fi
 DIAL_PATIENCE_S: Final = 1.0  # the peer with the higher id leaves dialling to the other one so long
 BACKOFF_FIRST_S: Final = 0.5
 BACKOFF_CAP_S: Final = 15.0
+# A peer that was lost without a goodbye is dialled this often for a while, so that it is back 3 s
+# after its network is: a SYN that was lost goes again after 1 s.
+BACKOFF_KNOWN_S: Final = 0.75
+DIAL_KNOWN_S: Final = 1.5
+KNOWN_S: Final = 900.0
 REDIAL_GAP_S: Final = 0.25  # between two dials of one candidate, however often it is announced
 INTERFACE_POLL_S: Final = 3.0
 RESOLVE_TIMEOUT_S: Final = 3.0  # an mDNS instance name to its address and TXT records

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import math
 import socket as sockets
+import sys
 import time
 from collections.abc import Callable
 from typing import Final, cast
@@ -33,6 +34,7 @@ OnMessage = Callable[[AnyMessage], None]
 
 _FAIR_FRAMES: Final = 32  # read in a row before other tasks get a turn
 _TRAIN_PINGS: Final = 6
+_TCP_RTO_MAX_MS: Final = 44 if sys.platform == "linux" else None  # since Linux 6.15; no name yet
 
 
 class Link:
@@ -60,6 +62,8 @@ class Link:
         self.address = address
         self._timings = timings if timings is not None else session.timings
         self._socket = socket
+        self.on_silence: Callable[[], None] = _nothing  # called when is_silent changes
+        self._silent = False
         self._meter = Meter()
         self._probes: dict[int, asyncio.Future[float]] = {}
         self._fault: Exception | None = None  # of on_message
@@ -84,6 +88,11 @@ class Link:
     def is_open(self) -> bool:
         """Whether messages can be sent."""
         return self.session.state is State.OPEN
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether nothing was heard for SILENCE_S: do not count on it, though it may come back."""
+        return self.session.silent
 
     @property
     def close_error(self) -> MeshError | None:
@@ -316,6 +325,9 @@ class Link:
             self._tock.set()
         if self.session.receive_bps is not None or state is State.CLOSED:
             self._measured.set()
+        if self.session.silent is not self._silent:
+            self._silent = self.session.silent
+            self.on_silence()
         if state is State.CLOSED:
             self._over.set()
             self._room.set()
@@ -361,12 +373,20 @@ class Link:
         ):  # bytes between looks at those limits: 256 KiB by default
             writer._limit = limits.UNSENT_BYTES // 4
         raw = transport.get_extra_info("socket")
-        option = getattr(sockets, "TCP_NOTSENT_LOWAT", None)
-        if raw is not None and option is not None:
+        options = {
+            getattr(sockets, "TCP_NOTSENT_LOWAT", None): limits.UNSENT_BYTES,
+            _TCP_RTO_MAX_MS: limits.RESEND_MS,
+        }
+        for option, value in options.items() if raw is not None else ():
             try:
-                raw.setsockopt(sockets.IPPROTO_TCP, option, limits.UNSENT_BYTES)
+                if option is not None:
+                    raw.setsockopt(sockets.IPPROTO_TCP, option, value)
             except OSError as exc:
-                log.debug("no limit for unsent bytes: %s", exc)
+                log.debug("no option %s of TCP here: %s", option, exc)
+
+
+def _nothing() -> None:
+    """Nobody wants to know."""
 
 
 def _now() -> float:

@@ -8,6 +8,7 @@ import logging
 import math
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 
 import aiohttp
 from aiohttp import web
@@ -40,6 +41,7 @@ class LinkKeeper:
         make_hello: the current hello.
         on_message: called with each message of an open link, the hello first.
         on_closed: called when a link is over (which had a hello), and why.
+        on_silence: called when nothing is heard on a link any more, or something is again.
     """
 
     def __init__(
@@ -49,9 +51,11 @@ class LinkKeeper:
         make_hello: Callable[[], Hello],
         on_message: Callable[[Link, AnyMessage], None],
         on_closed: Callable[[Link, MeshError | None, bool], None],
+        on_silence: Callable[[Link], None] = lambda link: None,
     ) -> None:
         self._config, self._me, self._make_hello = config, me, make_hello
         self._on_message, self._on_closed = on_message, on_closed
+        self._on_silence = on_silence
         self._membership: Membership[Link] = Membership(me)
         self._links: set[Link] = set()
         self._running = asyncio.Event()  # links that come in wait for it
@@ -174,7 +178,7 @@ class LinkKeeper:
         self._wake.set()
 
     def _gone(self, peer: PeerId) -> None:
-        self._membership.gone(peer)
+        self._membership.gone(peer, _now())
         self._wake.set()
 
     # --- dialling ---------------------------------------------------------------------------------
@@ -193,8 +197,10 @@ class LinkKeeper:
     async def _dial(self, candidate: Candidate) -> None:
         assert self._http is not None
         timings = self._config.timings
+        dial_s = min(timings.dial_s, limits.DIAL_KNOWN_S) if candidate.brief else timings.dial_s
+        brief = replace(timings, dial_s=dial_s)
         try:
-            socket, address = await dial_any(self._http, candidate.addresses, timings=timings)
+            socket, address = await dial_any(self._http, candidate.addresses, timings=brief)
         except Exception as error:
             self._membership.failed(candidate.key, _now())
             self._wake.set()
@@ -222,6 +228,7 @@ class LinkKeeper:
             await link.close("leaving")
             return
         self._links.add(link)
+        link.on_silence = lambda: self._silence(link)
         try:
             await link.run(lambda message: self._take(link, message, key))
         except Exception:
@@ -243,6 +250,14 @@ class LinkKeeper:
             assert self._group is not None  # links are driven from run on
             tasks.start(self._group, "a probe", _probe, link)
 
+    def _silence(self, link: Link) -> None:
+        hello = link.peer
+        if hello is None or hello.role is not Role.PEER:
+            return
+        self._membership.silent(link, hello.peer, _now(), is_silent=link.is_silent)
+        self._on_silence(link)
+        self._wake.set()
+
     def _over(self, link: Link, key: str | None, error: MeshError | None) -> None:
         now, hello = _now(), link.peer
         joined = hello is not None and hello.role is Role.PEER
@@ -252,7 +267,8 @@ class LinkKeeper:
         if hello is None:
             self._complain_of(link, key, error)
         else:
-            last = joined and self._membership.closed(link, hello.peer, now)
+            left = error is None
+            last = joined and self._membership.closed(link, hello.peer, now, left=left)
             self._on_closed(link, error, last)
         self._wake.set()
 

@@ -72,6 +72,7 @@ class Peer:
             config.models, self._compute, self._models_changed, config.precision
         )
         self._hellos: dict[PeerId, Hello] = {}
+        self._away: set[PeerId] = set()  # of those: nothing is heard of them
         self._subscribers: dict[tuple[Link, RequestId], None] = {}
         self._links: LinkKeeper | None = None
         self._requests: Requests | None = None  # from the moment on at which links can open
@@ -107,7 +108,12 @@ class Peer:
         await self._compute(torch.set_num_threads, self.device.threads)
         await self.models.start()
         self._links = LinkKeeper(
-            self.config, self.id, self._hello, self._on_message, self._on_closed
+            self.config,
+            self.id,
+            self._hello,
+            self._on_message,
+            self._on_closed,
+            self._on_silence,
         )
         await self._links.listen()
         if not self.config.ephemeral:
@@ -254,6 +260,8 @@ class Peer:
             if message.role is Role.PEER:
                 known = message.peer in self._hellos
                 self._hellos[message.peer] = message
+                if known and message.peer in self._away:
+                    self._back(message, link)
                 if not known:
                     self.tell("peer-joined", message.peer, message.name, link.address)
                 self.note_change()
@@ -288,8 +296,31 @@ class Peer:
             why = error.message if error is not None else "it said goodbye"
             level = logging.WARNING if isinstance(error, ProtocolError) else logging.INFO
             log.log(level, "%s (%s) is gone: %s", name, hello.peer[:8], why)
-            self.tell("peer-left", hello.peer, hello.name, why)
+            if hello.peer not in self._away:
+                self.tell("peer-left", hello.peer, hello.name, why)
+            self._away.discard(hello.peer)
         self.note_change()
+
+    def _on_silence(self, link: Link) -> None:
+        """Nothing is heard of a peer: it is listed and planned with no more until it is back."""
+        hello = link.peer
+        assert hello is not None
+        away = self.link(hello.peer) is None
+        if away and hello.peer not in self._away:
+            self._away.add(hello.peer)
+            self.tell(
+                "peer-left",
+                hello.peer,
+                hello.name,
+                f"lost {sanitise(hello.name)}: nothing is heard of it",
+            )
+        elif not away and hello.peer in self._away:
+            self._back(hello, link)
+        self.note_change()
+
+    def _back(self, hello: Hello, link: Link) -> None:
+        self._away.discard(hello.peer)
+        self.tell("peer-joined", hello.peer, hello.name, link.address)
 
     def tell(self, kind: str, peer: str = "", name: str = "", text: str = "") -> None:
         """Pass an event to subscribers and the owner of this peer."""
