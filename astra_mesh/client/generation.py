@@ -130,7 +130,9 @@ async def _stream(progress: _Progress) -> AsyncGenerator[Token, None]:
         except MeshError as error:
             if len(progress.moves) >= limits.CLIENT_MOVES or not may_go_on(line, error):
                 raise
-            progress.moves.append(await way.onward(line, error, again=not started))
+            after = f" after {len(progress.ids)} tokens"
+            move = await way.onward(line, error, after=after, again=not started)
+            progress.moves.append(move)
             ask = _rest(progress)
 
 

@@ -50,29 +50,32 @@ class Way:
         if planned.elsewhere:
             self._elsewhere = self._reachable(planned.elsewhere)
 
-    async def onward(self, lost: Line, error: MeshError, *, again: bool = False) -> str:
+    async def onward(
+        self, lost: Line, error: MeshError, *, after: str = "", again: bool = False
+    ) -> str:
         """Go on with another peer; the sentence for a report. Cancelling it changes nothing.
 
         Args:
             lost: The line that ended.
             error: Why; raised if no other peer answers.
+            after: What had come by then, for the report.
             again: Whether the peer that was lost may be tried, too: nothing was under way.
         """
         async with self._turn:
             if self.line is not lost and self.line.is_open:  # another request was faster
-                return self._sentence(error)
+                return self._sentence(error, after)
             await self._read_roster()
             places = [place for place in self._elsewhere if place != lost.place]
             if again and lost.place is not None:
                 places.append(lost.place)
             for place in places[: limits.CLIENT_PLACES]:
                 if await self._move(place):
-                    return self._sentence(error)
+                    return self._sentence(error, after)
         raise error
 
-    def _sentence(self, error: MeshError) -> str:
+    def _sentence(self, error: MeshError, after: str) -> str:
         name = sanitise(self.line.hello.name)
-        return sanitise(f"continued by {name}: {error.message}")
+        return sanitise(f"continued by {name}{after}: {error.message}")
 
     async def _move(self, place: Address) -> bool:
         timings = replace(self._target.timings, dial_s=limits.CLIENT_MOVE_S)

@@ -151,7 +151,10 @@ def websocket_handler(
         )
         if not socket.can_prepare(request).ok:
             return web.Response(status=426, text="this is the address of a WebSocket\n")
-        await socket.prepare(request)
+        try:
+            await socket.prepare(request)
+        except ConnectionError:  # whoever dialled gave up: this process stood still meanwhile
+            return web.Response(status=408)
         link = Link(
             socket, make_session(), timings=timings, dialled=False, address=_remote(request)
         )
