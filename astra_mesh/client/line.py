@@ -10,6 +10,7 @@ from typing import Final, TypeVar
 
 from astra_mesh.errors import (
     AstraMeshError,
+    BusyError,
     CancelledRequestError,
     MeshError,
     PeerLostError,
@@ -86,7 +87,10 @@ class Conversation:
         message = self._unread.popleft()
         self._line.consumed(message)
         if isinstance(message, Fail):
-            raise error_from_code(message.code, sanitise(message.text))
+            error = error_from_code(message.code, sanitise(message.text))
+            if isinstance(error, BusyError):
+                error.retry_s = message.retry_s or error.retry_s
+            raise error
         return message
 
     async def expect(self, kind: type[T]) -> T:

@@ -19,6 +19,7 @@ from astra_mesh.client.finding import Target, find_line
 from astra_mesh.client.generation import Generation, with_note
 from astra_mesh.client.inputs import (
     Given,
+    LateName,
     UseName,
     check_model,
     check_prompt,
@@ -161,6 +162,7 @@ class Mesh:
         codec: str = "",
         rate: int = 0,
         max_loss: float | None = None,
+        late: LateName = "wait",
     ) -> Generation:
         """Continue a text (or token ids): an async iterator of tokens. See :class:`Generation`.
 
@@ -179,6 +181,8 @@ class Mesh:
             rate: Bits per token and block; 0 for the fastest within ``max_loss``.
             max_loss: What the codes may cost in quality, as ``astra-mesh eval --save`` measured it
                 (0.02: 2 % more perplexity); None for the limit that was stored with it.
+            late: "wait" for codes that come late, or "degrade": go on with what is predicted from
+                earlier blocks. The report's notes say where that happened.
 
         Raises:
             InputError: Something given cannot be used; other errors come from the iterator.
@@ -188,7 +192,7 @@ class Mesh:
             task=Task.GENERATE,
             model=check_model(model),
             sampling=make_sampling(max_new_tokens, temperature, top_k, top_p, seed),
-            options=make_options(use, max_peers, codec, rate, max_loss=max_loss),
+            options=make_options(use, max_peers, codec, rate, max_loss=max_loss, late=late),
             **check_prompt(prompt),
         )
         return Generation(self._open_way(), ask)
@@ -205,6 +209,7 @@ class Mesh:
         rate: int = 0,
         max_loss: float | None = None,
         class_token: str = "",
+        late: LateName = "wait",
     ) -> Classification:
         """Label an image (a path, a file's bytes, a PIL image) or a text (``str``, never a path).
 
@@ -214,7 +219,7 @@ class Mesh:
         """
         if top < 1:
             top = limits.LABELS
-        options = make_options(use, max_peers, codec, rate, class_token, max_loss)
+        options = make_options(use, max_peers, codec, rate, class_token, max_loss, late)
         if isinstance(image_or_text, str):
             given = check_text(image_or_text)
         else:
@@ -234,12 +239,13 @@ class Mesh:
         rate: int = 0,
         max_loss: float | None = None,
         class_token: str = "",
+        late: LateName = "wait",
     ) -> Embedding:
         """One vector for a text (or token ids), (D,) float32, of length 1 if ``normalize``.
 
         The other arguments are those of :meth:`classify`. Cancelling it ends the request.
         """
-        options = make_options(use, max_peers, codec, rate, class_token, max_loss)
+        options = make_options(use, max_peers, codec, rate, class_token, max_loss, late)
         planned, result = await self._answer(Task.EMBED, model, check_prompt(text), options)
         vector = np.frombuffer(result.vector, dtype="<f4").astype(np.float32)
         if normalize:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -18,12 +19,12 @@ from astra_mesh.engine.sampling import check_sampling
 from astra_mesh.engine.shard import ShardRun
 from astra_mesh.errors import InputError, MeshError, RefusedError
 from astra_mesh.families import ModelInput
-from astra_mesh.limits import NEW_TOKENS, NOTES
+from astra_mesh.limits import LATE_REPORT_S, NEW_TOKENS, NOTES, SHUTDOWN_S
 from astra_mesh.mesh.link import Link
 from astra_mesh.peer.choice import Code, choose_codes, expected_cost, made_for, stages_of
 from astra_mesh.peer.exchange import MeshExchange
 from astra_mesh.peer.inputs import inputs_of_ask, read_inputs
-from astra_mesh.peer.loaded import Loaded
+from astra_mesh.peer.loaded import AnyCodec, Loaded
 from astra_mesh.peer.models import ModelHost
 from astra_mesh.peer.part import NotTakingPartError, make_exchange, report_of
 from astra_mesh.peer.participants import LostDuringPrefillError, Participants
@@ -113,6 +114,9 @@ class Answer:
         while True:
             me, links = self._around.me(loaded), self._around.links()
             choice = await self._compute(choose_among, jobs, me, others, links)
+            if len(choice.plan.shards) > 1:
+                plan = replace(choice.plan, late=ask.options.late)
+                choice = dataclasses.replace(choice, plan=plan)
             try:
                 await self._attempt(choice, loaded, inputs, given, others)
                 return
@@ -170,7 +174,7 @@ class Answer:
             )
         )
         self._began = time.perf_counter()
-        exchange = self._exchange(choice, loaded)
+        exchange, codec = self._exchange(choice, loaded)
         participants = Participants(exchange)
         self._around.open(participants)
         try:
@@ -185,12 +189,12 @@ class Answer:
             participants.close()
             self._around.close(exchange.request)
 
-    def _exchange(self, choice: Choice, loaded: Loaded) -> MeshExchange:
+    def _exchange(self, choice: Choice, loaded: Loaded) -> tuple[MeshExchange, AnyCodec]:
         """The own exchange of a plan; LostDuringPrefillError if a link went meanwhile."""
         plan, task, tokens = choice.plan, self.ask.task, choice.layout.tokens
         find_link = self._around.find_link
         try:
-            exchange, _ = make_exchange(
+            return make_exchange(
                 new_request(), task, plan, plan.answering, loaded, tokens, find_link
             )
         except NotTakingPartError as error:
@@ -198,7 +202,6 @@ class Answer:
             if error.peer is not None:
                 raise LostDuringPrefillError(error.peer, refused) from error
             raise refused from error
-        return exchange
 
     def _spare(self) -> int:
         return min(self._sampling().max_new_tokens, NEW_TOKENS)
@@ -231,13 +234,14 @@ class Answer:
             vector = pooled.numpy().astype("<f4").tobytes()
             actual = time.perf_counter() - self._began
         total = time.perf_counter() - self._began
+        peers = await self._reports(choice, pipeline, participants, steps)
         report = Report(
             plan=choice.plan,
             predicted_s=choice.prediction.total_s,
             actual_s=actual,
             total_s=total,
             bits_per_token=bits,
-            peers=await self._reports(choice, pipeline, participants, steps),
+            peers=peers,
             new_tokens=steps,
             finish=finish,
             notes=[sanitise(note) for note in self._notes[:NOTES]],
@@ -263,9 +267,16 @@ class Answer:
         run, plan = pipeline.run, choice.plan
         tokens = run.stop - run.start
         own = report_of(plan.answering, participants.exchange, pipeline.spent, tokens, steps)
-        others, missing = await participants.reports()
+        wait_s = LATE_REPORT_S if participants.exchange.late_parts else SHUTDOWN_S
+        others, missing = await participants.reports(wait_s)
         if missing:
             self._notes.append("a peer sent no report in time")
+        late = own.late_parts + sum(one.late_parts for one in others)
+        if late:
+            self._notes.append(
+                f"degraded: the codes of {late} shards and blocks came too late, and predictions "
+                "from earlier blocks stood in"
+            )
         order = {shard.peer: i for i, shard in enumerate(plan.shards)}
         return sorted([*others, own], key=lambda one: order[one.peer])
 

@@ -186,6 +186,7 @@ _RULES: Final[dict[type[msgspec.Struct], dict[str, Check]]] = {
         "tokens": _position,
         "sent_bytes": _by_peer,
         "decode_steps": _between(0, limits.NEW_TOKENS),
+        "late_parts": _between(0, limits.BLOCKS * limits.PEERS_PER_PLAN),
     },
     m.Cancel: {"text": _sentence},
     m.Fail: {"code": _word, "text": _sentence},
