@@ -52,7 +52,10 @@ IMAGE_PIXELS: Final = 64_000_000  # decompressed: 64 Mpixel RGB are 192 MB
 PEERS_PER_PLAN: Final = 64
 BLOCKS: Final = 512
 STAGES: Final = 64
-REQUESTS_PER_PEER: Final = 64  # running or waiting, before "busy"
+REQUESTS_PER_PEER: Final = 64  # running or waiting, before "busy"; and shards of others' requests
+ANSWERS_AT_ONCE: Final = 16  # run at once, as many as are decoded in one product; the others wait
+RETRY_LEAST_S: Final = 1.0  # what "busy" tells a caller to wait, at least ...
+RETRY_MOST_S: Final = 60.0  # ... and at most
 OPEN_REQUESTS_PER_LINK: Final = 256  # opened by one end and not ended; past it the link is refused
 ENDED_REQUESTS: Final = 1_024  # remembered per link, so that late messages are dropped; 100 KB
 BATCHED_STEPS: Final = (
@@ -81,7 +84,17 @@ CLIENT_PATIENCE: Final = 15
 CLOSE_TIMEOUT_S: Final = 1.0
 ACCEPT_TIMEOUT_S: Final = 10.0  # propose -> accept, the model already loaded
 PREPARE_TIMEOUT_S: Final = 60.0  # loading and measuring a model on a slow board
-CODES_TIMEOUT_S: Final = 60.0  # waiting for one remote part; past it the request fails by name
+# Waiting for one remote part: this many times what the whole plan was predicted to take, within
+# these bounds. Past it its sender is left out, and the request planned again.
+CODES_PATIENCE: Final = 20.0
+CODES_LEAST_S: Final = 10.0
+CODES_TIMEOUT_S: Final = 60.0
+# The same with the policy "degrade": this many times what a block was predicted to take, and a
+# little, because a busy device's steps vary; the first block also waits for the proposal to spread.
+LATE_PATIENCE: Final = 4.0
+LATE_LEAST_S: Final = 0.1
+LATE_START_S: Final = 1.0
+LATE_REPORT_S: Final = 0.3  # then the answer does not wait for the reports of those who are late
 SHUTDOWN_S: Final = 3.0
 DISCOVERY_WAIT_S: Final = 1.5  # an embedded peer looks this long for others before it answers alone
 
