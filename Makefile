@@ -72,6 +72,14 @@ bench: $(DEV_STAMP) ## a short speed benchmark on an idle machine: docs/benchmar
 fidelity: $(DEV_STAMP) ## what the codes cost in quality: docs/fidelity.md (hours without a fast machine)
 	ASTRA_MESH_DATA="$(DATA)" $(BIN)/python -m tools.bench.fidelity
 
+.PHONY: nemesis
+nemesis: $(DEV_STAMP) ## 20 seeded schedules of faults against real peers (root, 10 minutes)
+	$(BIN)/python -m tools.lab nemesis --seeds 1-20
+
+.PHONY: soak
+soak: $(DEV_STAMP) ## an hour of requests on 8 peers, one killed every 30 s (root)
+	$(BIN)/python -m tools.lab soak --minutes 60
+
 .PHONY: wheel
 wheel: $(DEV_STAMP) ## dist/*.whl and dist/*.tar.gz
 	$(BIN)/python -m build --outdir dist

@@ -28,6 +28,8 @@ def main(arguments: Sequence[str]) -> int:
             return _measure()
         if parsed.command == "nemesis":
             return _nemesis(parsed)
+        if parsed.command == "soak":
+            return _soak(parsed)
         return _run(parsed.scenario, parsed.output)
     except LabError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -49,6 +51,9 @@ def _parser() -> argparse.ArgumentParser:
     faults.add_argument("--seconds", type=float, default=12.0, help="how long faults begin")
     faults.add_argument("--slack", type=float, default=1.5, help="seconds that a busy machine adds")
     faults.add_argument("-o", "--output", type=Path, help="write the histories to this JSON file")
+    soaking = commands.add_parser("soak", help="requests for an hour while peers are killed")
+    soaking.add_argument("--minutes", type=float, default=60.0)
+    soaking.add_argument("--devices", type=int, default=8, choices=range(2, 9), metavar="2..8")
     commands.add_parser("measure", help="how exact rates, delays, losses and quotas are here")
     commands.add_parser("sweep", help="remove what a killed laboratory left")
     return parser
@@ -82,6 +87,17 @@ def _nemesis(parsed: argparse.Namespace) -> int:
         if parsed.output is not None:
             record.write({"schedules": documents}, parsed.output)
     return FAILED if failed else 0
+
+
+def _soak(parsed: argparse.Namespace) -> int:
+    from tools.lab import soak  # imports torch
+
+    found = soak.soak(parsed.minutes, parsed.devices, _say)
+    print(soak.summary(found), flush=True)
+    broken = soak.findings(found)
+    for text in broken:
+        print(f"  {text}", flush=True)
+    return FAILED if broken else 0
 
 
 def _measure() -> int:

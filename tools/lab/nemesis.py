@@ -104,7 +104,7 @@ def torment(seed: int, settings: Settings, say: Say) -> History:
     scenario = Scenario(devices=dict.fromkeys(names, device), offer=(MODEL,), seed=seed)
     with House(scenario, say, timelines=False) as house:
         for name in names:  # loads and measures the model everywhere, and fills caches
-            house.ask(_request(name, random.Random(0)))
+            house.ask(random_request(name, random.Random(0)))
         history.before = {name: held(house.peers[name].process.pid) for name in names}
         _Run(house, history, settings, say).run()
     return history
@@ -160,7 +160,7 @@ class _Run:
     def _ask_on(self, device: str) -> None:
         source = random.Random(f"{self.history.seed}-{device}")
         while not self._over.wait(source.uniform(*PAUSE_S)):
-            request = _request(device, source)
+            request = random_request(device, source)
             if cancelled := source.random() < CANCELLED:
                 request = _with_patience(request, source.uniform(*CANCEL_S))
             self._ask(request, cancelled=cancelled)
@@ -183,7 +183,7 @@ class _Run:
     def _last_requests(self) -> None:
         """All peers serve again, and take part again."""
         for device in self.history.devices:
-            self._ask(_request(device, random.Random(self.history.seed), use="all"))
+            self._ask(random_request(device, random.Random(self.history.seed), use="all"))
 
     # --- the faults -------------------------------------------------------------------------------
 
@@ -215,7 +215,8 @@ class _Run:
         return set()
 
 
-def _request(device: str, source: random.Random, use: str = "") -> Request:
+def random_request(device: str, source: random.Random, use: str = "") -> Request:
+    """A text to continue; three of four in fp32, so that any plan answers alike."""
     tokens = tuple(source.randrange(1, 500) for _ in range(source.randint(*PROMPT_TOKENS)))
     chosen: Any = use or source.choice(("all", "all", "auto", "solo"))
     new = source.randint(*NEW_TOKENS)
