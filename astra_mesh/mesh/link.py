@@ -25,7 +25,7 @@ from astra_mesh.mesh.probe import Meter, train_bps
 from astra_mesh.mesh.session import Session, State
 from astra_mesh.mesh.timings import Timings
 from astra_mesh.wire.codec import AnyMessage
-from astra_mesh.wire.messages import Hello, Pong, Reason, RequestId, Throughput
+from astra_mesh.wire.messages import Hello, Pong, Reason, RequestId, Role, Throughput
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +65,8 @@ class Link:
         self.on_silence: Callable[[], None] = _nothing  # called when is_silent changes
         self._silent = False
         self._meter = Meter()
+        self._marks: set[int] = set()  # number of the ping that ends the run being measured
+        self._told_bps = 0.0
         self._probes: dict[int, asyncio.Future[float]] = {}
         self._fault: Exception | None = None  # of on_message
         self._started = False
@@ -190,9 +192,46 @@ class Link:
         if rate > limits.PROBE_FAST_BPS:
             size = limits.PING_PADDING_BYTES
             rate = await self._train(size, limits.PROBE_FAST_BYTES // size)
-        self._meter.bps = rate
+        self._meter.probed(rate, _now())
+        self._told_bps = rate
         self.send(Throughput(rate))
         return rate
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether real traffic or a probe measured it not long ago: a probe would tell no more."""
+        return _now() - self._meter.measured < limits.PROBE_EVERY_S / 2
+
+    async def wait_closed(self, wait_s: float) -> bool:
+        """Whether the link ends within this time."""
+        try:
+            async with asyncio.timeout(wait_s):
+                await self._done.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def _tell_rate(self) -> None:
+        """Tell the other end, which cannot measure this direction, unless it knows about it."""
+        rate, told = self._meter.bps, self._told_bps
+        if rate is None or min(rate, told) > limits.PLENTY_BPS:
+            return
+        if self.is_open and not 0.8 < rate / max(told, 1.0) < 1.25:
+            self._told_bps = rate
+            self.send(Throughput(rate))
+
+    def _mark_run(self) -> None:
+        """Let a ping follow what was written: its pong says when that was there."""
+        if not self.is_open or self.session.peer_hello is None:
+            return
+        if (
+            self.session.peer_hello.role is not Role.PEER
+            or self.session.hello.role is not Role.PEER
+        ):
+            return
+        self._meter.mark(_now())
+        self._marks = {self.session.ping(_now())}
+        self._changed()
 
     async def _train(self, size: int, count: int) -> float:
         """Bits per second, from ``count`` pings in a row."""
@@ -273,6 +312,10 @@ class Link:
                 future = self._probes.pop(message.number, None)
                 if future is not None and not future.done():
                     future.set_result(_now())
+                elif message.number in self._marks:
+                    self._marks.clear()
+                    if self._meter.pong(_now(), self.round_trip_s):
+                        self._tell_rate()
                 continue
             try:
                 on_message(message)
@@ -288,8 +331,9 @@ class Link:
             frames = self.session.frames(limits.WRITE_BATCH_BYTES)
             if not frames:
                 self._idle.set()
-                self._meter.idle(began)
                 self._wake.clear()
+                if self._meter.idle(began):
+                    self._mark_run()
                 await self._wake.wait()
                 continue
             self._idle.clear()
@@ -300,7 +344,8 @@ class Link:
                     await self._socket.send_bytes(frame)
             except (ConnectionError, aiohttp.ClientError, RuntimeError) as exc:
                 self.session.lost(f"writing failed: {exc}")
-            self._meter.wrote(sum(map(len, frames)), began)
+            if self._meter.wrote(sum(map(len, frames)), began):
+                self._mark_run()
             self._changed()
             await asyncio.sleep(0)
 
