@@ -173,6 +173,8 @@ def _remote(request: web.Request) -> str:
     if not isinstance(name, tuple):
         return "?"
     host, port = name[:2]
+    if len(name) > 3 and name[3] and "%" not in host:  # a link-local address needs its interface
+        host = f"{host}%{name[3]}"
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 

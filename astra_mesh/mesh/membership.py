@@ -108,6 +108,11 @@ class Membership(Generic[Link]):
         soon = max(now + patience, entry.dialled + limits.REDIAL_GAP_S)
         entry.due = min(entry.due, soon)
 
+    def addresses(self, peer: PeerId) -> tuple[Address, ...]:
+        """Where a peer said that it is; empty if it announced nothing."""
+        entry = self._entries.get(peer)
+        return entry.addresses if entry is not None else ()
+
     def gone(self, peer: PeerId, now: float) -> None:
         """A peer withdrew its announcement, or it ran out; its links, if any, go their own way.
 

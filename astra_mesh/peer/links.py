@@ -6,6 +6,7 @@ import asyncio
 import errno
 import logging
 import math
+import random
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -172,6 +173,13 @@ class LinkKeeper:
         """Peers with an open link."""
         return [peer for peer in self._membership.peers() if self.link(peer) is not None]
 
+    def place(self, peer: PeerId) -> str:
+        """Where others can dial a peer, by what it announced; empty if that is not known."""
+        for host, port in self._membership.addresses(peer):
+            if not host.startswith("fe80:"):  # those hold on one machine only
+                return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return ""
+
     def _found(self, peer: PeerId, name: str, addresses: list[Address]) -> None:
         log.debug("found %s (%s) at %s", name, peer[:8], addresses)
         self._membership.found(peer, addresses, _now())
@@ -289,10 +297,15 @@ class LinkKeeper:
 
 
 async def _probe(link: Link) -> None:
-    try:
-        await link.probe()
-    except MeshError as error:
-        log.debug("no throughput of %s: %s", link.address, error.message)
+    """Measure a link, and again when its traffic has not for a while, until it is over."""
+    while True:
+        try:
+            if not link.is_measured and not link.is_silent:
+                await link.probe()
+        except MeshError as error:
+            log.debug("no throughput of %s: %s", link.address, error.message)
+        if await link.wait_closed(limits.PROBE_EVERY_S * random.uniform(0.8, 1.2)):
+            return
 
 
 def _now() -> float:

@@ -340,8 +340,13 @@ class Peer:
         for peer, hello in self.others().items():
             link = self.link(peer)
             if link is not None and any(offer.id == model for offer in hello.models):
-                found.append(dial_address(link, hello))
+                found.append(self._place(link, hello))
         return found[: limits.CLIENT_PLACES]
+
+    def _place(self, link: Link, hello: Hello) -> str:
+        """Where a peer can be dialled."""
+        announced = self._links.place(hello.peer) if self._links is not None else ""
+        return announced or dial_address(link, hello)
 
     def peer_list(self) -> list[PeerInfo]:
         """The mesh as this peer sees it, itself first."""
@@ -362,7 +367,7 @@ class Peer:
                 PeerInfo(
                     peer=peer,
                     name=hello.name,
-                    address=dial_address(link, hello),
+                    address=self._place(link, hello),
                     self=False,
                     device=hello.device,
                     models=hello.models,

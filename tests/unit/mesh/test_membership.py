@@ -304,6 +304,13 @@ def test_a_peer_that_was_lost_is_dialled_often_until_it_is_back() -> None:
     assert max(waits) <= limits.BACKOFF_KNOWN_S
 
 
+def test_where_a_peer_said_that_it_is() -> None:
+    table = members()
+    assert table.addresses(HIGH) == ()
+    table.found(HIGH, AT, 0.0)
+    assert table.addresses(HIGH) == AT
+
+
 def test_a_peer_that_left_is_not_dialled_often() -> None:
     table = members()
     table.found(HIGH, AT, 0.0)
