@@ -28,6 +28,8 @@ def main(arguments: Sequence[str]) -> int:
             return _measure()
         if parsed.command == "nemesis":
             return _nemesis(parsed)
+        if parsed.command == "figures":
+            return _figures(parsed.only)
         if parsed.command == "soak":
             return _soak(parsed)
         return _run(parsed.scenario, parsed.output)
@@ -51,6 +53,8 @@ def _parser() -> argparse.ArgumentParser:
     faults.add_argument("--seconds", type=float, default=12.0, help="how long faults begin")
     faults.add_argument("--slack", type=float, default=1.5, help="seconds that a busy machine adds")
     faults.add_argument("-o", "--output", type=Path, help="write the histories to this JSON file")
+    costs = commands.add_parser("figures", help="what faults cost in time (root, 10 minutes)")
+    costs.add_argument("only", nargs="*", help="prefill, decode, halved, slow, lossy, crowd")
     soaking = commands.add_parser("soak", help="requests for an hour while peers are killed")
     soaking.add_argument("--minutes", type=float, default=60.0)
     soaking.add_argument("--devices", type=int, default=8, choices=range(2, 9), metavar="2..8")
@@ -87,6 +91,16 @@ def _nemesis(parsed: argparse.Namespace) -> int:
         if parsed.output is not None:
             record.write({"schedules": documents}, parsed.output)
     return FAILED if failed else 0
+
+
+def _figures(only: list[str]) -> int:
+    from tools.lab import figures
+
+    if unknown := set(only) - figures.FIGURES.keys():
+        raise ScenarioError(f"no figure {min(unknown)!r}; there are {', '.join(figures.FIGURES)}")
+    for line in figures.measure(only, _say):
+        print(line, flush=True)
+    return 0
 
 
 def _soak(parsed: argparse.Namespace) -> int:
