@@ -60,6 +60,22 @@ def _failed(history: History, asked: Asked, where: str) -> Iterator[str]:
         yield f"{where} ended by {said}"
     elif not disturbed(history.faults, asked.device, asked.began_s, asked.ended_s):
         yield f"{where} failed though nothing happened to its device: {said}"
+    elif asked.error == "peer-lost" and (other := _refuge(history, asked)):
+        yield f"{where} was not continued, though {other} was there: {said}"
+
+
+def _refuge(history: History, asked: Asked) -> str:
+    """A peer that the client could have gone on with; empty: none, or its network was away."""
+    span = asked.began_s, asked.ended_s
+    if any(
+        fault.device == asked.device and fault.kind in ("blip", "partition")
+        for fault in history.faults
+        if fault.at_s < span[1] and span[0] < fault.until_s + BACK_S
+    ):
+        return ""
+    others = [name for name in history.devices if name != asked.device]
+    calm = [name for name in others if not disturbed(history.faults, name, *span)]
+    return calm[0] if calm else ""
 
 
 def _wrong(asked: Asked, expected: Expected, where: str) -> Iterator[str]:

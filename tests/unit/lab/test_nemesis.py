@@ -71,8 +71,18 @@ def test_a_good_history_has_nothing_broken() -> None:
     ]
     told += [Seen(19.0, "cellar", "started")]
     told += [Seen(19.5, one, "peer-joined", "cellar") for one in ("attic", "kitchen")]
+    gone = Asked("cellar", question(), 10.1, 10.2, error="no-peer")
+    assert broken(history(kill, seen=told, asked=[answered(), gone])) == []
+
+
+def test_a_request_that_another_peer_could_have_continued() -> None:
     lost = Asked("cellar", question(), 9.9, 10.2, error="peer-lost")
-    assert broken(history(kill, seen=told, asked=[answered(), lost])) == []
+    kill = Fault("kill", "cellar", 10.0, 12.0)
+    (found,) = broken(history(kill, asked=[lost]))
+    assert "was not continued, though attic was there" in found
+    others = [Fault("blip", "attic", 9.0, 12.0), Fault("slow", "kitchen", 9.0, 12.0)]
+    assert "though kitchen was there" in broken(history(kill, *others, asked=[lost]))[0]
+    assert broken(history(Fault("blip", "cellar", 10.0, 12.0), asked=[lost])) == []
 
 
 @pytest.mark.parametrize(
