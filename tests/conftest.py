@@ -23,6 +23,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import asyncio
 import inspect
 import itertools
+import signal
 import sys
 from collections.abc import AsyncIterator, Generator, Iterator
 from functools import cache
@@ -34,6 +35,10 @@ from hypothesis import HealthCheck, settings
 
 from tests.hygiene import leftover_tasks, leftovers, snapshot
 from tools.lab.network import unavailable_reason
+
+# A suite started in the background inherits an ignored SIGINT; programs under test need theirs.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPO_ROOT = Path(__file__).resolve().parents[1]
 TESTS = REPO_ROOT / "tests"

@@ -27,7 +27,7 @@ from astra_mesh.peer.choice import choose_codes
 from astra_mesh.peer.code_times import CodeTimes, measure_codebook
 from astra_mesh.peer.loaded import AnyCodec, Loaded, choose_stages
 from astra_mesh.peer.measure import measure
-from astra_mesh.peer.precision import Wanted, choose_precision
+from astra_mesh.peer.precision import Wanted, choose_precision, pack_if_faster
 from astra_mesh.quant.codebook import Codebook, load_codebook
 from astra_mesh.quant.codecs import PlainCodec, VectorCodec
 from astra_mesh.wire.codec import sanitise
@@ -228,9 +228,10 @@ def _load(bundle: Bundle, precision: Wanted = "fp32") -> tuple[Loaded, Timing]:
     model = build_model(bundle.config, load_weights(bundle))
     chosen = choose_precision(model, precision)
     log.info(
-        "%s runs in %s: %.1f times as fast as fp32, divergence %.2g",
+        "%s runs in %s%s: %.1f times as fast as fp32, divergence %.2g",
         bundle.name,
         chosen.precision,
+        ", weights packed" if pack_if_faster(model) else "",
         chosen.speedup,
         chosen.divergence,
     )

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from astra_mesh.engine.reference import hidden_rows, pooled, run_solo
 from astra_mesh.families.model import Model, ModelInput
+from astra_mesh.families.packed import pack, packed
 from astra_mesh.families.precision import PRECISIONS, Precision, convert, set_linears
 from astra_mesh.peer.measure import best_s
 
@@ -21,6 +22,7 @@ Wanted = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 
 CLOSE: Final = 0.003  # nats, or 1 - cosine: well below what codes cost (docs/fidelity.md)
 GAIN: Final = 0.9  # of the time in fp32 that another format may take, or it is not worth it
+PACKING_GAIN: Final = 0.98  # of the time of plain weights that packed ones may take
 _TOKENS: Final = 256  # that a block is timed with
 _BUDGET_S: Final = 1.0  # for comparing answers
 _LEAST, _MOST = 16, 64  # tokens that are compared
@@ -65,6 +67,23 @@ def choose_precision(model: Model, wanted: Wanted = "auto") -> Chosen:
             return found
         set_linears(model, before)
     return Chosen()
+
+
+@torch.inference_mode()
+def pack_if_faster(model: Model) -> bool:
+    """Pack the weights of a model (:mod:`astra_mesh.families.packed`) where that makes its largest
+    product faster on this device; whether it did. Runs in the compute thread.
+    """
+    layer = model.block(0).ffn.up
+    other = packed(layer)
+    if other is layer:
+        return False
+    rows = min(_TOKENS, model.spec.max_tokens)
+    x = torch.randn(rows, model.spec.hidden_size).to(layer.dtype)
+    if best_s(lambda: other(x)) > PACKING_GAIN * best_s(lambda: layer(x)):
+        return False
+    pack(model)
+    return True
 
 
 def _block_s(model: Model, precision: Precision, known_s: float = math.inf) -> float:

@@ -50,7 +50,7 @@ def predicted_rows(batch: Batch, index: int, book: BlockBook, coded: Tensor) -> 
 def added_rows(coder: BlockCoder, residual: Tensor) -> Tensor:
     """What the codes of ``residual`` (N, D) stand for: (N, D)."""
     y = coder.decode(coder.encode(residual))
-    return y if coder.book.synthesis is None else y @ coder.book.synthesis.T
+    return y if coder.synthesis is None else y @ coder.synthesis.T
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class BlockFit:
         metric = mixed_metric(
             kv_metric(n - mean, self.block), self.sensitivity, self.options.sensitivity
         )
-        frame = make_frame(residual, metric)
+        frame = make_frame(residual, metric, self.options.dropped)
         y = residual @ frame.analysis.T
         codewords, orders, left = self._stages(y, groups, generator, plain=False)
         whole = float(((n - mean) @ frame.analysis.T).square().sum(1).mean())
@@ -126,7 +126,7 @@ class BlockFit:
         codewords, orders, left = [], [], []
         for count in groups:
             order = None if plain else balanced_order(y.square().mean(0), count)
-            cut = Cut(count, order, y.shape[1]).split(y)
+            cut = Cut(count, order, y.shape[1]).split(y).contiguous()
             found = kmeans(cut, self.options.codewords, self.options.iterations, generator)
             stage = StageCoder(found.half().float(), order, y.shape[1])
             y = y - stage.decode(stage.encode(y))

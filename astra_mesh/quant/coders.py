@@ -5,7 +5,7 @@ Everything is row by row: tokens coded in several pieces give the codes that the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -54,7 +54,7 @@ class Cut:
         if self._order is not None:
             y = F.pad(y, (0, 1))[:, self._order]
         width = y.shape[1] // self.groups
-        return y.view(len(y), self.groups, width).transpose(0, 1).contiguous()
+        return y.view(len(y), self.groups, width).transpose(0, 1)
 
     def join(self, grouped: Tensor) -> Tensor:
         """Inverse of :meth:`split`; coordinates in no group are zero."""
@@ -87,10 +87,10 @@ class BlockCoder:
 
     def __init__(self, book: BlockBook, dtype: torch.dtype = torch.float32) -> None:
         self.book = book
-        self._analysis = None if book.analysis is None else book.analysis.to(dtype)
         size = book.codewords[0].shape[0] * book.codewords[0].shape[2]
-        coordinates = size if book.analysis is None else len(book.analysis)
-        orders: Iterable[Tensor | None] = book.orders or [None] * len(book.codewords)
+        analysis, self.synthesis, orders = _first_cut_in_place(book)
+        self._analysis = None if analysis is None else analysis.to(dtype)
+        coordinates = size if analysis is None else len(analysis)
         self.stages = [
             StageCoder(codewords, order, coordinates)
             for codewords, order in zip(book.codewords, orders, strict=True)
@@ -130,7 +130,23 @@ class BlockCoder:
         for group in range(groups):
             wide[group, :, group] = stage.codewords[group]
         y = stage.cut.join(wide.view(1, groups * size, -1))
-        return y if self.book.synthesis is None else F.linear(y, self.book.synthesis)
+        return y if self.synthesis is None else F.linear(y, self.synthesis)
+
+
+def _first_cut_in_place(
+    book: BlockBook,
+) -> tuple[Tensor | None, Tensor | None, Sequence[Tensor | None]]:
+    """Analysis, synthesis and orders of equal effect whose coordinates lie as the first stage cuts
+    them, so that it need not gather; where its groups have gaps, coordinates that are zero."""
+    if book.analysis is None or book.synthesis is None or not book.orders:
+        return book.analysis, book.synthesis, book.orders or [None] * len(book.codewords)
+    first, coordinates = book.orders[0], len(book.analysis)
+    analysis = F.pad(book.analysis, (0, 0, 0, 1))[first].contiguous()
+    synthesis = F.pad(book.synthesis, (0, 1))[:, first].contiguous()
+    place = torch.full((coordinates + 1,), len(first), dtype=torch.int64)
+    place[first] = torch.arange(len(first))
+    place[coordinates] = len(first)
+    return analysis, synthesis, [None, *(place[order] for order in book.orders[1:])]
 
 
 @dataclass

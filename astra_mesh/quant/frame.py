@@ -31,8 +31,9 @@ class Frame:
     variances: Tensor  # (R,) float64, falling
 
 
-def make_frame(residual: Tensor, metric: Tensor) -> Frame:
-    """Coordinates for rows like ``residual`` (N, D) under ``metric`` (D, D) float64.
+def make_frame(residual: Tensor, metric: Tensor, dropped: float = 0.0) -> Frame:
+    """Coordinates for rows like ``residual`` (N, D) under ``metric`` (D, D) float64, without the
+    smallest ones that hold ``dropped`` of the variance together.
 
     ``synthesis`` is the linear regression of the residual on its coordinates, which equals the
     inverse where the metric sees every direction, and is the best guess where it does not.
@@ -47,6 +48,7 @@ def make_frame(residual: Tensor, metric: Tensor) -> Frame:
     if not float(variances[-1]) > 0:
         raise CalibrationError("the calibration inputs are all alike; give others")
     kept = variances > KEPT * variances[-1]
+    kept &= variances.cumsum(0) > dropped * variances.sum()
     variances, axes = variances[kept].flip(0), axes[:, kept].flip(1)
     analysis = axes.T @ root
     synthesis = covariance @ analysis.T / variances

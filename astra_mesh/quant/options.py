@@ -31,6 +31,7 @@ class FitOptions:
     sensitivity: float = 0.5  # weight of the sensitivity beside the K,V metric; 0: none
     sensitivity_tokens: int = 50_000
     ridge: float = 1e-3  # of the prediction, in mean variances
+    dropped: float = 0.005  # share of the variance in coordinates that are not coded
     peers: tuple[int, ...] = (4, 2, 8, 4)  # even shards, one number for each batch in turn
     distributed: bool = False  # a class token on every peer
     seed: int = 0

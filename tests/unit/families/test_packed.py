@@ -1,0 +1,88 @@
+"""Packed weights: the same products, in the place of the plain ones."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from astra_mesh.engine.reference import hidden_rows, run_solo
+from astra_mesh.families.block import Linear
+from astra_mesh.families.model import Model
+from astra_mesh.families.packed import PackedLinear, can_pack, pack, packed
+from astra_mesh.families.precision import Int8Linear, Precision, convert
+from astra_mesh.peer import precision as choosing
+from astra_mesh.peer.precision import pack_if_faster
+from tests.unit.families.making import make_input, make_model
+
+KINDS = ("gpt2", "vit", "llama", "bert", "qwen3")
+
+pytestmark = pytest.mark.skipif(
+    not can_pack(torch.float32), reason="this torch has no oneDNN kernels for packed weights"
+)
+
+
+def rows(model: Model) -> torch.Tensor:
+    return hidden_rows([run_solo(model, make_input(model), "all")]).float()
+
+
+def close(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
+    relative, absolute = (1e-5, 1e-5) if ours.dtype == torch.float32 else (0.02, 0.1)
+    return ours.dtype == theirs.dtype and torch.allclose(ours, theirs, relative, absolute)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_answers_stay(kind: str, precision: Precision) -> None:
+    model = make_model(kind)
+    convert(model, precision)
+    before = rows(model)
+    pack(model)
+    tolerance = 1e-5 if precision == "fp32" else 0.02
+    assert float((rows(model) - before).norm() / before.norm()) <= tolerance
+    assert type(model.block(0).qkv) is PackedLinear
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("count", [1, 3, 40])
+def test_a_packed_layer_is_the_layer(dtype: torch.dtype, bias: bool, count: int) -> None:
+    if not can_pack(dtype):
+        pytest.skip("this processor has no kernels for it")
+    drawn = torch.Generator().manual_seed(0)
+    weight = torch.randn(48, 33, generator=drawn).to(dtype)
+    plain = Linear(weight, torch.randn(48, generator=drawn).to(dtype) if bias else None)
+    plain.requires_grad_(False)
+    other = packed(plain)
+    assert isinstance(other, PackedLinear)
+    assert torch.equal(other.weight, weight)
+    assert other.dtype == dtype
+    x = torch.randn(count, 33, generator=drawn)
+    wide = x.expand(2, count, 33)
+    assert close(other(x), plain(x))
+    assert close(other(wide), plain(wide))
+    for start in (0, 16, 20):
+        assert close(other.outputs_from(x, start), plain.outputs_from(x, start))
+    assert packed(other) is other
+
+
+def test_other_formats_stay_as_they_are() -> None:
+    model = make_model("gpt2")
+    convert(model, "int8")
+    pack(model)
+    assert type(model.block(0).qkv) is Int8Linear
+
+
+def test_a_head_that_is_the_embedding_stays() -> None:
+    """Packing it would hold the largest matrix twice."""
+    model = make_model("gpt2")
+    assert model.get_submodule("head").get_parameter("weight") is model.get_parameter("wte")
+    pack(model)
+    assert type(model.head) is Linear
+
+
+@pytest.mark.parametrize("gain", [0.0, 1e9])
+def test_packed_only_where_it_is_faster(gain: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choosing, "PACKING_GAIN", gain)
+    model = make_model("gpt2")
+    assert pack_if_faster(model) == (gain > 0)
+    assert isinstance(model.block(0).ffn.up, PackedLinear) == (gain > 0)
