@@ -84,6 +84,7 @@ class Mesh:
         wait_s: float = limits.DISCOVERY_WAIT_S,
         timings: Timings | None = None,
         window_bytes: int = limits.WINDOW_BYTES,
+        stays: bool = False,
     ) -> None:
         self.embedded = False  # whether the peer runs inside this process
         self._target = Target(
@@ -92,7 +93,7 @@ class Mesh:
             timings=timings if timings is not None else Timings(),
             window_bytes=window_bytes,
         )
-        self._wait_s = wait_s
+        self._wait_s, self._stays = wait_s, stays  # stays: with the peer that it found
         self._way: Way | None = None
         self._stack = AsyncExitStack()
 
@@ -111,7 +112,8 @@ class Mesh:
         async with AsyncExitStack() as stack:
             stack.callback(self._forget_way)
             line, self.embedded = await find_line(stack, self._target)
-            self._way = Way(self._stack, line, self._target)
+            stays = self._stays or self.embedded
+            self._way = Way(self._stack, line, self._target, stays=stays)
             if self.embedded:
                 await self._wait_for_others()
             self._stack.push_async_exit(stack.pop_all())

@@ -31,10 +31,13 @@ class Way:
         stack: Closes the lines that are opened later.
         line: To the peer that is asked now.
         target: How to connect.
+        stays: Never go on with another peer.
     """
 
-    def __init__(self, stack: AsyncExitStack, line: Line, target: Target) -> None:
-        self.line = line
+    def __init__(
+        self, stack: AsyncExitStack, line: Line, target: Target, *, stays: bool = False
+    ) -> None:
+        self.line, self._stays = line, stays
         self._stack, self._target = stack, target
         self._elsewhere: list[Address] = []  # of other peers, the ones told last
         self._roster: Conversation | None = None
@@ -42,7 +45,7 @@ class Way:
 
     def look_around(self) -> None:
         """Ask once on each line who else is there; the answer is read when it is needed."""
-        if self._roster is None and self.line.is_open:
+        if self._roster is None and self.line.is_open and not self._stays:
             self._roster = self.line.start(ListPeers(request=new_request()))
 
     def learn(self, planned: Planned) -> None:
@@ -61,6 +64,8 @@ class Way:
             after: What had come by then, for the report.
             again: Whether the peer that was lost may be tried, too: nothing was under way.
         """
+        if self._stays:
+            raise error
         async with self._turn:
             if self.line is not lost and self.line.is_open:  # another request was faster
                 return self._sentence(error, after)

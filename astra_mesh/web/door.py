@@ -44,7 +44,7 @@ class Door:
         if not self._peer.port:
             raise NoPeerError("the peer behind this API has stopped; start it again")
         try:
-            return await Mesh(_address(self._peer)).open()
+            return await Mesh(_address(self._peer), stays=True).open()
         except AstraMeshError as error:
             raise NoPeerError(
                 f"the peer behind this API does not answer: {error.message}"
