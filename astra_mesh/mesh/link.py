@@ -212,11 +212,14 @@ class Link:
         return True
 
     def _tell_rate(self) -> None:
-        """Tell the other end, which cannot measure this direction, unless it knows about it."""
+        """Tell the other end, which cannot measure this direction, unless it knows about it.
+
+        Nothing before the first probe: that it was told is what the other end waits for with its.
+        """
         rate, told = self._meter.bps, self._told_bps
-        if rate is None or min(rate, told) > limits.PLENTY_BPS:
+        if rate is None or not told or min(rate, told) > limits.PLENTY_BPS:
             return
-        if self.is_open and not 0.8 < rate / max(told, 1.0) < 1.25:
+        if self.is_open and not 0.8 < rate / told < 1.25:
             self._told_bps = rate
             self.send(Throughput(rate))
 
