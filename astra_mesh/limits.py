@@ -66,6 +66,9 @@ NOTES: Final = 64  # sentences in a report
 CLIENT_MOVES: Final = 3
 CLIENT_PLACES: Final = 8  # ... trying so many addresses each time ...
 CLIENT_MOVE_S: Final = 1.5  # ... for so long each: those that live answer within a round trip
+PROGRESS_MARKS: Final = 1_024  # in one message: 15 KiB of positional integers
+PROGRESS_S: Final = 0.1  # between two of them, while somebody looks on
+SHOWN_REQUESTS: Final = 8  # kept for whoever looks on, the last ones; a plan of 4 peers is 3 KB
 EARLY_CODES_BYTES: Final = 4 * MIB  # codes that overtake their proposal (other link), per link
 EARLY_CODES_S: Final = 10.0  # kept so long, then dropped
 
@@ -125,6 +128,7 @@ DIAL_KNOWN_S: Final = 1.5
 KNOWN_S: Final = 900.0
 REDIAL_GAP_S: Final = 0.25  # between two dials of one candidate, however often it is announced
 INTERFACE_POLL_S: Final = 3.0
+NAMES_POLL_S: Final = 5.0  # between two questions for the addresses behind a name
 RESOLVE_TIMEOUT_S: Final = 3.0  # an mDNS instance name to its address and TXT records
 
 # --- files ----------------------------------------------------------------------------------------
@@ -132,6 +136,14 @@ SAFETENSORS_HEADER_BYTES: Final = 100 * MIB  # the format's own cap
 JSON_BYTES: Final = 64 * MIB  # tokenizer.json of a 256k vocabulary is about 33 MB
 QUALITY_ROWS: Final = 4_096  # of quality.json: 16 codebooks, 32 rates, 8 numbers of peers
 QUALITY_BYTES: Final = 8 * MIB  # about 600 bytes a row, of three tasks
+
+# --- models that peers give each other ------------------------------------------------------------
+SHARE_PIECE_BYTES: Final = 4 * MIB  # asked for at once; at 10 Mbps 3.4 s
+SHARE_PIECE_S: Final = 120.0  # for one piece: a peer that answers requests gives a trickle
+SHARE_WRITE_S: Final = 30.0  # a receiver that takes no chunk for so long is dropped
+RESCAN_S: Final = 3.0  # between two looks for models that came to this device
+SHARE_TRANSFERS: Final = 4  # files given at once
+SHARE_TRICKLE_S: Final = 0.5  # between two chunks of 64 KiB while requests run: 1 Mbit/s
 
 # --- the HTTP API ---------------------------------------------------------------------------------
 # A text of TEXT_BYTES whose every character is escaped (\u0041) in JSON is 6 MiB.
@@ -151,6 +163,10 @@ API_SIDE_BY_SIDE: Final = 4  # of these at once, so that other requests come in 
 API_STOPS: Final = 4  # stop strings
 API_STOP_CHARS: Final = 256  # each; so much text is held back at most
 API_MESSAGES: Final = 1_024  # of one chat
+API_LIVE: Final = 16  # pages that look on at once, beside API_REQUESTS
+API_LIVE_S: Final = 0.1  # between two looks for news; marks come as often
+API_LIVE_MESH_S: Final = 1.0  # the figures of links, which change all the time
+API_LIVE_BEAT_S: Final = 5.0  # a ping to a page; its phone went to sleep if no pong comes in half
 API_TOKEN_CHARS: Final = 16  # a shorter token could be guessed
 CHAT_TEMPLATE_BYTES: Final = 256 * KIB  # the longest in use are about 20 KB
 CHAT_TEMPLATE_S: Final = 5.0  # for one chat; usual ones take milliseconds

@@ -125,6 +125,7 @@ MESSAGES: dict[str, AnyMessage] = {
     "codes": m.Codes(REQUEST, 1, 0, 0, 2, bytes([0, 17, 255, 3])),
     "pooled": m.Pooled(REQUEST, 3.0, bytes.fromhex("0000803f00000040")),
     "token": m.Token(REQUEST, 0, 640, " time"),
+    "progress": m.Progress(REQUEST, [1500, 0, 0, 0, 2300, 4, 1, 2]),
     "done": m.Done(request=REQUEST, report=PEER_REPORT),
     "cancel": m.Cancel(request=REQUEST, text="the client left"),
     "fail": m.Fail(request=REQUEST, code="peer-lost", text="lost board (b2b2b2b2)"),

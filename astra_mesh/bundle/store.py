@@ -7,6 +7,7 @@ import hashlib
 import logging
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -69,10 +70,8 @@ class Bundle:
         Raises:
             BadBundleError: a file differs from the manifest.
         """
-        total = hashlib.sha256(_DOMAIN)
-        for name in ("config.json", *(path.name for path in self.weight_paths)):
-            total.update(bytes.fromhex(file_sha256(self.file(name))))
-        return ModelId(total.hexdigest())
+        names = ("config.json", *(path.name for path in self.weight_paths))
+        return id_of_hashes([file_sha256(self.file(name)) for name in names])
 
     @cached_property
     def codebook_paths(self) -> dict[str, Path]:
@@ -83,6 +82,14 @@ class Bundle:
         """
         matches = (_CODEBOOK.fullmatch(p.name) for p in sorted(self.path.iterdir()))
         return {m["suffix"] or "": self.file(m.string) for m in matches if m}
+
+
+def id_of_hashes(hashes: Sequence[str]) -> ModelId:
+    """A model's id from the SHA-256 of its config and of its weight files, in name order."""
+    total = hashlib.sha256(_DOMAIN)
+    for one in hashes:
+        total.update(bytes.fromhex(one))
+    return ModelId(total.hexdigest())
 
 
 def open_bundle(path: Path | str) -> Bundle:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from astra_mesh._version import __version__
-from astra_mesh.cli import ask, demo, evaluate, learn, models, peers
+from astra_mesh.cli import ask, demo, evaluate, learn, models, peers, service, top
 
 app = typer.Typer(
     name="astra-mesh",
@@ -40,10 +40,12 @@ def common(
 MESH, MODELS = "The mesh", "Models"
 app.command("peer", rich_help_panel=MESH, epilog=peers.PEER_EXAMPLE)(peers.peer)
 app.command("peers", rich_help_panel=MESH, epilog=peers.PEERS_EXAMPLE)(peers.peers)
+app.command("top", rich_help_panel=MESH, epilog=top.EXAMPLE)(top.top)
 app.command("demo", rich_help_panel=MESH, epilog=demo.EXAMPLE)(demo.demo)
 app.command("run", rich_help_panel="Asking", epilog=ask.RUN_EXAMPLE)(ask.run)
 app.command("classify", rich_help_panel="Asking", epilog=ask.CLASSIFY_EXAMPLE)(ask.classify)
 app.command("embed", rich_help_panel="Asking", epilog=ask.EMBED_EXAMPLE)(ask.embed)
+app.add_typer(service.app, name="service", rich_help_panel=MESH)
 app.add_typer(models.app, name="models", rich_help_panel=MODELS)
 app.command("fit", rich_help_panel=MODELS, epilog=learn.FIT_EXAMPLE)(learn.fit)
 app.command("eval", rich_help_panel=MODELS, epilog=evaluate.EXAMPLE)(evaluate.evaluate)

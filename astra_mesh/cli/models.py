@@ -11,6 +11,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from astra_mesh.cli import models_get
 from astra_mesh.cli.console import clean, err, hint, out, print_json, reporting
 from astra_mesh.cli.options import Bundle, Json
 from astra_mesh.cli.report import amount
@@ -23,10 +24,14 @@ SHORT_ID: Final = 12  # hex digits
 EXAMPLE: Final = "Examples:  astra-mesh models   ·   astra-mesh models verify tiny-gpt2"
 
 app = typer.Typer(
-    help="The models of this device: list them, or verify one.",
+    help="The models of this device: list, verify, pull or add them.",
     epilog=EXAMPLE,
     invoke_without_command=True,
 )
+
+
+app.command("pull", epilog=models_get.PULL_EXAMPLE)(models_get.pull)
+app.command("add", epilog=models_get.ADD_EXAMPLE)(models_get.add)
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ class Row:
 
 @app.callback()
 def default(context: typer.Context, as_json: Json = False) -> None:
-    """The models of this device: list them, or verify one."""
+    """The models of this device: list, verify, pull or add them."""
     if context.invoked_subcommand is None:
         list_models(as_json)
 

@@ -17,6 +17,8 @@ from rich.text import Text
 
 from astra_mesh.cli.ask import ALONE, opened
 from astra_mesh.cli.console import clean, err, hint, out, print_json, reporting, run_async
+from astra_mesh.cli.lan import api_config as make_api_config
+from astra_mesh.cli.lan import page_addresses
 from astra_mesh.cli.options import Connect, Json, Typed
 
 if TYPE_CHECKING:
@@ -63,6 +65,15 @@ def peer(
         str | None, typer.Option(metavar="ADDRESS", help="Listen on this address only.")
     ] = None,
     peer: Typed = None,
+    peers_at: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--peers-at",
+            metavar="NAME:PORT",
+            help="A name with an address for each peer, as a cluster's headless service has it. "
+            "May be repeated.",
+        ),
+    ] = None,
     threads: Annotated[
         int, typer.Option(min=0, help="Threads for computing; 0: the cores it may use.")
     ] = 0,
@@ -90,7 +101,7 @@ def peer(
         ),
     ] = None,
     api: Annotated[
-        bool, typer.Option("--api/--no-api", help="Serve the HTTP API (docs/api.md).")
+        bool, typer.Option("--api/--no-api", help="Serve the page and the HTTP API.")
     ] = True,
     api_port: Annotated[
         int | None,
@@ -107,6 +118,14 @@ def peer(
             help="Who shows it may use the API from other machines. Default: none may.",
         ),
     ] = None,
+    lan: Annotated[
+        bool,
+        typer.Option(
+            "--lan",
+            help="Let phones and other devices of the network open the page and use the API: "
+            "prints an address that holds the token, which is made once and kept.",
+        ),
+    ] = False,
     stop_with_stdin: Annotated[
         bool, typer.Option(help="End when standard input is closed.", hidden=True)
     ] = False,
@@ -124,6 +143,7 @@ def peer(
             format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         )
         typed = tuple(parse_address(text) for text in peer or ())
+        names = tuple(parse_address(text) for text in peers_at or ())
         with err.status("starting", spinner="dots"):
             from astra_mesh.peer import PeerConfig
         config = PeerConfig(
@@ -131,6 +151,7 @@ def peer(
             port=port,
             listen=listen,
             peers=typed,
+            names=names,
             threads=threads,
             precision=dtype.value,
             discovery=discovery,
@@ -138,14 +159,8 @@ def peer(
             models=tuple(model) if model else None,
             record=record,
         )
-        api_config = _api_config(api_port, api_token) if api else None
+        api_config = make_api_config(api_port, api_token, lan, state_dir) if api else None
         run_async(_serve(config, api_config, as_json, stop_with_stdin))
-
-
-def _api_config(port: int | None, token: str | None) -> ApiConfig:
-    from astra_mesh.web import ApiConfig
-
-    return ApiConfig(port=port, token=token or None)
 
 
 async def _serve(
@@ -166,7 +181,7 @@ async def _serve(
                 Peer(config, on_event=lambda event: show_event(event, as_json))
             )
             url = await _serve_api(stack, running, api)
-            _introduce(running, url, as_json)
+            _introduce(running, url, api, as_json)
             await stop.wait()
             hint("leaving")
     finally:
@@ -189,7 +204,7 @@ def _read_stdin(stop: asyncio.Event) -> None:
         stop.set()
 
 
-def _introduce(peer: Peer, api: str | None, as_json: bool) -> None:
+def _introduce(peer: Peer, api: str | None, config: ApiConfig | None, as_json: bool) -> None:
     """The first lines: who this is, where, with what."""
     from astra_mesh.client.addresses import show_address
     from astra_mesh.mesh.interfaces import own_addresses
@@ -197,9 +212,10 @@ def _introduce(peer: Peer, api: str | None, as_json: bool) -> None:
     hosts = [peer.config.listen] if peer.config.listen else [str(ip) for ip in own_addresses()]
     addresses = [show_address((host, peer.port)) for host in hosts]
     models = [offer.name for offer in peer.models.offers()]
+    pages = page_addresses(peer, config, api) if config is not None and api is not None else []
     if as_json:
         about = {"name": peer.name, "id": peer.id, "port": peer.port, "addresses": addresses}
-        print_json({"type": "started", **about, "models": models, "api": api})
+        print_json({"type": "started", **about, "models": models, "api": api, "pages": pages})
         return
     title = Text(clean(peer.name), style="bold").append(f"  {peer.id[:SHORT_ID]}", style="dim")
     out.print(title)
@@ -207,6 +223,8 @@ def _introduce(peer: Peer, api: str | None, as_json: bool) -> None:
     out.print(f"  models  {', '.join(models) or 'none'}", markup=False, soft_wrap=True)
     if api is not None:
         out.print(f"  API     {api}", markup=False, soft_wrap=True)
+    for page in pages:
+        out.print(f"  page    {page}", markup=False, soft_wrap=True)
     out.print("  Ctrl-C ends it.", style="dim")
 
 

@@ -140,6 +140,11 @@ class Line:
         return self._link.is_open
 
     @property
+    def address(self) -> str:
+        """Of the peer."""
+        return self._link.address
+
+    @property
     def hello(self) -> Hello:
         """What the peer says about itself."""
         assert self._link.peer is not None, "the line was not opened"

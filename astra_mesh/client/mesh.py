@@ -143,6 +143,11 @@ class Mesh:
         return self._open_line().hello
 
     @property
+    def peer_address(self) -> Address:
+        """Where that peer is reached."""
+        return parse_address(self._open_line().address)
+
+    @property
     def is_open(self) -> bool:
         """Whether requests can be made: it was opened, and the peer is still there."""
         return self._way is not None and self._way.line.is_open

@@ -92,6 +92,10 @@ class Membership(Generic[Link]):
         key = f"{host}:{port}"
         self._entries.setdefault(key, _Entry(key, ((host, port),), True, None, now))
 
+    def untyped(self, host: str, port: int) -> None:
+        """Dial this address no more; its link, if any, goes its own way."""
+        self._entries.pop(f"{host}:{port}", None)
+
     def found(self, peer: PeerId, addresses: Iterable[Address], now: float) -> None:
         """A peer announced itself (again): dial it soon, whatever failed before."""
         places = tuple(addresses)[: limits.DIAL_ADDRESSES]

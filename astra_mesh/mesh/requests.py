@@ -26,6 +26,7 @@ from astra_mesh.wire.messages import (
     Peers,
     Planned,
     Pooled,
+    Progress,
     Propose,
     Refuse,
     RequestId,
@@ -39,6 +40,7 @@ OPENERS: Final = (Propose, Ask, ListPeers, Subscribe)
 _ANSWERS: Final[dict[type, tuple[type, ...]]] = {
     Accept: (Propose,),
     Refuse: (Propose,),
+    Progress: (Propose,),
     Done: (Propose,),
     Token: (Propose, Ask),
     Planned: (Ask,),
@@ -49,6 +51,7 @@ _ANSWERS: Final[dict[type, tuple[type, ...]]] = {
 _OF_REQUESTS: Final = (
     Accept,
     Refuse,
+    Progress,
     Done,
     Token,
     Planned,

@@ -75,6 +75,7 @@ class Surroundings:
     elsewhere: Callable[[ModelId], list[str]]  # addresses of other peers that hold a model
     open: Callable[[Participants], None]  # codes and messages for them are delivered from now on
     close: Callable[[RequestId], None]
+    watched: Callable[[], bool]  # somebody looks on: participants are to tell their progress
 
 
 class Answer:
@@ -179,7 +180,10 @@ class Answer:
         self._around.open(participants)
         try:
             request, task = exchange.request, self.ask.task
-            participants.propose(Propose(request=request, task=task, plan=plan, inputs=inputs))
+            watch = self._around.watched()
+            participants.propose(
+                Propose(request=request, task=task, plan=plan, inputs=inputs, watch=watch)
+            )
             run = await self._compute(
                 ShardRun, loaded.model, exchange.layout, exchange.shard, codec, given, self._spare()
             )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from astra_mesh.families.model import Model
-from astra_mesh.peer.measure import best_s, dtype_of
+from astra_mesh.peer.measure import dtype_of, steady_s
 from astra_mesh.quant.codebook import UNLIMITED, Codebook
 from astra_mesh.quant.codes import CodeArray
 from astra_mesh.quant.vector import Table, VectorCodec
@@ -120,16 +120,16 @@ def _measure(model: Model, codec: _MadeUp, stages: int) -> _Point:
     x = torch.randn(tokens, spec.hidden_size, dtype=dtype_of(model))
     known = torch.randn_like(x) if history or codec.first_block else None
     codes = _encode(codec, stages, known, some, x)
-    encode_s = best_s(lambda: _encode(codec, stages, known, some, x))
+    encode_s = steady_s(lambda: _encode(codec, stages, known, some, x))
     codec.decoder = "project"
     every = codes + codes[-1:] * (len(coded) - len(some))  # any codes cost the same
     _decode(codec, stages, known, some, every)
-    project_s = best_s(lambda: _decode(codec, stages, known, some, every))
+    project_s = steady_s(lambda: _decode(codec, stages, known, some, every))
     table_s = None
     if codec.can_look_up:
         codec.decoder = "table"
         _decode(codec, stages, known, coded, every)
-        whole = best_s(lambda: _decode(codec, stages, known, coded, every))
+        whole = steady_s(lambda: _decode(codec, stages, known, coded, every))
         table_s = whole / (tokens * len(coded))
     count = tokens * len(some)
     return _Point(encode_s / count, project_s / count, table_s)

@@ -22,6 +22,8 @@ class PeerConfig:
             is an error. 0: any free port.
         listen: Address to listen on; None: all interfaces.
         peers: Typed addresses, dialled for as long as the peer runs.
+        names: Host names, with a port, that stand for many peers: all addresses behind each are
+            dialled, as they come and go.
         threads: Of torch; 0: as many as the cores that this process may use.
         precision: Number format of the products; auto: the fastest here that keeps the answers.
         discovery: Whether to announce this peer and look for others by mDNS.
@@ -36,6 +38,7 @@ class PeerConfig:
     port: int | None = None
     listen: str | None = None
     peers: tuple[tuple[str, int], ...] = ()
+    names: tuple[tuple[str, int], ...] = ()
     threads: int = 0
     precision: Wanted = "fp32"
     discovery: bool = True

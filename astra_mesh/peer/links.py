@@ -23,6 +23,7 @@ from astra_mesh.mesh.membership import Candidate, Membership
 from astra_mesh.mesh.session import Session
 from astra_mesh.peer import tasks
 from astra_mesh.peer.config import DEFAULT_PORT, PeerConfig
+from astra_mesh.peer.names import watch_names
 from astra_mesh.wire.codec import AnyMessage
 from astra_mesh.wire.messages import Hello, PeerId, Reason, Role
 
@@ -43,6 +44,7 @@ class LinkKeeper:
         on_message: called with each message of an open link, the hello first.
         on_closed: called when a link is over (which had a hello), and why.
         on_silence: called when nothing is heard on a link any more, or something is again.
+        add_routes: adds what else is served at the port.
     """
 
     def __init__(
@@ -53,10 +55,11 @@ class LinkKeeper:
         on_message: Callable[[Link, AnyMessage], None],
         on_closed: Callable[[Link, MeshError | None, bool], None],
         on_silence: Callable[[Link], None] = lambda link: None,
+        add_routes: Callable[[web.Application], None] = lambda app: None,
     ) -> None:
         self._config, self._me, self._make_hello = config, me, make_hello
         self._on_message, self._on_closed = on_message, on_closed
-        self._on_silence = on_silence
+        self._on_silence, self._add_routes = on_silence, add_routes
         self._membership: Membership[Link] = Membership(me)
         self._links: set[Link] = set()
         self._running = asyncio.Event()  # links that come in wait for it
@@ -78,6 +81,7 @@ class LinkKeeper:
             self._session, self._serve, timings=self._config.timings, max_links=limits.LINKS
         )
         app.router.add_get(PATH, handler)
+        self._add_routes(app)
         # No handler_cancellation: a link sees by itself that its socket is gone, and says so.
         self._runner = web.AppRunner(
             app,
@@ -134,6 +138,9 @@ class LinkKeeper:
                 self._http, self._group = http, group
                 for host, port in self._config.peers:
                     self._membership.typed(host, port, _now())
+                if self._config.names:
+                    names = self._config.names
+                    tasks.start(group, "names", watch_names, names, self._came, self._went)
                 if self._config.discovery:
                     self.discovery = self._discovery()
                     tasks.start(group, "discovery", self.discovery.run)
@@ -183,6 +190,14 @@ class LinkKeeper:
     def _found(self, peer: PeerId, name: str, addresses: list[Address]) -> None:
         log.debug("found %s (%s) at %s", name, peer[:8], addresses)
         self._membership.found(peer, addresses, _now())
+        self._wake.set()
+
+    def _came(self, host: str, port: int) -> None:
+        self._membership.typed(host, port, _now())
+        self._wake.set()
+
+    def _went(self, host: str, port: int) -> None:
+        self._membership.untyped(host, port)
         self._wake.set()
 
     def _gone(self, peer: PeerId) -> None:

@@ -7,11 +7,12 @@ import logging
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
-from astra_mesh.bundle import Bundle, find_bundle, list_bundles
+from astra_mesh.bundle import Bundle, find_bundle, list_bundles, model_folders
 from astra_mesh.bundle.header import read_header
 from astra_mesh.bundle.image import ImageProcessor
 from astra_mesh.bundle.quality import Quality, read_quality
@@ -22,7 +23,7 @@ from astra_mesh.bundle.text import TextTokenizer, eos_ids
 from astra_mesh.engine.compute import ComputeThread
 from astra_mesh.errors import AstraMeshError, BadBundleError, CodebookError, UnknownModelError
 from astra_mesh.families import ModelSpec, build_model, read_spec
-from astra_mesh.limits import CODEBOOKS_PER_MODEL, MODELS_PER_PEER, NAME_CHARS
+from astra_mesh.limits import CODEBOOKS_PER_MODEL, MODELS_PER_PEER, NAME_CHARS, RESCAN_S
 from astra_mesh.peer.choice import choose_codes
 from astra_mesh.peer.code_times import CodeTimes, measure_codebook
 from astra_mesh.peer.loaded import AnyCodec, Loaded, choose_stages
@@ -53,8 +54,12 @@ class _Entry:
     bundle: Bundle
     spec: ModelSpec
     offer: ModelOffer
+    chat: bool  # it has a chat template
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     loaded: Loaded | None = None
+
+
+_Read = tuple[Bundle, ModelSpec, ModelOffer, bool]  # the last: it has a chat template
 
 
 class ModelHost:
@@ -77,6 +82,7 @@ class ModelHost:
         self._names, self._compute, self._on_change = names, compute, on_change
         self._precision: Wanted = precision
         self._entries: dict[ModelId, _Entry] = {}
+        self._seen: frozenset[tuple[str, int]] = frozenset()  # the folders of models, and when
 
     async def start(self) -> None:
         """Look through the bundles on this device; broken ones are logged and left out.
@@ -84,15 +90,32 @@ class ModelHost:
         Raises:
             UnknownModelError, BadBundleError: of a model that was named.
         """
-        found = await self._compute(_read_all, self._names)
-        for bundle, spec, offer in found:
+        self._take(await self._compute(_read_all, self._names))
+        if self._names is None:
+            self._seen = await asyncio.to_thread(_look)
+
+    async def watch(self) -> None:
+        """Offer models that come to this device while the peer runs, until cancelled."""
+        while self._names is None:
+            await asyncio.sleep(RESCAN_S)
+            seen = await asyncio.to_thread(_look)
+            if seen == self._seen:
+                continue
+            self._seen, before = seen, len(self._entries)
+            found = await self._compute(_read_all, None)
+            self._take([one for one in found if one[2].id not in self._entries])
+            if len(self._entries) > before:
+                self._on_change()
+
+    def _take(self, found: list[_Read]) -> None:
+        for bundle, spec, offer, chat in found:
             if offer.id in self._entries:
                 same = self._entries[offer.id].offer.name
                 log.warning("the model %s is left out: it is the same as %s", offer.name, same)
             elif len(self._entries) >= MODELS_PER_PEER:
                 log.warning("the model %s is left out: there are too many", offer.name)
             else:
-                self._entries[offer.id] = _Entry(bundle, spec, offer)
+                self._entries[offer.id] = _Entry(bundle, spec, offer, chat)
 
     def offers(self) -> list[ModelOffer]:
         """What this peer tells the others."""
@@ -102,6 +125,16 @@ class ModelHost:
         """The offer of one model."""
         entry = self._entries.get(model)
         return None if entry is None else entry.offer
+
+    def bundle(self, model: ModelId) -> Bundle | None:
+        """The files of a model of this peer."""
+        entry = self._entries.get(model)
+        return None if entry is None else entry.bundle
+
+    def holds_conversations(self, model: ModelId) -> bool:
+        """Whether a model of this peer has a chat template."""
+        entry = self._entries.get(model)
+        return entry is not None and entry.chat
 
     def find(self, name: str) -> ModelId:
         """The model of that name, or whose id begins so (8 digits at least).
@@ -116,6 +149,11 @@ class ModelHost:
         raise UnknownModelError(
             f"no model {name!r} on this device; it has: {names}. `astra-mesh models` lists them"
         )
+
+    async def quality(self, model: ModelId) -> Quality | None:
+        """What was measured of a model and stored with it; it need not be loaded."""
+        entry = self._entries.get(model)
+        return None if entry is None else await self._compute(_quality, entry.bundle)
 
     async def load(self, model: ModelId) -> Loaded:
         """The model in memory, loaded and measured at its first use.
@@ -156,7 +194,18 @@ class ModelHost:
         return statistics.median(times)
 
 
-def _read_all(names: tuple[str, ...] | None) -> list[tuple[Bundle, ModelSpec, ModelOffer]]:
+def _look() -> frozenset[tuple[str, int]]:
+    """The folders of models on this device, and when something in each came or went."""
+    found = set()
+    for folder in model_folders():
+        with suppress(OSError):
+            for path in folder.iterdir():
+                if not path.name.startswith("."):
+                    found.add((str(path), path.stat().st_mtime_ns))
+    return frozenset(found)
+
+
+def _read_all(names: tuple[str, ...] | None) -> list[_Read]:
     if names is not None:
         return [_read(find_bundle(name)) for name in names]
     found = []
@@ -168,7 +217,7 @@ def _read_all(names: tuple[str, ...] | None) -> list[tuple[Bundle, ModelSpec, Mo
     return found
 
 
-def _read(bundle: Bundle) -> tuple[Bundle, ModelSpec, ModelOffer]:
+def _read(bundle: Bundle) -> _Read:
     spec = read_spec(bundle.config)
     for path in bundle.weight_paths:
         read_header(path)
@@ -182,7 +231,13 @@ def _read(bundle: Bundle) -> tuple[Bundle, ModelSpec, ModelOffer]:
         tasks=[Task(task) for task in spec.tasks],
         codebooks=[_offer_codebook(book) for book in books.values()],
     )
-    return bundle, spec, offer
+    return bundle, spec, offer, _has_chat_template(bundle)
+
+
+def _has_chat_template(bundle: Bundle) -> bool:
+    if bundle.has("chat_template.jinja"):
+        return True
+    return bool(bundle.optional_json("tokenizer_config.json").get("chat_template"))
 
 
 def _codebooks(bundle: Bundle) -> tuple[dict[str, Codebook], list[str]]:

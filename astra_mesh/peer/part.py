@@ -16,6 +16,7 @@ from astra_mesh.peer.exchange import MeshExchange, Patience, partners
 from astra_mesh.peer.inputs import read_inputs
 from astra_mesh.peer.loaded import AnyCodec, Loaded
 from astra_mesh.peer.models import ModelHost
+from astra_mesh.peer.progress import telling
 from astra_mesh.peer.sending import send_if_open
 from astra_mesh.plan.check import BadPlanError, layout_of
 from astra_mesh.quant.codecs import VectorCodec
@@ -178,8 +179,10 @@ class Participation:
         return Pipeline(run, exchange, self._compute), exchange
 
     async def _compute_shard(self, pipeline: Pipeline, exchange: MeshExchange) -> None:
-        await pipeline.prefill()
-        await pipeline.pool()
+        timeline = exchange.timeline if self.propose.watch else None
+        with telling(self.link, self.propose.request, timeline):
+            await pipeline.prefill()
+            await pipeline.pool()
         run = pipeline.run
         report = report_of(self._me, exchange, pipeline.spent, run.stop - run.start)
         self.link.send(Done(request=self.propose.request, report=report))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import msgspec
 
@@ -28,6 +29,7 @@ from astra_mesh.wire.messages import (
     Fail,
     PeerId,
     PeerReport,
+    Progress,
     Propose,
     Reason,
     Refuse,
@@ -38,6 +40,7 @@ from astra_mesh.wire.messages import (
 # within a heartbeat or two. Where links are missing for good, requests wait for the shorter time.
 _BLAME_S = 2.0
 _UNLINKED_S = 0.3
+Said = Accept | Refuse | Progress | Done | Fail  # what a participant says
 _LOST_ANOTHER = (PeerLostError.code, ProtocolError.code)
 
 
@@ -47,6 +50,16 @@ class LostDuringPrefillError(Exception):
     def __init__(self, peer: PeerId, error: AstraMeshError) -> None:
         super().__init__(error.message)
         self.peer, self.error = peer, error
+
+
+class Onlooker(Protocol):
+    """Who looks on while the participants work."""
+
+    def accepted(self, peer: PeerId, round_trip_s: float) -> None:
+        """A participant started half a round trip ago."""
+
+    def progressed(self, peer: PeerId, marks: list[int]) -> None:
+        """What happened there; see :class:`Progress`."""
 
 
 @dataclass
@@ -66,6 +79,7 @@ class Participants:
     def __init__(self, exchange: MeshExchange) -> None:
         loop = asyncio.get_running_loop()
         self.exchange = exchange
+        self.onlooker: Onlooker | None = None
         self._timers: list[asyncio.TimerHandle] = []
         self._all = {
             peer: _Participant(exchange.links[peer], loop.create_future())
@@ -91,13 +105,18 @@ class Participants:
                 text = f"{peer[:8]} did not answer the proposal in {limits.ACCEPT_TIMEOUT_S:g} s"
                 self._failed(peer, DeadlineError(text))
 
-    def on_message(self, peer: PeerId, message: Accept | Refuse | Done | Fail) -> None:
+    def on_message(self, peer: PeerId, message: Said) -> None:
         """What a participant says; of others it is ignored."""
         one = self._all.get(peer)
         if one is None:
             return
         if isinstance(message, Accept):
             one.accepted = True
+            if self.onlooker is not None:
+                self.onlooker.accepted(peer, one.link.round_trip_s or 0.0)
+        elif isinstance(message, Progress):
+            if self.onlooker is not None:
+                self.onlooker.progressed(peer, message.marks)
         elif isinstance(message, Done):
             one.accepted = True
             if not one.report.done():

@@ -28,7 +28,9 @@ from astra_mesh.peer.models import ModelHost
 from astra_mesh.peer.recorder import Recorder
 from astra_mesh.peer.requests import Requests
 from astra_mesh.peer.sending import send_if_open
+from astra_mesh.peer.share import Share
 from astra_mesh.peer.slots import Slot, claim
+from astra_mesh.peer.watch import Watch
 from astra_mesh.wire.codec import AnyMessage, sanitise
 from astra_mesh.wire.messages import (
     MAGIC,
@@ -71,6 +73,7 @@ class Peer:
         self.models = ModelHost(
             config.models, self._compute, self._models_changed, config.precision
         )
+        self.watch = Watch()
         self._hellos: dict[PeerId, Hello] = {}
         self._away: set[PeerId] = set()  # of those: nothing is heard of them
         self._subscribers: dict[tuple[Link, RequestId], None] = {}
@@ -107,6 +110,7 @@ class Peer:
         self.device = await asyncio.to_thread(this_device, self.config.threads)
         await self._compute(torch.set_num_threads, self.device.threads)
         await self.models.start()
+        share = Share(self.models.bundle, self._is_busy)
         self._links = LinkKeeper(
             self.config,
             self.id,
@@ -114,6 +118,7 @@ class Peer:
             self._on_message,
             self._on_closed,
             self._on_silence,
+            share.add_routes,
         )
         await self._links.listen()
         if not self.config.ephemeral:
@@ -134,6 +139,7 @@ class Peer:
                 folder = self.config.record
                 recorder = None if folder is None else Recorder(folder, self.id, self.name)
                 self._requests = requests = Requests(self, group, recorder)
+                tasks.start(group, "new models", self.models.watch)
                 try:
                     await links.run()
                 finally:
@@ -222,6 +228,9 @@ class Peer:
         """Return when another peer came, went or told something new."""
         self._changed.clear()
         await self._changed.wait()
+
+    def _is_busy(self) -> bool:
+        return self._requests is not None and self._requests.running
 
     def note_change(self) -> None:
         """Something that :meth:`others_changed` waits for happened."""
@@ -357,6 +366,7 @@ class Peer:
             self=True,
             device=self.device,
             models=self.models.offers(),
+            port=self.port,
         )
         found = [mine]
         for peer, hello in self.others().items():
@@ -374,6 +384,7 @@ class Peer:
                     round_trip_s=link.round_trip_s,
                     send_bps=link.send_bps,
                     receive_bps=link.receive_bps,
+                    port=hello.port,
                 )
             )
         return found

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from astra_mesh.engine.timeline import Timeline
 from astra_mesh.peer.exchange import MeshExchange
 from astra_mesh.wire.messages import PeerId, RequestId
 
@@ -26,10 +25,6 @@ class Recorder:
     folder: Path
     peer: PeerId
     name: str
-
-    def begin(self) -> Timeline:
-        """The timeline of a request that starts now."""
-        return Timeline()
 
     async def write(self, request: RequestId, exchange: MeshExchange) -> None:
         """Keep what was noted, however the request ended; a full disk is only logged."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 from typing import TYPE_CHECKING
 
 from astra_mesh import limits
+from astra_mesh.engine.timeline import Timeline
 from astra_mesh.errors import AstraMeshError, BusyError, InternalError, MeshError, ProtocolError
 from astra_mesh.mesh.link import Link
 from astra_mesh.peer import tasks
@@ -19,6 +21,7 @@ from astra_mesh.peer.participants import Participants
 from astra_mesh.peer.recorder import Recorder
 from astra_mesh.peer.sending import send_if_open
 from astra_mesh.peer.turns import Turns
+from astra_mesh.peer.watch import Shown, Watch
 from astra_mesh.wire.codec import AnyMessage, sanitise
 from astra_mesh.wire.messages import (
     Accept,
@@ -32,6 +35,7 @@ from astra_mesh.wire.messages import (
     Planned,
     Pooled,
     Prepare,
+    Progress,
     Propose,
     Reason,
     Refuse,
@@ -62,6 +66,12 @@ class Requests:
         self._early = EarlyCodes()
         self._recorder = recorder
         self._turns = Turns(limits.ANSWERS_AT_ONCE)
+        self._watch: Watch = peer.watch
+
+    @property
+    def running(self) -> bool:
+        """Whether this peer answers or takes part in any."""
+        return bool(self._answers or self._parts)
 
     def close(self) -> None:
         """Cancel everything."""
@@ -90,7 +100,7 @@ class Requests:
             self._propose(link, message)
         elif isinstance(message, Prepare):
             self._start("prepare", self._candidates.prepare, link, message)
-        elif isinstance(message, Accept | Refuse | Done | Fail):
+        elif isinstance(message, Accept | Refuse | Progress | Done | Fail):
             participants = self._running.get(message.request)
             if participants is not None:
                 participants.on_message(hello.peer, message)
@@ -117,11 +127,11 @@ class Requests:
         if found is not None and found[0].link is link:
             found[1].cancel()
 
-    def _open_exchange(self, exchange: MeshExchange) -> None:
+    def _open_exchange(self, exchange: MeshExchange, watched: bool = False) -> None:
         """Deliver codes of a request from now on, first those that came early."""
         self._exchanges[exchange.request] = exchange
-        if self._recorder is not None:
-            exchange.timeline = self._recorder.begin()
+        if self._recorder is not None or self._watch.active or watched:
+            exchange.timeline = Timeline()
         for link, sender, message in self._early.take(exchange.request):
             try:
                 exchange.take(sender, message)
@@ -178,11 +188,15 @@ class Requests:
         return error
 
     async def _answer(self, link: Link, ask: Ask) -> None:
+        shown = self._watch.asked(ask.task, ask.model)
+
         async def emit(message: Planned | Token | Result) -> None:
+            shown.told(message)
             link.send(message)
             await link.drain()
 
-        answer = Answer(ask, self._peer.models, self._peer.compute, self._surroundings(), emit)
+        around = self._surroundings(shown)
+        answer = Answer(ask, self._peer.models, self._peer.compute, around, emit)
         self._peer.tell("request-started", text=f"{ask.task.value} with {ask.model}")
         outcome = "cancelled"
         try:
@@ -199,6 +213,7 @@ class Requests:
             text = f"{self._peer.name} met an error of its own ({kind}); its log says more"
             self._fail(link, ask.request, InternalError(text))
         finally:
+            shown.ended(outcome)
             self._peer.tell("request-ended", text=outcome)
 
     def _fail(self, link: Link, request: RequestId, error: AstraMeshError) -> None:
@@ -206,20 +221,24 @@ class Requests:
         retry_s = error.retry_s if isinstance(error, BusyError) else 0.0
         send_if_open(link, Fail(request=request, code=error.code, text=text, retry_s=retry_s))
 
-    def _surroundings(self) -> Surroundings:
+    def _surroundings(self, shown: Shown) -> Surroundings:
         return Surroundings(
             me=self._candidates.me,
             candidates=self._candidates.others,
             links=self._candidates.links,
             find_link=self._peer.link,
             elsewhere=self._peer.elsewhere,
-            open=self._open,
+            open=partial(self._open, shown),
             close=self._close_exchange,
+            watched=lambda: self._watch.active,
         )
 
-    def _open(self, participants: Participants) -> None:
-        self._running[participants.exchange.request] = participants
-        self._open_exchange(participants.exchange)
+    def _open(self, shown: Shown, participants: Participants) -> None:
+        exchange = participants.exchange
+        self._running[exchange.request] = participants
+        self._open_exchange(exchange)
+        shown.started(self._peer.id, exchange)
+        participants.onlooker = shown
 
     # --- taking part ------------------------------------------------------------------------------
 
@@ -233,7 +252,8 @@ class Requests:
             part.refuse(Reason.BUSY)
             self._part_over(part)
             return
-        task = self._start("a shard", part.run, self._open_exchange)
+        open_exchange = partial(self._open_exchange, watched=propose.watch)
+        task = self._start("a shard", part.run, open_exchange)
         self._parts[request] = (part, task)
         task.add_done_callback(lambda _: self._part_over(part))
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from astra_mesh.plan.experience import AS_MEASURED, Effort, Pace
 from astra_mesh.plan.layout import Layout
 from astra_mesh.wire.messages import CodebookId, Device, PeerId, Timing
 
@@ -48,7 +49,8 @@ class Candidate:
     """A peer that could take part.
 
     ``timing`` has the costs of the codec that is planned for; ``books`` those of each codebook that
-    the peer holds, where it measured them. None: it holds whatever is planned.
+    the peer holds, where it measured them. None: it holds whatever is planned. ``pace`` corrects
+    both by what was seen since.
     """
 
     peer: PeerId
@@ -56,6 +58,7 @@ class Candidate:
     device: Device
     timing: Timing
     books: Books | None = None
+    pace: Pace = AS_MEASURED
 
     def holds(self, codebook: CodebookId) -> bool:
         """Whether it can run plans with this codebook; "" is none."""
@@ -87,6 +90,7 @@ class Prediction:
     total_s: float
     finished_s: tuple[float, ...]
     waited_s: tuple[float, ...]
+    efforts: tuple[Effort, ...] = ()
 
 
 def slowdown(candidates: Sequence[Candidate]) -> list[float]:
@@ -133,6 +137,7 @@ class _Play:
         self.uplink_free = [0.0] * len(candidates)
         self.downlink_free = [0.0] * len(candidates)
         self.waited = [0.0] * len(candidates)
+        self.efforts = [Effort()] * len(candidates)
         self.costs = {i: (self._costs(i, False), self._costs(i, True)) for i in self.shards}
         self.hops = {(i, j): self._hop(i, j) for j in self.shards for i in layout.sources(j, 0)}
 
@@ -151,7 +156,7 @@ class _Play:
         ]
         total = max([self.now[answering], *arrivals])
         total += owner.timing.head_s * self.factor[answering]
-        return Prediction(total, tuple(self.now), tuple(self.waited))
+        return Prediction(total, tuple(self.now), tuple(self.waited), tuple(self.efforts))
 
     def _hop(self, shard: int, receiver: int) -> tuple[float, float]:
         """Seconds on the sender's uplink, and then until it is there."""
@@ -168,10 +173,13 @@ class _Play:
         local = timing.fixed_s + timing.per_token_s * rows * share
         local += timing.per_pair_s * outputs * own_keys
         pair = timing.per_pair_s * outputs
+        pace = self.candidates[shard].pace
         return _Costs(
-            local=local * factor if outputs else 0.0,
-            known=(0.3 * timing.per_token_s + pair) * factor,
-            coded=(timing.decode_token_s + pair) * factor,
+            encode=timing.encode_token_s * self.sent[shard] * factor * pace.encode,
+            local=local * factor * pace.compute if outputs else 0.0,
+            known=(0.3 * timing.per_token_s + pair) * factor * pace.compute,
+            coded=(timing.decode_token_s + pair) * factor * pace.decode,
+            part=PART_OVERHEAD_S * factor,
         )
 
     def _block(self, block: int) -> None:
@@ -194,8 +202,9 @@ class _Play:
         receivers = self.layout.receivers(shard, block)
         if not receivers:
             return []
-        timing = self.candidates[shard].timing
-        self.now[shard] += timing.encode_token_s * self.sent[shard] * self.factor[shard]
+        encode = self.costs[shard][0].encode
+        self.now[shard] += encode
+        self._spend(shard, encode_s=encode)
         depart = max(self.now[shard], self.uplink_free[shard])
         found = []
         for receiver in receivers:
@@ -207,15 +216,25 @@ class _Play:
 
     def _compute(self, block: int, shard: int, arrivals: Mapping[tuple[int, int], float]) -> None:
         costs = self.costs[shard][block == self.layout.blocks - 1]
-        rate = costs.known if block < self.layout.first_block else costs.coded
+        known = block < self.layout.first_block
+        rate = costs.known if known else costs.coded
         now = self.now[shard] + costs.local
         sources = self.layout.sources(shard, block)
         for arrival, source in sorted((arrivals.get((i, shard), 0.0), i) for i in sources):
             if arrival > now:
                 self.waited[shard] += arrival - now
                 now = arrival
-            now += rate * self.sent[source] + PART_OVERHEAD_S * self.factor[shard]
+            now += rate * self.sent[source] + costs.part
         self.now[shard] = now
+        remote = rate * sum(self.sent[i] for i in sources)
+        if known:
+            self._spend(shard, compute_s=costs.local + remote)
+        else:
+            self._spend(shard, compute_s=costs.local, decode_s=remote)
+
+    def _spend(self, shard: int, **seconds: float) -> None:
+        more = Effort(**seconds)
+        self.efforts[shard] = Effort(*map(sum, zip(self.efforts[shard], more, strict=True)))
 
 
 class _Sent(NamedTuple):
@@ -230,6 +249,8 @@ class _Sent(NamedTuple):
 class _Costs(NamedTuple):
     """Seconds of one shard in one block."""
 
-    local: float  # own tokens
+    encode: float  # own tokens
+    local: float  # own tokens, the rest
     known: float  # per remote token whose block input every peer knows
     coded: float  # per remote token that comes as codes
+    part: float  # handling the messages of one remote part

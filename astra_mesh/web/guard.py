@@ -7,6 +7,8 @@ was bound to this machine's address afterwards (DNS rebinding) carries that name
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hmac
 import ipaddress
 import socket
@@ -18,7 +20,12 @@ from yarl import URL
 from astra_mesh.web.config import ApiConfig
 from astra_mesh.web.errors import ApiError
 
-OPEN_PATHS: Final = frozenset({"/health", "/docs", "/openapi.json"})  # without a token
+# Without a token. The page holds nothing that is secret; what it asks for needs the token.
+OPEN_PATHS: Final = frozenset({"/", "/health", "/docs", "/openapi.json"})
+PAGE_FILES: Final = "/page/"
+# Browsers give a WebSocket no header of one's own, but these words: "bearer." and the token in
+# URL-safe base64 without padding.
+_PROTOCOL_TOKEN: Final = "bearer."
 _FOREIGN: Final = frozenset({"cross-site", "same-site"})
 
 
@@ -36,8 +43,8 @@ class Guard:
         host = headers.get("Host", "")
         self._check_host(host)
         _check_origin(host, headers)
-        if self._token is not None and path not in OPEN_PATHS:
-            self._check_token(headers.get("Authorization", ""))
+        if self._token is not None and path not in OPEN_PATHS and not path.startswith(PAGE_FILES):
+            self._check_token(headers.get("Authorization") or _of_protocols(headers))
 
     def _check_host(self, host: str) -> None:
         name = _name_of(host)
@@ -62,6 +69,19 @@ class Guard:
                 "invalid_api_key",
                 headers={"WWW-Authenticate": "Bearer"},
             )
+
+
+def _of_protocols(headers: Mapping[str, str]) -> str:
+    """The token of a WebSocket as an Authorization header would have it; "" if there is none."""
+    for word in headers.get("Sec-WebSocket-Protocol", "").split(","):
+        if word.strip().startswith(_PROTOCOL_TOKEN):
+            coded = word.strip().removeprefix(_PROTOCOL_TOKEN)
+            try:
+                token = base64.urlsafe_b64decode(coded + "=" * (-len(coded) % 4))
+            except (binascii.Error, ValueError):
+                return ""
+            return f"Bearer {token.decode('utf-8', 'surrogateescape')}"
+    return ""
 
 
 def _check_origin(host: str, headers: Mapping[str, str]) -> None:

@@ -8,6 +8,7 @@ goodbye by themselves, requests of the API must end.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import logging
 import time
@@ -22,7 +23,7 @@ from aiohttp.typedefs import Middleware
 from astra_mesh import limits
 from astra_mesh.errors import MeshError, PortInUseError
 from astra_mesh.peer import Peer
-from astra_mesh.web import listing, page, pictures, texts, vectors
+from astra_mesh.web import files, listing, live, page, pictures, quality, texts, vectors
 from astra_mesh.web.body import expected_bytes, read_body
 from astra_mesh.web.config import DEFAULT_PORT, LOOPBACK, ApiConfig
 from astra_mesh.web.door import Door
@@ -69,7 +70,7 @@ class ApiServer:
             PortInUseError: The port that was asked for is taken.
             MeshError: It cannot listen there.
         """
-        app = make_app(self._state)
+        app = make_app(self._state, await asyncio.to_thread(files.read_all))
         self._runner = web.AppRunner(
             app,
             keepalive_timeout=_KEEPALIVE_S,
@@ -165,18 +166,22 @@ async def serving(peer: Peer, config: ApiConfig) -> AsyncIterator[ApiServer]:
         await server.stop()
 
 
-def make_app(state: State) -> web.Application:
+def make_app(state: State, page_files: Sequence[files.PageFile]) -> web.Application:
     """The application: all addresses, behind the guard."""
     app = web.Application(middlewares=[_outer(state, Guard(state.config))])
     app[STATE] = state
     app.on_response_prepare.append(_harden)
     add = app.router
+    for one in page_files:
+        add.add_get(one.address, one.serve)
+    add.add_get(live.PATH, live.live)
     add.add_get("/health", listing.health)
     add.add_get("/metrics", listing.metrics)
     add.add_get("/docs", page.docs)
     add.add_get("/openapi.json", page.openapi)
     add.add_get("/v1/models", listing.models)
     add.add_get("/v1/models/{model}", listing.model)
+    add.add_get("/v1/models/{model}/quality", quality.quality)
     text_bytes = limits.API_BODY_BYTES
     add.add_post("/v1/completions", _with_body(texts.complete, text_bytes))
     add.add_post("/v1/chat/completions", _with_body(texts.chat, text_bytes))
@@ -210,7 +215,8 @@ def _outer(state: State, guard: Guard) -> Middleware:
     async def outer(request: web.Request, handler: Handler) -> web.StreamResponse:
         nonlocal running
         began, status = time.perf_counter(), _LEFT
-        running += 1
+        counted = int(request.path != live.PATH)  # pages that look on have a cap of their own
+        running += counted
         state.metrics.running.set(running)
         try:
             guard.check(request.path, request.headers)
@@ -225,7 +231,7 @@ def _outer(state: State, guard: Guard) -> Middleware:
             response = api_error(error).response()
             status = response.status
         finally:
-            running -= 1
+            running -= counted
             state.metrics.running.set(running)
             state.metrics.ended(_path_of(request), status, time.perf_counter() - began)
         return response

@@ -25,6 +25,7 @@ class State:
     metrics: Metrics
     templates: Templates = field(default_factory=Templates)
     budget: Budget = field(default_factory=Budget)
+    pages: int = 0  # that look on
 
 
 STATE: Final = web.AppKey("state", State)

@@ -2,7 +2,8 @@
 
 A frame is the msgpack array ``[type, body]``; :data:`TYPES` maps ``type`` to its struct. Messages
 that repeat (:class:`Codes`, :class:`Pooled`, :class:`Token`, :class:`Ping`, :class:`Pong`,
-:class:`Credit`, :class:`Throughput`) have positional arrays as bodies, all others maps.
+:class:`Credit`, :class:`Throughput`, :class:`Progress`) have positional arrays as bodies, all
+others maps.
 """
 
 from __future__ import annotations
@@ -265,6 +266,7 @@ class Propose(Message, frozen=True):
     plan: Plan
     inputs: Inputs
     sampling: Sampling | None = None
+    watch: bool = False  # somebody looks on: send :class:`Progress`
 
 
 class Accept(Message, frozen=True):
@@ -298,6 +300,18 @@ class Pooled(Positional, frozen=True):
     request: RequestId
     weight: float
     vector: bytes  # (D,) float32 little-endian
+
+
+class Progress(Positional, frozen=True):
+    """What happened on a participant since its last message of this kind, for whoever looks on.
+
+    ``marks`` are groups of four: microseconds since it accepted; which mark (the place in
+    :class:`astra_mesh.engine.timeline.Mark`); the block; the shard that a remote part came from,
+    plus 1, or 0 for the own one.
+    """
+
+    request: RequestId
+    marks: list[int]
 
 
 class PeerReport(Message, frozen=True):
@@ -457,6 +471,7 @@ class PeerInfo(Message, frozen=True):
     round_trip_s: float | None = None
     send_bps: float | None = None  # bits per second towards that peer
     receive_bps: float | None = None
+    port: int = 0  # where it listens, 0 if it does not tell
 
 
 class Peers(Message, frozen=True):
@@ -501,6 +516,7 @@ TYPES: dict[int, type[msgspec.Struct]] = {
     17: Done,
     18: Cancel,
     19: Fail,
+    20: Progress,
     30: Ask,
     31: Planned,
     32: Result,

@@ -18,6 +18,8 @@ Check = Callable[[Any], bool]
 
 _HEX_ID: Final = re.compile(r"[0-9a-f]{64}")
 _TOKEN_LIMIT: Final = 2**31
+_HOUR_US: Final = 3_600_000_000
+_MARKS: Final = 6  # kinds of marks, as in astra_mesh.engine.timeline
 
 
 def sanitise(text: str, limit: int = limits.REASON_CHARS) -> str:
@@ -107,6 +109,14 @@ def _by_peer(value: Collection[str]) -> bool:
     return len(value) <= limits.PEERS_PER_PLAN and all(map(_is_id, value))
 
 
+def _marks(value: list[int]) -> bool:
+    """Groups of four: microseconds, mark, block, part."""
+    if len(value) % 4 or len(value) > 4 * limits.PROGRESS_MARKS:
+        return False
+    highest = (_HOUR_US, _MARKS - 1, limits.BLOCKS - 1, limits.PEERS_PER_PLAN)
+    return all(max(value[i::4], default=0) <= most for i, most in enumerate(highest))
+
+
 def _positive(value: float) -> bool:
     return value > 0
 
@@ -118,6 +128,7 @@ _word = _line(32)
 _word_or_empty = _line(32, empty=True)
 _sentence = _text(limits.REASON_CHARS)
 _models = _size(limits.MODELS_PER_PEER)
+_port = _below(65_536)
 _tasks = _size(len(m.Task))
 _rates = _size(limits.STAGES)
 _stages = _between(0, limits.STAGES)
@@ -150,7 +161,7 @@ _RULES: Final[dict[type[msgspec.Struct], dict[str, Check]]] = {
         "name": _name,
         "window_bytes": _between(limits.WINDOW_MIN_BYTES, limits.WINDOW_MAX_BYTES),
         "models": _models,
-        "port": _below(65_536),
+        "port": _port,
     },
     m.Status: {"models": _models},
     m.LinkRefused: {"text": _sentence},
@@ -181,6 +192,7 @@ _RULES: Final[dict[type[msgspec.Struct], dict[str, Check]]] = {
         "data": _size(limits.CODES_DATA_BYTES),
     },
     m.Pooled: {"vector": lambda value: len(value) <= limits.VECTOR_BYTES and len(value) % 4 == 0},
+    m.Progress: {"marks": _marks},
     m.PeerReport: {
         "peer": _is_id,
         "tokens": _position,
@@ -230,7 +242,13 @@ _RULES: Final[dict[type[msgspec.Struct], dict[str, Check]]] = {
         "labels": _size(limits.LABELS),
         "vector": lambda value: len(value) <= limits.VECTOR_BYTES and len(value) % 4 == 0,
     },
-    m.PeerInfo: {"peer": _is_id, "name": _name, "address": _text(128), "models": _models},
+    m.PeerInfo: {
+        "peer": _is_id,
+        "name": _name,
+        "address": _text(128),
+        "models": _models,
+        "port": _port,
+    },
     m.Peers: {"peers": _size(limits.LINKS)},
     m.Event: {
         "kind": _word,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from astra_mesh.engine.timeline import Mark
+from astra_mesh.engine.timeline import Mark, Timeline
 from astra_mesh.peer.exchange import MeshExchange
 from astra_mesh.peer.recorder import Recorder
 from astra_mesh.wire.messages import RequestId
@@ -26,7 +26,7 @@ def exchange() -> MeshExchange:
 
 async def test_one_file_for_each_request(tmp_path: Path, exchange: MeshExchange) -> None:
     recorder = Recorder(tmp_path / "new", A, "attic")
-    exchange.timeline = recorder.begin()
+    exchange.timeline = Timeline()
     exchange.take(exchange.peers[0], codes(0, 10))
     await recorder.write(NUMBER, exchange)
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["000000000000002a.json"]
@@ -40,8 +40,8 @@ async def test_one_file_for_each_request(tmp_path: Path, exchange: MeshExchange)
     assert list(block["parts"]) == ["0"]
 
 
-async def test_only_whole_parts_have_arrived(exchange: MeshExchange, tmp_path: Path) -> None:
-    exchange.timeline = Recorder(tmp_path, A, "attic").begin()
+async def test_only_whole_parts_have_arrived(exchange: MeshExchange) -> None:
+    exchange.timeline = Timeline()
     exchange.take(exchange.peers[0], codes(0, 4))
     assert exchange.timeline.moments == []
     exchange.take(exchange.peers[0], codes(4, 6))
@@ -61,7 +61,7 @@ async def test_a_folder_that_cannot_be_made_is_only_logged(
 ) -> None:
     (tmp_path / "file").write_text("")
     recorder = Recorder(tmp_path / "file" / "folder", A, "attic")
-    exchange.timeline = recorder.begin()
+    exchange.timeline = Timeline()
     with caplog.at_level(logging.WARNING):
         await recorder.write(NUMBER, exchange)
     assert "not recorded" in caplog.text

@@ -1,0 +1,132 @@
+"""Putting a model into the user's folder: gathered beside it, checked, then renamed into place.
+
+What was gathered stays if it ends early (``.NAME.partial``), so that the next try goes on with it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from astra_mesh.bundle.header import read_header
+from astra_mesh.bundle.manifest import write_manifest
+from astra_mesh.bundle.store import Bundle, open_bundle, user_models_path
+from astra_mesh.errors import InputError, ModelError
+
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
+_SPARE_BYTES: Final = 64 * 1024 * 1024  # left free for everything else on the device
+# All that is read of a bundle; weights in other formats, pictures and code stay where they are.
+_WANTED: Final = re.compile(
+    r"config\.json|generation_config\.json|quality\.json|source\.json"
+    r"|model(?:-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json"
+    r"|codebook(?:-[A-Za-z0-9._+-]+)?\.safetensors"
+    r"|tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|chat_template\.jinja"
+    r"|preprocessor_config\.json|README\.md"
+)
+
+
+def is_wanted(name: str) -> bool:
+    """Whether a file of that name belongs into a bundle."""
+    return _WANTED.fullmatch(name) is not None
+
+
+def staging_folder(name: str) -> Path:
+    """Where the files of a new model gather; made if it is not there.
+
+    Raises:
+        InputError: No model can have this name, or there is one of this name.
+        ModelError: The folder cannot be made.
+    """
+    if _NAME.fullmatch(name) is None:
+        raise InputError(
+            f"{name[:100]!a} is no name for a model: letters, digits and . _ + - up to 64, the "
+            "first a letter or digit; choose one with --name"
+        )
+    target = user_models_path() / name
+    if target.exists():
+        raise InputError(
+            f"there is a model {name} in {target.parent}: remove it first, or choose another --name"
+        )
+    folder = target.with_name(f".{name}.partial")
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def check_room(folder: Path, size: int) -> None:
+    """ModelError if so many bytes do not fit beside ``folder``."""
+    free = shutil.disk_usage(folder).free
+    if size + _SPARE_BYTES > free:
+        raise ModelError(
+            f"the model needs {size / 1e6:.0f} MB and the disk of {folder.parent} has "
+            f"{max(0, free - _SPARE_BYTES) / 1e6:.0f} MB to spare: free some, or put models "
+            "elsewhere with XDG_DATA_HOME"
+        )
+
+
+@contextmanager
+def explained(folder: Path) -> Iterator[None]:
+    """Errors of the file system as sentences."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            text = f"the disk of {folder} is full: free some space and try again, it goes on there"
+        else:
+            text = f"{folder} cannot be written: {error.strerror or error}"
+        raise ModelError(text) from error
+
+
+def check_usable(folder: Path) -> Bundle:
+    """The bundle in a folder, if this program can run it; weights are not read, only their headers.
+
+    Raises:
+        AstraMeshError: It cannot be used, and why.
+    """
+    from astra_mesh.families import read_spec
+
+    bundle = open_bundle(folder)
+    read_spec(bundle.config)
+    for path in bundle.weight_paths:
+        read_header(path)
+    return bundle
+
+
+def publish(folder: Path, name: str) -> Bundle:
+    """Check what gathered in a staging folder, write its manifest, and give it its name.
+
+    Raises:
+        AstraMeshError: It cannot be used; the folder stays.
+    """
+    check_usable(folder)
+    with explained(folder):
+        write_manifest(folder)
+        target = folder.with_name(name)
+        os.rename(folder, target)  # noqa: PTH104 - Path.replace would take an empty folder's place
+    return open_bundle(target)
+
+
+def add(source: Path, name: str) -> Bundle:
+    """Copy a bundle's folder to the user's models.
+
+    Raises:
+        AstraMeshError: It cannot be used, or there is one of this name; the copy is removed.
+    """
+    bundle = check_usable(source)
+    files = [path for path in sorted(bundle.path.iterdir()) if is_wanted(path.name)]
+    folder = staging_folder(name)
+    try:
+        check_room(folder, sum(path.stat().st_size for path in files))
+        with explained(folder):
+            for path in files:
+                shutil.copyfile(path, folder / path.name)
+        return publish(folder, name)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise

@@ -1,0 +1,77 @@
+"""The API and page for other devices: a token that stays the same, and addresses that hold it."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+from urllib.parse import quote
+
+from astra_mesh.errors import MeshError
+
+if TYPE_CHECKING:
+    from astra_mesh.peer import Peer
+    from astra_mesh.web import ApiConfig
+
+_FILE: Final = "api-token"
+_BYTES: Final = 15  # 120 random bits: 20 characters
+
+
+def api_config(port: int | None, token: str | None, lan: bool, state: Path | None) -> ApiConfig:
+    """Settings of the API from the options of ``astra-mesh peer``.
+
+    Raises:
+        InputError: The token cannot be used.
+        MeshError: The kept token cannot be read or written.
+    """
+    from astra_mesh.web import ApiConfig
+
+    if lan and not token:
+        token = kept_token(state)
+    return ApiConfig(port=port, token=token or None)
+
+
+def kept_token(state: Path | None) -> str:
+    """The token of this user's peers; made at its first use, readable by this user only."""
+    import platformdirs
+
+    from astra_mesh.web.config import check_token
+
+    folder = state or Path(platformdirs.user_state_path("astra-mesh"))
+    path = folder / _FILE
+    try:
+        if path.exists():
+            token = path.read_text("ascii", errors="replace").strip()
+            check_token(token)
+            return token
+        folder.mkdir(parents=True, exist_ok=True)
+        token = secrets.token_urlsafe(_BYTES)
+        beside = folder / f".{_FILE}.{os.getpid()}"
+        with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(token + "\n")
+        beside.replace(path)
+    except OSError as error:
+        raise MeshError(
+            f"the token for other devices cannot be kept in {path}: {error.strerror}; name one "
+            "with ASTRA_MESH_API_TOKEN instead"
+        ) from error
+    return token
+
+
+def page_addresses(peer: Peer, config: ApiConfig, api: str) -> list[str]:
+    """Where people open the page: on this machine, or with the token on any device of the network.
+
+    What follows the # stays in the browser: it is sent to nobody.
+    """
+    if config.token is None:
+        return [api.removesuffix("v1")]
+    from astra_mesh.client.addresses import show_address
+    from astra_mesh.mesh.interfaces import own_addresses
+
+    port = int(api.removesuffix("/v1").rpartition(":")[2])
+    # Browsers take no link-local address of IPv6: it needs the name of an interface.
+    own = [str(ip) for ip in own_addresses() if not (ip.version == 6 and ip.is_link_local)]
+    hosts = [peer.config.listen] if peer.config.listen else own
+    token = quote(config.token, safe="")
+    return [f"http://{show_address((host, port))}/#token={token}" for host in hosts]

@@ -1,0 +1,121 @@
+"""Commands that bring models to this device: ``models pull`` and ``models add``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from astra_mesh.cli.console import clean, err, hint, out, print_json, reporting, run_async
+from astra_mesh.cli.options import Connect, Json, Typed
+from astra_mesh.cli.report import amount
+
+if TYPE_CHECKING:
+    from astra_mesh.bundle import Bundle
+
+PULL_EXAMPLE: Final = (
+    "Examples:  astra-mesh models pull openai-community/gpt2   ·   astra-mesh models pull tiny-gpt2"
+)
+ADD_EXAMPLE: Final = "Example:  astra-mesh models add ~/Downloads/my-model"
+
+Name = Annotated[
+    str, typer.Option("--name", help="What the model is called here. Default: as over there.")
+]
+
+
+def pull(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="ORG/NAME or NAME",
+            help="A repository of the hub (with a slash), or a model that another peer holds.",
+        ),
+    ],
+    revision: Annotated[
+        str | None,
+        typer.Option(help="Branch, tag or commit of the repository. Default: the main branch."),
+    ] = None,
+    name: Name = "",
+    connect: Connect = None,
+    peer: Typed = None,
+    as_json: Json = False,
+) -> None:
+    """Get a model from the hub, or from the other peers of the mesh. Run it again to go on."""
+    with reporting(as_json):
+        if "/" in model:
+            _from_hub(model, revision, name, as_json)
+        else:
+            run_async(_from_mesh(model, name, connect, peer, as_json))
+
+
+def _from_hub(repository: str, revision: str | None, name: str, as_json: bool) -> None:
+    from astra_mesh.bundle import hub
+    from astra_mesh.cli.progress import following
+
+    name = name or repository.rpartition("/")[2]
+    with err.status(f"asking for {clean(repository)}", spinner="dots"):
+        remote = hub.look_up(repository, revision)
+        folder = hub.staged(remote, name)
+    with following(clean(name), remote.size_bytes, lambda: hub.gathered_bytes(folder)):
+        bundle = hub.download(remote, name)
+    _report(bundle, as_json, repository=repository, revision=remote.revision)
+
+
+async def _from_mesh(
+    model: str, name: str, connect: str | None, typed: list[str] | None, as_json: bool
+) -> None:
+    from astra_mesh.cli.ask import opened
+    from astra_mesh.cli.progress import following
+    from astra_mesh.client.fetch import Fetch, holders_of
+
+    async with opened(connect, typed) as mesh:
+        holders = holders_of(model, await mesh.peers(), mesh.peer_address)
+    fetch = Fetch(holders, name)
+    await fetch.look()
+    with following(clean(fetch.name), fetch.size_bytes, lambda: fetch.done_bytes):
+        bundle = await fetch.run()
+    _report(bundle, as_json, peers=[one.name for one in holders.peers])
+
+
+def add(
+    folder: Annotated[Path, typer.Argument(help="A folder with config.json and safetensors.")],
+    name: Name = "",
+    as_json: Json = False,
+) -> None:
+    """Copy a model's folder to this device's models."""
+    with reporting(as_json):
+        from astra_mesh.bundle import install
+        from astra_mesh.bundle.store import user_models_path
+        from astra_mesh.cli.progress import following
+
+        source = install.check_usable(folder)
+        name = name or source.name
+        size = sum(path.stat().st_size for path in source.path.iterdir() if path.is_file())
+        staging = user_models_path() / f".{name}.partial"
+        with following(clean(name), size, lambda: _size(staging)):
+            bundle = install.add(source.path, name)
+        _report(bundle, as_json)
+
+
+def _size(folder: Path) -> int:
+    try:
+        return sum(path.stat().st_size for path in folder.iterdir())
+    except OSError:
+        return 0
+
+
+def _report(bundle: Bundle, as_json: bool, **origin: object) -> None:
+    size = sum(path.stat().st_size for path in bundle.path.iterdir() if path.is_file())
+    if as_json:
+        about = {"name": bundle.name, "id": bundle.model_id, "path": str(bundle.path)}
+        print_json({**about, "size_bytes": size, **origin})
+        return
+    out.print(f"{clean(bundle.name)}: {amount(size)} in {bundle.path}", soft_wrap=True)
+    if "peers" in origin:
+        out.print(f"  from {clean(', '.join(map(str, origin['peers'])))}", soft_wrap=True)  # type: ignore[call-overload]
+    if not bundle.codebook_paths:
+        hint(
+            f"it has no codebook, so peers send each other fp16 values; "
+            f"`astra-mesh fit {bundle.name} --data FOLDER` learns one"
+        )

@@ -1,0 +1,35 @@
+"""Progress bars for what takes longer than a moment; on standard error, gone when it is over."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+from astra_mesh.cli.console import err
+
+_LOOK_S: Final = 0.2
+
+
+@contextmanager
+def following(text: str, total: int, done: Callable[[], int]) -> Iterator[None]:
+    """A bar that asks how many of ``total`` bytes are there, from a thread of its own."""
+    over = threading.Event()
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    with Progress(*columns, TransferSpeedColumn(), console=err, transient=True) as bar:
+        task = bar.add_task(text, total=total)
+
+        def look() -> None:
+            while not over.wait(_LOOK_S):
+                bar.update(task, completed=min(total, done()))
+
+        thread = threading.Thread(target=look, name="progress", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()

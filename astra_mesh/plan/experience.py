@@ -1,0 +1,79 @@
+"""What finished requests teach about peers: how much longer each takes than it measured itself.
+
+A peer measures itself once, when it loads a model. Heat, other programs, a quota and what the model
+of costs leaves out make it slower (or faster) than that; planning with what was seen keeps the
+shards balanced.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from astra_mesh.wire.messages import ModelId, PeerId
+
+LEARNING: Final = 0.5  # weight of the last request, in logarithms
+LEAST_S: Final = 0.002  # predicted or measured: less says nothing
+BOUND: Final = 8.0  # times; what claims more is not believed
+
+
+class Effort(NamedTuple):
+    """Seconds of one shard's work: own tokens, encoding them, and attending those of others."""
+
+    compute_s: float = 0.0
+    encode_s: float = 0.0
+    decode_s: float = 0.0
+
+
+class Pace(NamedTuple):
+    """Factors on the predicted seconds of each part of :class:`Effort`."""
+
+    compute: float = 1.0
+    encode: float = 1.0
+    decode: float = 1.0
+
+
+AS_MEASURED: Final = Pace()
+
+
+class Conditions(NamedTuple):
+    """What a pace holds for: codes cost differently, and peers side by side share processors."""
+
+    model: ModelId
+    code: str  # codec and codebook
+    alone: bool
+
+
+@dataclass
+class Experience:
+    """Paces by peer and conditions; bounded, because peers come and go."""
+
+    limit: int = 1024
+    _paces: dict[tuple[PeerId, Conditions], Pace] = field(default_factory=dict)
+
+    def pace(self, peer: PeerId, conditions: Conditions) -> Pace:
+        """As learned, or as the peer measured itself."""
+        return self._paces.get((peer, conditions), AS_MEASURED)
+
+    def learn(
+        self, peer: PeerId, conditions: Conditions, predicted: Effort, actual: Effort
+    ) -> None:
+        """One finished request; ``predicted`` with the pace that was known then."""
+        key = peer, conditions
+        before = self._paces.pop(key, AS_MEASURED)
+        self._paces[key] = Pace(*_learned(before, predicted, actual))  # the newest is last
+        while len(self._paces) > self.limit:
+            del self._paces[next(iter(self._paces))]
+
+
+def _learned(
+    before: Sequence[float], predicted: Sequence[float], actual: Sequence[float]
+) -> list[float]:
+    found = []
+    for factor, thought, took in zip(before, predicted, actual, strict=True):
+        tells = min(thought, took) >= LEAST_S and math.isfinite(took)
+        other = factor * (took / thought) ** LEARNING if tells else factor
+        found.append(min(max(other, 1 / BOUND), BOUND))
+    return found

@@ -1,0 +1,78 @@
+// Asking the peer that serves this page. Every error is a sentence in `error.message`.
+
+const KEY = "astra-mesh-token";
+
+/** The token comes with the address (#token=...), which browsers keep to themselves, and stays in this browser. */
+export function takeToken() {
+  const given = new URLSearchParams(location.hash.slice(1)).get("token");
+  if (given === null) return;
+  setToken(given);
+  history.replaceState(null, "", location.pathname);
+}
+
+export function setToken(token) {
+  localStorage.setItem(KEY, token);
+}
+
+const token = () => localStorage.getItem(KEY);
+
+/** A WebSocket to the peer. Browsers give it no headers, so the token is one of its protocols. */
+export function socket(path) {
+  const protocols = ["astra-mesh.live"];
+  if (token()) protocols.push(`bearer.${base64url(token())}`);
+  return new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}${path}`, protocols);
+}
+
+function base64url(text) {
+  return btoa(text).replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
+}
+
+export class Refused extends Error {
+  constructor(message, code, status) {
+    super(message);
+    this.code = code;
+    this.status = status;
+  }
+}
+
+/** The answer to a request; `body` is an object (sent as JSON) or a Blob. */
+export async function ask(path, body, signal) {
+  const headers = {};
+  if (token()) headers.Authorization = `Bearer ${token()}`;
+  const isBlob = body instanceof Blob;
+  if (body && !isBlob) headers["Content-Type"] = "application/json";
+  if (isBlob) headers["Content-Type"] = body.type;
+  const data = body && !isBlob ? JSON.stringify(body) : body;
+  let response;
+  try {
+    response = await fetch(path, { method: body ? "POST" : "GET", headers, body: data, signal });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Refused("The peer does not answer: it has stopped, or this device left its network.", "gone", 0);
+  }
+  if (response.ok) return response;
+  const { error } = await response.json().catch(() => ({ error: {} }));
+  throw new Refused(error?.message ?? `the peer answers with status ${response.status}`, error?.code, response.status);
+}
+
+export const json = async (path, body, signal) => (await ask(path, body, signal)).json();
+
+/** The JSON values of a stream of server-sent events, until [DONE]. */
+export async function* events(response) {
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let text = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) throw new Refused("The answer was cut off: the peer went away.", "gone", 0);
+    text += value;
+    const lines = text.split("\n\n");
+    text = lines.pop();
+    for (const line of lines) {
+      if (line === "data: [DONE]") return;
+      if (!line.startsWith("data: ")) continue; // a comment that keeps the connection alive
+      const found = JSON.parse(line.slice(6));
+      if (found.error) throw new Refused(found.error.message, found.error.code, 200);
+      yield found;
+    }
+  }
+}

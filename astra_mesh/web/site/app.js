@@ -1,0 +1,60 @@
+// The page of one peer: puts the parts together.
+
+import { setToken, takeToken } from "./api.js";
+import * as askPart from "./ask.js";
+import { $, say } from "./dom.js";
+import { listen } from "./live.js";
+import { showMesh } from "./mesh.js";
+import * as photoPart from "./photo.js";
+import * as qualityPart from "./quality.js";
+import { forgetRequests, showMarks, showRequest, startTimeline } from "./timeline.js";
+
+let me = ""; // id of the peer that serves this page
+
+takeToken();
+askPart.startAsk();
+photoPart.startPhoto();
+qualityPart.startQuality();
+startTimeline();
+
+listen({
+  mesh(message) {
+    const self = message.peers.find((one) => one.self);
+    if (self.id !== me) forgetRequests();
+    me = self.id;
+    say($("me"), self.name);
+    document.title = `${self.name} · astra_mesh`;
+    const count = message.peers.length;
+    state(count === 1 ? "1 device" : `${count} devices`, false);
+    showMesh(message);
+    for (const part of [askPart, photoPart, qualityPart]) part.showModels(message.models);
+  },
+  request: showRequest,
+  marks: showMarks,
+  up() {
+    $("token").hidden = true;
+    $("main").inert = false;
+    if ($("state").classList.contains("bad")) state("connected", false);
+  },
+  down(why) {
+    state(why, true);
+  },
+  locked(again) {
+    state("locked", true);
+    $("main").inert = true;
+    $("token").hidden = false;
+    $("token-text").focus();
+    $("token").onsubmit = (event) => {
+      event.preventDefault();
+      setToken($("token-text").value.trim());
+      $("token-text").value = "";
+      state("connecting", false);
+      again();
+    };
+  },
+});
+
+function state(text, bad) {
+  say($("state"), text);
+  $("state").classList.toggle("bad", bad);
+}

@@ -1,0 +1,106 @@
+// A text to go on with, or a conversation; the answer as it comes.
+
+import { ask, events } from "./api.js";
+import { costLine } from "./cost.js";
+import { $, choices, h, say } from "./dom.js";
+
+let models = [];
+let running = null; // AbortController of the question that is being answered
+let messages = []; // of the conversation
+
+export function startAsk() {
+  $("ask-form").onsubmit = submit;
+  $("ask-stop").onclick = () => running?.abort();
+  $("ask-model").onchange = fit;
+  $("ask-as").onchange = fit;
+  $("ask-clear").onclick = () => {
+    messages = [];
+    $("answers").replaceChildren();
+    fit();
+    $("ask-text").focus();
+  };
+  $("ask-text").onkeydown = (event) => {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) $("ask-form").requestSubmit();
+  };
+}
+
+export function showModels(found) {
+  models = found.filter((one) => one.here && one.tasks.includes("generate"));
+  choices($("ask-model"), models.length ? models.map((one) => [one.name, one.name]) : [["", "no model here writes texts"]]);
+  fit();
+}
+
+/** A model without a chat template holds no conversation. */
+function fit() {
+  const model = models.find((one) => one.name === $("ask-model").value);
+  const chat = $("ask-as").querySelector("[value=chat]");
+  chat.disabled = !model?.chat;
+  if (chat.disabled) $("ask-as").value = "text";
+  $("ask-go").disabled = !model || running !== null;
+  $("answers").hidden = $("answers").childElementCount === 0;
+  $("ask-clear").hidden = messages.length === 0;
+  $("ask-stop").hidden = running === null;
+}
+
+async function submit(event) {
+  event.preventDefault();
+  const text = $("ask-text").value;
+  if (running || !text) return;
+  const isChat = $("ask-as").value === "chat";
+  say($("ask-problem"), "");
+  const answer = h("p", { class: "said" }, h("b", {}, $("ask-model").value));
+  if (isChat) $("answers").append(h("p", { class: "said mine" }, h("b", {}, "you"), text));
+  else answer.append(h("span", { class: "given" }, text));
+  const made = answer.appendChild(h("span", { class: "made" }));
+  $("answers").append(answer);
+  if (isChat) $("ask-text").value = "";
+  running = new AbortController();
+  $("answers").setAttribute("aria-busy", "true"); // readers get the whole answer, not each token
+  fit();
+  try {
+    const cost = await stream(isChat, text, made, running.signal);
+    answer.append(h("span", { class: "cost" }, `\n${costLine(cost)}`));
+  } catch (error) {
+    if (error.name === "AbortError") answer.append(h("span", { class: "cost" }, "\nstopped"));
+    else failed(answer, made, error, isChat ? text : "");
+  } finally {
+    running = null;
+    $("answers").setAttribute("aria-busy", "false");
+    fit();
+    scroll();
+  }
+}
+
+function failed(answer, made, error, text) {
+  say($("ask-problem"), error.message);
+  if (made.textContent) return;
+  if (text) {
+    answer.previousElementSibling?.remove();
+    $("ask-text").value = text;
+  }
+  answer.remove();
+}
+
+/** The report of the mesh at the end. */
+async function stream(isChat, text, made, signal) {
+  const most = Number($("ask-tokens").value);
+  const body = {
+    model: $("ask-model").value, stream: true, temperature: Number($("ask-temperature").value),
+    max_tokens: most, x_astra_mesh: { use: $("ask-use").value },
+  };
+  if (isChat) body.messages = [...messages, { role: "user", content: text }];
+  else body.prompt = text;
+  let report;
+  for await (const chunk of events(await ask(isChat ? "/v1/chat/completions" : "/v1/completions", body, signal))) {
+    const [choice] = chunk.choices;
+    made.textContent += (isChat ? choice?.delta.content : choice?.text) ?? "";
+    report = chunk.x_astra_mesh?.[0] ?? report;
+    scroll();
+  }
+  if (isChat) messages = [...body.messages, { role: "assistant", content: made.textContent }];
+  return report;
+}
+
+function scroll() {
+  $("answers").scrollTop = $("answers").scrollHeight;
+}

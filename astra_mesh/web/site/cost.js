@@ -1,0 +1,18 @@
+// What an answer cost, in a line.
+
+import { bytes, percent, seconds } from "./dom.js";
+
+export function costLine(report) {
+  if (!report) return "";
+  const parts = [];
+  const peers = report.plan.shards.filter((one) => one.stop > one.start).length;
+  parts.push(peers === 1 ? "one device" : `${peers} devices, ${report.plan.bits_per_token} bits per token and block`);
+  if (report.actual_s !== undefined) parts.push(`predicted ${seconds(report.predicted_s)}, took ${seconds(report.actual_s)}`);
+  if (peers > 1) parts.push(`one device would take ${seconds(report.predicted_solo_s)}`);
+  const sent = (report.peers ?? []).flatMap((one) => Object.values(one.sent_bytes)).reduce((sum, size) => sum + size, 0);
+  if (sent) parts.push(`${bytes(sent)} between devices`);
+  const waited = Math.max(0, ...(report.peers ?? []).map((one) => one.wait_s));
+  if (peers > 1 && report.peers) parts.push(`waited ${seconds(waited)}`);
+  if (report.expected_cost) parts.push(`expected loss of ${report.expected_cost.measure}: ${percent(report.expected_cost.loss)}`);
+  return `${parts.join("; ")}.${report.notes?.length ? ` ${report.notes.join(". ")}.` : ""}`;
+}

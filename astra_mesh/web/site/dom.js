@@ -1,0 +1,72 @@
+// Elements, and numbers as people read them.
+
+const SVG = "http://www.w3.org/2000/svg";
+
+export const $ = (id) => document.getElementById(id);
+
+/** An HTML element. Text is always text, whatever a peer called itself. */
+export function h(tag, attributes = {}, ...children) {
+  return filled(document.createElement(tag), attributes, children);
+}
+
+/** An SVG element. */
+export function s(tag, attributes = {}, ...children) {
+  return filled(document.createElementNS(SVG, tag), attributes, children);
+}
+
+function filled(element, attributes, children) {
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value !== null && value !== undefined && value !== false) element.setAttribute(name, value === true ? "" : value);
+  }
+  element.append(...children.filter((one) => one !== null && one !== undefined));
+  return element;
+}
+
+/** A picture with a name and a description for those who do not see it. */
+export function picture(width, height, title, description, ...children) {
+  return s("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${title}. ${description}` }, ...children);
+}
+
+/** Text, set only if it changed, so that selections stay. */
+export function say(element, text) {
+  if (element.textContent !== text) element.textContent = text;
+  element.hidden = text === "";
+}
+
+/** The choices of a select; what was chosen stays if it is still there. */
+export function choices(select, options) {
+  const wanted = JSON.stringify(options);
+  if (select.dataset.options === wanted) return;
+  const before = select.value;
+  select.dataset.options = wanted;
+  select.replaceChildren(...options.map(([value, text]) => h("option", { value }, text)));
+  if (options.some(([value]) => value === before)) select.value = before;
+}
+
+const three = (value) => (value >= 100 ? Math.round(value) : Number(value.toPrecision(3))).toString();
+
+export function seconds(value) {
+  if (value === null || value === undefined) return "?";
+  return value < 1 ? `${three(value * 1000)} ms` : `${three(value)} s`;
+}
+
+export function bytes(value) {
+  if (value < 1000) return `${value} B`;
+  return value < 1e6 ? `${three(value / 1e3)} kB` : `${three(value / 1e6)} MB`;
+}
+
+/** Bits per second. */
+export function rate(value) {
+  if (value === null || value === undefined) return "rate not measured yet";
+  return value < 1e6 ? `${three(value / 1e3)} kbit/s` : value < 1e9 ? `${three(value / 1e6)} Mbit/s` : `${three(value / 1e9)} Gbit/s`;
+}
+
+export const percent = (value) => `${(value * 100).toFixed(value < 0.1 ? 1 : 0)} %`;
+
+/** Round steps of an axis from 0 to `most`, about `count` of them. */
+export function steps(most, count) {
+  const rough = most / count || 1;
+  const power = 10 ** Math.floor(Math.log10(rough));
+  const step = [1, 2, 5, 10].map((one) => one * power).find((one) => one >= rough);
+  return Array.from({ length: Math.floor(most / step + 1e-9) + 1 }, (_, i) => i * step);
+}

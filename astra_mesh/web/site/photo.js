@@ -1,0 +1,137 @@
+// A picture from a file, the clipboard or the camera, and what the model says it shows.
+
+import { json } from "./api.js";
+import { costLine } from "./cost.js";
+import { $, choices, h, percent, say } from "./dom.js";
+
+const LARGE_BYTES = 3e6; // photos of phones are larger; models look at a few hundred pixels a side
+const SIDE = 1024;
+
+let count = 0; // of pictures; the answer to an older one is dropped
+let camera = null;
+let last = null;
+
+export function startPhoto() {
+  $("photo-choose").onclick = () => $("photo-file").click();
+  $("photo-camera").onclick = openCamera;
+  $("photo-snap").onclick = snap;
+  $("photo-cancel").onclick = closeCamera;
+  for (const id of ["photo-file", "photo-shot"]) {
+    $(id).onchange = (event) => {
+      if (event.target.files[0]) label(event.target.files[0]);
+      event.target.value = ""; // the same file again is news too
+    };
+  }
+  $("photo-model").onchange = () => last && label(last);
+  $("photo-use").onchange = () => last && label(last);
+  const section = $("photo");
+  section.ondragover = (event) => event.preventDefault();
+  section.ondrop = (event) => {
+    event.preventDefault();
+    if (event.dataTransfer.files[0]) label(event.dataTransfer.files[0]);
+  };
+  document.addEventListener("paste", (event) => {
+    const file = [...(event.clipboardData?.files ?? [])].find((one) => one.type.startsWith("image/"));
+    if (file) label(file);
+  });
+}
+
+export function showModels(found) {
+  const models = found.filter((one) => one.here && one.family === "vit" && one.tasks.includes("classify"));
+  choices($("photo-model"), models.map((one) => [one.name, one.name]));
+  $("photo-none").hidden = models.length > 0;
+  $("photo-ask").hidden = models.length === 0;
+}
+
+async function label(file) {
+  const mine = ++count;
+  last = file;
+  say($("photo-problem"), "");
+  say($("photo-cost"), "looking…");
+  $("labels").replaceChildren();
+  const preview = $("photo-preview");
+  URL.revokeObjectURL(preview.src);
+  preview.src = URL.createObjectURL(file);
+  preview.hidden = false;
+  try {
+    const found = await asked(await sendable(file));
+    if (mine !== count) return;
+    $("labels").replaceChildren(...found.data.map((one) => h("li", {},
+      h("span", {}, one.label), h("span", {}, percent(one.score)),
+      h("meter", { value: one.score, "aria-hidden": "true" }))));
+    say($("photo-cost"), costLine(found.x_astra_mesh[0]));
+  } catch (error) {
+    if (mine !== count) return;
+    say($("photo-cost"), "");
+    preview.hidden = true;
+    say($("photo-problem"), error.message);
+  }
+}
+
+async function asked(file) {
+  const use = $("photo-use").value;
+  const model = $("photo-model").value;
+  if (use === "auto") return json(`/v1/images/classify?model=${encodeURIComponent(model)}&top=5`, file);
+  return json("/v1/images/classify", { model, image: await dataUrl(file), top: 5, x_astra_mesh: { use } });
+}
+
+function dataUrl(file) {
+  return new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.onload = () => resolve(reader.result);
+    reader.onerror = () => reject(new Error("This file cannot be read; choose another."));
+    reader.readAsDataURL(file);
+  });
+}
+
+/** The file as it is; made smaller if it is large, or of a kind that only this browser may know. */
+async function sendable(file) {
+  const known = ["image/jpeg", "image/png", "image/webp"].includes(file.type);
+  if (known && file.size <= LARGE_BYTES) return file;
+  let bitmap;
+  try {
+    bitmap = await createImageBitmap(file);
+  } catch {
+    throw new Error("This file is no picture that the browser can read; choose a JPEG or PNG file.");
+  }
+  const scale = Math.min(1, SIDE / Math.max(bitmap.width, bitmap.height));
+  return drawn(bitmap, bitmap.width * scale, bitmap.height * scale);
+}
+
+function drawn(source, width, height) {
+  const canvas = h("canvas", { width: Math.round(width), height: Math.round(height) });
+  canvas.getContext("2d").drawImage(source, 0, 0, canvas.width, canvas.height);
+  return new Promise((resolve) => canvas.toBlob(resolve, "image/jpeg", 0.92));
+}
+
+// --- the camera -------------------------------------------------------------------------------------
+
+/** A browser shows a page the camera only from this machine or by HTTPS; elsewhere its own camera app takes the photo. */
+async function openCamera() {
+  say($("photo-problem"), "");
+  if (!navigator.mediaDevices) return $("photo-shot").click();
+  try {
+    camera = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
+  } catch (error) {
+    const why = error.name === "NotAllowedError" ? "The browser may not use the camera; allow it beside the address." : "No camera was found on this device.";
+    return say($("photo-problem"), why);
+  }
+  $("photo-live").hidden = false;
+  $("photo-video").srcObject = camera;
+  await $("photo-video").play();
+  $("photo-snap").focus();
+}
+
+async function snap() {
+  const video = $("photo-video");
+  const file = await drawn(video, video.videoWidth, video.videoHeight);
+  closeCamera();
+  label(file);
+}
+
+function closeCamera() {
+  camera?.getTracks().forEach((track) => track.stop());
+  camera = null;
+  $("photo-live").hidden = true;
+  $("photo-camera").focus();
+}

@@ -1,0 +1,162 @@
+// What each device did for a request, block by block, while it runs.
+
+import { $, bytes, choices, h, picture, s, say, seconds, steps } from "./dom.js";
+import { showShares } from "./mesh.js";
+
+const KINDS = [
+  ["compute", "own tokens"],
+  ["encode", "making codes"],
+  ["send", "handing them to the links"],
+  ["decode", "reading others' codes"],
+  ["wait", "waiting for codes"],
+];
+const [ENCODED, SENT, LOCAL, ARRIVED, ATTENDED, DONE] = [0, 1, 2, 3, 4, 5]; // marks, as the peer counts them
+const KIND_OF = { [ENCODED]: "encode", [SENT]: "send", [LOCAL]: "compute", [ATTENDED]: "decode", [DONE]: "compute" };
+const [LEFT, RIGHT, TOP, ROW, WIDTH] = [84, 16, 18, 38, 720];
+const KEPT = 8;
+
+const requests = new Map(); // key -> {about, marks: peer id -> {start_us, marks}}
+let chosen = null; // a key; null: always the newest
+let due = false;
+
+export function startTimeline() {
+  $("request-legend").replaceChildren(...KINDS.map(([kind, text]) => h("li", {},
+    s("svg", { viewBox: "0 0 12 12", "aria-hidden": "true" }, s("rect", { width: 12, height: 12, rx: 2, class: `k-${kind}` })), text)));
+  $("request-choice").onchange = (event) => {
+    chosen = event.target.value === "newest" ? null : Number(event.target.value);
+    drawSoon();
+  };
+}
+
+/** A peer that started anew counts its requests anew. */
+export function forgetRequests() {
+  requests.clear();
+  chosen = null;
+}
+
+export function showRequest(message) {
+  const known = requests.get(message.key);
+  const again = known && known.about.attempt !== message.attempt;
+  requests.set(message.key, { about: message, marks: known && !again ? known.marks : new Map() });
+  while (requests.size > KEPT) requests.delete(Math.min(...requests.keys()));
+  drawSoon();
+}
+
+export function showMarks(message) {
+  const request = requests.get(message.key);
+  if (!request) return;
+  const row = request.marks.get(message.peer) ?? { marks: [] };
+  row.start_us = message.start_us;
+  for (let i = 0; i < message.marks.length; i += 4) row.marks.push(message.marks.slice(i, i + 4));
+  request.marks.set(message.peer, row);
+  drawSoon();
+}
+
+/** At most one drawing for each picture that the screen shows. */
+function drawSoon() {
+  if (due) return;
+  due = true;
+  requestAnimationFrame(() => {
+    due = false;
+    draw();
+  });
+}
+
+function draw() {
+  const newest = Math.max(...requests.keys());
+  const request = requests.get(chosen ?? newest) ?? requests.get(newest);
+  if (!request) return;
+  $("request-none").hidden = true;
+  $("request-body").hidden = false;
+  choices($("request-choice"), [["newest", "the newest"], ...[...requests.keys()].reverse().map((key) => [`${key}`, named(requests.get(key).about)])]);
+  const { about } = request;
+  say($("request-said"), sentence(about));
+  showShares(about.shards);
+  const rows = about.shards.map((shard) => ({ ...shard, ...spansOf(request.marks.get(shard.id)) }));
+  $("request-picture").replaceChildren(drawn(rows));
+  $("request-table").replaceChildren(...table(about));
+}
+
+const named = (about) => `${new Date(about.began_s * 1000).toLocaleTimeString()} ${about.task} with ${about.model}`;
+
+function sentence(about) {
+  const { cost, outcome } = about;
+  const parts = [`${about.task} with ${about.model}: ${outcome || "running"}.`];
+  if (!cost) return parts[0];
+  if (about.attempt > 1) parts.push(`Planned ${about.attempt} times, because a peer was lost.`);
+  if (cost.plan.bits_per_token) parts.push(`${cost.plan.bits_per_token} bits per token and block (${cost.plan.codec}).`);
+  parts.push(`Predicted ${seconds(cost.predicted_s)}${cost.actual_s === undefined ? "" : `, took ${seconds(cost.actual_s)}`}; one device ${seconds(cost.predicted_solo_s)}.`);
+  if (about.new_tokens) parts.push(`${about.new_tokens} new tokens${cost.total_s === undefined ? "" : ` in ${seconds(cost.total_s - cost.actual_s)}`}.`);
+  parts.push(`Plan: ${cost.plan.reason}.`);
+  return parts.join(" ");
+}
+
+/** Marks as pieces of time: each step ends at its mark and began where the one before ended. */
+export function spansOf(row) {
+  if (!row) return { spans: [], ends: [] };
+  const spans = [];
+  const ends = []; // [microseconds, block] where a block's output was there
+  const arrived = new Map();
+  let at = row.start_us;
+  for (const [time, mark, block, part] of [...row.marks].sort((a, b) => a[0] - b[0])) {
+    if (mark === ARRIVED) {
+      arrived.set(`${block} ${part}`, time);
+      continue;
+    }
+    const came = mark === ATTENDED ? arrived.get(`${block} ${part}`) : undefined;
+    if (came > at) {
+      spans.push({ kind: "wait", from: at, to: came, block });
+      at = came;
+    }
+    spans.push({ kind: KIND_OF[mark], from: at, to: time, block });
+    if (mark === DONE) ends.push([time, block]);
+    at = time;
+  }
+  return { spans, ends };
+}
+
+function drawn(rows) {
+  const height = TOP + rows.length * ROW + 22;
+  const most = Math.max(1000, ...rows.flatMap((row) => row.spans.map((one) => one.to)));
+  const x = (us) => LEFT + (us / most) * (WIDTH - LEFT - RIGHT);
+  const unit = most < 2e6 ? [1e3, "ms"] : [1e6, "s"];
+  const axis = steps(most / unit[0], 8).flatMap((value) => [
+    s("line", { x1: x(value * unit[0]), x2: x(value * unit[0]), y1: TOP - 4, y2: height - 18, class: "axis" }),
+    s("text", { x: x(value * unit[0]), y: height - 5, "text-anchor": "middle", class: "soft" }, `${Number(value.toPrecision(4))}${value ? "" : ` ${unit[1]}`}`),
+  ]);
+  const lanes = rows.flatMap((row, i) => lane(row, TOP + i * ROW, x));
+  const said = rows.map((row) => `${row.name}: tokens ${row.start} to ${row.stop}, ${row.ends.length} blocks done`).join("; ");
+  return picture(WIDTH, height, "Timeline of the request", said, ...axis, ...lanes);
+}
+
+function lane(row, y, x) {
+  const parts = [
+    s("text", { x: LEFT - 8, y: y + 13, "text-anchor": "end" }, [...row.name].slice(0, 11).join("")),
+    s("text", { x: LEFT - 8, y: y + 27, "text-anchor": "end", class: "soft" }, `${row.stop - row.start} tokens`),
+  ];
+  for (const { kind, from, to, block } of row.spans) {
+    const width = Math.max(0.4, x(to) - x(from));
+    const title = s("title", {}, `${row.name}, block ${block}: ${kind}, ${seconds((to - from) / 1e6)}`);
+    parts.push(s("rect", { x: x(from), y: y + 3, width, height: 20, class: `k-${kind}` }, title));
+  }
+  let last = -99;
+  for (const [time, block] of row.ends) {
+    parts.push(s("line", { x1: x(time), x2: x(time), y1: y + 1, y2: y + 27, stroke: "currentColor" }));
+    if (x(time) - last < 16) continue;
+    last = x(time);
+    parts.push(s("text", { x: last - 2, y: y + 34, "text-anchor": "end", "font-size": 9, class: "soft" }, `${block}`));
+  }
+  return parts;
+}
+
+function table({ cost }) {
+  if (!cost?.peers) return [];
+  const head = ["peer", "tokens", "compute", "encode", "decode", "wait", "sent"];
+  const rows = cost.peers.map((one) => {
+    const sent = Object.values(one.sent_bytes).reduce((sum, size) => sum + size, 0);
+    const times = [one.compute_s, one.encode_s, one.decode_s, one.wait_s].map(seconds);
+    return h("tr", {}, h("th", { scope: "row" }, one.peer), ...[one.tokens, ...times, bytes(sent)].map((text) => h("td", {}, `${text}`)));
+  });
+  const caption = h("caption", {}, "What each peer did. The figures under the bars are the blocks that end there.");
+  return [caption, h("thead", {}, h("tr", {}, ...head.map((text) => h("th", { scope: "col" }, text)))), h("tbody", {}, ...rows)];
+}

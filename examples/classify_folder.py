@@ -1,0 +1,46 @@
+"""Label the pictures that a camera puts into a folder, with --watch also those still to come.
+
+python examples/classify_folder.py FOLDER --watch
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from pathlib import Path
+
+import astra_mesh
+from astra_mesh.errors import BadImageError
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
+LOOK_S = 1.0
+
+
+async def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--model", default="vit-tiny")
+    parser.add_argument("--watch", action="store_true", help="go on until Ctrl-C")
+    given = parser.parse_args()
+
+    known: dict[Path, int] = {}  # path -> bytes when it was labelled, or last looked at
+    async with astra_mesh.connect() as mesh:
+        while True:
+            for path in sorted(given.folder.iterdir()):
+                size = path.stat().st_size
+                if path.suffix.lower() not in SUFFIXES or known.get(path) == size:
+                    continue
+                known[path] = size
+                try:
+                    found = await mesh.classify(given.model, path, top=1)
+                except BadImageError as error:  # perhaps it is still being written
+                    print(f"{path.name}: {error.message}")
+                    continue
+                best = found.labels[0]
+                print(f"{path.name}: {best.label} ({best.probability:.0%})", flush=True)
+            if not given.watch:
+                return
+            await asyncio.sleep(LOOK_S)
+
+
+asyncio.run(main())

@@ -1,0 +1,43 @@
+"""Go on with the beginning of every text file in a folder; models that follow instructions sum up.
+
+    python examples/summarise_folder.py FOLDER --model MODEL
+
+The files are asked for side by side; the peer that is asked takes them in turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from pathlib import Path
+
+import astra_mesh
+
+AT_ONCE = 4
+PROMPT = "{text}\n\nIn short, this text says that"
+
+
+async def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--model", default="tiny-gpt2")
+    parser.add_argument("--characters", type=int, default=300, help="read of each file")
+    parser.add_argument("--tokens", type=int, default=40, help="written for each file")
+    given = parser.parse_args()
+
+    places = asyncio.Semaphore(AT_ONCE)
+    async with astra_mesh.connect() as mesh:
+
+        async def summarise(path: Path) -> str:
+            text = (await asyncio.to_thread(path.read_text, errors="replace"))[: given.characters]
+            prompt = PROMPT.format(text=text)
+            async with places:
+                generation = mesh.generate(given.model, prompt, max_new_tokens=given.tokens)
+                return "".join([token.text async for token in generation])
+
+        files = sorted(given.folder.glob("*.txt"))
+        for path, summary in zip(files, await asyncio.gather(*map(summarise, files)), strict=True):
+            print(f"{path.name}: {' '.join(summary.split())}")
+
+
+asyncio.run(main())

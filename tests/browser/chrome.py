@@ -1,0 +1,243 @@
+"""A headless Chromium, driven by its DevTools protocol: as much of it as these tests need."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import itertools
+import json
+import os
+import re
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+PATH = next((found for name in NAMES if (found := shutil.which(name))), None)
+WAIT_S = 30.0
+_FLAGS = (
+    "--headless=new",
+    "--remote-debugging-port=0",
+    "--no-first-run",
+    "--no-default-browser-check",
+    "--disable-gpu",
+    "--disable-extensions",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--use-fake-device-for-media-stream",
+    "--use-fake-ui-for-media-stream",
+    "--hide-scrollbars",
+)
+
+
+class Tab:
+    """One page."""
+
+    def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        self._socket = socket
+        self._ids = itertools.count(1)
+        self._waiting: dict[int, asyncio.Future[Any]] = {}
+        self.complaints: list[str] = []  # of the console, and errors of scripts
+        self.loaded: list[str] = []  # addresses that the page asked for
+
+    async def read(self) -> None:
+        async for message in self._socket:
+            found = json.loads(message.data)
+            if "id" in found:
+                future = self._waiting.pop(found["id"], None)
+                if future is not None and not future.done():
+                    future.set_result(found)
+            elif found["method"] == "Runtime.exceptionThrown":
+                self.complaints.append(str(found["params"]["exceptionDetails"])[:500])
+            elif found["method"] == "Log.entryAdded":
+                self.complaints.append(str(found["params"]["entry"])[:500])
+            elif found["method"] == "Network.requestWillBeSent":
+                self.loaded.append(found["params"]["request"]["url"])
+
+    async def call(self, method: str, **params: Any) -> Any:
+        number = next(self._ids)
+        future = self._waiting[number] = asyncio.get_running_loop().create_future()
+        await self._socket.send_json({"id": number, "method": method, "params": params})
+        answer = await asyncio.wait_for(future, WAIT_S)
+        assert "error" not in answer, (method, answer)
+        return answer["result"]
+
+    async def start(self, width: int = 390, height: int = 844, dark: bool = False) -> None:
+        for domain in ("Page", "Runtime", "Log", "Network", "DOM", "Accessibility"):
+            await self.call(f"{domain}.enable")
+        await self.shape(width, height, dark)
+
+    async def shape(self, width: int, height: int, dark: bool = False, scale: float = 1) -> None:
+        await self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=scale,
+            mobile=width < 600,
+        )
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        motion = {"name": "prefers-reduced-motion", "value": "reduce"}
+        await self.call("Emulation.setEmulatedMedia", features=[scheme, motion])
+
+    async def open(self, url: str) -> None:
+        await self.call("Page.navigate", url=url)
+        await self.until("document.readyState === 'complete'")
+
+    async def eval(self, script: str) -> Any:
+        """The value of an expression."""
+        answer = await self.call(
+            "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True
+        )
+        assert "exceptionDetails" not in answer, (script, answer)
+        return answer["result"].get("value")
+
+    async def until(self, script: str, within_s: float = 3 * WAIT_S) -> None:
+        """Wait until an expression is true."""
+        end = asyncio.get_running_loop().time() + within_s
+        while not await self.eval(f"Boolean({script})"):
+            if asyncio.get_running_loop().time() > end:
+                text = await self.eval("document.body.innerText")
+                raise AssertionError(
+                    f"not within {within_s} s: {script}\n{text}\n{self.complaints}"
+                )
+            await asyncio.sleep(0.05)
+
+    async def text(self, selector: str) -> str:
+        found = await self.eval(f"document.querySelector({json.dumps(selector)}).innerText")
+        return str(found)
+
+    async def click(self, selector: str) -> None:
+        """A click of the mouse in the middle of an element, as a person would."""
+        place = f"""(() => {{
+            const one = document.querySelector({json.dumps(selector)});
+            one.scrollIntoView({{block: 'center'}});
+            const box = one.getBoundingClientRect();
+            const [x, y] = [box.x + box.width / 2, box.y + box.height / 2];
+            const top = document.elementFromPoint(x, y);
+            return [x, y, one === top || one.contains(top)];
+        }})()"""
+        x, y, reachable = await self.eval(place)
+        assert reachable, f"{selector} is hidden or covered"
+        for kind in ("mousePressed", "mouseReleased"):
+            await self.call(
+                "Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1
+            )
+
+    async def type(self, selector: str, text: str) -> None:
+        await self.click(selector)
+        await self.call("Input.insertText", text=text)
+
+    async def key(self, key: str, code: int, modifiers: int = 0, text: str = "") -> None:
+        for kind in ("keyDown", "keyUp"):
+            await self.call(
+                "Input.dispatchKeyEvent",
+                type=kind,
+                key=key,
+                code=key,
+                windowsVirtualKeyCode=code,
+                modifiers=modifiers,
+                **({"text": text} if text and kind == "keyDown" else {}),
+            )
+
+    async def choose(self, selector: str, value: str) -> None:
+        """An option of a select."""
+        await self.eval(
+            f"""(() => {{
+            const one = document.querySelector({json.dumps(selector)});
+            one.value = {json.dumps(value)};
+            one.dispatchEvent(new Event('change', {{bubbles: true}}));
+        }})()"""
+        )
+
+    async def upload(self, selector: str, path: Path) -> None:
+        root = await self.call("DOM.getDocument")
+        node = await self.call(
+            "DOM.querySelector", nodeId=root["root"]["nodeId"], selector=selector
+        )
+        await self.call("DOM.setFileInputFiles", nodeId=node["nodeId"], files=[str(path)])
+
+    async def names(self) -> list[tuple[str, str]]:
+        """Role and name of everything that a screen reader meets."""
+        tree = await self.call("Accessibility.getFullAXTree")
+        return [
+            (node["role"]["value"], node.get("name", {}).get("value", ""))
+            for node in tree["nodes"]
+            if not node["ignored"] and "role" in node
+        ]
+
+    async def screenshot(self, path: Path, selector: str = "") -> None:
+        clip: dict[str, Any] = {}
+        if selector:
+            script = f"""(() => {{ scrollTo(0, 0);
+                const b = document.querySelector({json.dumps(selector)}).getBoundingClientRect();
+                return [b.x, b.y, b.width, b.height]; }})()"""
+            x, y, width, height = await self.eval(script)
+            clip = {"clip": {"x": x, "y": y, "width": width, "height": height, "scale": 1}}
+        answer = await self.call(
+            "Page.captureScreenshot", format="png", captureBeyondViewport=True, **clip
+        )
+        data = base64.b64decode(answer["data"])
+        await asyncio.to_thread(path.write_bytes, data)
+
+
+@asynccontextmanager
+async def chrome(folder: Path, *flags: str) -> AsyncIterator[Tab]:
+    """A Chromium with one tab; it ends with the ``async with``."""
+    assert PATH is not None
+    root = ("--no-sandbox",) if os.geteuid() == 0 else ()
+    process = await asyncio.create_subprocess_exec(
+        PATH,
+        *_FLAGS,
+        *root,
+        *flags,
+        f"--user-data-dir={folder}",
+        "about:blank",
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        port = await asyncio.wait_for(_port(process), WAIT_S)
+        async with aiohttp.ClientSession() as http:
+            async with http.get(f"http://127.0.0.1:{port}/json") as answer:
+                pages = [one for one in await answer.json() if one["type"] == "page"]
+            address = pages[0]["webSocketDebuggerUrl"]
+            async with http.ws_connect(address, max_msg_size=0) as socket:
+                tab = Tab(socket)
+                reading = asyncio.create_task(tab.read())
+                draining = asyncio.create_task(_drain(process))
+                try:
+                    await tab.start()
+                    yield tab
+                finally:
+                    for task in (reading, draining):
+                        task.cancel()
+                    await asyncio.wait([reading, draining])
+    finally:
+        if process.returncode is None:
+            process.terminate()
+        try:
+            await asyncio.wait_for(process.wait(), 10)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+
+
+async def _port(process: asyncio.subprocess.Process) -> int:
+    assert process.stderr is not None
+    async for line in process.stderr:
+        found = re.search(rb"DevTools listening on ws://[^:]+:(\d+)/", line)
+        if found:
+            return int(found[1])
+    raise AssertionError("Chromium ended before it listened")
+
+
+async def _drain(process: asyncio.subprocess.Process) -> None:
+    assert process.stderr is not None
+    while await process.stderr.read(65536):
+        pass

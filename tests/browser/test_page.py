@@ -1,0 +1,286 @@
+"""The page of live peers in a headless Chromium: type, click, upload, look."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from astra_mesh import limits
+from tests.browser.chrome import Tab
+from tests.browser.pages import shown
+
+PROMPT = " ".join(f"w{7 * i % 64}" for i in range(40))
+TOKEN = "a/token+of~the=tests"
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+
+
+def devices(count: int) -> str:
+    return f"document.querySelectorAll('#devices li').length === {count}"
+
+
+async def spans(tab: Tab) -> list[str]:
+    script = (
+        "[...document.querySelectorAll('#request-picture title')].map((one) => one.textContent)"
+    )
+    return [str(one) for one in await tab.eval(script)]
+
+
+async def test_a_text_is_asked_answered_and_shown_block_by_block(tab: Tab, models: Path) -> None:
+    async with shown(models, ["left", "middle", "right"]) as on:
+        await tab.open(on.url)
+        await tab.until(devices(3))
+        assert await tab.text("#me") == "right"
+        await tab.choose("#ask-model", "words")
+        await tab.click("#ask summary")
+        await tab.choose("#ask-use", "all")
+        await tab.eval("document.getElementById('ask-tokens').value = 6")
+        await tab.type("#ask-text", PROMPT)
+        await tab.click("#ask-go")
+        await tab.until("document.querySelector('#answers .cost')?.textContent.includes('took')")
+        made = await tab.text("#answers .made")
+        assert made.strip().startswith("w")
+        cost = await tab.text("#answers .cost")
+        assert "3 devices, 16 bits per token and block" in cost
+        await tab.until("document.querySelector('#request-table tbody tr:nth-child(3)')")
+        said = await tab.text("#request-said")
+        assert "generate with words: answered." in said
+        assert "6 new tokens" in said
+        titles = await spans(tab)
+        for name in ("left", "middle", "right"):  # every peer's steps came here, in all blocks
+            blocks = {t.split("block ")[1][0] for t in titles if t.startswith(f"{name},")}
+            assert blocks == {"0", "1", "2"}, titles
+        kinds = {title.split(": ")[1].split(",")[0] for title in titles}
+        assert {"compute", "encode", "decode"} <= kinds
+        assert "tokens 0 to" in await tab.text("#devices")
+        await no_complaints(tab, on.url)
+
+
+async def test_names_of_peers_are_text_whatever_they_hold(tab: Tab, models: Path) -> None:
+    evil = "<img src=x onerror=alert(1)>"
+    async with shown(models, [evil, "right"]) as on:
+        await tab.open(on.url)
+        await tab.until(devices(2))
+        assert evil in await tab.text("#devices")
+        assert await tab.eval("document.querySelectorAll('#devices img').length") == 0
+        await no_complaints(tab, on.url)
+
+
+async def test_a_conversation_goes_on_and_starts_anew(tab: Tab, models: Path) -> None:
+    async with shown(models, ["alone"]) as on:
+        await tab.open(on.url)
+        await tab.until("document.getElementById('ask-model').value === 'words'")
+        await tab.choose("#ask-as", "chat")
+        await tab.eval("document.getElementById('ask-tokens').value = 4")
+        for count in (1, 2):
+            await tab.type("#ask-text", "w9 w8")
+            await tab.key("Enter", 13, modifiers=2)  # with Control
+            await tab.until(f"document.querySelectorAll('#answers .cost').length === {count}")
+        assert await tab.eval("document.querySelectorAll('#answers .mine').length") == 2
+        await tab.click("#ask-clear")
+        assert await tab.eval("document.getElementById('answers').childElementCount") == 0
+        assert await tab.eval("document.activeElement.id") == "ask-text"
+        await no_complaints(tab, on.url)
+
+
+async def test_a_request_that_cannot_be_is_said_in_a_sentence(tab: Tab, models: Path) -> None:
+    async with shown(models, ["alone"]) as on:
+        await tab.open(on.url)
+        await tab.until("document.getElementById('ask-model').value === 'words'")
+        await tab.type("#ask-text", "w1 " * 300)  # the context holds fewer
+        await tab.click("#ask-go")
+        await tab.until("!document.getElementById('ask-problem').hidden")
+        assert "tokens" in await tab.text("#ask-problem")
+        assert await tab.eval("document.getElementById('ask-go').disabled") is False
+
+
+async def test_a_picture_from_a_file_and_from_the_camera(
+    tab: Tab, models: Path, sample: Path, tmp_path: Path
+) -> None:
+    async with shown(models, ["left", "right"]) as on:
+        await tab.open(on.url)
+        await tab.until(devices(2))
+        await tab.upload("#photo-file", sample)
+        await tab.until("document.querySelectorAll('#labels li').length > 0")
+        assert "%" in await tab.text("#labels li")
+        assert "took" in await tab.text("#photo-cost")
+
+        await tab.choose("#photo-use", "all")
+        await tab.until("document.getElementById('photo-cost').textContent.includes('2 devices')")
+
+        await tab.click("#photo-camera")  # Chromium plays a camera
+        await tab.until("document.getElementById('photo-video').videoWidth > 0")
+        before = await tab.eval("document.getElementById('photo-preview').src")
+        await tab.click("#photo-snap")
+        await tab.until(f"document.getElementById('photo-preview').src !== {json.dumps(before)}")
+        await tab.until("document.getElementById('photo-cost').textContent.includes('2 devices')")
+        assert await tab.eval("document.getElementById('photo-video').srcObject.active") is False
+
+        broken = tmp_path / "broken.png"
+        broken.write_bytes(b"\x89PNG but not really")
+        await tab.upload("#photo-file", broken)
+        await tab.until("!document.getElementById('photo-problem').hidden")
+        assert "picture" in await tab.text("#photo-problem") or "image" in await tab.text(
+            "#photo-problem"
+        )
+
+
+async def test_quality_against_bits(tab: Tab, models: Path) -> None:
+    async with shown(models, ["alone"]) as on:
+        await tab.open(on.url)
+        await tab.until("document.getElementById('quality-model').options.length === 3")
+        await tab.choose("#quality-model", "words")
+        await tab.until("document.querySelectorAll('#quality-body circle').length === 2")
+        assert "16 bits stay within 2 %" in await tab.text("#quality-body")
+        assert "<b>valid</b>.txt" in await tab.text("#quality-body")
+        await tab.choose("#quality-model", "feelings")
+        await tab.until(
+            "document.getElementById('quality-body').innerText.includes('eval feelings')"
+        )
+        await no_complaints(tab, on.url)
+
+
+async def test_a_killed_peer_is_gone_within_five_seconds(
+    tab: Tab, models: Path, tmp_path: Path
+) -> None:
+    async with shown(models, ["left", "right"]) as on:
+        argv = ["--name", "victim", "--port", "0", "--listen", "127.0.0.1", "--no-discovery"]
+        argv += ["--no-api", "--model", str(models / "words"), "--state-dir", str(tmp_path)]
+        argv += [word for one in on.peers for word in ("--peer", f"127.0.0.1:{one.port}")]
+        victim = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "astra_mesh", "peer", *argv, stdout=asyncio.subprocess.DEVNULL
+        )
+        try:
+            await tab.open(on.url)
+            await tab.until(devices(3))
+            assert "victim" in await tab.text("#devices")
+            victim.kill()
+            killed = time.monotonic()
+            await tab.until(devices(2))
+            took = time.monotonic() - killed
+        finally:
+            if victim.returncode is None:
+                victim.kill()
+            await victim.wait()
+        assert "victim" not in await tab.text("#devices")
+        assert took < 5.0
+        assert await tab.text("#state") == "2 devices"
+
+
+async def test_the_page_says_that_its_peer_is_gone_and_comes_back(tab: Tab, models: Path) -> None:
+    async with shown(models, ["first"]) as on:
+        await tab.open(on.url)
+        await tab.until(devices(1))
+        port = on.server.port
+    await tab.until("document.getElementById('state')?.classList.contains('bad')")
+    assert "does not answer" in await tab.text("#state")
+    async with shown(models, ["second"], port=port):
+        await tab.until("document.getElementById('me').textContent === 'second'")
+        assert await tab.text("#state") == "1 device"
+
+
+async def test_a_token_is_asked_for_once(tab: Tab, models: Path) -> None:
+    async with shown(models, ["locked"], token=TOKEN) as on:
+        await tab.open(on.url)
+        await tab.until("!document.getElementById('token').hidden")
+        assert await tab.eval("document.getElementById('main').inert") is True
+        await tab.type("#token-text", "not-the-right-token")
+        await tab.click("#token button")
+        await tab.until("document.getElementById('state').textContent === 'locked'")
+        await tab.type("#token-text", TOKEN)
+        await tab.click("#token button")
+        await tab.until(devices(1))
+        await tab.eval("localStorage.clear()")
+        await tab.open("about:blank")
+        await tab.open(f"{on.url}#token={TOKEN.replace('+', '%2B')}")  # as the peer prints it
+        await tab.until(devices(1))
+        assert await tab.eval("location.hash") == ""  # not left for others to see
+
+
+async def test_everything_has_a_name_and_the_keyboard_reaches_it(tab: Tab, models: Path) -> None:
+    async with shown(models, ["left", "right"]) as on:
+        await tab.open(on.url)
+        await tab.until(devices(2))
+        await tab.until("document.querySelector('#quality-body').childElementCount > 0")
+        met = await tab.names()
+        interactive = {"button", "textbox", "combobox", "link", "spinbutton", "checkbox"}
+        assert [one for one in met if one[0] in interactive and not one[1].strip()] == []
+        assert any(role == "status" for role, _ in met)
+        assert any(role in ("image", "img") and "right, left" in name for role, name in met)
+
+        reached = []
+        for _ in range(40):
+            await tab.key("Tab", 9)
+            reached.append(await tab.eval("document.activeElement.id"))
+        wanted = {
+            "ask-model",
+            "ask-text",
+            "ask-go",
+            "photo-choose",
+            "photo-camera",
+            "quality-model",
+        }
+        assert wanted <= set(reached)
+
+
+@pytest.mark.parametrize("dark", [False, True])
+async def test_text_stands_out_and_nothing_runs_off_a_small_phone(
+    tab: Tab, models: Path, dark: bool
+) -> None:
+    async with shown(models, ["a-device-with-a-rather-long-name", "right"]) as on:
+        await tab.shape(320, 640, dark)
+        await tab.open(on.url)
+        await tab.until(devices(2))
+        assert await tab.eval("document.documentElement.scrollWidth") <= 320
+        assert await tab.eval(CONTRAST) == []
+        small = """[...document.querySelectorAll('button, select')].filter((one) => {
+            const box = one.getBoundingClientRect();
+            return box.width > 0 && box.height < 40; }).map((one) => one.id)"""
+        assert await tab.eval(small) == []
+
+
+async def no_complaints(tab: Tab, url: str) -> None:
+    """Nothing in the console, and nothing was loaded from anywhere but the peer."""
+    assert tab.complaints == []
+    assert [one for one in tab.loaded if not one.startswith((url, f"blob:{url}", "data:"))] == []
+
+
+async def test_more_pages_than_a_peer_takes(tab: Tab, models: Path) -> None:
+    async with shown(models, ["alone"]) as on:
+        await tab.open(on.url)
+        await tab.until(devices(1))
+        assert on.server._state.pages == 1
+        assert on.peers[0].watch.active
+        on.server._state.pages = limits.API_LIVE + 1  # the page that reloads leaves its place
+        await tab.eval("location.reload()")
+        await tab.until("document.getElementById('state')?.classList.contains('bad')")
+        on.server._state.pages = 0
+        await tab.until(devices(1))
+
+
+# Texts whose contrast with what lies behind them is below 4.5 (WCAG 2, AA).
+CONTRAST = """(() => {
+    const rgb = (text) => text.match(/[\\d.]+/g).map(Number);
+    const light = (c) => (c <= 10 ? c / 255 / 12.92 : ((c / 255 + 0.055) / 1.055) ** 2.4);
+    const luminance = ([r, g, b]) => 0.2126 * light(r) + 0.7152 * light(g) + 0.0722 * light(b);
+    const behind = (one) => {
+        for (let e = one; e; e = e.parentElement) {
+            const found = rgb(getComputedStyle(e).backgroundColor);
+            if (found.length === 3 || found[3] > 0) return found;
+        }
+        return [255, 255, 255];
+    };
+    const bad = [];
+    for (const one of document.querySelectorAll('body *')) {
+        const own = [...one.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim());
+        if (!own || one.closest('svg') || one.disabled || !one.getClientRects().length) continue;
+        const [a, b] = [luminance(rgb(getComputedStyle(one).color)), luminance(behind(one))];
+        const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+        if (ratio < 4.5) bad.push([one.tagName, one.id, one.textContent.slice(0, 30), ratio]);
+    }
+    return bad;
+})()"""

@@ -1,0 +1,78 @@
+"""The examples, run as a person would, against two live peers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from astra_mesh.peer import Peer
+from tests.integration.mesh_fixtures import make_models, mesh_of, picture
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_models(tmp_path_factory.mktemp("models") / "all")
+
+
+@pytest.fixture
+async def peer(models: Path) -> AsyncIterator[Peer]:
+    async with mesh_of(["left", "right"], models) as peers:
+        yield peers[-1]
+
+
+async def run(peer: Peer, name: str, *argv: str) -> list[str]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        str(EXAMPLES / name),
+        *argv,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env=os.environ
+        | {"ASTRA_MESH_PEER": f"127.0.0.1:{peer.port}", "PYTHONPATH": str(EXAMPLES.parent)},
+    )
+    out, err = await process.communicate()
+    assert process.returncode == 0, err.decode()
+    return out.decode().splitlines()
+
+
+async def test_every_text_of_a_folder_is_gone_on_with(peer: Peer, tmp_path: Path) -> None:
+    for place in range(5):
+        (tmp_path / f"{place}.txt").write_text(f"w{place} w8 w9")
+    lines = await run(
+        peer, "summarise_folder.py", str(tmp_path), "--model", "words", "--tokens", "4"
+    )
+    assert [line.split(":")[0] for line in lines] == [f"{place}.txt" for place in range(5)]
+    assert all(re.fullmatch(r"\d\.txt: w\d+( w\d+)*", line) for line in lines), lines
+
+
+async def test_pictures_are_labelled_and_broken_ones_named(peer: Peer, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(picture(1))
+    (tmp_path / "b.png").write_bytes(b"not yet whole")
+    (tmp_path / "notes.txt").write_text("no picture")
+    lines = await run(peer, "classify_folder.py", str(tmp_path), "--model", "pictures")
+    assert len(lines) == 2
+    assert re.fullmatch(r"a\.png: .+ \(\d+%\)", lines[0])
+    assert lines[1].startswith("b.png: ")
+
+
+async def test_the_note_that_says_the_same_is_found_first(peer: Peer, tmp_path: Path) -> None:
+    (tmp_path / "one.txt").write_text("w1 w2 w3 w4\n\nw40 w41 w42\n")
+    (tmp_path / "two.txt").write_text("w9 w8 w7")
+    lines = await run(
+        peer, "search_notes.py", str(tmp_path), "w40 w41 w42", "--model", "feelings", "--best", "2"
+    )
+    assert len(lines) == 2
+    assert lines[0] == "1.000  one.txt: w40 w41 w42"
+
+
+def test_the_list_names_every_example() -> None:
+    text = (EXAMPLES / "README.md").read_text()
+    assert set(re.findall(r"\]\((\w+\.py)\)", text)) == {p.name for p in EXAMPLES.glob("*.py")}

@@ -1,0 +1,149 @@
+"""``astra-mesh models pull ORG/NAME`` from a local server, and ``models add``."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from astra_mesh.bundle.store import user_models_path
+from astra_mesh.cli.app import app
+from tests.bundles import GPT2, gpt2_tensors, write_bundle
+from tests.integration.hub import SHA, Hub, serving_hub
+from tests.integration.mesh_fixtures import fit_small
+
+pytestmark = pytest.mark.timeout(180)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("hub") / "words"
+    write_bundle(folder, GPT2, gpt2_tensors(GPT2, 3))
+    fit_small(folder)
+    (folder / "pytorch_model.bin").write_bytes(b"pickle")
+    (folder / "run_me.py").write_text("print('no')")
+    return folder
+
+
+async def command(*argv: str, hub: Hub | None = None) -> tuple[int, dict[str, Any], str]:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_HUB_DOWNLOAD_TIMEOUT": "10"}
+    if hub is not None:
+        environment["HF_ENDPOINT"] = hub.url
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "astra_mesh", "models", *argv, "--json"),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env=environment,
+    )
+    out, err = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, json.loads(out or b"{}"), err.decode()
+
+
+async def test_a_model_comes_from_the_hub_at_one_commit(source: Path) -> None:
+    async with serving_hub(source, "words") as hub:
+        status, about, err = await command("pull", "org/words", hub=hub)
+    assert status == 0, err
+    assert about["revision"] == SHA
+    folder = Path(about["path"])
+    assert folder == user_models_path() / "words"
+    assert (folder / "model.safetensors").read_bytes() == (
+        source / "model.safetensors"
+    ).read_bytes()
+    names = {path.name for path in folder.iterdir()}
+    assert {"config.json", "tokenizer.json", "manifest.json", "source.json"} <= names
+    assert not names & {"pytorch_model.bin", "run_me.py", ".cache"}
+    assert "pytorch_model.bin" not in hub.asked
+    assert json.loads((folder / "source.json").read_text()) == {
+        "repository": "org/words",
+        "revision": SHA,
+    }
+    status, found, _ = await command("list")
+    assert "words" in [one["name"] for one in found["models"]]
+    status, _, err = await command("verify", "words")
+    assert status == 0, err
+    async with serving_hub(source, "words") as hub:
+        status, about, _ = await command("pull", "org/words", hub=hub)
+    assert status == 2
+    assert "there is a model words" in about["error"]["message"]
+
+
+async def test_a_cut_connection_is_gone_on_with(source: Path, tmp_path: Path) -> None:
+    large = tmp_path / "words"
+    shutil.copytree(source, large)
+    (large / "codebook-large.safetensors").write_bytes(os.urandom(1000) * 24_000)
+    async with serving_hub(large, "words") as hub:
+        hub.cut_after = 21_000_000  # the library writes down each 10 MiB
+        for _ in range(3):  # the library itself may go on, or give up and be run again
+            status, about, err = await command("pull", "org/words", hub=hub)
+            if status == 0:
+                break
+            assert "Try again; what came stays" in about["error"]["message"]
+    assert status == 0, err
+    starts = [int(one.removeprefix("bytes=").split("-")[0]) for one in hub.ranges]
+    assert max(starts) >= 10_000_000
+    folder = Path(about["path"])
+    assert (folder / "codebook-large.safetensors").read_bytes() == (
+        large / "codebook-large.safetensors"
+    ).read_bytes()
+
+
+async def test_damaged_weights_are_refused(source: Path) -> None:
+    async with serving_hub(source, "words") as hub:
+        hub.damaged = True
+        status, about, _ = await command("pull", "org/words", hub=hub)
+        assert status == 1
+        assert "damaged" in about["error"]["message"]
+        hub.damaged = False
+        status, _, err = await command("pull", "org/words", hub=hub)
+        assert status == 0, err
+
+
+async def test_what_cannot_be_pulled_says_why(source: Path, tmp_path: Path) -> None:
+    strange = tmp_path / "strange"
+    shutil.copytree(source, strange)
+    config = json.loads((strange / "config.json").read_text())
+    (strange / "config.json").write_text(json.dumps(config | {"model_type": "mamba"}))
+    async with serving_hub(strange, "strange") as hub:
+        status, about, _ = await command("pull", "org/strange", hub=hub)
+        assert status == 1
+        assert "mamba" in about["error"]["message"]
+        assert hub.asked == ["config.json"], "the weights were not asked for"
+        status, about, _ = await command("pull", "org/nothing", hub=hub)
+        assert "no repository org/nothing" in about["error"]["message"]
+        status, about, _ = await command("pull", "org/strange", "--revision", "v9", hub=hub)
+        assert "no such revision" in about["error"]["message"]
+        (strange / "model.safetensors").unlink()
+        status, about, _ = await command("pull", "org/strange", hub=hub)
+        assert "no model.safetensors" in about["error"]["message"]
+    status, about, _ = await command("pull", "org/strange", hub=hub)  # it is gone
+    assert status == 1
+    assert "the hub does not give org/strange" in about["error"]["message"]
+
+
+def add(*argv: str) -> tuple[int, dict[str, Any]]:
+    result = CliRunner().invoke(app, ["models", "add", *argv, "--json"])
+    return result.exit_code, json.loads(result.stdout)
+
+
+def test_a_folder_is_added_once(source: Path) -> None:
+    status, about = add(str(source), "--name", "mine")
+    assert status == 0, about
+    folder = Path(about["path"])
+    assert folder == user_models_path() / "mine"
+    assert (folder / "codebook.safetensors").exists()
+    assert not (folder / "run_me.py").exists()
+    status, about = add(str(source), "--name", "mine")
+    assert status == 2
+    assert "there is a model mine" in about["error"]["message"]
+    status, about = add(str(source / "nothing"))
+    assert status == 1
+    assert list(user_models_path().glob(".*")) == []

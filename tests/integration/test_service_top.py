@@ -1,0 +1,133 @@
+"""``astra-mesh service`` and ``astra-mesh top``."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from astra_mesh.cli import service
+from astra_mesh.cli.app import app
+from astra_mesh.client import Mesh
+from tests.integration.mesh_fixtures import make_models, mesh_of
+
+
+def run(*argv: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["service", *argv])
+    return result.exit_code, result.output
+
+
+@pytest.fixture(autouse=True)
+def without_systemd(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is started on the machine that runs the tests."""
+    monkeypatch.setattr(service, "_has_systemd", lambda system: False)
+
+
+def test_a_user_s_service_is_written_changed_and_removed() -> None:
+    status, text = run("install", "--options", "--name 'my peer' --threads 2", "--json")
+    assert status == 0
+    about = json.loads(text)
+    assert about["started"] is False
+    path = Path(about["unit"])
+    assert path == service.unit_path(system=False)
+    unit = path.read_text()
+    expected = f'ExecStart={sys.executable} -m astra_mesh peer --name "my peer" --threads 2\n'
+    assert expected in unit
+    assert run("install", "--options", "--lan")[0] == 0
+    assert "peer --lan\n" in path.read_text()
+    assert run("remove")[0] == 0
+    assert not path.exists()
+    status, text = run("remove")
+    assert status == 2
+    assert "nothing to remove" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [("--name 50%", '"50%%"'), ("--name '$HOME'", '"$$HOME"'), (r"--name 'a\"b'", r'"a\\\"b"')],
+)
+def test_options_are_not_read_by_systemd(options: str, word: str) -> None:
+    assert word in service.unit(options, system=False)
+
+
+@pytest.mark.parametrize("options", ["--name 'open", "--name 'a\nExecStart=/bin/sh'"])
+def test_options_that_cannot_be(options: str) -> None:
+    status, text = run("install", "--options", options)
+    assert status == 2
+    assert "--options" in text
+
+
+@pytest.mark.parametrize("system", [False, True])
+def test_systemd_takes_the_unit(
+    system: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/true")  # it must exist, outside of homes
+    unit = service.unit("--name kitchen", system=system)
+    assert "NoNewPrivileges=yes" in unit
+    assert ("ProtectHome=yes" in unit) is system
+    analyze = shutil.which("systemd-analyze")
+    if analyze is None:
+        pytest.skip("no systemd-analyze on this machine")
+    path = tmp_path / service.UNIT
+    path.write_text(unit)
+    done = subprocess.run(
+        [analyze, "verify", str(path)], check=False, capture_output=True, text=True, timeout=50
+    )
+    assert service.UNIT not in done.stderr, done.stderr
+
+
+def test_a_service_of_the_system_needs_a_python_outside_of_homes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/home/me/.venv/bin/python")
+    status, text = run("install", "--system", "--print")
+    assert status == 2
+    assert "peers/board/install.sh" in re.sub(r"\s+", " ", text)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_models(tmp_path_factory.mktemp("models") / "all")
+
+
+async def test_top_tells_peers_and_requests(models: Path) -> None:
+    async with mesh_of(["left", "right"], models) as peers:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-m", "astra_mesh", "top", "--json", "--interval", "0.2"),
+            *("--connect", f"127.0.0.1:{peers[0].port}"),
+            stdout=asyncio.subprocess.PIPE,
+        )
+        assert process.stdout is not None
+        try:
+            first = json.loads(await process.stdout.readline())
+            assert [one["name"] for one in first["peers"]] == ["left", "right"]
+            assert first["peers"][1]["port"] == peers[1].port
+            async with Mesh(("127.0.0.1", peers[0].port)) as mesh:
+                async for _ in mesh.generate("words", "w1 w2 w3", max_new_tokens=2):
+                    pass
+            kinds = set()
+            while "request-ended" not in kinds:
+                line = await asyncio.wait_for(process.stdout.readline(), 20)
+                kinds.add(json.loads(line).get("event", {}).get("kind"))
+        finally:
+            process.terminate()
+            await process.communicate()
+        shown = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-m", "astra_mesh", "top", "-n", "1", "--connect", f"127.0.0.1:{peers[0].port}"),
+            stdout=asyncio.subprocess.PIPE,
+            env=os.environ | {"COLUMNS": "160"},
+        )
+        out, _ = await shown.communicate()
+    assert shown.returncode == 0
+    assert b"left (asked)" in out
+    assert b"words" in out

@@ -1,0 +1,271 @@
+"""Models that peers give each other."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+import pytest
+from aiohttp import web
+
+from astra_mesh import limits
+from astra_mesh.bundle import Bundle, install, open_bundle
+from astra_mesh.bundle.store import user_models_path
+from astra_mesh.client import Mesh, fetch
+from astra_mesh.client.fetch import Fetch, Holder, Holders, holders_of
+from astra_mesh.errors import BadBundleError, InputError, MeshError, ModelError, UnknownModelError
+from astra_mesh.peer import Peer, PeerConfig
+from astra_mesh.peer.share import Listing, Share, SharedFile
+from tests.integration.mesh_fixtures import make_models, mesh_of, until
+
+PIECE = 16_000
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_models(tmp_path_factory.mktemp("models") / "all")
+
+
+@pytest.fixture(scope="module")
+def words(models: Path) -> Bundle:
+    bundle = open_bundle(models / "words")
+    assert bundle.model_id  # read here, outside of any event loop
+    return bundle
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch, "_PAUSE_S", 0.01)
+
+
+async def holders(peer: Peer, model: str = "words") -> Holders:
+    async with Mesh(("127.0.0.1", peer.port)) as mesh:
+        return holders_of(model, await mesh.peers(), mesh.peer_address)
+
+
+def same_files(folder: Path, source: Path) -> None:
+    for path in source.iterdir():
+        assert (folder / path.name).read_bytes() == path.read_bytes(), path.name
+    assert {p.name for p in folder.iterdir()} - {p.name for p in source.iterdir()} <= {
+        "manifest.json"
+    }
+
+
+@asynccontextmanager
+async def counting(peers: list[Peer]) -> AsyncIterator[dict[str, int]]:
+    """How many pieces each peer gives."""
+    given = dict.fromkeys((peer.name for peer in peers), 0)
+    before = Share._stream
+
+    async def stream(self: Share, request: web.Request, path: Path) -> web.StreamResponse:
+        name = next(p.name for p in peers if self._find == p.models.bundle)
+        given[name] += 1
+        return await before(self, request, path)
+
+    Share._stream = stream  # type: ignore[method-assign]
+    try:
+        yield given
+    finally:
+        Share._stream = before  # type: ignore[method-assign]
+
+
+async def test_a_model_comes_from_all_that_hold_it(models: Path, words: Bundle) -> None:
+    async with mesh_of(["left", "right"], models) as peers, counting(peers) as given:
+        found = await holders(peers[-1])
+        assert {one.name for one in found.peers} == {"left", "right"}
+        wanted = Fetch(found, "mine", PIECE)
+        await wanted.look()
+        bundle = await wanted.run()
+    assert bundle.path == user_models_path() / "mine"
+    assert bundle.model_id == words.model_id
+    assert wanted.done_bytes == wanted.size_bytes > 10 * PIECE
+    assert min(given.values()) > 2, "both peers gave their part"
+    same_files(bundle.path, models / "words")
+
+
+async def test_what_came_is_kept_when_it_is_cancelled(models: Path) -> None:
+    async with mesh_of(["left"], models) as peers, counting(peers) as given:
+        first = Fetch(await holders(peers[0]), "mine", PIECE)
+        await first.look()
+        running = asyncio.create_task(first.run())
+        while first.done_bytes < first.size_bytes // 2:
+            await asyncio.sleep(0.001)
+        running.cancel()
+        await asyncio.wait([running])
+        kept, asked = first.done_bytes, given["left"]
+        again = Fetch(await holders(peers[0]), "mine", PIECE)
+        await again.look()
+        assert kept <= again.done_bytes < again.size_bytes
+        left = again.size_bytes - again.done_bytes
+        bundle = await again.run()
+        assert given["left"] - asked <= left // PIECE + len(list(bundle.path.iterdir()))
+    same_files(bundle.path, models / "words")
+
+
+async def test_a_peer_that_goes_away_is_done_without(models: Path) -> None:
+    async with mesh_of(["left", "right"], models) as peers:
+        wanted = Fetch(await holders(peers[-1]), "mine", PIECE)
+        await wanted.look()
+        running = asyncio.create_task(wanted.run())
+        while wanted.done_bytes < wanted.size_bytes // 4:
+            await asyncio.sleep(0.001)
+        await peers[0].stop()
+        bundle = await running
+    same_files(bundle.path, models / "words")
+
+
+async def test_when_all_go_away_it_says_so_and_can_go_on(models: Path) -> None:
+    async with mesh_of(["left"], models) as peers:
+        wanted = Fetch(await holders(peers[0]), "mine", PIECE)
+        await wanted.look()
+    with pytest.raises(MeshError, match="run it again to go on"):
+        await wanted.run()
+    assert not (user_models_path() / "mine").exists()
+
+
+@asynccontextmanager
+async def liar(bundle: Bundle, listing: Listing | None = None) -> AsyncIterator[Holder]:
+    """Gives the right sizes and wrong bytes, or another listing."""
+    share = Share(lambda model: bundle, lambda: False)
+
+    async def lies(request: web.Request) -> web.Response:
+        wanted = request.http_range
+        size = (wanted.stop or 0) - (wanted.start or 0)
+        return web.Response(status=206, body=b"\1" * size)
+
+    async def lists(request: web.Request) -> web.StreamResponse:
+        if listing is None:
+            return await share._list(request)
+        return web.Response(body=msgspec.json.encode(listing))
+
+    app = web.Application()
+    app.router.add_get("/share/{model}", lists)
+    app.router.add_get("/share/{model}/{sha256}", lies)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    try:
+        yield Holder("liar", ("127.0.0.1", runner.addresses[0][1]))
+    finally:
+        await runner.cleanup()
+
+
+async def test_a_peer_that_gives_wrong_bytes_cannot_spoil_a_model(
+    models: Path, words: Bundle
+) -> None:
+    async with mesh_of(["honest"], models) as peers, liar(words) as bad:
+        found = await holders(peers[0])
+        both = Holders(found.model, found.name, (bad, *found.peers))
+        wanted = Fetch(both, "mine", PIECE)
+        await wanted.look()
+        bundle = await wanted.run()
+        same_files(bundle.path, models / "words")
+        alone = Fetch(Holders(found.model, found.name, (bad,)), "other", PIECE)
+        await alone.look()
+        with pytest.raises(BadBundleError, match="as liar gives it is not the model's"):
+            await alone.run()
+    assert not (user_models_path() / "other").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("../../evil.json", 1), ("model.py", 1), ("config.json", -1)]
+)
+async def test_a_listing_that_no_model_has_is_refused(words: Bundle, name: str, size: int) -> None:
+    listing = Listing("", "x", [SharedFile(name, size, "ab" * 32)])
+    async with liar(words, listing) as bad:
+        model = words.model_id
+        with pytest.raises(MeshError, match="liar"):
+            await Fetch(Holders(model, "words", (bad,)), "mine").look()
+    other = Listing("", "x", [SharedFile("config.json", 1, "ab" * 32)])
+    async with liar(words, other) as bad:
+        with pytest.raises(MeshError, match="other files than the model's"):
+            await Fetch(Holders(model, "words", (bad,)), "mine").look()
+
+
+async def test_a_full_disk_is_said_before_anything_comes(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with mesh_of(["left"], models) as peers:
+        found = await holders(peers[0])
+        real = shutil.disk_usage(models)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: real._replace(free=70 << 20))
+        await Fetch(found, "fits").look()
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: real._replace(free=1000))
+        with pytest.raises(ModelError, match="free some"):
+            await Fetch(found, "mine").look()
+
+
+async def test_names_that_cannot_be(models: Path, words: Bundle) -> None:
+    async with mesh_of(["left"], models) as peers:
+        with pytest.raises(UnknownModelError, match="feelings, pictures, words"):
+            await holders(peers[0], "nothing")
+        found = await holders(peers[0], words.model_id[:10])
+        assert found.name == "words"
+        for name in ("..", "a/b", ".hidden", "x" * 65):
+            with pytest.raises(InputError, match="no name for a model"):
+                await Fetch(found, name).look()
+
+
+async def test_while_requests_run_it_gives_a_trickle(words: Bundle) -> None:
+    share = Share(lambda model: words, lambda: True)
+    began = asyncio.get_running_loop().time()
+    await share._wait()
+    assert asyncio.get_running_loop().time() - began >= limits.SHARE_TRICKLE_S * 0.9
+
+
+async def test_ranges_and_what_is_not_there(models: Path, words: Bundle) -> None:
+    async with mesh_of(["left"], models) as peers, aiohttp.ClientSession() as http:
+        root = f"http://127.0.0.1:{peers[0].port}/share"
+        model = words.model_id
+        async with http.get(f"{root}/{model}") as answer:
+            listing: dict[str, Any] = await answer.json()
+        file = next(one for one in listing["files"] if one["name"] == "config.json")
+        text = (models / "words" / "config.json").read_bytes()
+        url = f"{root}/{model}/{file['sha256']}"
+        for given, status, body in (
+            ({}, 200, text),
+            ({"Range": "bytes=2-5"}, 206, text[2:6]),
+            ({"Range": f"bytes={len(text) - 3}-{len(text) + 50}"}, 206, text[-3:]),
+            ({"Range": "bytes=x"}, 416, None),
+        ):
+            async with http.get(url, headers=given) as answer:
+                assert answer.status == status
+                assert body is None or await answer.read() == body
+        for path in (f"{root}/{'0' * 64}", f"{root}/{model}/{'0' * 64}", f"{root}/../etc"):
+            async with http.get(path) as answer:
+                assert answer.status == 404
+
+
+async def test_the_command_pulls_from_the_mesh(models: Path, tmp_path: Path) -> None:
+    async with mesh_of(["left", "right"], models) as peers:
+        argv = ["models", "pull", "words", "--connect", f"127.0.0.1:{peers[0].port}", "--json"]
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "astra_mesh", *argv, stdout=asyncio.subprocess.PIPE
+        )
+        out, _ = await process.communicate()
+    assert process.returncode == 0
+    about = json.loads(out)
+    assert about["name"] == "words"
+    assert set(about["peers"]) == {"left", "right"}
+    same_files(Path(about["path"]), models / "words")
+
+
+async def test_a_model_that_comes_is_offered_without_a_new_start(
+    models: Path, words: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("astra_mesh.peer.models.RESCAN_S", 0.05)
+    config = PeerConfig(name="one", port=0, listen="127.0.0.1", discovery=False, ephemeral=True)
+    async with Peer(config) as peer:
+        assert peer.models.offer(words.model_id) is None
+        await asyncio.to_thread(install.add, words.path, "later")
+        await until(lambda: peer.models.offer(words.model_id) is not None)
+        assert peer.models.find("later") == words.model_id

@@ -1,0 +1,284 @@
+"""Who may ask the API, what its description promises, and bytes that no client would send."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import shutil
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from astra_mesh import limits
+from astra_mesh.web import answers
+from tests.integration.mesh_fixtures import picture
+from tests.integration.web_fixtures import (
+    TOKEN,
+    Live,
+    live,
+    make_web_models,
+)
+from tests.timings import patient
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_web_models(tmp_path_factory.mktemp("models") / "all")
+
+
+# --- who may ask ----------------------------------------------------------------------------------
+
+
+async def test_other_sites_and_other_names_are_refused(models: Path) -> None:
+    body = {"model": "words", "prompt": "w1", "max_tokens": 1}
+    async with live(models, 1) as on:
+        port = on.server.port
+        table: list[tuple[dict[str, str], int, str]] = [
+            ({}, 200, ""),
+            ({"Host": f"localhost:{port}"}, 200, ""),
+            ({"Host": f"[::1]:{port}"}, 200, ""),
+            ({"Origin": f"http://127.0.0.1:{port}"}, 200, ""),
+            ({"Origin": "http://evil.example"}, 403, "foreign_origin"),
+            ({"Origin": "null"}, 403, "foreign_origin"),
+            ({"Origin": f"http://localhost:{port + 1}"}, 403, "foreign_origin"),
+            ({"Sec-Fetch-Site": "cross-site"}, 403, "foreign_origin"),
+            ({"Host": "evil.example"}, 403, "unknown_host"),
+            ({"Host": f"evil.example:{port}", "Origin": f"http://evil.example:{port}"}, 403, "u"),
+            ({"Host": "127.0.0.1.evil.example"}, 403, "unknown_host"),
+            ({"Host": ""}, 403, "unknown_host"),
+            ({"Host": "a@[::1"}, 403, "unknown_host"),
+            ({"Content-Type": "text/plain"}, 415, "unsupported_media_type"),
+        ]
+        for headers, status, code in table:
+            async with on.http.post(
+                f"{on.root}/v1/completions",
+                data=json.dumps(body),
+                headers={"Content-Type": "application/json", **headers},
+            ) as answer:
+                found = await answer.json()
+                assert answer.status == status, headers
+                assert found.get("error", {}).get("code", "").startswith(code), headers
+
+
+async def test_with_a_token_only_who_shows_it_may_ask(models: Path) -> None:
+    async with live(models, 1, token=TOKEN) as on:
+        assert (await on.client.models.list()).data
+        for given in ("", "Bearer", f"Basic {TOKEN}", f"Bearer {TOKEN}x", "Bearer \u00e9"):
+            headers = {"Authorization": given} if given else {}
+            for path in ("/v1/models", "/metrics", "/nothing"):
+                async with on.http.get(on.root + path, headers=headers) as answer:
+                    assert answer.status == 401
+                    assert (await answer.json())["error"]["code"] == "invalid_api_key"
+                    assert answer.headers["WWW-Authenticate"] == "Bearer"
+        for path in ("/health", "/docs", "/openapi.json"):
+            async with on.http.get(on.root + path) as answer:
+                assert answer.status == 200
+
+
+async def test_without_a_token_it_listens_on_loopback_only(models: Path) -> None:
+    async with live(models, 1) as on:
+        assert on.server._runner is not None
+        assert {address[0] for address in on.server._runner.addresses} <= {"127.0.0.1", "::1"}
+
+
+# --- the description ------------------------------------------------------------------------------
+
+
+async def test_answers_have_the_shapes_that_the_description_states(models: Path) -> None:
+    text = {"model": "words", "prompt": "w1 w2", "max_tokens": 2}
+    chat = {"model": "words", "messages": [{"role": "user", "content": "w1"}], "max_tokens": 2}
+    image = {"model": "pictures", "image": base64.b64encode(picture()).decode()}
+    table: list[tuple[str, dict[str, Any] | None, int, Any]] = [
+        ("/v1/models", None, 200, answers.ModelsAnswer),
+        ("/v1/models/words", None, 200, answers.ModelAnswer),
+        ("/v1/models/absent", None, 404, answers.ErrorAnswer),
+        ("/v1/completions", text, 200, answers.CompletionAnswer),
+        ("/v1/completions", text | {"n": 2, "stop": "w3"}, 200, answers.CompletionAnswer),
+        ("/v1/chat/completions", chat, 200, answers.ChatAnswer),
+        ("/v1/chat/completions", chat | {"model": "plain"}, 400, answers.ErrorAnswer),
+        ("/v1/embeddings", {"model": "feelings", "input": "w1"}, 200, answers.EmbeddingAnswer),
+        ("/v1/images/classify", image, 200, answers.ClassifyAnswer),
+        ("/v1/images/classify", {}, 400, answers.ErrorAnswer),
+        ("/health", None, 200, answers.HealthAnswer),
+        ("/absent", None, 404, answers.ErrorAnswer),
+    ]
+    async with live(models, 1) as on:
+        for path, body, status, kind in table:
+            method = "GET" if body is None else "POST"
+            async with on.http.request(method, on.root + path, json=body) as answer:
+                assert answer.status == status, path
+                assert answer.headers["X-Content-Type-Options"] == "nosniff"
+                msgspec.json.decode(await answer.read(), type=kind)
+        async with on.http.get(f"{on.root}/docs") as answer:
+            assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+
+
+@pytest.mark.skipif(shutil.which("schemathesis") is None, reason="schemathesis is not installed")
+@pytest.mark.slow
+async def test_schemathesis_finds_nothing(models: Path, tmp_path: Path) -> None:
+    async with live(models, 1) as on:
+        process = await asyncio.create_subprocess_exec(
+            *("schemathesis", "run", f"{on.root}/openapi.json", "--max-examples", "20"),
+            stdout=asyncio.subprocess.PIPE,
+            cwd=tmp_path,
+        )
+        output, _ = await process.communicate()
+    assert process.returncode == 0, output.decode()[-3000:]
+
+
+# --- hostile bytes --------------------------------------------------------------------------------
+
+
+def _post(body: bytes, headers: str = "", path: str = "/v1/completions") -> bytes:
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    length = (
+        "" if "ength" in headers or "chunked" in headers else f"Content-Length: {len(body)}\r\n"
+    )
+    return f"{head}{headers}{length}Connection: close\r\n\r\n".encode() + body
+
+
+def _raw() -> Iterator[tuple[str, bytes, int]]:
+    ok = b'{"model": "words", "prompt": "w1", "max_tokens": 1'
+    big = limits.API_BODY_BYTES + 1
+    yield "fine", _post(ok + b"}"), 200
+    yield "empty", _post(b""), 400
+    yield "no JSON", _post(b"\xff\xfe"), 400
+    yield "bad UTF-8", _post(b'{"model": "\xff"}'), 400
+    yield "a half surrogate", _post(ok[:-19] + b'"\\ud800"}'), 400
+    yield "NaN", _post(ok + b', "temperature": NaN}'), 400
+    yield "a huge number", _post(ok + b', "temperature": 1e999}'), 400
+    yield "a huge integer", _post(ok + b', "seed": ' + b"9" * 400 + b"}"), 400
+    yield "deep", _post(b"[" * 200_000), 400
+    yield (
+        "deep metadata",
+        _post(ok + b', "response_format": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"),
+        400,
+    )
+    yield "announced too large", _post(b"", f"Content-Length: {big}\r\n"), 413
+    yield "two lengths", _post(b"{}", "Content-Length: 2\r\nContent-Length: 3\r\n"), 400
+    yield "a bad chunk", _post(b"zz\r\n", "Transfer-Encoding: chunked\r\n"), 400
+    yield "unknown coding", _post(b"abc", "Content-Encoding: gzip\r\n"), 400
+    yield "no HTTP", b"\x16\x03\x01\x00\x00\r\n\r\n", 400
+    yield "a long header", _post(b"{}", "X-Long: " + "x" * 20_000 + "\r\n"), 400
+    yield (
+        "wrong method",
+        b"DELETE /v1/models HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+        405,
+    )
+    yield (
+        "unknown path",
+        b"GET /v1/../etc/passwd HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+        404,
+    )
+    yield "an old protocol", b"GET /health HTTP/1.0\r\n\r\n", 403
+
+
+@pytest.mark.parametrize(("name", "data", "status"), list(_raw()), ids=[x[0] for x in _raw()])
+async def test_hostile_bytes_get_an_answer(
+    one_live: Live, name: str, data: bytes, status: int
+) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", one_live.server.port)
+    writer.write(data)
+    async with asyncio.timeout(patient(10.0)):
+        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+    writer.close()
+    await writer.wait_closed()
+    assert int(head.split()[1]) == status, head + body[:300]
+    if status not in (200,) and b"application/json" in head:
+        assert json.loads(body)["error"]["message"]
+
+
+@pytest.fixture
+async def one_live(models: Path) -> AsyncIterator[Live]:
+    async with live(models, 1) as on:
+        yield on
+
+
+async def test_a_slow_body_and_a_large_one_without_a_length(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "API_BODY_BYTES", 100_000)
+
+    async def endless() -> AsyncIterator[bytes]:
+        for _ in range(100):
+            yield b" " * 10_000
+
+    kind = {"Content-Type": "application/json"}
+    async with live(models, 1, body_s=0.3) as on:
+        async with on.http.post(
+            f"{on.root}/v1/completions", data=endless(), headers=kind
+        ) as answer:
+            assert answer.status == 413
+        reader, writer = await asyncio.open_connection("127.0.0.1", on.server.port)
+        writer.write(_post(b"{", "Content-Length: 100\r\n"))
+        async with asyncio.timeout(patient(5.0)):
+            text = await reader.read()
+        writer.close()
+        await writer.wait_closed()
+        assert text.startswith(b"HTTP/1.1 408")
+        assert b"within 0.3 s" in text
+
+
+async def test_fields_that_cannot_be_used_are_named(models: Path) -> None:
+    base = {"model": "words", "prompt": "w1", "max_tokens": 1}
+    table: list[tuple[dict[str, Any], str]] = [
+        ({"model": 3}, "model"),
+        ({"model": ""}, "model"),
+        ({"prompt": None}, "prompt"),
+        ({"prompt": {"a": 1}}, "prompt"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": ["w1", 3]}, ""),
+        ({"prompt": [[-1]]}, "prompt[0][0]"),
+        ({"prompt": ""}, ""),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": "3"}, "max_tokens"),
+        ({"temperature": -1}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"n": 1000}, "n"),
+        ({"prompt": ["w1"] * 20, "n": 20}, "n"),
+        ({"stop": [""]}, "stop[0]"),
+        ({"stop": ["a"] * 5}, "stop"),
+        ({"stream": "yes"}, "stream"),
+        ({"logprobs": 0}, "logprobs"),
+        ({"suffix": "x"}, "suffix"),
+        ({"best_of": 3}, "best_of"),
+        ({"presence_penalty": 1}, "presence_penalty"),
+        ({"nonsense": 1}, "nonsense"),
+        ({"x_astra_mesh": {"use": "most"}}, "x_astra_mesh.use"),
+        ({"x_astra_mesh": {"nonsense": 1}}, "x_astra_mesh.nonsense"),
+    ]
+    async with live(models, 1) as on:
+        for change, param in table:
+            async with on.http.post(f"{on.root}/v1/completions", json=base | change) as answer:
+                error = (await answer.json())["error"]
+                assert answer.status == 400, change
+                assert error["type"] == "invalid_request_error"
+                assert (error["param"] or "") == param, (change, error)
+                assert error["message"]
+
+
+async def test_pictures_that_cannot_be_used(models: Path) -> None:
+    async with live(models, 1) as on:
+        for image, word in (
+            ("%%%", "base64"),
+            ("http://elsewhere/photo.png", "the file itself"),
+            ("data:image/png,abc", "data: URL"),
+            (base64.b64encode(b"no picture").decode(), "image"),
+            (base64.b64encode(picture()[:200]).decode(), "image"),
+            ("", "image"),
+        ):
+            body = {"model": "pictures", "image": image}
+            async with on.http.post(f"{on.root}/v1/images/classify", json=body) as answer:
+                assert answer.status == 400
+                assert word in (await answer.json())["error"]["message"]
+        size = limits.API_IMAGE_BODY_BYTES + 1
+        head = _post(b"", f"Content-Length: {size}\r\n", "/v1/images/classify")
+        reader, writer = await asyncio.open_connection("127.0.0.1", on.server.port)
+        writer.write(head)
+        assert (await reader.read()).startswith(b"HTTP/1.1 413")
+        writer.close()
+        await writer.wait_closed()

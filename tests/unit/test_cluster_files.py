@@ -1,0 +1,91 @@
+"""peers/cluster: the files parse, fit together, and start a peer that its own options allow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from astra_mesh.cli.app import app
+from astra_mesh.peer.config import DEFAULT_PORT
+
+FOLDER = Path(__file__).parents[2] / "peers" / "cluster"
+DOCKERFILE = FOLDER.parent / "board" / "Dockerfile"
+
+
+def load(name: str) -> dict[str, Any]:
+    (found,) = yaml.safe_load_all((FOLDER / name).read_text())
+    return dict(found)
+
+
+@pytest.fixture
+def daemon() -> dict[str, Any]:
+    return load("daemonset.yaml")
+
+
+def test_the_list_names_every_file() -> None:
+    listed = load("kustomization.yaml")["resources"]
+    assert {*listed, "kustomization.yaml"} == {path.name for path in FOLDER.glob("*.yaml")}
+    kinds = {name: (load(name)["apiVersion"], load(name)["kind"]) for name in listed}
+    assert kinds == {
+        "namespace.yaml": ("v1", "Namespace"),
+        "service.yaml": ("v1", "Service"),
+        "daemonset.yaml": ("apps/v1", "DaemonSet"),
+    }
+    assert load("kustomization.yaml")["namespace"] == load("namespace.yaml")["metadata"]["name"]
+
+
+def test_the_service_finds_the_peers_and_they_ask_for_its_name(daemon: dict[str, Any]) -> None:
+    service, template = load("service.yaml"), daemon["spec"]["template"]
+    labels = template["metadata"]["labels"]
+    assert service["spec"]["selector"].items() <= labels.items()
+    assert daemon["spec"]["selector"]["matchLabels"].items() <= labels.items()
+    assert service["spec"]["clusterIP"] == "None"
+    assert service["spec"]["publishNotReadyAddresses"] is True
+    (container,) = template["spec"]["containers"]
+    (port,) = container["ports"]
+    assert port["containerPort"] == DEFAULT_PORT == service["spec"]["ports"][0]["port"]
+    assert service["spec"]["ports"][0]["targetPort"] == port["name"]
+    name = service["metadata"]["name"]
+    assert f"--peers-at={name}.$(NAMESPACE).svc:{DEFAULT_PORT}" in container["args"]
+    given = {one["name"] for one in container["env"]}
+    for word in container["args"]:
+        if "$(" in word:
+            assert word.partition("$(")[2].partition(")")[0] in given
+
+
+def test_the_options_are_those_of_the_command(daemon: dict[str, Any]) -> None:
+    (container,) = daemon["spec"]["template"]["spec"]["containers"]
+    command, *options = container["args"]
+    result = CliRunner().invoke(app, [command, *options, "--help"])
+    assert result.exit_code == 0
+    for option in options:
+        assert option.partition("=")[0] in result.output
+    assert container["startupProbe"]["exec"]["command"][0] == "astra-mesh"
+
+
+def test_the_pods_may_do_nothing_that_they_need_not(daemon: dict[str, Any]) -> None:
+    spec = daemon["spec"]["template"]["spec"]
+    (container,) = spec["containers"]
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    mounted = {one["name"] for one in container["volumeMounts"]}
+    assert mounted == {one["name"] for one in spec["volumes"]}
+
+
+def test_the_image_has_the_user_and_all_that_the_wheel_needs(daemon: dict[str, Any]) -> None:
+    text, root = DOCKERFILE.read_text(), FOLDER.parents[1]
+    user = daemon["spec"]["template"]["spec"]["securityContext"]["runAsUser"]
+    assert f"USER {user}\n" in text
+    assert f"--uid {user} " in text
+    for line in text.splitlines():
+        if line.startswith("COPY ") and "--from" not in line:
+            for word in line.split()[1:-1]:
+                assert (root / word).exists(), word
