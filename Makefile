@@ -78,6 +78,14 @@ FUZZ_ARGS ?= --seconds 20
 fuzz: $(DEV_STAMP) ## damaged inputs for every parser (FUZZ_ARGS="--target wire --seconds 3600")
 	$(BIN)/python -m tools.fuzz $(FUZZ_ARGS)
 
+.PHONY: nemesis
+nemesis: $(DEV_STAMP) ## 20 seeded schedules of faults against real peers (root, 10 minutes)
+	$(BIN)/python -m tools.lab nemesis --seeds 1-20
+
+.PHONY: soak
+soak: $(DEV_STAMP) ## an hour of requests on 8 peers, one killed every 30 s (root)
+	$(BIN)/python -m tools.lab soak --minutes 60
+
 .PHONY: wheel
 wheel: $(DEV_STAMP) ## dist/*.whl and dist/*.tar.gz
 	$(BIN)/python -m build --outdir dist

@@ -147,9 +147,10 @@ class IdentityError(MeshError):
 
 
 class BusyError(MeshError):
-    """The peer has as many requests as it takes; try again later."""
+    """The peer has as many requests as it takes; try again in ``retry_s`` seconds."""
 
     code = "busy"
+    retry_s: float = 1.0
 
 
 class DeadlineError(MeshError):

@@ -52,12 +52,20 @@ IMAGE_PIXELS: Final = 64_000_000  # decompressed: 64 Mpixel RGB are 192 MB
 PEERS_PER_PLAN: Final = 64
 BLOCKS: Final = 512
 STAGES: Final = 64
-REQUESTS_PER_PEER: Final = 64  # running or waiting, before "busy"
+REQUESTS_PER_PEER: Final = 64  # running or waiting, before "busy"; and shards of others' requests
+ANSWERS_AT_ONCE: Final = 16  # run at once, as many as are decoded in one product; the others wait
+RETRY_LEAST_S: Final = 1.0  # what "busy" tells a caller to wait, at least ...
+RETRY_MOST_S: Final = 60.0  # ... and at most
 OPEN_REQUESTS_PER_LINK: Final = 256  # opened by one end and not ended; past it the link is refused
 ENDED_REQUESTS: Final = 1_024  # remembered per link, so that late messages are dropped; 100 KB
 BATCHED_STEPS: Final = (
     16  # texts decoded in one product; more would let each wait long for its token
 )
+NOTES: Final = 64  # sentences in a report
+# A client that loses its peer goes on with another: so many times in one text ...
+CLIENT_MOVES: Final = 3
+CLIENT_PLACES: Final = 8  # ... trying so many addresses each time ...
+CLIENT_MOVE_S: Final = 1.5  # ... for so long each: those that live answer within a round trip
 PROGRESS_MARKS: Final = 1_024  # in one message: 15 KiB of positional integers
 PROGRESS_S: Final = 0.1  # between two of them, while somebody looks on
 SHOWN_REQUESTS: Final = 8  # kept for whoever looks on, the last ones; a plan of 4 peers is 3 KB
@@ -67,14 +75,29 @@ EARLY_CODES_S: Final = 10.0  # kept so long, then dropped
 # --- times ----------------------------------------------------------------------------------------
 HELLO_TIMEOUT_S: Final = 5.0  # connect + TCP + upgrade + hello on a bad Wi-Fi: about 2 s
 HEARTBEAT_S: Final = 1.0  # a ping this long after the last frame received
-SILENCE_S: Final = 4.0  # no frame for so long: the peer is gone (listed nowhere within 5 s)
+SILENCE_S: Final = (
+    4.0  # no frame for so long: listed nowhere (within 5 s), and planned with no more
+)
+# Requests that run wait longer for it: a Wi-Fi that was away for 5 s is back then. TCP sends again
+# 0.2, 0.6, 1.4, 3.0 and 6.2 s after the first loss, a heartbeat after the last frame at most.
+LOST_S: Final = 8.0
 # A client is a person's program, whose event loop may stand still for a while (an import, a plot).
 # If it dies, its socket closes; if its machine vanishes, a request lives on for this x SILENCE_S.
 CLIENT_PATIENCE: Final = 15
 CLOSE_TIMEOUT_S: Final = 1.0
 ACCEPT_TIMEOUT_S: Final = 10.0  # propose -> accept, the model already loaded
 PREPARE_TIMEOUT_S: Final = 60.0  # loading and measuring a model on a slow board
-CODES_TIMEOUT_S: Final = 60.0  # waiting for one remote part; past it the request fails by name
+# Waiting for one remote part: this many times what the whole plan was predicted to take, within
+# these bounds. Past it its sender is left out, and the request planned again.
+CODES_PATIENCE: Final = 20.0
+CODES_LEAST_S: Final = 10.0
+CODES_TIMEOUT_S: Final = 60.0
+# The same with the policy "degrade": this many times what a block was predicted to take, and a
+# little, because a busy device's steps vary; the first block also waits for the proposal to spread.
+LATE_PATIENCE: Final = 4.0
+LATE_LEAST_S: Final = 0.1
+LATE_START_S: Final = 1.0
+LATE_REPORT_S: Final = 0.3  # then the answer does not wait for the reports of those who are late
 SHUTDOWN_S: Final = 3.0
 DISCOVERY_WAIT_S: Final = 1.5  # an embedded peer looks this long for others before it answers alone
 
@@ -84,18 +107,26 @@ LINKS: Final = 256  # WebSockets that a peer serves at once (peers, clients, tho
 PENDING_PONGS: Final = 256  # pongs that the other end has not read; past it the link is closed
 # What one wake-up of the writer hands to the socket: a control message waits for no more than that.
 WRITE_BATCH_BYTES: Final = 64 * KIB
+RESEND_MS: Final = 1_000  # TCP sends again at least this often: a blip costs no more than it lasts
 UNSENT_BYTES: Final = 64 * KIB  # in the kernel and not yet sent, for the same reason
 PROBE_BYTES: Final = 96 * KIB  # first train of padded pings: 79 ms at 10 Mbps
 PROBE_FAST_BYTES: Final = 512 * KIB  # second train past PROBE_FAST_BPS: 140 ms at 30 Mbps
 PROBE_FAST_BPS: Final = 30e6  # bits per second
+PLENTY_BPS: Final = 300e6  # bits per second; how much more a link carries changes no plan
 PING_PADDING_BYTES: Final = 64 * KIB
 PROBE_TIMEOUT_S: Final = 3.0
+PROBE_EVERY_S: Final = 60.0  # of a link that carries too little to be measured by: 0.1 % of 10 Mbps
 CANDIDATES: Final = 256  # addresses and announcements kept; more are ignored (mDNS can be flooded)
 DIAL_ADDRESSES: Final = 8  # addresses of one candidate that are tried
 DIAL_TIMEOUT_S: Final = 3.0  # TCP and upgrade to one address on a bad Wi-Fi
 DIAL_PATIENCE_S: Final = 1.0  # the peer with the higher id leaves dialling to the other one so long
 BACKOFF_FIRST_S: Final = 0.5
 BACKOFF_CAP_S: Final = 15.0
+# A peer that was lost without a goodbye is dialled this often for a while, so that it is back 3 s
+# after its network is: a SYN that was lost goes again after 1 s.
+BACKOFF_KNOWN_S: Final = 0.75
+DIAL_KNOWN_S: Final = 1.5
+KNOWN_S: Final = 900.0
 REDIAL_GAP_S: Final = 0.25  # between two dials of one candidate, however often it is announced
 INTERFACE_POLL_S: Final = 3.0
 NAMES_POLL_S: Final = 5.0  # between two questions for the addresses behind a name

@@ -27,6 +27,8 @@ from astra_mesh.cli.options import (
     Codec,
     Connect,
     Json,
+    Late,
+    LateOption,
     Loss,
     MaxPeers,
     Model,
@@ -70,6 +72,7 @@ def run(
     codec: Codec = "",
     rate: Rate = 0,
     loss: Loss = None,
+    late: LateOption = Late.WAIT,
     connect: Connect = None,
     peer: Typed = None,
     as_json: Json = False,
@@ -84,7 +87,7 @@ def run(
             "top_p": top_p,
             "seed": seed,
         }
-        options = plan_options(use, max_peers, codec, rate, loss)
+        options = plan_options(use, max_peers, codec, rate, loss, late)
         run_async(_run(connect, peer, by_path(model), text, sampling, options, as_json))
 
 
@@ -137,6 +140,7 @@ def classify(
     codec: Codec = "",
     rate: Rate = 0,
     loss: Loss = None,
+    late: LateOption = Late.WAIT,
     class_token: ClassToken = "",
     connect: Connect = None,
     peer: Typed = None,
@@ -148,7 +152,7 @@ def classify(
             raise BadImageError(
                 f"there is no file {clean(what)[:200]!r}; to label a text, add --text"
             )
-        options = plan_options(use, max_peers, codec, rate, loss)
+        options = plan_options(use, max_peers, codec, rate, loss, late)
         given: str | os.PathLike[str] = what if text else Path(what)
         run_async(
             _classify(connect, peer, by_path(model), given, top, class_token, options, as_json)
@@ -201,6 +205,7 @@ def embed(
     codec: Codec = "",
     rate: Rate = 0,
     loss: Loss = None,
+    late: LateOption = Late.WAIT,
     class_token: ClassToken = "",
     connect: Connect = None,
     peer: Typed = None,
@@ -208,7 +213,7 @@ def embed(
 ) -> None:
     """Turn a text into one vector."""
     with reporting(as_json):
-        options = plan_options(use, max_peers, codec, rate, loss)
+        options = plan_options(use, max_peers, codec, rate, loss, late)
         given = _read_prompt(text)
         run_async(
             _embed(

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated, TypedDict
 import typer
 
 if TYPE_CHECKING:
-    from astra_mesh.client.inputs import UseName
+    from astra_mesh.client.inputs import LateName, UseName
+
+
+class Late(enum.Enum):
+    """What happens to codes that come too late."""
+
+    WAIT = "wait"
+    DEGRADE = "degrade"
 
 
 class Use(enum.Enum):
@@ -84,6 +91,14 @@ Loss = Annotated[
     ),
 ]
 
+LateOption = Annotated[
+    Late,
+    typer.Option(
+        rich_help_panel=_PLAN,
+        help="wait for codes that are late, or degrade: go on with what earlier blocks predict, "
+        "and say so.",
+    ),
+]
 ClassToken = Annotated[
     str,
     typer.Option(
@@ -101,10 +116,11 @@ class PlanOptions(TypedDict):
     codec: str
     rate: int
     max_loss: float | None
+    late: LateName
 
 
 def plan_options(
-    use: Use, max_peers: int, codec: str, rate: int, max_loss: float | None
+    use: Use, max_peers: int, codec: str, rate: int, max_loss: float | None, late: Late
 ) -> PlanOptions:
     """The options of the panel "Plan" as arguments of the client's methods."""
     return {
@@ -113,4 +129,5 @@ def plan_options(
         "codec": codec,
         "rate": rate,
         "max_loss": max_loss,
+        "late": late.value,
     }

@@ -85,6 +85,20 @@ def own_way(trust_dir: Path | None = None) -> Secure:
     return Secure(trust.tls(trust.device.issue()).client, trust.whose_connection)
 
 
+async def open_line(stack: AsyncExitStack, address: Address, target: Target) -> Line:
+    """An open line to one address, closed by ``stack``; an error leaves nothing open.
+
+    Raises:
+        MeshError: As :meth:`astra_mesh.client.Mesh.open`.
+    """
+    async with AsyncExitStack() as own:
+        http = await own.enter_async_context(aiohttp.ClientSession())
+        dialler = await asyncio.to_thread(_Dialler, http, target)
+        line = await _open_line(own, dialler, address)
+        stack.push_async_exit(own.pop_all())
+    return line
+
+
 async def _open_line(stack: AsyncExitStack, dialler: _Dialler, address: Address) -> Line:
     target, secure = dialler.target, dialler.secure
     socket = await dial(dialler.http, *address, timings=target.timings, secure=secure)
@@ -98,7 +112,8 @@ async def _open_line(stack: AsyncExitStack, dialler: _Dialler, address: Address)
             timings=target.timings,
             dialled=True,
             address=show_address(address),
-        )
+        ),
+        place=address,
     )
     stack.push_async_callback(line.close)
     await line.open()

@@ -6,8 +6,13 @@ from collections.abc import AsyncGenerator
 from types import TracebackType
 from typing import Self
 
+from msgspec.structs import replace
+
+from astra_mesh import limits
 from astra_mesh.client.answers import Token
-from astra_mesh.client.line import Conversation, Line
+from astra_mesh.client.line import Conversation, new_request
+from astra_mesh.client.way import Way, may_go_on
+from astra_mesh.errors import MeshError
 from astra_mesh.wire import messages as wire
 from astra_mesh.wire.messages import Ask, Planned, Report, Result
 
@@ -16,13 +21,15 @@ class _Progress:
     """What is known of one generation. It refers neither to the generation nor to its stream, so
     that a loop that is left frees the stream at once."""
 
-    def __init__(self, line: Line, ask: Ask) -> None:
-        self.line = line
+    def __init__(self, way: Way, ask: Ask) -> None:
+        self.way = way
         self.ask = ask
         self.conversation: Conversation | None = None
         self.planned: Planned | None = None
         self.report: Report | None = None
+        self.ids: list[int] = []
         self.texts: list[str] = []
+        self.moves: list[str] = []  # to other peers, a sentence each
         self.used = False  # its stream was handed out
 
 
@@ -32,10 +39,12 @@ class Generation:
     The request starts with the first step. Leaving the loop ends it on all peers: a plain ``break``
     or an exception within the next turns of the event loop, ``async with generation:`` and
     ``contextlib.aclosing`` (or :meth:`aclose`) before the next line runs.
+
+    If the asked peer is lost, another one goes on after the tokens that came; the report says so.
     """
 
-    def __init__(self, line: Line, ask: Ask) -> None:
-        self._progress = _Progress(line, ask)
+    def __init__(self, way: Way, ask: Ask) -> None:
+        self._progress = _Progress(way, ask)
         self._stepped: AsyncGenerator[Token, None] | None = None
 
     @property
@@ -92,17 +101,55 @@ class Generation:
 
 
 async def _stream(progress: _Progress) -> AsyncGenerator[Token, None]:
-    conversation = progress.conversation = progress.line.start(progress.ask)
-    try:
-        while True:
-            message = await conversation.next()
-            if isinstance(message, Planned):
-                progress.planned = message
-            elif isinstance(message, wire.Token):
-                progress.texts.append(message.text)
-                yield Token(message.token, message.text, message.index)
-            elif isinstance(message, Result):
-                progress.report = message.report
-                return
-    finally:
-        conversation.close()
+    ask, way = progress.ask, progress.way
+    while True:
+        line, started = way.line, False
+        try:
+            conversation = progress.conversation = line.start(ask)
+            started = True
+            way.look_around()
+            try:
+                while True:
+                    message = await conversation.next()
+                    if isinstance(message, Planned):
+                        progress.planned = message
+                        way.learn(message)
+                    elif isinstance(message, wire.Token):
+                        if message.index < len(progress.ids):  # it began before what came already
+                            continue
+                        progress.ids.append(message.token)
+                        progress.texts.append(message.text)
+                        yield Token(message.token, message.text, message.index)
+                    elif isinstance(message, Result):
+                        for move in progress.moves:
+                            message = with_note(message, move)
+                        progress.report = message.report
+                        return
+            finally:
+                conversation.close()
+        except MeshError as error:
+            if len(progress.moves) >= limits.CLIENT_MOVES or not may_go_on(line, error):
+                raise
+            after = f" after {len(progress.ids)} tokens"
+            move = await way.onward(line, error, after=after, again=not started)
+            progress.moves.append(move)
+            ask = _rest(progress)
+
+
+def _rest(progress: _Progress) -> Ask:
+    """The request for another peer: it goes on after the tokens that came.
+
+    Where all came and only the end was lost, the last is asked for once more.
+    """
+    ask, answered = progress.ask, progress.ids
+    if ask.sampling is not None and len(answered) >= ask.sampling.max_new_tokens:
+        answered = answered[:-1]
+    return replace(ask, request=new_request(), answered=list(answered))
+
+
+def with_note(result: Result, note: str) -> Result:
+    """The result with one more sentence in its report; an empty one changes nothing."""
+    if not note:
+        return result
+    notes = [*result.report.notes, note][-limits.NOTES :]
+    return replace(result, report=replace(result.report, notes=notes))

@@ -17,11 +17,12 @@ from astra_mesh.errors import (
     PromptTooLongError,
     UnknownModelError,
 )
-from astra_mesh.wire.messages import Options, Sampling, Use
+from astra_mesh.wire.messages import Late, Options, Sampling, Use
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+LateName: TypeAlias = Literal["wait", "degrade"]
 UseName: TypeAlias = Literal["auto", "all", "solo"]
 Picture: TypeAlias = "bytes | os.PathLike[str] | Image"
 
@@ -173,6 +174,7 @@ def make_options(
     rate: int,
     class_token: str = "",
     max_loss: float | None = None,
+    late: LateName = "wait",
 ) -> Options:
     """Which peers and which codes a request may use, and where its class token lives.
 
@@ -181,6 +183,8 @@ def make_options(
     """
     if use not in {member.value for member in Use}:
         raise InputError(f"use must be auto, all or solo, not {use[:40]!a}")
+    if late not in {member.value for member in Late}:
+        raise InputError(f"late must be wait or degrade, not {late[:40]!a}")
     if not 0 <= max_peers <= limits.PEERS_PER_PLAN:
         raise InputError(f"max_peers must lie in 0..{limits.PEERS_PER_PLAN} (0: no limit)")
     if not 0 <= rate < 2**31:
@@ -200,4 +204,5 @@ def make_options(
         rate=rate,
         class_token=class_token,
         max_loss=None if max_loss is None else float(max_loss),
+        late=Late(late),
     )

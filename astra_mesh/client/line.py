@@ -10,12 +10,14 @@ from typing import Final, TypeVar
 
 from astra_mesh.errors import (
     AstraMeshError,
+    BusyError,
     CancelledRequestError,
     MeshError,
     PeerLostError,
     ProtocolError,
     error_from_code,
 )
+from astra_mesh.mesh.connect import Address
 from astra_mesh.mesh.link import Link
 from astra_mesh.wire.codec import AnyMessage, sanitise
 from astra_mesh.wire.messages import (
@@ -61,6 +63,11 @@ class Conversation:
         self._over = False  # the last message came, or nothing more is wanted
         self._cancelled = False
 
+    @property
+    def over(self) -> bool:
+        """Whether no more messages will come."""
+        return self._over
+
     async def next(self) -> AnyMessage:
         """The next message. Cancelling it loses nothing.
 
@@ -80,7 +87,10 @@ class Conversation:
         message = self._unread.popleft()
         self._line.consumed(message)
         if isinstance(message, Fail):
-            raise error_from_code(message.code, sanitise(message.text))
+            error = error_from_code(message.code, sanitise(message.text))
+            if isinstance(error, BusyError):
+                error.retry_s = message.retry_s or error.retry_s
+            raise error
         return message
 
     async def expect(self, kind: type[T]) -> T:
@@ -116,7 +126,9 @@ class Conversation:
 class Line:
     """A link of a client, run in a task of its own."""
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: Link, place: Address | None = None) -> None:
+        self.place = place  # that was dialled
+        self.closed_here = False  # by the caller: nothing was lost
         self._link = link
         self._conversations: dict[RequestId, Conversation] = {}
         self._decided = asyncio.Event()  # the hello came, or the link is over
@@ -155,6 +167,7 @@ class Line:
 
     async def close(self) -> None:
         """Say goodbye and end the link. Conversations that run get PeerLostError."""
+        self.closed_here = True
         if self._task is None:
             return
         try:
@@ -220,5 +233,7 @@ class Line:
         conversation = self._conversations.get(request) if request is not None else None
         if conversation is not None:
             conversation.take(message)
+            if conversation.over:
+                self.forget(conversation.request)
         else:
             self._link.consumed(message)

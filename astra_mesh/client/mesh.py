@@ -11,14 +11,16 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
 import numpy as np
+from msgspec.structs import replace
 
 from astra_mesh import limits
 from astra_mesh.client.addresses import parse_address
 from astra_mesh.client.answers import Classification, Embedding, ModelEntry, models_of
 from astra_mesh.client.finding import Target, find_line
-from astra_mesh.client.generation import Generation
+from astra_mesh.client.generation import Generation, with_note
 from astra_mesh.client.inputs import (
     Given,
+    LateName,
     UseName,
     check_model,
     check_prompt,
@@ -28,7 +30,8 @@ from astra_mesh.client.inputs import (
     read_picture,
 )
 from astra_mesh.client.line import Line, new_request
-from astra_mesh.errors import DeadlineError
+from astra_mesh.client.way import Way, may_go_on
+from astra_mesh.errors import DeadlineError, MeshError
 from astra_mesh.mesh.connect import Address
 from astra_mesh.mesh.timings import Timings
 from astra_mesh.wire.messages import (
@@ -83,6 +86,7 @@ class Mesh:
         timings: Timings | None = None,
         window_bytes: int = limits.WINDOW_BYTES,
         trust_dir: Path | None = None,
+        stays: bool = False,
     ) -> None:
         self.embedded = False  # whether the peer runs inside this process
         self._target = Target(
@@ -92,8 +96,8 @@ class Mesh:
             window_bytes=window_bytes,
             trust_dir=trust_dir,
         )
-        self._wait_s = wait_s
-        self._line: Line | None = None
+        self._wait_s, self._stays = wait_s, stays  # stays: with the peer that it found
+        self._way: Way | None = None
         self._stack = AsyncExitStack()
 
     # --- opening and closing ----------------------------------------------------------------------
@@ -107,14 +111,16 @@ class Mesh:
             VersionMismatchError: The peer speaks another version of the protocol.
             MeshError: The peer refused, or went away.
         """
-        if self._line is not None:
+        if self._way is not None:
             raise RuntimeError("this mesh is open already")
         async with AsyncExitStack() as stack:
-            stack.callback(self._forget_line)
-            self._line, self.embedded = await find_line(stack, self._target)
+            stack.callback(self._forget_way)
+            line, self.embedded = await find_line(stack, self._target)
+            stays = self._stays or self.embedded
+            self._way = Way(self._stack, line, self._target, stays=stays)
             if self.embedded:
                 await self._wait_for_others()
-            self._stack = stack.pop_all()
+            self._stack.push_async_exit(stack.pop_all())
         return self
 
     async def close(self) -> None:
@@ -148,7 +154,7 @@ class Mesh:
     @property
     def is_open(self) -> bool:
         """Whether requests can be made: it was opened, and the peer is still there."""
-        return self._line is not None and self._line.is_open
+        return self._way is not None and self._way.line.is_open
 
     # --- asking -----------------------------------------------------------------------------------
 
@@ -167,6 +173,7 @@ class Mesh:
         codec: str = "",
         rate: int = 0,
         max_loss: float | None = None,
+        late: LateName = "wait",
     ) -> Generation:
         """Continue a text (or token ids): an async iterator of tokens. See :class:`Generation`.
 
@@ -185,6 +192,8 @@ class Mesh:
             rate: Bits per token and block; 0 for the fastest within ``max_loss``.
             max_loss: What the codes may cost in quality, as ``astra-mesh eval --save`` measured it
                 (0.02: 2 % more perplexity); None for the limit that was stored with it.
+            late: "wait" for codes that come late, or "degrade": go on with what is predicted from
+                earlier blocks. The report's notes say where that happened.
 
         Raises:
             InputError: Something given cannot be used; other errors come from the iterator.
@@ -194,10 +203,10 @@ class Mesh:
             task=Task.GENERATE,
             model=check_model(model),
             sampling=make_sampling(max_new_tokens, temperature, top_k, top_p, seed),
-            options=make_options(use, max_peers, codec, rate, max_loss=max_loss),
+            options=make_options(use, max_peers, codec, rate, max_loss=max_loss, late=late),
             **check_prompt(prompt),
         )
-        return Generation(self._open_line(), ask)
+        return Generation(self._open_way(), ask)
 
     async def classify(
         self,
@@ -211,6 +220,7 @@ class Mesh:
         rate: int = 0,
         max_loss: float | None = None,
         class_token: str = "",
+        late: LateName = "wait",
     ) -> Classification:
         """Label an image (a path, a file's bytes, a PIL image) or a text (``str``, never a path).
 
@@ -220,7 +230,7 @@ class Mesh:
         """
         if top < 1:
             top = limits.LABELS
-        options = make_options(use, max_peers, codec, rate, class_token, max_loss)
+        options = make_options(use, max_peers, codec, rate, class_token, max_loss, late)
         if isinstance(image_or_text, str):
             given = check_text(image_or_text)
         else:
@@ -240,12 +250,13 @@ class Mesh:
         rate: int = 0,
         max_loss: float | None = None,
         class_token: str = "",
+        late: LateName = "wait",
     ) -> Embedding:
         """One vector for a text (or token ids), (D,) float32, of length 1 if ``normalize``.
 
         The other arguments are those of :meth:`classify`. Cancelling it ends the request.
         """
-        options = make_options(use, max_peers, codec, rate, class_token, max_loss)
+        options = make_options(use, max_peers, codec, rate, class_token, max_loss, late)
         planned, result = await self._answer(Task.EMBED, model, check_prompt(text), options)
         vector = np.frombuffer(result.vector, dtype="<f4").astype(np.float32)
         if normalize:
@@ -290,8 +301,8 @@ class Mesh:
 
     # --- inside -----------------------------------------------------------------------------------
 
-    def _forget_line(self) -> None:
-        self._line = None
+    def _forget_way(self) -> None:
+        self._way = None
 
     async def _wait_for_others(self) -> None:
         """Wait until the peer inside this process knows another one, ``wait_s`` at most."""
@@ -308,16 +319,35 @@ class Mesh:
         ask = Ask(
             request=new_request(), task=task, model=check_model(model), options=options, **given
         )
-        conversation = self._open_line().start(ask)
-        planned: Planned | None = None
-        try:
-            while not isinstance(message := await conversation.next(), Result):
-                planned = message if isinstance(message, Planned) else planned
-            return planned, message
-        finally:
-            conversation.close()
+        way, moved = self._open_way(), ""
+        while True:
+            line, started = way.line, False
+            try:
+                planned, result = None, None
+                conversation = line.start(ask)
+                started = True
+                way.look_around()
+                try:
+                    while result is None:
+                        message = await conversation.next()
+                        if isinstance(message, Planned):
+                            planned = message
+                            way.learn(message)
+                        elif isinstance(message, Result):
+                            result = message
+                finally:
+                    conversation.close()
+                return planned, with_note(result, moved)
+            except MeshError as error:
+                if moved or not may_go_on(line, error):
+                    raise
+                moved = await way.onward(line, error, again=not started)
+                ask = replace(ask, request=new_request())
+
+    def _open_way(self) -> Way:
+        if self._way is None:
+            raise RuntimeError("the mesh is not open: use `async with connect() as mesh`")
+        return self._way
 
     def _open_line(self) -> Line:
-        if self._line is None:
-            raise RuntimeError("the mesh is not open: use `async with connect() as mesh`")
-        return self._line
+        return self._open_way().line

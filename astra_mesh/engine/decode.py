@@ -33,6 +33,10 @@ class Decoder:
         self.finish = ""  # "length", "eos" or "context" once it has ended
         self.logits: Tensor = self.model.logits(self.model.final(run.x[-1:]))[0]  # (vocab,)
 
+    def skip(self, tokens: int) -> None:
+        """So many tokens were drawn elsewhere: go on as if they had been drawn here."""
+        self._sampler.skip(tokens, len(self.logits))
+
     def step(self) -> int | None:
         """The next token id, or None at the end (then ``finish`` says why)."""
         return step_all([self])[0]

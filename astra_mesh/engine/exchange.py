@@ -22,7 +22,10 @@ class Exchange(Protocol):
         """
 
     async def receive_codes(self, block: int) -> tuple[int, Sequence[CodeArray]]:
-        """The next complete part of ``block``, in order of arrival: (shard, arrays)."""
+        """The next complete part of ``block``, in order of arrival: (shard, arrays).
+
+        No arrays: the codes did not come in time, and the plan says to go on without them.
+        """
 
     def ready_codes(self, block: int) -> list[tuple[int, Sequence[CodeArray]]]:
         """Complete parts of ``block`` that :meth:`receive_codes` would give without waiting."""

@@ -42,6 +42,14 @@ class Sampler:
         probabilities = torch.softmax(truncate(below / options.temperature, options), -1)
         return int(torch.multinomial(probabilities, 1, generator=self._generator))
 
+    def skip(self, draws: int, vocabulary: int) -> None:
+        """Leave out what so many draws would have used of the seed's random numbers."""
+        if self._sampling.temperature == 0.0:
+            return
+        even = torch.full((vocabulary,), 1.0 / vocabulary)
+        for _ in range(draws):
+            torch.multinomial(even, 1, generator=self._generator)
+
 
 def truncate(logits: Tensor, options: Sampling) -> Tensor:
     """``logits`` (vocab,) with everything outside top-k and the top-p nucleus at -inf.

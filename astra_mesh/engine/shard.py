@@ -98,11 +98,12 @@ class ShardRun:
             self._attend(block, source, at.key_value(n, sent.start))
 
     def attend_remote(self, block: int, source: int, codes: Sequence[CodeArray]) -> None:
-        """Attend the tokens of shard ``source``, given its codes."""
+        """Attend the tokens of shard ``source``, given its codes; none: a prediction stands in."""
         if source not in self._receivers:
             stages, known = self.layout.stages[source, self.shard], self._known.get(source)
             self._receivers[source] = self.codec.receiver(stages, known)
-        raw = self._receivers[source].decode(block, codes)
+        receiver = self._receivers[source]
+        raw = receiver.decode(block, codes) if codes else receiver.stand_in(block)
         start = self.layout.sent(source).start
         self._attend(block, source, self.model.block(block).finish_key_value(raw, start))
 

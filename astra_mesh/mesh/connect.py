@@ -194,7 +194,10 @@ def websocket_handler(
         )
         if not socket.can_prepare(request).ok:
             return web.Response(status=426, text="this is the address of a WebSocket\n")
-        await socket.prepare(request)
+        try:
+            await socket.prepare(request)
+        except ConnectionError:  # whoever dialled gave up: this process stood still meanwhile
+            return web.Response(status=408)
         upgraded(request.transport)
         link = Link(
             socket, make_session(known), timings=timings, dialled=False, address=_remote(request)
@@ -216,6 +219,8 @@ def _remote(request: web.Request) -> str:
     if not isinstance(name, tuple):
         return "?"
     host, port = name[:2]
+    if len(name) > 3 and name[3] and "%" not in host:  # a link-local address needs its interface
+        host = f"{host}%{name[3]}"
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 

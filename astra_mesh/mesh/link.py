@@ -10,6 +10,7 @@ import asyncio
 import logging
 import math
 import socket as sockets
+import sys
 import time
 from collections.abc import Callable
 from typing import Final, cast
@@ -24,7 +25,7 @@ from astra_mesh.mesh.probe import Meter, train_bps
 from astra_mesh.mesh.session import Session, State
 from astra_mesh.mesh.timings import Timings
 from astra_mesh.wire.codec import AnyMessage
-from astra_mesh.wire.messages import Hello, Pong, Reason, RequestId, Throughput
+from astra_mesh.wire.messages import Hello, Pong, Reason, RequestId, Role, Throughput
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ OnMessage = Callable[[AnyMessage], None]
 
 _FAIR_FRAMES: Final = 32  # read in a row before other tasks get a turn
 _TRAIN_PINGS: Final = 6
+_TCP_RTO_MAX_MS: Final = 44 if sys.platform == "linux" else None  # since Linux 6.15; no name yet
 
 
 class Link:
@@ -60,7 +62,11 @@ class Link:
         self.address = address
         self._timings = timings if timings is not None else session.timings
         self._socket = socket
+        self.on_silence: Callable[[], None] = _nothing  # called when is_silent changes
+        self._silent = False
         self._meter = Meter()
+        self._marks: set[int] = set()  # number of the ping that ends the run being measured
+        self._told_bps = 0.0
         self._probes: dict[int, asyncio.Future[float]] = {}
         self._fault: Exception | None = None  # of on_message
         self._started = False
@@ -84,6 +90,11 @@ class Link:
     def is_open(self) -> bool:
         """Whether messages can be sent."""
         return self.session.state is State.OPEN
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether nothing was heard for SILENCE_S: do not count on it, though it may come back."""
+        return self.session.silent
 
     @property
     def close_error(self) -> MeshError | None:
@@ -181,9 +192,49 @@ class Link:
         if rate > limits.PROBE_FAST_BPS:
             size = limits.PING_PADDING_BYTES
             rate = await self._train(size, limits.PROBE_FAST_BYTES // size)
-        self._meter.bps = rate
+        self._meter.probed(rate, _now())
+        self._told_bps = rate
         self.send(Throughput(rate))
         return rate
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether real traffic or a probe measured it not long ago: a probe would tell no more."""
+        return _now() - self._meter.measured < limits.PROBE_EVERY_S / 2
+
+    async def wait_closed(self, wait_s: float) -> bool:
+        """Whether the link ends within this time."""
+        try:
+            async with asyncio.timeout(wait_s):
+                await self._done.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def _tell_rate(self) -> None:
+        """Tell the other end, which cannot measure this direction, unless it knows about it.
+
+        Nothing before the first probe: that it was told is what the other end waits for with its.
+        """
+        rate, told = self._meter.bps, self._told_bps
+        if rate is None or not told or min(rate, told) > limits.PLENTY_BPS:
+            return
+        if self.is_open and not 0.8 < rate / told < 1.25:
+            self._told_bps = rate
+            self.send(Throughput(rate))
+
+    def _mark_run(self) -> None:
+        """Let a ping follow what was written: its pong says when that was there."""
+        if not self.is_open or self.session.peer_hello is None:
+            return
+        if (
+            self.session.peer_hello.role is not Role.PEER
+            or self.session.hello.role is not Role.PEER
+        ):
+            return
+        self._meter.mark(_now())
+        self._marks = {self.session.ping(_now())}
+        self._changed()
 
     async def _train(self, size: int, count: int) -> float:
         """Bits per second, from ``count`` pings in a row."""
@@ -264,6 +315,10 @@ class Link:
                 future = self._probes.pop(message.number, None)
                 if future is not None and not future.done():
                     future.set_result(_now())
+                elif message.number in self._marks:
+                    self._marks.clear()
+                    if self._meter.pong(_now(), self.round_trip_s):
+                        self._tell_rate()
                 continue
             try:
                 on_message(message)
@@ -279,8 +334,9 @@ class Link:
             frames = self.session.frames(limits.WRITE_BATCH_BYTES)
             if not frames:
                 self._idle.set()
-                self._meter.idle(began)
                 self._wake.clear()
+                if self._meter.idle(began):
+                    self._mark_run()
                 await self._wake.wait()
                 continue
             self._idle.clear()
@@ -291,7 +347,8 @@ class Link:
                     await self._socket.send_bytes(frame)
             except (ConnectionError, aiohttp.ClientError, RuntimeError) as exc:
                 self.session.lost(f"writing failed: {exc}")
-            self._meter.wrote(sum(map(len, frames)), began)
+            if self._meter.wrote(sum(map(len, frames)), began):
+                self._mark_run()
             self._changed()
             await asyncio.sleep(0)
 
@@ -316,6 +373,9 @@ class Link:
             self._tock.set()
         if self.session.receive_bps is not None or state is State.CLOSED:
             self._measured.set()
+        if self.session.silent is not self._silent:
+            self._silent = self.session.silent
+            self.on_silence()
         if state is State.CLOSED:
             self._over.set()
             self._room.set()
@@ -361,12 +421,20 @@ class Link:
         ):  # bytes between looks at those limits: 256 KiB by default
             writer._limit = limits.UNSENT_BYTES // 4
         raw = transport.get_extra_info("socket")
-        option = getattr(sockets, "TCP_NOTSENT_LOWAT", None)
-        if raw is not None and option is not None:
+        options = {
+            getattr(sockets, "TCP_NOTSENT_LOWAT", None): limits.UNSENT_BYTES,
+            _TCP_RTO_MAX_MS: limits.RESEND_MS,
+        }
+        for option, value in options.items() if raw is not None else ():
             try:
-                raw.setsockopt(sockets.IPPROTO_TCP, option, limits.UNSENT_BYTES)
+                if option is not None:
+                    raw.setsockopt(sockets.IPPROTO_TCP, option, value)
             except OSError as exc:
-                log.debug("no limit for unsent bytes: %s", exc)
+                log.debug("no option %s of TCP here: %s", option, exc)
+
+
+def _nothing() -> None:
+    """Nobody wants to know."""
 
 
 def _now() -> float:

@@ -30,11 +30,13 @@ class Candidate:
         key: Names the candidate in calls to :class:`Membership`.
         addresses: To try, best first.
         expected: Who must answer; None for a typed address.
+        brief: Whether to give up soon and try again: it was linked not long ago.
     """
 
     key: str
     addresses: tuple[Address, ...]
     expected: PeerId | None
+    brief: bool = False
 
 
 @dataclass(slots=True)
@@ -47,12 +49,18 @@ class _Entry:
     failures: int = 0
     dialling: bool = False
     dialled: float = -math.inf  # when the last dial began
+    missed: float = -math.inf  # when it was lost without a goodbye
 
-    def candidate(self) -> Candidate:
+    def candidate(self, now: float) -> Candidate:
         """The first address changes with each failure: one of them may lead elsewhere."""
         turn = self.failures % len(self.addresses)
         addresses = self.addresses[turn:] + self.addresses[:turn]
-        return Candidate(self.key, addresses, None if self.typed else self.peer)
+        brief = self.is_missed(now) and self.failures % 3 != 2
+        return Candidate(self.key, addresses, None if self.typed else self.peer, brief)
+
+    def is_missed(self, now: float) -> bool:
+        """Whether it may be back any moment."""
+        return now - self.missed < limits.KNOWN_S
 
 
 @dataclass(slots=True)
@@ -60,6 +68,7 @@ class _Opened(Generic[Link]):
     link: Link
     dialled: bool
     at: float
+    silent: bool = False
 
 
 @dataclass(slots=True)
@@ -109,9 +118,19 @@ class Membership(Generic[Link]):
             entry.failures = 0
             entry.due = min(entry.due, max(now, entry.dialled + limits.REDIAL_GAP_S))
 
-    def gone(self, peer: PeerId) -> None:
-        """A peer withdrew its announcement; its links, if any, go their own way."""
-        self._entries.pop(peer, None)
+    def addresses(self, peer: PeerId) -> tuple[Address, ...]:
+        """Where a peer said that it is; empty if it announced nothing."""
+        entry = self._entries.get(peer)
+        return entry.addresses if entry is not None else ()
+
+    def gone(self, peer: PeerId, now: float) -> None:
+        """A peer withdrew its announcement, or it ran out; its links, if any, go their own way.
+
+        One that is missed is dialled on: perhaps only its network is away.
+        """
+        entry = self._entries.get(peer)
+        if entry is not None and not entry.is_missed(now):
+            del self._entries[peer]
 
     def due(self, now: float) -> list[Candidate]:
         """Whom to dial now. Each call of :meth:`opened` or :meth:`failed` ends the dial of one."""
@@ -120,7 +139,7 @@ class Membership(Generic[Link]):
             if self._wants(entry) and entry.due <= now:
                 entry.dialling = True
                 entry.dialled = now
-                result.append(entry.candidate())
+                result.append(entry.candidate(now))
         return result
 
     def next_due(self) -> float:
@@ -140,10 +159,11 @@ class Membership(Generic[Link]):
     def _wants(self, entry: _Entry) -> bool:
         if entry.dialling or entry.peer == self.own:
             return False
-        return entry.peer is None or entry.peer not in self._links
+        return entry.peer is None or self.link(entry.peer) is None
 
     def _back_off(self, entry: _Entry, now: float) -> None:
-        delay = min(limits.BACKOFF_CAP_S, limits.BACKOFF_FIRST_S * 2 ** min(entry.failures, 10))
+        cap = limits.BACKOFF_KNOWN_S if entry.is_missed(now) else limits.BACKOFF_CAP_S
+        delay = min(cap, limits.BACKOFF_FIRST_S * 2 ** min(entry.failures, 10))
         entry.failures += 1
         entry.due = now + delay * self.random.uniform(0.5, 1.0)
 
@@ -168,15 +188,31 @@ class Membership(Generic[Link]):
                 entry.peer = peer
         links = self._links.setdefault(peer, [])
         links.append(_Opened(link, dialled, now))
-        rightful = [other for other in links if other.dialled is (self.own < peer)]
-        kept = rightful or links
-        extra = [other.link for other in links if other not in kept]
+        heard = [other for other in links if not other.silent]  # the others may be dead
+        rightful = [other for other in heard if other.dialled is (self.own < peer)]
+        kept = rightful or heard
+        extra = [other.link for other in heard if other not in kept]
         if kept[0].dialled:  # the end that dialled them all chooses among them: the first
             extra += [other.link for other in kept[1:]]
         return extra
 
-    def closed(self, link: Link, peer: PeerId, now: float) -> bool:
-        """A link is over; whether it was the last to that peer."""
+    def silent(self, link: Link, peer: PeerId, now: float, *, is_silent: bool) -> None:
+        """Nothing is heard on a link (it may come back), or something is again."""
+        for other in self._links.get(peer, []):
+            if other.link == link:
+                other.silent = is_silent
+        if is_silent:
+            self._miss(peer, now)
+
+    def _miss(self, peer: PeerId, now: float) -> None:
+        """Dial it soon."""
+        for entry in self._entries.values():
+            if entry.peer == peer:
+                entry.missed, entry.failures = now, 0
+                entry.due = min(entry.due, now)
+
+    def closed(self, link: Link, peer: PeerId, now: float, *, left: bool = False) -> bool:
+        """A link is over; whether it was the last to that peer. ``left``: it said goodbye."""
         links = self._links.get(peer, [])
         lasted = next((now - other.at for other in links if other.link == link), None)
         links[:] = [other for other in links if other.link != link]
@@ -184,6 +220,8 @@ class Membership(Generic[Link]):
             return False
         del self._links[peer]
         for entry in self._entries.values():
+            if entry.peer == peer:
+                entry.missed = -math.inf if left or lasted < _SHORT_S else now
             if entry.peer == peer and not entry.dialling:
                 if lasted >= _SHORT_S:
                     entry.failures = 0
@@ -193,9 +231,9 @@ class Membership(Generic[Link]):
         return True
 
     def link(self, peer: PeerId) -> Link | None:
-        """The link to use for a peer: of several the newest."""
-        links = self._links.get(peer)
-        return links[-1].link if links else None
+        """The link to use for a peer: of several the newest on which something is heard."""
+        links = [other.link for other in self._links.get(peer, []) if not other.silent]
+        return links[-1] if links else None
 
     def peers(self) -> list[PeerId]:
         """Peers with a link, in the order in which they came."""

@@ -6,14 +6,18 @@ An end can only measure its own sending direction; it tells the result to the ot
 
 from __future__ import annotations
 
+import math
+from collections import deque
 from collections.abc import Sequence
+from typing import Final
 
-from astra_mesh import limits
-
-_MIN_BYTES = (
-    4 * limits.UNSENT_BYTES
-)  # of a run of writing: less says more about buffers than the link
-_GAIN = 0.25  # of a new sample
+_LEAST_BYTES: Final = 2 * 1024  # of a run: 3.3 ms at 5 Mbit/s; less is not worth a ping
+_MOST_BYTES: Final = 256 * 1024  # of a run: then it is marked while it goes on
+_EVERY_S: Final = 0.05  # between two marks
+_PONG_S: Final = 5.0  # a mark whose pong takes longer counts no more
+_SLACK_S: Final = 0.010  # that two busy event loops may add to a run
+_AGREEING: Final = 6  # runs that must be slower than the estimate, before it falls
+_GAIN: Final = 0.5  # of a run that was faster
 
 
 def train_bps(pongs: Sequence[float], size: int) -> float:
@@ -35,24 +39,74 @@ def train_bps(pongs: Sequence[float], size: int) -> float:
 
 
 class Meter:
-    """Throughput of a link from its real traffic: runs in which the writer always had frames."""
+    """Throughput of a link from its real traffic.
+
+    A *run* is what was written without a pause. The end of a run is marked by a ping; its pong
+    tells when all of it was at the other end. What the run took beyond a round trip bounds the
+    throughput from below; less what busy devices may have added to it, from above. The estimate
+    moves only when it lies outside: up at once a good part of the way, down when several runs in a
+    row agree, so that one late pong is no slow link.
+    """
 
     def __init__(self) -> None:
-        self.bps: float | None = None  # bits per second, smoothed
+        self.bps: float | None = None  # bits per second
+        self.measured = -math.inf  # when it was last confirmed or changed
         self._since = 0.0
         self._bytes = 0
+        self._mark: tuple[float, int] | None = None  # the run that waits for its pong
+        self._next = -math.inf  # no mark before
+        self._pong = -math.inf  # when the last one came
+        self._ceilings: deque[float] = deque(maxlen=_AGREEING)
 
-    def wrote(self, size: int, began: float) -> None:
-        """``size`` bytes were accepted by the socket; ``began`` is when they were offered to it."""
+    def wrote(self, size: int, began: float) -> bool:
+        """``size`` bytes were accepted by the socket; ``began`` is when they were offered to it.
+
+        The result is whether to mark the end of the run here, though it goes on.
+        """
         if not self._bytes:
             self._since = began
         self._bytes += size
+        return self._bytes >= _MOST_BYTES and self._may_mark(began)
 
-    def idle(self, now: float) -> None:
-        """Nothing is left to write: the run is over."""
-        size, self._bytes = self._bytes, 0
-        if size < _MIN_BYTES:
-            return
-        # What the kernel still holds was accepted, not sent.
-        sample = 8 * (size - limits.UNSENT_BYTES) / max(now - self._since, 1e-6)
-        self.bps = sample if self.bps is None else self.bps + _GAIN * (sample - self.bps)
+    def idle(self, now: float) -> bool:
+        """Nothing is left to write: the run is over; whether to mark its end."""
+        if self._bytes >= _LEAST_BYTES and self._may_mark(now):
+            return True
+        self._bytes = 0
+        return False
+
+    def _may_mark(self, now: float) -> bool:
+        lost = self._mark is not None and now - self._mark[0] > _PONG_S
+        return (self._mark is None or lost) and now >= self._next
+
+    def mark(self, now: float) -> None:
+        """A ping follows what was written so far."""
+        self._mark, self._bytes, self._next = (self._since, self._bytes), 0, now + _EVERY_S
+
+    def pong(self, now: float, round_trip_s: float | None) -> bool:
+        """The pong of the last mark came; whether the estimate changed."""
+        if self._mark is None:
+            return False
+        (since, size), self._mark = self._mark, None
+        trip_s = round_trip_s or 0.0
+        # Where writing went on, what was written before had to get through first.
+        since, self._pong = max(since, self._pong - trip_s), now
+        took_s = max(now - since - trip_s, 1e-6)
+        floor = 8 * size / took_s
+        self._ceilings.append(8 * size / max(took_s - _SLACK_S, 1e-6))
+        self.measured = now
+        ceiling = max(self._ceilings)
+        if self.bps is None:
+            self.bps = floor
+        elif floor > self.bps:
+            self.bps += _GAIN * (floor - self.bps)
+        elif len(self._ceilings) == _AGREEING and ceiling < self.bps:
+            self.bps = ceiling
+        else:
+            return False
+        return True
+
+    def probed(self, bps: float, now: float) -> None:
+        """A probe measured this."""
+        self.bps, self.measured = bps, now
+        self._ceilings.clear()

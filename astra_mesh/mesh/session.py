@@ -82,6 +82,7 @@ class Session:
         self.peer_hello: Hello | None = None  # set from OPEN on
         self.close_error: MeshError | None = None  # None: a goodbye, or still open
         self.close_reason: Reason | None = None  # of a LinkRefused, sent or received
+        self.silent = False  # nothing was heard for a while; it may come back until it is lost
         self.receive_bps: float | None = None  # bits per second, as the other end measured
         self.timings = timings if timings is not None else Timings()
         self._expected = expected
@@ -214,24 +215,31 @@ class Session:
         elif self.state is State.OPEN:
             self._beat(now)
         if self.state is State.OPEN:
-            self._due = min(self._pings.due(self._heard), self._heard + self._silence_s)
+            end_s = self._lost_s if self.silent else self._silence_s
+            self._due = min(self._pings.due(self._heard), self._heard + end_s)
         else:
             self._due = math.inf if self.state is State.CLOSED else self._deadline
         return self._due
 
     @property
     def _silence_s(self) -> float:
-        """How long the other end may be silent."""
+        """How long the other end may say nothing before it counts as silent."""
         client = self.peer_hello is not None and self.peer_hello.role is Role.CLIENT
         return self.timings.silence_s * (limits.CLIENT_PATIENCE if client else 1)
+
+    @property
+    def _lost_s(self) -> float:
+        """How long it may say nothing before it is lost."""
+        return max(self._silence_s, self.timings.lost_s)
 
     def _beat(self, now: float) -> None:
         """Ping in silence; give up after too much of it."""
         if now - self._due > self.timings.heartbeat_s:
             # This process stood still (a suspended laptop): silence so far proves nothing.
             self._heard = max(self._heard, now - self.timings.heartbeat_s)
-        if now - self._heard >= self._silence_s:
-            self.lost(f"nothing heard for {self._silence_s:g} s")
+        self.silent = now - self._heard >= self._silence_s
+        if now - self._heard >= self._lost_s:
+            self.lost(f"nothing heard for {self._lost_s:g} s")
         elif now >= self._pings.due(self._heard):
             self._outbox.put_control(encode(self._pings.heartbeat(now)))
 
@@ -241,7 +249,7 @@ class Session:
         """Take a frame; the messages for the application (none or one), the hello first of all."""
         if self.state not in (State.GREETING, State.OPEN):
             return []
-        self._heard = now
+        self._heard, self.silent = now, False
         try:
             if self.peer_hello is None:
                 return self._greet(frame, now)

@@ -14,6 +14,7 @@ class Timings:
     hello_s: float = limits.HELLO_TIMEOUT_S
     heartbeat_s: float = limits.HEARTBEAT_S
     silence_s: float = limits.SILENCE_S
+    lost_s: float = limits.LOST_S
     close_s: float = limits.CLOSE_TIMEOUT_S
     dial_s: float = limits.DIAL_TIMEOUT_S
     probe_s: float = limits.PROBE_TIMEOUT_S

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 import torch
+from msgspec.structs import replace
 from torch import Tensor
 
 from astra_mesh.engine.compute import ComputeThread
@@ -17,12 +19,12 @@ from astra_mesh.engine.sampling import check_sampling
 from astra_mesh.engine.shard import ShardRun
 from astra_mesh.errors import InputError, MeshError, RefusedError
 from astra_mesh.families import ModelInput
-from astra_mesh.limits import NEW_TOKENS
+from astra_mesh.limits import LATE_REPORT_S, NEW_TOKENS, NOTES, SHUTDOWN_S
 from astra_mesh.mesh.link import Link
 from astra_mesh.peer.choice import Code, choose_codes, expected_cost, made_for, stages_of
 from astra_mesh.peer.exchange import MeshExchange
 from astra_mesh.peer.inputs import inputs_of_ask, read_inputs
-from astra_mesh.peer.loaded import Loaded
+from astra_mesh.peer.loaded import AnyCodec, Loaded
 from astra_mesh.peer.models import ModelHost
 from astra_mesh.peer.part import NotTakingPartError, make_exchange, report_of
 from astra_mesh.peer.participants import LostDuringPrefillError, Participants
@@ -36,6 +38,7 @@ from astra_mesh.wire.messages import (
     Ask,
     Inputs,
     Label,
+    ModelId,
     PeerId,
     PeerReport,
     Planned,
@@ -50,7 +53,6 @@ from astra_mesh.wire.messages import (
 )
 
 LABELS = 100  # classes in a result, the most likely first
-NOTES = 64  # in a report
 
 Emit = Callable[[Planned | Token | Result], Awaitable[None]]
 # Of (loaded, *codebooks): peers with the model and one of the codebooks, loaded and measured there.
@@ -70,6 +72,7 @@ class Surroundings:
     candidates: FindCandidates
     links: Callable[[], Mapping[tuple[PeerId, PeerId], LinkProfile]]
     find_link: Callable[[PeerId], Link | None]
+    elsewhere: Callable[[ModelId], list[str]]  # addresses of other peers that hold a model
     open: Callable[[Participants], None]  # codes and messages for them are delivered from now on
     close: Callable[[RequestId], None]
     watched: Callable[[], bool]  # somebody looks on: participants are to tell their progress
@@ -112,6 +115,9 @@ class Answer:
         while True:
             me, links = self._around.me(loaded), self._around.links()
             choice = await self._compute(choose_among, jobs, me, others, links)
+            if len(choice.plan.shards) > 1:
+                plan = replace(choice.plan, late=ask.options.late)
+                choice = dataclasses.replace(choice, plan=plan)
             try:
                 await self._attempt(choice, loaded, inputs, given, others)
                 return
@@ -163,12 +169,13 @@ class Answer:
                 bits_per_token=bits,
                 solo_s=choice.solo_s,
                 reason=sanitise(choice.reason),
-                prompt_tokens=choice.layout.tokens,
+                prompt_tokens=choice.layout.tokens - len(self.ask.answered),
                 expected=expected,
+                elsewhere=self._around.elsewhere(plan.model),
             )
         )
         self._began = time.perf_counter()
-        exchange = self._exchange(choice, loaded)
+        exchange, codec = self._exchange(choice, loaded)
         participants = Participants(exchange)
         self._around.open(participants)
         try:
@@ -186,12 +193,12 @@ class Answer:
             participants.close()
             self._around.close(exchange.request)
 
-    def _exchange(self, choice: Choice, loaded: Loaded) -> MeshExchange:
+    def _exchange(self, choice: Choice, loaded: Loaded) -> tuple[MeshExchange, AnyCodec]:
         """The own exchange of a plan; LostDuringPrefillError if a link went meanwhile."""
         plan, task, tokens = choice.plan, self.ask.task, choice.layout.tokens
         find_link = self._around.find_link
         try:
-            exchange, _ = make_exchange(
+            return make_exchange(
                 new_request(), task, plan, plan.answering, loaded, tokens, find_link
             )
         except NotTakingPartError as error:
@@ -199,13 +206,14 @@ class Answer:
             if error.peer is not None:
                 raise LostDuringPrefillError(error.peer, refused) from error
             raise refused from error
-        return exchange
 
     def _spare(self) -> int:
         return min(self._sampling().max_new_tokens, NEW_TOKENS)
 
     def _sampling(self) -> Sampling:
-        return self.ask.sampling or Sampling()
+        """What is left to do of it, where another peer gave the first tokens."""
+        sampling, done = self.ask.sampling or Sampling(), len(self.ask.answered)
+        return replace(sampling, max_new_tokens=max(1, sampling.max_new_tokens - done))
 
     # --- the answer -------------------------------------------------------------------------------
 
@@ -220,7 +228,7 @@ class Answer:
         pooled = await self._prefill(pipeline, participants)
         steps, finish, labels, vector = 0, "", list[Label](), b""
         if pooled is None:
-            decoder = await self._compute(Decoder, pipeline.run, self._sampling(), loaded.stop_ids)
+            decoder = await self._compute(self._decoder, pipeline.run, loaded)
             actual = time.perf_counter() - self._began
             steps, finish = await self._decode(decoder, loaded)
         elif self.ask.task is Task.CLASSIFY:
@@ -230,13 +238,14 @@ class Answer:
             vector = pooled.numpy().astype("<f4").tobytes()
             actual = time.perf_counter() - self._began
         total = time.perf_counter() - self._began
+        peers = await self._reports(choice, pipeline, participants, steps)
         report = Report(
             plan=choice.plan,
             predicted_s=choice.prediction.total_s,
             actual_s=actual,
             total_s=total,
             bits_per_token=bits,
-            peers=await self._reports(choice, pipeline, participants, steps),
+            peers=peers,
             new_tokens=steps,
             finish=finish,
             notes=[sanitise(note) for note in self._notes[:NOTES]],
@@ -262,15 +271,31 @@ class Answer:
         run, plan = pipeline.run, choice.plan
         tokens = run.stop - run.start
         own = report_of(plan.answering, participants.exchange, pipeline.spent, tokens, steps)
-        others, missing = await participants.reports()
+        wait_s = LATE_REPORT_S if participants.exchange.late_parts else SHUTDOWN_S
+        others, missing = await participants.reports(wait_s)
         if missing:
             self._notes.append("a peer sent no report in time")
+        late = own.late_parts + sum(one.late_parts for one in others)
+        if late:
+            self._notes.append(
+                f"degraded: the codes of {late} shards and blocks came too late, and predictions "
+                "from earlier blocks stood in"
+            )
         order = {shard.peer: i for i, shard in enumerate(plan.shards)}
         return sorted([*others, own], key=lambda one: order[one.peer])
 
+    def _decoder(self, run: ShardRun, loaded: Loaded) -> Decoder:
+        decoder = Decoder(run, self._sampling(), loaded.stop_ids)
+        decoder.skip(len(self.ask.answered))
+        return decoder
+
     async def _decode(self, decoder: Decoder, loaded: Loaded) -> tuple[int, str]:
+        """New tokens, all together, and why they ended."""
         stream = loaded.tokenizer.stream() if loaded.tokenizer is not None else None
-        count = 0
+        if stream is not None:
+            for before in self.ask.answered:
+                stream.push(before)
+        count = len(self.ask.answered)
         while (token := await loaded.steps.step(self._compute, decoder)) is not None:
             text = stream.push(token) if stream is not None else ""
             if decoder.finish and stream is not None:

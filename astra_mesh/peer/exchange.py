@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,6 +23,35 @@ from astra_mesh.peer.loaded import AnyCodec
 from astra_mesh.plan.layout import Layout
 from astra_mesh.quant.codes import CodeArray
 from astra_mesh.wire.messages import Codes, PeerId, Pooled, RequestId
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long codes are waited for, from what the plan was predicted to take.
+
+    Attributes:
+        predicted_s: The whole plan.
+        blocks: Of the model.
+        degrade: Whether the plan goes on without what is late.
+    """
+
+    predicted_s: float = 0.0
+    blocks: int = 1
+    degrade: bool = False
+
+    @property
+    def whole_s(self) -> float:
+        """For what nothing can stand in for."""
+        usual_s = max(limits.CODES_LEAST_S, limits.CODES_PATIENCE * self.predicted_s)
+        return min(usual_s, limits.CODES_TIMEOUT_S)
+
+    def wait_s(self, *, first: bool) -> float:
+        """For a part of one block; ``first``: of the first one that is sent."""
+        if not self.degrade:
+            return self.whole_s
+        start_s = limits.LATE_START_S if first else 0.0
+        block_s = limits.LATE_PATIENCE * self.predicted_s / self.blocks
+        return min(start_s + max(limits.LATE_LEAST_S, block_s), self.whole_s)
 
 
 class _Part:
@@ -60,6 +90,7 @@ class MeshExchange:
         width: Values of a pooled vector.
         links: To the peers that codes go to and come from; used until the request ends, so that a
             second link to the same peer changes nothing.
+        patience: How long codes are waited for.
     """
 
     def __init__(
@@ -71,10 +102,14 @@ class MeshExchange:
         codec: AnyCodec,
         width: int,
         links: Mapping[PeerId, Link],
+        patience: Patience | None = None,
     ) -> None:
         self.request, self.layout, self.peers, self.shard = request, layout, list(peers), shard
         self.links = dict(links)
         self._codec, self._width = codec, width
+        self._patience = patience or Patience()
+        self._given_up: set[tuple[int, int]] = set()  # parts for which a prediction stood in
+        self._late: set[int] = set()  # shards whose last part came too late
         self._parts: dict[tuple[int, int], _Part] = {}
         self._done: set[tuple[int, int]] = set()
         self._ready: dict[int, asyncio.Queue[tuple[int, list[CodeArray]] | None]] = {}
@@ -107,6 +142,8 @@ class MeshExchange:
         if message.stage >= stages or first < 0 or first + message.count > len(sent):
             raise ProtocolError(f"codes of block {block} outside the sender's shard and rate")
         key = (block, source)
+        if key in self._given_up:
+            return
         if key in self._done:
             raise ProtocolError("codes that were sent before")
         rows = [
@@ -118,6 +155,7 @@ class MeshExchange:
         for stage, some in enumerate(rows, message.stage):
             if self._parts[key].put(stage, first, some):
                 self._done.add(key)
+                self._late.discard(source)
                 if self.timeline is not None:
                     self.timeline.note(Mark.ARRIVED, block, source)
                 self._queue(block).put_nowait((source, self._parts.pop(key).complete()))
@@ -155,6 +193,11 @@ class MeshExchange:
         if self.shard != layout.answering():
             return []
         return [i for i in range(len(self.peers)) if i != self.shard and layout.wanted(i)]
+
+    @property
+    def late_parts(self) -> int:
+        """Parts for which a prediction stood in."""
+        return len(self._given_up)
 
     def misses(self, peer: PeerId) -> bool:
         """Whether something of this request still has to come from ``peer``."""
@@ -227,20 +270,43 @@ class MeshExchange:
         """See :class:`Exchange`.
 
         Raises:
-            DeadlineError: nothing came within CODES_TIMEOUT_S.
+            DeadlineError: nothing came in time, and the plan says to wait.
             PeerLostError: and others, as given to :meth:`fail`.
         """
         if self._error is not None:
             raise self._error
+        wait_s = self._wait_s(block)
         try:
-            async with asyncio.timeout(limits.CODES_TIMEOUT_S):
+            async with asyncio.timeout(wait_s):
                 found = await self._queue(block).get()
         except TimeoutError:
-            raise self._late(f"codes of block {block}", self._missing(block)) from None
+            missing = self._missing(block)
+            if not self._goes_on(block):
+                raise self._overdue(f"codes of block {block}", missing, wait_s) from None
+            return self._give_up(block, missing[0]), []
         if found is None:
             assert self._error is not None
             raise self._error
         return found
+
+    def _goes_on(self, block: int) -> bool:
+        """Whether a prediction may stand in; of the very first block's input there is none."""
+        return self._patience.degrade and block > 0
+
+    def _wait_s(self, block: int) -> float:
+        """How long this block may wait: not again for shards that were late before."""
+        first = block == self.layout.first_block
+        if self._goes_on(block) and self._late.issuperset(self._missing(block)):
+            return limits.LATE_LEAST_S / 10
+        return self._patience.wait_s(first=first)
+
+    def _give_up(self, block: int, source: int) -> int:
+        """Go on without a part; what still comes of it is dropped."""
+        self._given_up.add((block, source))
+        self._done.add((block, source))
+        self._late.add(source)
+        self._parts.pop((block, source), None)
+        return source
 
     def ready_codes(self, block: int) -> list[tuple[int, Sequence[CodeArray]]]:
         """See :class:`Exchange`; nothing once it failed, so that :meth:`receive_codes` says why."""
@@ -258,8 +324,9 @@ class MeshExchange:
 
     async def receive_pooled(self, count: int) -> list[tuple[Tensor, float]]:
         """See :class:`Exchange`; raises as :meth:`receive_codes`."""
+        wait_s = self._patience.whole_s
         try:
-            async with asyncio.timeout(limits.CODES_TIMEOUT_S):
+            async with asyncio.timeout(wait_s):
                 while len(self._pooled) < count:
                     if self._error is not None:
                         raise self._error
@@ -267,16 +334,16 @@ class MeshExchange:
                     await self._pooled_came.wait()
         except TimeoutError:
             missing = [i for i in self._sharing() if i not in self._pooled]
-            raise self._late("pooled vectors", missing) from None
+            raise self._overdue("pooled vectors", missing, wait_s) from None
         return [self._pooled[source] for source in sorted(self._pooled)]
 
     def _queue(self, block: int) -> asyncio.Queue[tuple[int, list[CodeArray]] | None]:
         return self._ready.setdefault(block, asyncio.Queue())
 
-    def _late(self, what: str, missing: Sequence[int]) -> DeadlineError:
+    def _overdue(self, what: str, missing: Sequence[int], wait_s: float) -> DeadlineError:
         peers = ", ".join(self.peers[source][:8] for source in missing)
         return DeadlineError(
-            f"no {what} came from {peers} within {limits.CODES_TIMEOUT_S:g} s; that peer hangs or "
+            f"no {what} came from {peers} within {wait_s:.3g} s; that peer hangs or "
             "its link is stuck: ask again, or with fewer peers (--max-peers)"
         )
 

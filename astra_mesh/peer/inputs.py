@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from msgspec.structs import replace
 
 from astra_mesh.errors import EmptyPromptError, InputError
 from astra_mesh.families import ModelInput
@@ -13,8 +14,19 @@ from astra_mesh.wire.messages import Ask, Inputs, Task
 def inputs_of_ask(loaded: Loaded, ask: Ask) -> Inputs:
     """Token ids, or the image as it came; InputError and its kin where it cannot be used.
 
-    Slow for long texts: runs in the compute thread.
+    New tokens that another peer gave follow the prompt. Slow for long texts: runs in the compute
+    thread.
     """
+    inputs = _given(loaded, ask)
+    if not ask.answered:
+        return inputs
+    if ask.task is not Task.GENERATE:
+        raise InputError("only a text that is continued has tokens that were answered")
+    types = inputs.token_types and [*inputs.token_types, *[0] * len(ask.answered)]
+    return replace(inputs, tokens=[*inputs.tokens, *ask.answered], token_types=types)
+
+
+def _given(loaded: Loaded, ask: Ask) -> Inputs:
     loaded.model.require(ask.task.value)
     given = [value for value in (ask.text, ask.tokens, ask.image) if value is not None]
     if len(given) != 1:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import random
 import socket
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 
 import aiohttp
 from aiohttp import web
@@ -51,6 +53,7 @@ class LinkKeeper:
         on_message: called with each message of an open link, the hello first.
         on_closed: called when a link is over (which had a hello), and why.
         on_stranger: called with id and name of a peer that was found and is not paired.
+        on_silence: called when nothing is heard on a link any more, or something is again.
         add_routes: adds what else is served at the port.
     """
 
@@ -62,13 +65,14 @@ class LinkKeeper:
         on_message: Callable[[Link, AnyMessage], None],
         on_closed: Callable[[Link, MeshError | None, bool], None],
         on_stranger: Callable[[PeerId, str], None],
+        on_silence: Callable[[Link], None] = lambda link: None,
         add_routes: Callable[[web.Application], None] = lambda app: None,
     ) -> None:
         self._config, self._security, self._make_hello = config, security, make_hello
         self._me = security.identity.peer_id
         self._on_message, self._on_closed = on_message, on_closed
+        self._on_stranger, self._on_silence = on_stranger, on_silence
         self._add_routes = add_routes
-        self._on_stranger = on_stranger
         self._membership: Membership[Link] = Membership(self._me)
         self._links: dict[Link, Known] = {}  # and who is there, by its certificate
         self._rosters: dict[Link, Roster] = {}  # that came and were not judged yet
@@ -187,6 +191,13 @@ class LinkKeeper:
         """Peers with an open link."""
         return [peer for peer in self._membership.peers() if self.link(peer) is not None]
 
+    def place(self, peer: PeerId) -> str:
+        """Where others can dial a peer, by what it announced; empty if that is not known."""
+        for host, port in self._membership.addresses(peer):
+            if not host.startswith("fe80:"):  # those hold on one machine only
+                return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return ""
+
     def _found(self, peer: PeerId, name: str, addresses: list[Address]) -> None:
         log.debug("found %s (%s) at %s", name, peer[:8], addresses)
         if peer in self._near or len(self._near) < limits.CANDIDATES:
@@ -203,7 +214,7 @@ class LinkKeeper:
         self._wake.set()
 
     def _gone(self, peer: PeerId) -> None:
-        self._membership.gone(peer)
+        self._membership.gone(peer, _now())
         self._near.pop(peer, None)
         self._strangers.discard(peer)
         self._wake.set()
@@ -263,10 +274,13 @@ class LinkKeeper:
 
     async def _dial(self, candidate: Candidate) -> None:
         assert self._http is not None
-        timings, secure = self._config.timings, self._security.dialling()
+        secure = self._security.dialling()
+        timings = self._config.timings
+        dial_s = min(timings.dial_s, limits.DIAL_KNOWN_S) if candidate.brief else timings.dial_s
+        brief = replace(timings, dial_s=dial_s)
         try:
             opened, address = await dial_any(
-                self._http, candidate.addresses, timings=timings, secure=secure
+                self._http, candidate.addresses, timings=brief, secure=secure
             )
         except Exception as error:
             self._membership.failed(candidate.key, _now())
@@ -305,6 +319,7 @@ class LinkKeeper:
             await link.close("leaving")
             return
         self._links[link] = known
+        link.on_silence = lambda: self._silence(link)
         try:
             await link.run(lambda message: self._take(link, message, key))
         except Exception:
@@ -330,6 +345,14 @@ class LinkKeeper:
             tasks.start(self._group, "a probe", _probe, link)
             self._tell_roster(link, self._links[link])
 
+    def _silence(self, link: Link) -> None:
+        hello = link.peer
+        if hello is None or hello.role is not Role.PEER:
+            return
+        self._membership.silent(link, hello.peer, _now(), is_silent=link.is_silent)
+        self._on_silence(link)
+        self._wake.set()
+
     def _over(self, link: Link, key: str | None, error: MeshError | None) -> None:
         now, hello = _now(), link.peer
         joined = hello is not None and hello.role is Role.PEER
@@ -339,7 +362,8 @@ class LinkKeeper:
         if hello is None:
             self._complain_of(link, key, error)
         else:
-            last = joined and self._membership.closed(link, hello.peer, now)
+            left = error is None
+            last = joined and self._membership.closed(link, hello.peer, now, left=left)
             self._on_closed(link, error, last)
         self._wake.set()
 
@@ -360,10 +384,15 @@ class LinkKeeper:
 
 
 async def _probe(link: Link) -> None:
-    try:
-        await link.probe()
-    except MeshError as error:
-        log.debug("no throughput of %s: %s", link.address, error.message)
+    """Measure a link, and again when its traffic has not for a while, until it is over."""
+    while True:
+        try:
+            if not link.is_measured and not link.is_silent:
+                await link.probe()
+        except MeshError as error:
+            log.debug("no throughput of %s: %s", link.address, error.message)
+        if await link.wait_closed(limits.PROBE_EVERY_S * random.uniform(0.8, 1.2)):
+            return
 
 
 def _now() -> float:

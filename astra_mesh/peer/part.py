@@ -12,18 +12,20 @@ from astra_mesh.errors import AstraMeshError, MeshError, ModelError
 from astra_mesh.families import ModelInput
 from astra_mesh.mesh.link import Link
 from astra_mesh.peer.choice import stages_of
-from astra_mesh.peer.exchange import MeshExchange, partners
+from astra_mesh.peer.exchange import MeshExchange, Patience, partners
 from astra_mesh.peer.inputs import read_inputs
 from astra_mesh.peer.loaded import AnyCodec, Loaded
 from astra_mesh.peer.models import ModelHost
 from astra_mesh.peer.progress import telling
 from astra_mesh.peer.sending import send_if_open
 from astra_mesh.plan.check import BadPlanError, layout_of
+from astra_mesh.quant.codecs import VectorCodec
 from astra_mesh.wire.codec import sanitise
 from astra_mesh.wire.messages import (
     Accept,
     Done,
     Fail,
+    Late,
     PeerId,
     PeerReport,
     Plan,
@@ -78,8 +80,12 @@ def make_exchange(
         if link is None:
             raise NotTakingPartError(Reason.NOT_LINKED, f"no link to peer {peer[:8]}", peer)
         links[peer] = link
+    degrade = plan.late is Late.DEGRADE
+    patience = Patience(plan.predicted_s, layout.blocks, degrade)
+    if degrade and isinstance(codec, VectorCodec):
+        codec = codec.projecting()  # tables know no input that could stand in
     width = loaded.spec.hidden_size
-    return MeshExchange(request, layout, peers, shard, codec, width, links), codec
+    return MeshExchange(request, layout, peers, shard, codec, width, links, patience), codec
 
 
 def report_of(
@@ -96,6 +102,7 @@ def report_of(
         finished_s=spent.total_s,
         sent_bytes=dict(exchange.sent_bytes),
         decode_steps=steps,
+        late_parts=exchange.late_parts,
     )
 
 

@@ -144,17 +144,18 @@ class Participants:
         self.exchange.fail(LostDuringPrefillError(peer, error))
 
     def raise_lost(self, error: MeshError) -> None:
-        """LostDuringPrefillError if ``error`` came of a link to one of them that is over."""
+        """LostDuringPrefillError if ``error`` came of one of them: lost, or long overdue."""
+        overdue = isinstance(error, DeadlineError)
         for peer, one in self._all.items():
-            if not one.link.is_open:
+            if not one.link.is_open or (overdue and self.exchange.misses(peer)):
                 raise LostDuringPrefillError(peer, error) from error
 
-    async def reports(self) -> tuple[list[PeerReport], int]:
+    async def reports(self, wait_s: float = limits.SHUTDOWN_S) -> tuple[list[PeerReport], int]:
         """What they did; who does not say so in time is left out, and counted."""
         if not self._all:
             return [], 0
         waiting = [one.report for one in self._all.values()]
-        done, pending = await asyncio.wait(waiting, timeout=limits.SHUTDOWN_S)
+        done, pending = await asyncio.wait(waiting, timeout=wait_s)
         return [future.result() for future in done if not future.cancelled()], len(pending)
 
     def close(self) -> None:

@@ -42,6 +42,7 @@ from astra_mesh.wire.messages import (
     Event,
     Hello,
     ListPeers,
+    ModelId,
     PeerId,
     PeerInfo,
     Peers,
@@ -76,6 +77,7 @@ class Peer:
         )
         self.watch = Watch()
         self._hellos: dict[PeerId, Hello] = {}
+        self._away: set[PeerId] = set()  # of those: nothing is heard of them
         self._subscribers: dict[tuple[Link, RequestId], None] = {}
         self._links: LinkKeeper | None = None
         self._requests: Requests | None = None  # from the moment on at which links can open
@@ -119,6 +121,7 @@ class Peer:
             self._on_message,
             self._on_closed,
             lambda peer, name: self.tell("unpaired-found", peer, name),
+            self._on_silence,
             share.add_routes,
         )
         await self._links.listen()
@@ -271,6 +274,8 @@ class Peer:
             if message.role is Role.PEER:
                 known = message.peer in self._hellos
                 self._hellos[message.peer] = message
+                if known and message.peer in self._away:
+                    self._back(message, link)
                 if not known:
                     self.tell("peer-joined", message.peer, message.name, link.address)
                 self.note_change()
@@ -305,8 +310,31 @@ class Peer:
             why = error.message if error is not None else "it said goodbye"
             level = logging.WARNING if isinstance(error, ProtocolError) else logging.INFO
             log.log(level, "%s (%s) is gone: %s", name, hello.peer[:8], why)
-            self.tell("peer-left", hello.peer, hello.name, why)
+            if hello.peer not in self._away:
+                self.tell("peer-left", hello.peer, hello.name, why)
+            self._away.discard(hello.peer)
         self.note_change()
+
+    def _on_silence(self, link: Link) -> None:
+        """Nothing is heard of a peer: it is listed and planned with no more until it is back."""
+        hello = link.peer
+        assert hello is not None
+        away = self.link(hello.peer) is None
+        if away and hello.peer not in self._away:
+            self._away.add(hello.peer)
+            self.tell(
+                "peer-left",
+                hello.peer,
+                hello.name,
+                f"lost {sanitise(hello.name)}: nothing is heard of it",
+            )
+        elif not away and hello.peer in self._away:
+            self._back(hello, link)
+        self.note_change()
+
+    def _back(self, hello: Hello, link: Link) -> None:
+        self._away.discard(hello.peer)
+        self.tell("peer-joined", hello.peer, hello.name, link.address)
 
     def tell(self, kind: str, peer: str = "", name: str = "", text: str = "") -> None:
         """Pass an event to subscribers and the owner of this peer."""
@@ -319,6 +347,20 @@ class Peer:
             log.exception("the owner of this peer failed to take an event")
         for link, request in list(self._subscribers):
             send_if_open(link, replace(event, request=request))
+
+    def elsewhere(self, model: ModelId) -> list[str]:
+        """Addresses of other peers that hold a model."""
+        found = []
+        for peer, hello in self.others().items():
+            link = self.link(peer)
+            if link is not None and any(offer.id == model for offer in hello.models):
+                found.append(self._place(link, hello))
+        return found[: limits.CLIENT_PLACES]
+
+    def _place(self, link: Link, hello: Hello) -> str:
+        """Where a peer can be dialled."""
+        announced = self._links.place(hello.peer) if self._links is not None else ""
+        return announced or dial_address(link, hello)
 
     def peer_list(self) -> list[PeerInfo]:
         """The mesh as this peer sees it, itself first."""
@@ -340,7 +382,7 @@ class Peer:
                 PeerInfo(
                     peer=peer,
                     name=hello.name,
-                    address=link.address,
+                    address=self._place(link, hello),
                     self=False,
                     device=hello.device,
                     models=hello.models,
@@ -351,6 +393,12 @@ class Peer:
                 )
             )
         return found
+
+
+def dial_address(link: Link, hello: Hello) -> str:
+    """Where the peer at the other end of a link listens, also if it dialled the link itself."""
+    host = link.address.rpartition(":")[0]
+    return link.address if link.dialled or not hello.port else f"{host}:{hello.port}"
 
 
 def _try_to_write(record: LocalPeer) -> None:

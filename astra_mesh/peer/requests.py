@@ -20,6 +20,7 @@ from astra_mesh.peer.part import Participation
 from astra_mesh.peer.participants import Participants
 from astra_mesh.peer.recorder import Recorder
 from astra_mesh.peer.sending import send_if_open
+from astra_mesh.peer.turns import Turns
 from astra_mesh.peer.watch import Shown, Watch
 from astra_mesh.wire.codec import AnyMessage, sanitise
 from astra_mesh.wire.messages import (
@@ -64,6 +65,7 @@ class Requests:
         self._exchanges: dict[RequestId, MeshExchange] = {}
         self._early = EarlyCodes()
         self._recorder = recorder
+        self._turns = Turns(limits.ANSWERS_AT_ONCE)
         self._watch: Watch = peer.watch
 
     @property
@@ -83,9 +85,6 @@ class Requests:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-    def _is_full(self) -> bool:
-        return len(self._answers) + len(self._parts) >= limits.REQUESTS_PER_PEER
 
     # --- messages ---------------------------------------------------------------------------------
 
@@ -171,13 +170,22 @@ class Requests:
     # --- answering --------------------------------------------------------------------------------
 
     def _ask(self, link: Link, ask: Ask) -> None:
-        if self._is_full():
-            text = f"{self._peer.name} has as many requests as it takes; try again later"
-            self._fail(link, ask.request, BusyError(text))
+        if len(self._answers) >= limits.REQUESTS_PER_PEER:
+            self._fail(link, ask.request, self._busy())
             return
         task = self._start("a request", self._answer, link, ask)
         self._answers[link, ask.request] = task
         task.add_done_callback(lambda _: self._answers.pop((link, ask.request), None))
+
+    def _busy(self) -> BusyError:
+        wait_s = self._turns.wait_s()
+        wait_s = min(max(wait_s, limits.RETRY_LEAST_S), limits.RETRY_MOST_S)
+        error = BusyError(
+            f"{self._peer.name} has as many requests as it takes; try again in {wait_s:.0f} s, or "
+            "ask another peer"
+        )
+        error.retry_s = wait_s
+        return error
 
     async def _answer(self, link: Link, ask: Ask) -> None:
         shown = self._watch.asked(ask.task, ask.model)
@@ -192,7 +200,8 @@ class Requests:
         self._peer.tell("request-started", text=f"{ask.task.value} with {ask.model}")
         outcome = "cancelled"
         try:
-            await answer.run()
+            async with self._turns.turn(link):
+                await answer.run()
             outcome = "answered"
         except AstraMeshError as error:
             outcome = error.message
@@ -209,7 +218,8 @@ class Requests:
 
     def _fail(self, link: Link, request: RequestId, error: AstraMeshError) -> None:
         text = sanitise(error.message)
-        send_if_open(link, Fail(request=request, code=error.code, text=text))
+        retry_s = error.retry_s if isinstance(error, BusyError) else 0.0
+        send_if_open(link, Fail(request=request, code=error.code, text=text, retry_s=retry_s))
 
     def _surroundings(self, shown: Shown) -> Surroundings:
         return Surroundings(
@@ -217,6 +227,7 @@ class Requests:
             candidates=self._candidates.others,
             links=self._candidates.links,
             find_link=self._peer.link,
+            elsewhere=self._peer.elsewhere,
             open=partial(self._open, shown),
             close=self._close_exchange,
             watched=lambda: self._watch.active,
@@ -237,7 +248,7 @@ class Requests:
         if request in self._parts or request in self._exchanges:
             part.refuse(Reason.BAD_PLAN, "another request has this id")
             return
-        if self._is_full():
+        if len(self._parts) >= limits.REQUESTS_PER_PEER:
             part.refuse(Reason.BUSY)
             self._part_over(part)
             return

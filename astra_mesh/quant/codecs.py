@@ -54,9 +54,9 @@ class PlainCodec:
         """See :class:`Codec`; nothing is remembered."""
         return self
 
-    def receiver(self, stages: int, known: Tensor | None) -> PlainCodec:
+    def receiver(self, stages: int, known: Tensor | None) -> PlainReceiver:
         """See :class:`Codec`."""
-        return self
+        return PlainReceiver(self, known)
 
     def encode(self, block: int, x: Tensor, first: int = 0) -> list[CodeArray]:
         """See :class:`Sender`."""
@@ -69,6 +69,14 @@ class PlainCodec:
 
     def decode(self, block: int, codes: Sequence[CodeArray], first: int = 0) -> Tensor:
         """See :class:`Receiver`."""
+        return self.project(block, self.rebuild(codes))
+
+    def project(self, block: int, n: Tensor) -> Tensor:
+        """Raw keys and values (T, 2 kv_size) of normalized inputs (T, D)."""
+        return self._model.block(block).project_key_value(n)
+
+    def rebuild(self, codes: Sequence[CodeArray]) -> Tensor:
+        """The normalized input (T, D) that was sent."""
         (rows,) = codes
         rows = np.ascontiguousarray(rows)
         if self.name in ("fp32", "fp16"):
@@ -78,7 +86,7 @@ class PlainCodec:
             n = _from_int8(rows)
         else:
             n = _from_int4(rows, self._model.spec.hidden_size)
-        return self._model.block(block).project_key_value(n)
+        return n
 
     def pack(self, stage: int, codes: CodeArray) -> bytes:
         """See :class:`Codec`."""
@@ -105,6 +113,23 @@ class PlainCodec:
         scales = rows[:, -4:] if self.name == "int8" else rows[:, -2 * self._groups :]
         kind = "<f4" if self.name == "int8" else "<f2"
         return bool(np.isfinite(np.ascontiguousarray(scales).view(kind)).all())
+
+
+class PlainReceiver:
+    """The receiving end of a :class:`PlainCodec`: knows the last block's input."""
+
+    def __init__(self, codec: PlainCodec, known: Tensor | None) -> None:
+        self._codec, self._last = codec, known
+
+    def decode(self, block: int, codes: Sequence[CodeArray], first: int = 0) -> Tensor:
+        """See :class:`astra_mesh.quant.codes.Receiver`."""
+        self._last = self._codec.rebuild(codes)
+        return self._codec.project(block, self._last)
+
+    def stand_in(self, block: int) -> Tensor:
+        """See :class:`astra_mesh.quant.codes.Receiver`."""
+        assert self._last is not None
+        return self._codec.project(block, self._last)
 
 
 def _to_int8(n: Tensor) -> CodeArray:

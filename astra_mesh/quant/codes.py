@@ -28,6 +28,11 @@ class Receiver(Protocol):
     def decode(self, block: int, codes: Sequence[CodeArray], first: int = 0) -> Tensor:
         """Raw keys and values (T, 2 kv_size) from the arrays of all stages."""
 
+    def stand_in(self, block: int) -> Tensor:
+        """Raw keys and values of all tokens for a block whose codes did not come: from what is
+        known of earlier blocks. Needs ``known``, or an earlier block, and a codec that projects.
+        """
+
 
 class Codec(Protocol):
     """One per model and codebook; shared by all requests. Arrays have one row per token."""

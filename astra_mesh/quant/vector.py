@@ -12,6 +12,7 @@ of those that it is predicted from, plus (with history) one product pair for the
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -62,6 +63,7 @@ class VectorReceiver:
     def __init__(self, codec: VectorCodec, stages: int, known: Tensor | None) -> None:
         self._codec, self._stages, self._memory = codec, stages, codec.memory(known)
         self._known = known
+        self._last = known  # what a codec without memory knows of all tokens
         self._codes: dict[int, npt.NDArray[np.int64]] = {}  # row indices (T, codes) by block
 
     def rebuild(self, block: int, codes: Sequence[CodeArray], first: int = 0) -> Tensor:
@@ -71,11 +73,23 @@ class VectorReceiver:
         added = codec.added(block, self._stages, codes)
         rows = slice(first, first + len(added))
         predicted = codec.predicted(self._memory, block, book, rows)
-        if predicted is None:
-            return added
-        if self._memory is not None:
+        if self._memory is not None and predicted is not None:
             self._memory.keep(block, rows, predicted, added)
-        return predicted + added
+        found = added if predicted is None else predicted + added
+        self._last = found
+        return found
+
+    def stand_in(self, block: int) -> Tensor:
+        """See :class:`astra_mesh.quant.codes.Receiver`."""
+        codec, memory, n = self._codec, self._memory, self._last
+        assert n is not None
+        if memory is not None:
+            book = codec.coder(block, self._stages).book
+            rows = slice(0, len(memory.known))
+            n = memory.predict(block, book, rows)
+            memory.keep(block, rows, n, torch.zeros_like(n))
+        at = codec.model.block(block)
+        return at.project_key_value(at.normalize(n) if codec.name == "astra" else n)
 
     def decode(self, block: int, codes: Sequence[CodeArray], first: int = 0) -> Tensor:
         """See :class:`astra_mesh.quant.codes.Receiver`."""
@@ -152,6 +166,14 @@ class VectorCodec:
     def receiver(self, stages: int, known: Tensor | None) -> VectorReceiver:
         """See :class:`Codec`."""
         return VectorReceiver(self, stages, known)
+
+    def projecting(self) -> VectorCodec:
+        """The same, decoding by projection."""
+        if self.decoder == "project":
+            return self
+        other = copy.copy(self)  # its coders are those of this one
+        other.decoder = "project"
+        return other
 
     def memory(self, known: Tensor | None) -> Memory | None:
         """A memory for tokens whose first block's n is ``known`` (T, D); None without history."""

@@ -44,7 +44,8 @@ class Door:
         if not self._peer.port:
             raise NoPeerError("the peer behind this API has stopped; start it again")
         try:
-            return await Mesh(_address(self._peer), trust_dir=self._peer.config.trust_dir).open()
+            trust_dir = self._peer.config.trust_dir
+            return await Mesh(_address(self._peer), trust_dir=trust_dir, stays=True).open()
         except AstraMeshError as error:
             raise NoPeerError(
                 f"the peer behind this API does not answer: {error.message}"

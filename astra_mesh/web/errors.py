@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any, Final
 
 from aiohttp import web
@@ -78,9 +79,9 @@ def bad(message: str, param: str | None = None, code: str = "invalid_value") -> 
     return ApiError(400, message, code, param)
 
 
-def busy(message: str) -> ApiError:
+def busy(message: str, retry_s: float = limits.API_RETRY_S) -> ApiError:
     """Come back later."""
-    return ApiError(429, message, "busy", headers={"Retry-After": str(limits.API_RETRY_S)})
+    return ApiError(429, message, "busy", headers={"Retry-After": str(math.ceil(retry_s))})
 
 
 def api_error(error: BaseException) -> ApiError:
@@ -100,8 +101,8 @@ def _of_mesh(error: AstraMeshError) -> ApiError:
     if status == 500 and not isinstance(error, _TOLD):
         log.error("a request of the API failed: %s", error.message)
         return ApiError(500, INTERNAL, "internal")
-    if status == 429:
-        return busy(error.message)
+    if isinstance(error, errors.BusyError):
+        return busy(error.message, error.retry_s)
     code = _CODES.get(error.code, error.code.replace("-", "_"))
     param = "model" if isinstance(error, errors.UnknownModelError) else None
     return ApiError(status, error.message, code, param)

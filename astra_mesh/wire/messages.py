@@ -207,6 +207,13 @@ class Shard(Message, frozen=True):
     stop: int
 
 
+class Late(enum.Enum):
+    """What happens to codes that do not come in time."""
+
+    WAIT = "wait"  # they are waited for: the answer is the plan's, whatever the network did
+    DEGRADE = "degrade"  # what is known of earlier blocks stands in, and the answer says so
+
+
 class LinkRate(Message, frozen=True):
     """How many stages of the code ``sender`` sends to ``receiver``."""
 
@@ -226,6 +233,7 @@ class Plan(Message, frozen=True):
     answering: PeerId  # generate: owner of the last non-empty shard
     class_token: str  # "single" or "distributed"; "none" where the model has no class token
     predicted_s: float = 0.0
+    late: Late = Late.WAIT
 
 
 class Sampling(Message, frozen=True):
@@ -344,6 +352,7 @@ class PeerReport(Message, frozen=True):
     finished_s: float  # after it accepted
     sent_bytes: dict[str, int] = {}  # code bytes by receiving peer
     decode_steps: int = 0
+    late_parts: int = 0  # codes of one shard and block that came too late: a prediction stood in
 
 
 class Done(Message, frozen=True):
@@ -366,6 +375,7 @@ class Fail(Message, frozen=True):
     request: RequestId
     code: str
     text: str
+    retry_s: float = 0.0  # "busy": when it is worth asking again
 
 
 class Token(Positional, frozen=True):
@@ -397,6 +407,7 @@ class Options(Message, frozen=True):
     rate: int = 0  # bits per token and block; 0: the fastest one within ``max_loss``
     class_token: str = ""  # "": what the bundle was adapted for
     max_loss: float | None = None  # that the codes may cost; None: the limit stored in the bundle
+    late: Late = Late.WAIT
 
 
 class Ask(Message, frozen=True):
@@ -410,6 +421,7 @@ class Ask(Message, frozen=True):
     image: bytes | None = None
     sampling: Sampling | None = None
     options: Options = Options()
+    answered: list[int] = []  # new tokens that another peer gave before it was lost: go on after
 
 
 class ExpectedCost(Message, frozen=True):
@@ -433,6 +445,7 @@ class Planned(Message, frozen=True):
     reason: str  # why this plan, for people
     prompt_tokens: int
     expected: ExpectedCost | None = None  # None: one device, or not measured
+    elsewhere: list[str] = []  # addresses of other peers that hold the model, should this one go
 
 
 class Label(Message, frozen=True):

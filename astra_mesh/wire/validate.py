@@ -209,6 +209,7 @@ _RULES: Final[dict[type[msgspec.Struct], dict[str, Check]]] = {
         "tokens": _position,
         "sent_bytes": _by_peer,
         "decode_steps": _between(0, limits.NEW_TOKENS),
+        "late_parts": _between(0, limits.BLOCKS * limits.PEERS_PER_PLAN),
     },
     m.Cancel: {"text": _sentence},
     m.Fail: {"code": _word, "text": _sentence},
@@ -228,6 +229,7 @@ _RULES: Final[dict[type[msgspec.Struct], dict[str, Check]]] = {
         "text": _prompt,
         "tokens": _tokens,
         "image": _size(limits.IMAGE_BYTES),
+        "answered": _tokens,
     },
     m.ExpectedCost: {
         "measure": _word,
@@ -238,13 +240,14 @@ _RULES: Final[dict[type[msgspec.Struct], dict[str, Check]]] = {
         "names": lambda value: _by_peer(value) and all(map(_name, value.values())),
         "reason": _sentence,
         "prompt_tokens": _position,
+        "elsewhere": _texts(limits.CLIENT_PLACES, 128),
     },
     m.Label: {"label": _sentence, "probability": _between(0.0, 1.0 + 1e-3)},
     m.Report: {
         "peers": _size(limits.PEERS_PER_PLAN),
         "new_tokens": _between(0, limits.NEW_TOKENS),
         "finish": _word_or_empty,
-        "notes": _texts(64, limits.REASON_CHARS),
+        "notes": _texts(limits.NOTES, limits.REASON_CHARS),
     },
     m.Result: {
         "labels": _size(limits.LABELS),

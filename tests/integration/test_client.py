@@ -234,9 +234,9 @@ async def test_what_was_not_read_is_given_back_when_the_loop_is_left() -> None:
     ):
         async with mesh.generate("toy", "Hello") as generation:
             await anext(generation)
-        assert mesh._line is not None
-        assert mesh._line._link.session.unconsumed_bytes == 0
-        assert not mesh._line._conversations
+        assert mesh._open_line() is not None
+        assert mesh._open_line()._link.session.unconsumed_bytes == 0
+        assert not mesh._open_line()._conversations
 
 
 # --- errors ---------------------------------------------------------------------------------------

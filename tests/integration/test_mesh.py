@@ -255,6 +255,20 @@ async def test_a_client_that_goes_away_cancels_its_requests(
         await until(lambda: not any(busy(peer) for peer in peers), wait_s=1.0)
 
 
+async def test_peers_of_one_name_are_two_peers(models: Path) -> None:
+    async with mesh_of(["twin", "twin", "other"], models) as peers:
+        listed = peers[2].peer_list()
+        assert sorted(one.name for one in listed) == ["other", "twin", "twin"]
+        assert len({one.peer for one in listed}) == 3
+        async with client_of(peers[2]) as client:
+            reply = await client.reply(
+                client.send(Task.GENERATE, "words", tokens=PROMPT, options=ALL)
+            )
+        shards = reply.done().report.plan.shards
+        assert {shard.peer for shard in shards} == {peer.id for peer in peers}
+        assert sorted(reply.planned[0].names.values()) == ["other", "twin", "twin"]
+
+
 async def test_many_requests_at_once_all_get_their_own_answer(
     models: Path, loaded_models: dict[str, Loaded]
 ) -> None:

@@ -26,6 +26,12 @@ def main(arguments: Sequence[str]) -> int:
             return _sweep()
         if parsed.command == "measure":
             return _measure()
+        if parsed.command == "nemesis":
+            return _nemesis(parsed)
+        if parsed.command == "figures":
+            return _figures(parsed.only)
+        if parsed.command == "soak":
+            return _soak(parsed)
         return _run(parsed.scenario, parsed.output)
     except LabError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -41,6 +47,17 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="run a scenario with real peers (needs root)")
     run.add_argument("scenario", type=Path, help="a TOML file; docs/lab.md explains it")
     run.add_argument("-o", "--output", type=Path, help="write what happened to this JSON file")
+    faults = commands.add_parser("nemesis", help="seeded faults against real peers (needs root)")
+    faults.add_argument("--seeds", default="1-20", help="as 1-20 or 3,5,9 (default: %(default)s)")
+    faults.add_argument("--devices", type=int, default=3, choices=range(2, 9), metavar="2..8")
+    faults.add_argument("--seconds", type=float, default=12.0, help="how long faults begin")
+    faults.add_argument("--slack", type=float, default=1.5, help="seconds that a busy machine adds")
+    faults.add_argument("-o", "--output", type=Path, help="write the histories to this JSON file")
+    costs = commands.add_parser("figures", help="what faults cost in time (root, 10 minutes)")
+    costs.add_argument("only", nargs="*", help="prefill, decode, halved, slow, lossy, crowd")
+    soaking = commands.add_parser("soak", help="requests for an hour while peers are killed")
+    soaking.add_argument("--minutes", type=float, default=60.0)
+    soaking.add_argument("--devices", type=int, default=8, choices=range(2, 9), metavar="2..8")
     commands.add_parser("measure", help="how exact rates, delays, losses and quotas are here")
     commands.add_parser("sweep", help="remove what a killed laboratory left")
     return parser
@@ -58,6 +75,43 @@ def _run(path: Path, output: Path | None) -> int:
             _say(f"--- log of {device}\n{log}".rstrip())
         return FAILED
     return 0
+
+
+def _nemesis(parsed: argparse.Namespace) -> int:
+    from tools.lab import nemesis  # imports torch
+
+    settings = nemesis.Settings(parsed.devices, parsed.seconds, slack_s=parsed.slack)
+    documents, failed = [], False
+    for history, broken in nemesis.run(nemesis.seeds_of(parsed.seeds), settings, _say):
+        documents.append({**history.as_document(), "broken": broken})
+        failed = failed or bool(broken)
+        print(nemesis.summary(history, broken), flush=True)
+        for text in broken:
+            print(f"  {text}", flush=True)
+        if parsed.output is not None:
+            record.write({"schedules": documents}, parsed.output)
+    return FAILED if failed else 0
+
+
+def _figures(only: list[str]) -> int:
+    from tools.lab import figures
+
+    if unknown := set(only) - figures.FIGURES.keys():
+        raise ScenarioError(f"no figure {min(unknown)!r}; there are {', '.join(figures.FIGURES)}")
+    for line in figures.measure(only, _say):
+        print(line, flush=True)
+    return 0
+
+
+def _soak(parsed: argparse.Namespace) -> int:
+    from tools.lab import soak  # imports torch
+
+    found = soak.soak(parsed.minutes, parsed.devices, _say)
+    print(soak.summary(found), flush=True)
+    broken = soak.findings(found)
+    for text in broken:
+        print(f"  {text}", flush=True)
+    return FAILED if broken else 0
 
 
 def _measure() -> int:

@@ -42,15 +42,16 @@ async def peers(mesh: Mesh, document: dict[str, Any]) -> dict[str, Any]:
 
 
 async def generate(mesh: Mesh, document: dict[str, Any]) -> dict[str, Any]:
-    """Continue a text; ``first_s`` is when the first token came."""
-    began, first_s, ids = time.monotonic(), None, []
+    """Continue a text; ``token_s`` is when each token came, ``first_s`` the first."""
+    began, times, ids = time.monotonic(), list[float](), []
     given = document["text"] if document["tokens"] is None else document["tokens"]
     asked = mesh.generate(document["model"], given, **document["options"])
     async with asked as generation:
         async for token in generation:
-            first_s = first_s or time.monotonic() - began
+            times.append(time.monotonic() - began)
             ids.append(token.id)
-    answered = {"text": generation.text, "tokens": ids, "first_s": first_s}
+    answered: dict[str, Any] = {"text": generation.text, "tokens": ids, "token_s": times}
+    answered["first_s"] = times[0] if times else None
     return {**answered, "planned": generation.planned, "report": generation.report}
 
 

@@ -53,10 +53,10 @@ def test_this_peer_itself_is_no_candidate() -> None:
 def test_a_withdrawn_announcement() -> None:
     table = members()
     table.found(HIGH, AT, 0.0)
-    table.gone(HIGH)
+    table.gone(HIGH, 0.0)
     assert table.due(0.0) == []
     table.failed(HIGH, 1.0)
-    table.gone(LOW)
+    table.gone(LOW, 1.0)
 
 
 def test_backoff_grows_to_a_cap_with_jitter() -> None:
@@ -156,7 +156,7 @@ def test_a_typed_address_of_a_linked_peer_is_left_alone() -> None:
     table.failed(candidate.key, 0.0, LOW)
     assert table.next_due() == math.inf
     table.closed("inbound", LOW, 10.0)
-    assert table.due(20.0) == [candidate]
+    assert [one.key for one in table.due(20.0)] == [candidate.key]
 
 
 def test_a_typed_address_of_this_peer_itself() -> None:
@@ -254,3 +254,68 @@ def test_links_that_end_at_once_back_off() -> None:
         waits.append(table.next_due() - now)
         now = table.next_due()
     assert waits[-1] > 4.0
+
+
+# --- peers that fall silent or are lost -----------------------------------------------------------
+
+
+def test_a_silent_link_is_not_used_and_its_peer_is_dialled() -> None:
+    table = members()
+    table.found(HIGH, AT, 0.0)
+    table.due(0.0)
+    table.opened("old", HIGH, dialled=True, now=0.0, key=HIGH)
+    assert table.due(5.0) == []
+    table.silent("old", HIGH, 5.0, is_silent=True)
+    assert table.link(HIGH) is None
+    assert [one.key for one in table.due(5.0)] == [HIGH]
+    table.failed(HIGH, 6.0)
+    table.silent("old", HIGH, 6.0, is_silent=False)
+    assert table.link(HIGH) == "old"
+    assert table.due(100.0) == []
+
+
+def test_a_new_link_is_no_duplicate_of_a_silent_one() -> None:
+    """A peer that was restarted, or has another address: its old link may be dead."""
+    table = members()
+    table.opened("old", HIGH, dialled=True, now=0.0)
+    assert table.opened("other", HIGH, dialled=False, now=1.0) == ["other"]
+    table.closed("other", HIGH, 1.0)
+    table.silent("old", HIGH, 5.0, is_silent=True)
+    assert table.opened("new", HIGH, dialled=False, now=5.5) == []
+    assert table.link(HIGH) == "new"
+    assert not table.closed("old", HIGH, 9.0)  # not the last
+
+
+def test_a_peer_that_was_lost_is_dialled_often_until_it_is_back() -> None:
+    table = members()
+    table.found(HIGH, AT, 0.0)
+    table.due(0.0)
+    table.opened("link", HIGH, dialled=True, now=0.0, key=HIGH)
+    table.closed("link", HIGH, 60.0)
+    table.gone(HIGH, 200.0)  # its announcement ran out: nobody renewed it
+    now, waits = 60.0, []
+    while now < 300.0:
+        assert table.next_due() < math.inf
+        waits.append(table.next_due() - now)
+        now = table.next_due()
+        (candidate,) = table.due(now)
+        now += 1.5 if candidate.brief else 3.0
+        table.failed(HIGH, now)
+    assert max(waits) <= limits.BACKOFF_KNOWN_S
+
+
+def test_where_a_peer_said_that_it_is() -> None:
+    table = members()
+    assert table.addresses(HIGH) == ()
+    table.found(HIGH, AT, 0.0)
+    assert table.addresses(HIGH) == AT
+
+
+def test_a_peer_that_left_is_not_dialled_often() -> None:
+    table = members()
+    table.found(HIGH, AT, 0.0)
+    table.due(0.0)
+    table.opened("link", HIGH, dialled=True, now=0.0, key=HIGH)
+    table.closed("link", HIGH, 60.0, left=True)
+    table.gone(HIGH, 60.1)
+    assert table.next_due() == math.inf

@@ -2,7 +2,6 @@
 
 import pytest
 
-from astra_mesh import limits
 from astra_mesh.mesh.probe import Meter, train_bps
 
 
@@ -29,21 +28,92 @@ def test_a_train_that_came_back_at_once() -> None:
     assert train_bps([1.0, 1.0, 1.0, 1.0, 1.0], 1_000) == pytest.approx(8 * 2_000 / 1e-6)
 
 
-def test_real_traffic() -> None:
-    meter = Meter()
-    size, rate = 8 * limits.UNSENT_BYTES, 1e7
-    for piece in range(8):
-        meter.wrote(size // 8, 100.0 + piece)
-    meter.idle(100.0 + 8 * (size - limits.UNSENT_BYTES) / rate)
-    assert meter.bps == pytest.approx(rate)
-    meter.wrote(size, 200.0)
-    meter.idle(200.0 + 8 * (size - limits.UNSENT_BYTES) / (2 * rate))
-    assert meter.bps == pytest.approx(1.25 * rate)
+# --- from real traffic ----------------------------------------------------------------------------
 
 
-def test_short_runs_say_nothing() -> None:
-    meter = Meter()
-    meter.idle(0.0)
-    meter.wrote(limits.UNSENT_BYTES, 0.0)
-    meter.idle(1.0)
-    assert meter.bps is None
+class Wire:
+    """A link of some rate with a meter at its sending end."""
+
+    def __init__(self, bps: float, round_trip_s: float = 0.004) -> None:
+        self.bps, self.round_trip_s = bps, round_trip_s
+        self.meter, self.now = Meter(), 0.0
+
+    def run(self, size: int, late_s: float = 0.0) -> None:
+        """Write ``size`` bytes at once; the pong of the mark comes ``late_s`` too late."""
+        meter = self.meter
+        meter.wrote(size, self.now)
+        if meter.idle(self.now):
+            meter.mark(self.now)
+            self.now += 8 * size / self.bps + self.round_trip_s + late_s
+            meter.pong(self.now, self.round_trip_s)
+        self.now += 0.1
+
+
+def test_codes_alone_tell_the_rate() -> None:
+    wire = Wire(10e6)
+    for _ in range(3):
+        wire.run(8 * 1024)
+    assert wire.meter.bps == pytest.approx(10e6, rel=0.01)
+
+
+@pytest.mark.parametrize("size", [16 * 1024, 32 * 1024, 250 * 1024])
+def test_a_rate_that_falls_and_rises_is_followed(size: int) -> None:
+    wire = Wire(100e6)
+    for _ in range(5):
+        wire.run(size)
+    wire.bps = 5e6
+    for _ in range(6):
+        wire.run(size)
+    assert wire.meter.bps is not None
+    assert 5e6 * 0.99 <= wire.meter.bps < 10e6
+    wire.bps = 50e6
+    for _ in range(12):
+        wire.run(size)
+    assert wire.meter.bps > 40e6
+
+
+def test_one_late_pong_is_no_slow_link() -> None:
+    wire = Wire(20e6)
+    for late_s in (0.0, 0.0, 0.0, 0.5, 0.0, 0.3, 0.4, 0.0, 0.2):
+        wire.run(16 * 1024, late_s)
+    assert wire.meter.bps == pytest.approx(20e6, rel=0.01)
+
+
+def test_a_run_of_a_few_bytes_says_nothing() -> None:
+    wire = Wire(10e6)
+    wire.run(500)
+    assert wire.meter.bps is None
+
+
+def test_a_long_run_is_measured_while_it_goes_on() -> None:
+    """Each mark's pong comes when all before it is there; the next run queues behind the last."""
+    meter, rate, trip_s, chunk = Meter(), 10e6, 0.01, 64 * 1024
+    pongs: list[float] = []
+    for number in range(40):
+        sent_s = 8 * chunk * (number + 1) / rate  # the socket takes as much as the link carries
+        if meter.wrote(chunk, sent_s):
+            meter.mark(sent_s)
+            pongs.append(sent_s + 0.08 + trip_s)  # 100 KB are queued below
+        if pongs and sent_s >= pongs[0]:
+            meter.pong(pongs.pop(0), trip_s)
+    assert meter.bps == pytest.approx(rate, rel=0.15)
+
+
+def test_a_mark_whose_pong_is_lost_does_not_stop_measuring() -> None:
+    wire = Wire(10e6)
+    wire.meter.wrote(8192, 0.0)
+    assert wire.meter.idle(0.0)
+    wire.meter.mark(0.0)
+    wire.meter.wrote(8192, 1.0)
+    assert not wire.meter.idle(1.0)  # one at a time
+    wire.now = 10.0
+    wire.run(8192)
+    assert wire.meter.bps == pytest.approx(10e6, rel=0.01)
+
+
+def test_a_probe_replaces_what_was_thought() -> None:
+    wire = Wire(10e6)
+    wire.run(8192)
+    wire.meter.probed(80e6, wire.now)
+    assert wire.meter.bps == 80e6
+    assert wire.meter.measured == wire.now

@@ -502,14 +502,27 @@ def test_pings_go_on_in_traffic() -> None:
 
 def test_silence() -> None:
     session = opened()
-    now = 0.0
+    now, silent = 0.0, []
     while now < math.inf and session.state is State.OPEN:
         last, now = now, session.tick(now)
-    assert last == 4.0
+        silent.append((last, session.silent))
+    assert last == 8.0
+    assert min(when for when, is_silent in silent if is_silent) == 4.0
     assert isinstance(session.close_error, PeerLostError)
-    assert "peer b (bbbbbbbb): nothing heard for 4 s" in session.close_error.message
+    assert "peer b (bbbbbbbb): nothing heard for 8 s" in session.close_error.message
     with pytest.raises(PeerLostError, match="peer b"):
         session.send(codes(R1))
+
+
+def test_whoever_is_heard_again_is_silent_no_more() -> None:
+    session = opened()
+    now = 0.0
+    while not session.silent:
+        now = session.tick(now)
+    session.receive(encode(m.Ping(1)), now + 2.0)
+    assert not session.silent
+    assert session.tick(now + 2.0) < now + 4.0
+    assert state(session) is State.OPEN
 
 
 def test_a_process_that_stood_still_asks_first() -> None:

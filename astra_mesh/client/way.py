@@ -1,0 +1,134 @@
+"""The line to the peer that is asked, and the way on to another one when that peer is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+from collections.abc import Iterable
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from astra_mesh import limits
+from astra_mesh.client.addresses import parse_address, show_address
+from astra_mesh.client.finding import Target, open_line
+from astra_mesh.client.line import Conversation, Line, new_request
+from astra_mesh.errors import AstraMeshError, InputError, MeshError, PeerLostError
+from astra_mesh.wire.codec import sanitise
+from astra_mesh.wire.messages import ListPeers, Peers, Planned
+
+if TYPE_CHECKING:
+    from astra_mesh.mesh.connect import Address
+
+log = logging.getLogger(__name__)
+
+
+class Way:
+    """Where a mesh's requests go.
+
+    Args:
+        stack: Closes the lines that are opened later.
+        line: To the peer that is asked now.
+        target: How to connect.
+        stays: Never go on with another peer.
+    """
+
+    def __init__(
+        self, stack: AsyncExitStack, line: Line, target: Target, *, stays: bool = False
+    ) -> None:
+        self.line, self._stays = line, stays
+        self._stack, self._target = stack, target
+        self._elsewhere: list[Address] = []  # of other peers, the ones told last
+        self._roster: Conversation | None = None
+        self._turn = asyncio.Lock()
+
+    def look_around(self) -> None:
+        """Ask once on each line who else is there; the answer is read when it is needed."""
+        if self._roster is None and self.line.is_open and not self._stays:
+            self._roster = self.line.start(ListPeers(request=new_request()))
+
+    def learn(self, planned: Planned) -> None:
+        """Other peers that hold the model, as the coordinator sees them now."""
+        if planned.elsewhere:
+            self._elsewhere = self._reachable(planned.elsewhere)
+
+    async def onward(
+        self, lost: Line, error: MeshError, *, after: str = "", again: bool = False
+    ) -> str:
+        """Go on with another peer; the sentence for a report. Cancelling it changes nothing.
+
+        Args:
+            lost: The line that ended.
+            error: Why; raised if no other peer answers.
+            after: What had come by then, for the report.
+            again: Whether the peer that was lost may be tried, too: nothing was under way.
+        """
+        if self._stays:
+            raise error
+        async with self._turn:
+            if self.line is not lost and self.line.is_open:  # another request was faster
+                return self._sentence(error, after)
+            await self._read_roster()
+            places = [place for place in self._elsewhere if place != lost.place]
+            if again and lost.place is not None:
+                places.append(lost.place)
+            for place in places[: limits.CLIENT_PLACES]:
+                if await self._move(place):
+                    return self._sentence(error, after)
+        raise error
+
+    def _sentence(self, error: MeshError, after: str) -> str:
+        name = sanitise(self.line.hello.name)
+        return sanitise(f"continued by {name}{after}: {error.message}")
+
+    async def _move(self, place: Address) -> bool:
+        timings = replace(self._target.timings, dial_s=limits.CLIENT_MOVE_S)
+        target = replace(self._target, timings=timings)
+        try:
+            line = await open_line(self._stack, place, target)
+        except MeshError as why:
+            log.info("cannot go on at %s: %s", show_address(place), why.message)
+            return False
+        self.line, self._roster = line, None
+        return True
+
+    async def _read_roster(self) -> None:
+        """What the lost peer said about the others before it was lost."""
+        conversation, self._roster = self._roster, None
+        if conversation is None:
+            return
+        try:
+            peers = (await conversation.expect(Peers)).peers
+        except AstraMeshError:
+            return
+        finally:
+            conversation.close()
+        found = self._reachable(one.address for one in peers if not one.self)
+        self._elsewhere += [place for place in found if place not in self._elsewhere]
+
+    def _reachable(self, texts: Iterable[str]) -> list[Address]:
+        """Addresses as this client can use them: the asked peer's own machine is where it is."""
+        found: list[Address] = []
+        for text in texts:
+            try:
+                host, port = parse_address(text)
+            except InputError:
+                continue
+            if _is_loopback(host) and self.line.place is not None:
+                host = self.line.place[0]
+            if (host, port) not in found:
+                found.append((host, port))
+        return found
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def may_go_on(line: Line, error: MeshError) -> bool:
+    """Whether a request ended because its peer went away, not because of what it was asked."""
+    return isinstance(error, PeerLostError) and not line.is_open and not line.closed_here

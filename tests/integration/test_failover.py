@@ -1,0 +1,139 @@
+"""A client whose peer is lost goes on with another one, and gets the whole answer."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+import torch
+
+from astra_mesh.bundle import open_bundle
+from astra_mesh.client import Mesh
+from astra_mesh.engine.reference import decode, run_solo
+from astra_mesh.engine.sampling import Sampler
+from astra_mesh.errors import PeerLostError
+from astra_mesh.families import ModelInput
+from astra_mesh.mesh.link import _transport
+from astra_mesh.peer import Peer
+from astra_mesh.peer.answer import Answer
+from astra_mesh.peer.models import _load
+from astra_mesh.wire.messages import Sampling
+from tests.integration.mesh_fixtures import make_models, mesh_of, picture, until
+from tests.timings import patient
+
+PROMPT = [(7 * i) % 64 for i in range(40)]
+NEW = 20
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_models(tmp_path_factory.mktemp("models") / "all")
+
+
+def sampling(temperature: float) -> Sampling:
+    return Sampling(max_new_tokens=NEW, temperature=temperature, seed=3)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(models: Path) -> dict[float, list[int]]:
+    """What one device answers, by temperature."""
+    loaded = _load(open_bundle(models / "words"))[0]
+    given = ModelInput(tokens=torch.tensor(PROMPT))
+    runs = {t: run_solo(loaded.model, given, "last", spare=64) for t in (0.0, 0.8)}
+    return {t: decode([run], sampling(t), loaded.stop_ids) for t, run in runs.items()}
+
+
+async def vanish(peer: Peer) -> None:
+    """As if its process were killed: all its sockets end without a word."""
+    assert peer._links is not None
+    for link in list(peer._links._links):
+        transport = _transport(link._socket)
+        assert transport is not None
+        transport.abort()
+    await peer.stop()
+
+
+async def goodbye(peer: Peer) -> None:
+    await peer.stop()
+
+
+@pytest.mark.parametrize("way", [vanish, goodbye])
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("at", [0, 7, NEW - 1])
+async def test_a_text_goes_on_after_the_tokens_that_came(
+    models: Path, undisturbed: dict[float, list[int]], way: object, temperature: float, at: int
+) -> None:
+    assert callable(way)
+    wanted = undisturbed[temperature]
+    async with mesh_of(["a", "b"], models) as peers, Mesh(("127.0.0.1", peers[0].port)) as mesh:
+        generation = mesh.generate(
+            "words", PROMPT, max_new_tokens=NEW, temperature=temperature, seed=3, use="solo"
+        )
+        ids, indices = [], []
+        async with asyncio.timeout(patient(20.0)):
+            async for token in generation:
+                ids.append(token.id)
+                indices.append(token.index)
+                if token.index == at:
+                    await way(peers[0])
+        assert ids == wanted[:NEW]
+        assert indices == list(range(len(wanted)))
+        assert generation.report is not None
+        assert generation.report.new_tokens == len(wanted)
+        if at < NEW - 1:  # else the answer may have been on its way in one piece
+            assert any("continued by b" in note for note in generation.report.notes)
+            assert mesh.peer.name == "b"
+            assert len(await mesh.peers()) == 1  # what comes next is asked there, too
+
+
+async def test_an_answer_is_asked_for_once_more(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reached, original = asyncio.Event(), Answer._prefill
+
+    async def gated(self: Answer, *args: object) -> object:
+        if not reached.is_set():
+            reached.set()
+            await asyncio.Event().wait()
+        return await original(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Answer, "_prefill", gated)
+    async with mesh_of(["a", "b"], models) as peers, Mesh(("127.0.0.1", peers[0].port)) as mesh:
+        task = asyncio.create_task(mesh.classify("pictures", picture(), use="solo"))
+        await asyncio.wait_for(reached.wait(), patient(20.0))
+        await vanish(peers[0])
+        found = await asyncio.wait_for(task, patient(20.0))
+        assert found.labels
+        assert any("continued by b: the peer a at" in note for note in found.report.notes)
+
+
+async def test_without_another_peer_the_loss_is_named(models: Path) -> None:
+    async with mesh_of(["a"], models) as peers, Mesh(("127.0.0.1", peers[0].port)) as mesh:
+        generation = mesh.generate("words", PROMPT, max_new_tokens=NEW)
+        await anext(generation)
+        await vanish(peers[0])
+        with pytest.raises(PeerLostError, match=r"the peer a at .* went away"):
+            async for _ in generation:
+                pass
+
+
+async def test_the_next_request_goes_elsewhere_or_to_the_peer_that_came_back(models: Path) -> None:
+    async with mesh_of(["a", "b"], models) as peers, Mesh(("127.0.0.1", peers[0].port)) as mesh:
+        first = [token.id async for token in mesh.generate("words", PROMPT, max_new_tokens=3)]
+        await vanish(peers[0])
+        await until(lambda: not mesh.is_open)
+        second = [token.id async for token in mesh.generate("words", PROMPT, max_new_tokens=3)]
+        assert len(second) == len(first)
+        assert mesh.peer.name == "b"
+        assert mesh.is_open
+
+
+def test_skipped_draws_leave_the_same_random_numbers() -> None:
+    sampling = Sampling(temperature=1.0, seed=11)
+    logits = torch.randn(30, 64, generator=torch.Generator().manual_seed(0))
+    whole = Sampler(sampling)
+    drawn = [whole.choose(row) for row in logits]
+    rest = Sampler(sampling)
+    rest.skip(12, 64)
+    assert [rest.choose(row) for row in logits[12:]] == drawn[12:]

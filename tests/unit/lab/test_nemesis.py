@@ -1,0 +1,167 @@
+"""Schedules of faults are those of their seed, and the check of a history finds what is broken."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tools.lab.faults import KINDS, Fault, draw
+from tools.lab.history import Asked, Held, History, Seen
+from tools.lab.invariants import violations
+from tools.lab.nemesis import seeds_of
+from tools.lab.soak import Soaked, findings, slope
+from tools.lab.system import LabError
+
+NAMES = ["attic", "cellar", "kitchen"]
+HELD = Held(descriptors=20, threads=8, memory_bytes=300 << 20)
+
+
+def question(**options: Any) -> dict[str, Any]:
+    given = {"codec": "fp32", "max_new_tokens": 2} | options
+    return {"task": "generate", "tokens": (1, 2, 3), "options": given}
+
+
+def answered(device: str = "attic", began_s: float = 1.0, **changes: Any) -> Asked:
+    answer = {"tokens": [7, 8], "report": {"finish": "length"}}
+    return replace(Asked(device, question(), began_s, began_s + 0.5, answer=answer), **changes)
+
+
+def history(*faults: Fault, **parts: Any) -> History:
+    seen = [
+        Seen(0.0, one, "peer-joined", other) for one in NAMES for other in NAMES if one != other
+    ]
+    seen += parts.pop("seen", [])
+    rest = {"finally_seen": {name: list(NAMES) for name in NAMES}} | parts
+    return History(1, NAMES, list(faults), seen=seen, **rest)
+
+
+def broken(found: History) -> list[str]:
+    return violations(found, lambda asked: [7, 8], deadline_s=30.0, slack_s=1.0)
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_a_seed_is_a_schedule(seed: int) -> None:
+    faults = draw(seed, NAMES, 20.0)
+    assert faults == draw(seed, NAMES, 20.0)
+    assert faults
+    for fault in faults:
+        shortest, longest = KINDS[fault.kind]
+        assert shortest <= fault.until_s - fault.at_s <= longest
+        assert 0 < fault.at_s < 20.0
+        away = {
+            other.device
+            for other in faults
+            if other.is_away and other.at_s <= fault.at_s < other.until_s
+        }
+        assert len(away) < len(NAMES)
+
+
+def test_every_kind_is_drawn() -> None:
+    drawn = {fault.kind for seed in range(50) for fault in draw(seed, NAMES, 20.0)}
+    assert drawn == set(KINDS)
+
+
+def test_a_good_history_has_nothing_broken() -> None:
+    kill = Fault("kill", "cellar", 10.0, 16.0)
+    told = [
+        Seen(10.1, "attic", "peer-left", "cellar"),
+        Seen(10.2, "kitchen", "peer-left", "cellar"),
+    ]
+    told += [Seen(19.0, "cellar", "started")]
+    told += [Seen(19.5, one, "peer-joined", "cellar") for one in ("attic", "kitchen")]
+    gone = Asked("cellar", question(), 10.1, 10.2, error="no-peer")
+    assert broken(history(kill, seen=told, asked=[answered(), gone])) == []
+
+
+def test_a_request_that_another_peer_could_have_continued() -> None:
+    lost = Asked("cellar", question(), 9.9, 10.2, error="peer-lost")
+    kill = Fault("kill", "cellar", 10.0, 12.0)
+    (found,) = broken(history(kill, asked=[lost]))
+    assert "was not continued, though attic was there" in found
+    others = [Fault("blip", "attic", 9.0, 12.0), Fault("slow", "kitchen", 9.0, 12.0)]
+    assert "though kitchen was there" in broken(history(kill, *others, asked=[lost]))[0]
+    assert broken(history(Fault("blip", "cellar", 10.0, 12.0), asked=[lost])) == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        (answered(ended_s=99.0), "took 98.0 s"),
+        (answered(answer={"tokens": [7, 9], "report": {"finish": "length"}}), "instead of"),
+        (answered(error="peer-lost", message="gone"), "though nothing happened to its device"),
+        (answered(error="internal", message="oops"), "ended by internal"),
+        (answered(error="asker", message="dead"), "ended by asker"),
+    ],
+)
+def test_requests_that_break_a_promise(asked: Asked, says: str) -> None:
+    (found,) = broken(history(asked=[asked]))
+    assert says in found
+
+
+def test_a_caller_who_leaves_is_no_failure() -> None:
+    gone = answered(error="deadline", cancelled=True)
+    assert broken(history(asked=[gone])) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "left_s", "fine"),
+    [("kill", 5.9, True), ("kill", 6.1, False), ("leave", 1.4, True), ("leave", 1.6, False)],
+)
+def test_how_late_a_departure_is_noticed(kind: str, left_s: float, fine: bool) -> None:
+    fault = Fault(kind, "cellar", 10.0, 18.0)
+    told = [Seen(10.0 + left_s, one, "peer-left", "cellar") for one in ("attic", "kitchen")]
+    found = broken(history(fault, seen=told))
+    assert (found == []) is fine
+    assert fine or all("noticed" in text for text in found)
+
+
+def test_a_departure_that_is_never_noticed() -> None:
+    found = broken(history(Fault("stop", "cellar", 10.0, 20.0)))
+    assert len(found) == 2
+    assert all("noticed never" in text for text in found)
+
+
+def test_a_peer_that_does_not_come_back() -> None:
+    fault = Fault("partition", "cellar", 10.0, 20.0)
+    told = [Seen(14.5, one, "peer-left", "cellar") for one in ("attic", "kitchen")]
+    told.append(Seen(23.9, "attic", "peer-joined", "cellar"))
+    told.append(Seen(24.5, "kitchen", "peer-joined", "cellar"))
+    (found,) = broken(history(fault, seen=told))
+    assert "for kitchen 4.50 s later" in found
+
+
+def test_ghosts_and_missing_peers_in_the_end() -> None:
+    seen = {name: list(NAMES) for name in NAMES} | {"attic": ["attic", "cellar"]}
+    assert broken(history(finally_seen=seen)) == ["in the end attic saw attic, cellar"]
+
+
+@pytest.mark.parametrize("part", ["descriptors", "threads", "memory_bytes"])
+def test_what_is_left_behind(part: str) -> None:
+    more = replace(HELD, **{part: 3 * getattr(HELD, part)})
+    (found,) = broken(history(before={"attic": HELD}, after={"attic": more}))
+    assert "attic" in found
+
+
+def test_a_traceback_in_a_log() -> None:
+    assert broken(history(logs={"attic": "Traceback (most recent"})) != []
+
+
+def test_lists_of_seeds() -> None:
+    assert seeds_of("1-3,7") == [1, 2, 3, 7]
+    with pytest.raises(LabError, match="no list of seeds"):
+        seeds_of("one")
+
+
+def test_growth_is_found() -> None:
+    def samples(per_s: float) -> list[tuple[float, Held]]:
+        return [
+            (t, replace(HELD, memory_bytes=int(HELD.memory_bytes + per_s * t)))
+            for t in range(0, 3600, 60)
+        ]
+
+    assert slope([(0, 1), (1, 3), (2, 5)]) == pytest.approx(2.0)
+    assert findings(Soaked(samples={"attic": samples(0.9 * 2**20 / 3600)})) == []
+    (found,) = findings(Soaked(samples={"attic": samples(1.2 * 2**20 / 3600)}))
+    assert found.startswith("attic grows by 1.2")

@@ -1,0 +1,307 @@
+"""Real peers under a seeded schedule of faults, while clients ask; then the promises are checked.
+
+python -m tools.lab nemesis --seeds 1-20
+python -m tools.lab nemesis --seeds 7 -o seed-7.json
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from astra_mesh.bundle import open_bundle
+from astra_mesh.bundle.tensors import load_weights
+from astra_mesh.engine.reference import decode, run_solo
+from astra_mesh.families import ModelInput, build_model
+from astra_mesh.wire.messages import Sampling
+from tools.lab.client import AskError
+from tools.lab.faults import Fault, draw
+from tools.lab.history import Asked, History, Watcher, held
+from tools.lab.house import House, Say
+from tools.lab.invariants import violations
+from tools.lab.process import REPO_ROOT
+from tools.lab.scenario import (
+    Device,
+    Go,
+    Kill,
+    Leave,
+    Options,
+    Pause,
+    Plug,
+    Request,
+    Scenario,
+    SetLoss,
+    SetRate,
+    Start,
+    Unplug,
+)
+from tools.lab.system import LabError
+
+MODEL = "tiny-gpt2"
+NAMES = ("attic", "cellar", "kitchen", "garage", "porch", "study", "shed", "hall")
+SLOW_MBPS, LOSS_PERCENT = 2.0, 2.0
+PROMPT_TOKENS = (24, 96)
+NEW_TOKENS = (4, 24)
+PAUSE_S = (0.0, 0.4)  # between two requests of one device
+CANCELLED = 0.1  # share of requests whose callers do not wait
+CANCEL_S = (0.02, 0.3)
+CALM_S = 25.0  # until all see each other again; what is promised is checked from the history
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is the same for all seeds.
+
+    Attributes:
+        devices: How many peers.
+        seconds: How long faults begin.
+        deadline_s: In which each request has to end: two silent peers, one after the other, and
+            planning anew each time.
+        slack_s: For the laboratory's own delays when times are checked.
+    """
+
+    devices: int = 3
+    seconds: float = 12.0
+    deadline_s: float = 40.0
+    slack_s: float = 1.5
+
+    @property
+    def names(self) -> list[str]:
+        """Of the devices."""
+        return list(NAMES[: self.devices])
+
+
+def run(seeds: Sequence[int], settings: Settings, say: Say) -> Iterator[tuple[History, list[str]]]:
+    """Each seed's history and what was broken, as soon as it is known.
+
+    Raises:
+        LabError: the laboratory could not be built, or peers did not start.
+    """
+    for seed in seeds:
+        history = torment(seed, settings, say)
+        yield history, check(history, settings)
+
+
+def check(history: History, settings: Settings) -> list[str]:
+    """What was broken in a history."""
+    return violations(history, reference, deadline_s=settings.deadline_s, slack_s=settings.slack_s)
+
+
+def torment(seed: int, settings: Settings, say: Say) -> History:
+    """One schedule with peers of its own."""
+    names = settings.names
+    history = History(seed, names, draw(seed, names, settings.seconds))
+    device = Device(rate_mbps=50.0, options=("--dtype", "fp32"))
+    scenario = Scenario(devices=dict.fromkeys(names, device), offer=(MODEL,), seed=seed)
+    with House(scenario, say, timelines=False) as house:
+        for name in names:  # loads and measures the model everywhere, and fills caches
+            house.ask(random_request(name, random.Random(0)))
+        history.before = {name: held(house.peers[name].process.pid) for name in names}
+        _Run(house, history, settings, say).run()
+    return history
+
+
+class _Run:
+    def __init__(self, house: House, history: History, settings: Settings, say: Say) -> None:
+        self.house, self.history, self.settings, self._say = house, history, settings, say
+        self._zero = time.monotonic()
+        self._over = threading.Event()
+        self._lock = threading.Lock()
+
+    def _now(self) -> float:
+        return time.monotonic() - self._zero
+
+    def run(self) -> None:
+        history, first = self.history, dict(self.house.peers)
+        watcher = Watcher(self.house, history, self._zero)
+        try:
+            with self._asking():
+                self._break()
+            self._calm()
+            self._last_requests()
+        finally:
+            watcher.close()
+        history.lasted_s = self._now()
+        time.sleep(1.0)  # what ended is freed
+        history.after = {
+            name: held(peer.process.pid)
+            for name, peer in self.house.peers.items()
+            if peer is first.get(name)
+        }
+        history.logs = self.house.logs()
+
+    # --- the clients ------------------------------------------------------------------------------
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """One client on each device that asks on and on."""
+        threads = [
+            threading.Thread(target=self._ask_on, args=(name,), name=f"lab-{name}", daemon=True)
+            for name in self.history.devices
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            self._over.set()
+            for thread in threads:
+                thread.join()
+
+    def _ask_on(self, device: str) -> None:
+        source = random.Random(f"{self.history.seed}-{device}")
+        while not self._over.wait(source.uniform(*PAUSE_S)):
+            request = random_request(device, source)
+            if cancelled := source.random() < CANCELLED:
+                request = _with_patience(request, source.uniform(*CANCEL_S))
+            self._ask(request, cancelled=cancelled)
+
+    def _ask(self, request: Request, *, cancelled: bool = False) -> Asked:
+        question: dict[str, Any] = {"task": request.task, "tokens": request.tokens}
+        question["options"] = request.arguments()
+        asked = Asked(request.device, question, self._now(), cancelled=cancelled)
+        try:
+            asked.answer = self.house.ask(request)
+        except AskError as error:
+            asked.error, asked.message = error.code, str(error)
+        asked.ended_s = self._now()
+        with self._lock:
+            self.history.asked.append(asked)
+        if asked.error == "no-peer":  # its peer is being started
+            self._over.wait(0.2)
+        return asked
+
+    def _last_requests(self) -> None:
+        """All peers serve again, and take part again."""
+        for device in self.history.devices:
+            self._ask(random_request(device, random.Random(self.history.seed), use="all"))
+
+    # --- the faults -------------------------------------------------------------------------------
+
+    def _break(self) -> None:
+        moments: list[tuple[float, bool, Fault]] = []
+        for fault in self.history.faults:
+            moments += [(fault.at_s, True, fault), (fault.until_s, False, fault)]
+        for at_s, begins, fault in sorted(moments, key=lambda one: one[:2]):
+            time.sleep(max(0.0, at_s - self._now()))
+            self._say(
+                f"{self._now():7.2f} s  {fault.kind} {'begins' if begins else 'ends'}: "
+                f"{fault.device}"
+            )
+            (_BEGIN if begins else _END)[fault.kind](self.house, fault.device)
+
+    def _calm(self) -> None:
+        """Wait until all see each other, or it takes too long."""
+        names, deadline = set(self.history.devices), self._now() + CALM_S
+        while True:
+            seen = {name: self._names(name) for name in sorted(names)}
+            self.history.finally_seen = {name: sorted(found) for name, found in seen.items()}
+            if all(found == names for found in seen.values()) or self._now() > deadline:
+                return
+            time.sleep(0.2)
+
+    def _names(self, device: str) -> set[str]:
+        with suppress(AskError):
+            return self.house.names(device)
+        return set()
+
+
+def random_request(device: str, source: random.Random, use: str = "") -> Request:
+    """A text to continue; three of four in fp32, so that any plan answers alike."""
+    tokens = tuple(source.randrange(1, 500) for _ in range(source.randint(*PROMPT_TOKENS)))
+    chosen: Any = use or source.choice(("all", "all", "auto", "solo"))
+    new = source.randint(*NEW_TOKENS)
+    codec = "fp32" if use or source.random() < 0.75 else ""
+    options = Options(use=chosen, max_new_tokens=new, codec=codec)
+    return Request(device=device, model=MODEL, tokens=tokens, options=options, timeout_s=60.0)
+
+
+def _with_patience(request: Request, seconds: float) -> Request:
+    from msgspec import structs
+
+    return structs.replace(request, timeout_s=seconds)
+
+
+Act = Callable[[House, str], None]
+
+_BEGIN: dict[str, Act] = {
+    "kill": lambda house, device: house.apply(Kill(device=device, at_s=0)),
+    "leave": lambda house, device: house.apply(Leave(device=device, at_s=0)),
+    "stop": lambda house, device: house.apply(Pause(device=device, at_s=0)),
+    "blip": lambda house, device: house.apply(Unplug(device=device, at_s=0)),
+    "partition": lambda house, device: house.apply(Unplug(device=device, at_s=0)),
+    "slow": lambda house, device: house.apply(
+        SetRate(device=device, at_s=0, up_mbps=SLOW_MBPS, down_mbps=SLOW_MBPS)
+    ),
+    "lossy": lambda house, device: house.apply(
+        SetLoss(device=device, at_s=0, percent=LOSS_PERCENT)
+    ),
+}
+_END: dict[str, Act] = {
+    "kill": lambda house, device: house.apply(Start(device=device, at_s=0)),
+    "leave": lambda house, device: house.apply(Start(device=device, at_s=0)),
+    "stop": lambda house, device: house.apply(Go(device=device, at_s=0)),
+    "blip": lambda house, device: house.apply(Plug(device=device, at_s=0)),
+    "partition": lambda house, device: house.apply(Plug(device=device, at_s=0)),
+    "slow": lambda house, device: house.apply(
+        SetRate(device=device, at_s=0, up_mbps=50.0, down_mbps=50.0)
+    ),
+    "lossy": lambda house, device: house.apply(SetLoss(device=device, at_s=0, percent=0.0)),
+}
+
+
+def reference(question: dict[str, Any]) -> list[int] | None:
+    """What one device answers; None where the codes may change the answer."""
+    options = question["options"]
+    if options.get("codec") != "fp32" and options.get("use") != "solo":
+        return None
+    return list(_alone(tuple(question["tokens"]), options["max_new_tokens"]))
+
+
+@lru_cache(maxsize=4096)
+def _alone(tokens: tuple[int, ...], new: int) -> tuple[int, ...]:
+    model, stop_ids = _model()
+    given = ModelInput(tokens=torch.tensor(tokens))
+    run_ = run_solo(model, given, "last", spare=new)
+    return tuple(decode([run_], Sampling(max_new_tokens=new), stop_ids))
+
+
+@lru_cache(maxsize=1)
+def _model() -> tuple[Any, frozenset[int]]:
+    from astra_mesh.bundle.text import eos_ids
+
+    bundle = open_bundle(Path(REPO_ROOT) / "models" / MODEL)
+    return build_model(bundle.config, load_weights(bundle)), eos_ids(bundle)
+
+
+def summary(history: History, broken: Sequence[str]) -> str:
+    """One line about a seed."""
+    answered = sum(not one.error for one in history.asked)
+    ended = sum(bool(one.error) and not one.cancelled for one in history.asked)
+    faults = ", ".join(one.kind for one in history.faults)
+    verdict = "kept" if not broken else f"{len(broken)} BROKEN"
+    return (
+        f"seed {history.seed}: {answered} answered, {ended} ended by a named error; "
+        f"{faults}: promises {verdict} ({history.lasted_s:.0f} s)"
+    )
+
+
+def seeds_of(text: str) -> list[int]:
+    """``1-20`` or ``3,5,9-11`` as numbers; LabError otherwise."""
+    found: list[int] = []
+    for piece in text.split(","):
+        first, dash, last = piece.partition("-")
+        try:
+            found += range(int(first), int(last if dash else first) + 1)
+        except ValueError:
+            raise LabError(f"{text!r} is no list of seeds: 1-20, or 3,5,9") from None
+    return found

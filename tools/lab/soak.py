@@ -1,0 +1,154 @@
+"""An hour of requests while peers are killed: what those that live on hold must not grow.
+
+python -m tools.lab soak --minutes 60
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from tools.lab.client import AskError
+from tools.lab.history import Held, held
+from tools.lab.house import House, Say
+from tools.lab.nemesis import MODEL, NAMES, random_request, reference
+from tools.lab.scenario import Device, Kill, Request, Scenario
+
+KILL_EVERY_S = 30.0
+DOWN_S = 6.0
+SAMPLE_S = 15.0
+PAUSE_S = 1.0  # between two requests of one device
+WARM_UP = 1 / 6  # of the time, which does not count
+MORE_BYTES_PER_HOUR = 1 << 20
+MORE_DESCRIPTORS, MORE_THREADS = 3, 2
+
+
+@dataclass
+class Soaked:
+    """What a soak saw."""
+
+    samples: dict[str, list[tuple[float, Held]]] = field(default_factory=dict)  # s, what is held
+    answered: int = 0
+    wrong: list[str] = field(default_factory=list)
+    errors: dict[str, int] = field(default_factory=dict)  # by code
+    kills: int = 0
+
+
+def soak(minutes: float, devices: int, say: Say) -> Soaked:
+    """Run it: the second half of the devices is killed in turn, the first half is watched."""
+    names = list(NAMES[:devices])
+    kept, killed = names[: devices // 2], names[devices // 2 :]
+    device = Device(options=("--dtype", "fp32"))
+    scenario = Scenario(devices=dict.fromkeys(names, device), offer=(MODEL,), meet_s=180.0)
+    found, over, lock = Soaked(), threading.Event(), threading.Lock()
+    with House(scenario, say, timelines=False) as house:
+        threads = [
+            threading.Thread(target=_ask_on, args=(house, name, over, found, lock), daemon=True)
+            for name in names
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            _kill_on(house, kept, killed, 60.0 * minutes, found, say)
+        finally:
+            over.set()
+            for thread in threads:
+                thread.join()
+    return found
+
+
+def _ask_on(
+    house: House, device: str, over: threading.Event, found: Soaked, lock: threading.Lock
+) -> None:
+    source = random.Random(device)
+    while not over.wait(PAUSE_S):
+        request = random_request(device, source)
+        try:
+            answer = house.ask(request)
+        except AskError as error:
+            with lock:
+                found.errors[error.code] = found.errors.get(error.code, 0) + 1
+            continue
+        with lock:
+            found.answered += 1
+            if wrong := _wrong(request, answer["tokens"]):
+                found.wrong.append(wrong)
+
+
+def _wrong(request: Request, tokens: Sequence[int]) -> str:
+    wanted = reference({"tokens": request.tokens, "options": request.arguments()})
+    if wanted is None or list(tokens) == wanted:
+        return ""
+    return f"{request.device} was answered {list(tokens)} instead of {wanted}"
+
+
+def _kill_on(
+    house: House,
+    kept: Sequence[str],
+    killed: Sequence[str],
+    seconds: float,
+    found: Soaked,
+    say: Say,
+) -> None:
+    zero = time.monotonic()
+    next_kill, next_sample, back = KILL_EVERY_S / 2, 0.0, list[tuple[float, str]]()
+    while (now := time.monotonic() - zero) < seconds:
+        if now >= next_sample:
+            next_sample += SAMPLE_S
+            for name in kept:
+                one = held(house.peers[name].process.pid)
+                found.samples.setdefault(name, []).append((now, one))
+        if back and now >= back[0][0]:
+            house.start(back.pop(0)[1])
+        if now >= next_kill:
+            next_kill += KILL_EVERY_S
+            victim = killed[found.kills % len(killed)]
+            if victim in house.running():
+                house.apply(Kill(device=victim, at_s=0))
+                found.kills += 1
+                back.append((now + DOWN_S, victim))
+                say(f"{now:7.0f} s  killed {victim}; {found.answered} answered")
+        time.sleep(0.2)
+
+
+def findings(found: Soaked) -> list[str]:
+    """What grew, or was answered wrongly; empty: nothing."""
+    broken = list(found.wrong)
+    for name, samples in found.samples.items():
+        steady = samples[int(len(samples) * WARM_UP) :]
+        growth = slope([(at, one.memory_bytes) for at, one in steady]) * 3600
+        if growth > MORE_BYTES_PER_HOUR:
+            broken.append(f"{name} grows by {growth / 2**20:.2f} MiB an hour")
+        first, last = steady[0][1], steady[-1][1]
+        if last.descriptors > first.descriptors + MORE_DESCRIPTORS:
+            broken.append(f"{name}: {first.descriptors} descriptors became {last.descriptors}")
+        if last.threads > first.threads + MORE_THREADS:
+            broken.append(f"{name}: {first.threads} threads became {last.threads}")
+    return broken
+
+
+def slope(points: Sequence[tuple[float, float]]) -> float:
+    """Of the straight line with the smallest squared error; 0 for fewer than two points."""
+    if len(points) < 2:
+        return 0.0
+    middle_x = sum(x for x, _ in points) / len(points)
+    middle_y = sum(y for _, y in points) / len(points)
+    above = sum((x - middle_x) * (y - middle_y) for x, y in points)
+    return above / max(sum((x - middle_x) ** 2 for x, _ in points), 1e-9)
+
+
+def summary(found: Soaked) -> str:
+    """What happened, a line for each peer that was watched."""
+    lines = [f"{found.answered} answered, {found.kills} kills, errors {found.errors or 'none'}"]
+    for name, samples in found.samples.items():
+        steady = samples[int(len(samples) * WARM_UP) :]
+        growth = slope([(at, one.memory_bytes) for at, one in steady]) * 3600 / 2**20
+        first, last = steady[0][1], steady[-1][1]
+        lines.append(
+            f"{name}: {first.memory_bytes / 2**20:.1f} to {last.memory_bytes / 2**20:.1f} MiB "
+            f"({growth:+.2f} MiB an hour), {last.descriptors} descriptors, {last.threads} threads"
+        )
+    return "\n".join(lines)
