@@ -13,6 +13,7 @@ GONE_S: Final = 5.0
 GOODBYE_S: Final = 0.5
 BACK_S: Final = 3.0
 NAMED_ERRORS: Final = ("no-peer", "peer-lost", "refused", "busy", "deadline", "leaving", "mesh")
+REPLANNED: Final = "planned again without"  # in the notes of a report
 MORE_DESCRIPTORS: Final = 4
 MORE_THREADS: Final = 3
 MORE_MEMORY_BYTES: Final = 64 << 20
@@ -52,6 +53,17 @@ def _requests(history: History, expected: Expected, deadline_s: float) -> Iterat
             yield from _failed(history, asked, where)
         elif not asked.error:
             yield from _wrong(asked, expected, where)
+            yield from _planned_again(history, asked, where)
+
+
+def _planned_again(history: History, asked: Asked, where: str) -> Iterator[str]:
+    """A blip is ridden out: only what takes a peer away for longer may cost a new plan."""
+    notes = [n for n in asked.answer.get("report", {}).get("notes", []) if REPLANNED in n]
+    longer = [fault for fault in history.faults if fault.kind != "blip"]
+    if notes and not any(
+        disturbed(longer, device, asked.began_s, asked.ended_s) for device in history.devices
+    ):
+        yield f"{where} was {notes[0]}, though no peer was away for longer than a blip"
 
 
 def _failed(history: History, asked: Asked, where: str) -> Iterator[str]:

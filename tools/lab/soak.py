@@ -21,9 +21,12 @@ KILL_EVERY_S = 30.0
 DOWN_S = 6.0
 SAMPLE_S = 15.0
 PAUSE_S = 1.0  # between two requests of one device
-WARM_UP = 1 / 6  # of the time, which does not count
+WARM_UP_S = 600.0  # which does not count: caches fill, the allocator finds its size
+SLOPE_LEAST_S = 1200.0  # a shorter time has no slope: one page of noise is MiB an hour
 MORE_BYTES_PER_HOUR = 1 << 20
 MORE_DESCRIPTORS, MORE_THREADS = 3, 2
+_LEAST_MINUTES = (WARM_UP_S + SLOPE_LEAST_S) / 60
+TOO_SHORT = f"growth not judged: that takes {_LEAST_MINUTES:.0f} minutes or more"
 
 
 @dataclass
@@ -118,9 +121,9 @@ def findings(found: Soaked) -> list[str]:
     """What grew, or was answered wrongly; empty: nothing."""
     broken = list(found.wrong)
     for name, samples in found.samples.items():
-        steady = samples[int(len(samples) * WARM_UP) :]
-        growth = slope([(at, one.memory_bytes) for at, one in steady]) * 3600
-        if growth > MORE_BYTES_PER_HOUR:
+        steady = after_warm_up(samples)
+        growth = hourly_bytes(steady)
+        if growth is not None and growth > MORE_BYTES_PER_HOUR:
             broken.append(f"{name} grows by {growth / 2**20:.2f} MiB an hour")
         first, last = steady[0][1], steady[-1][1]
         if last.descriptors > first.descriptors + MORE_DESCRIPTORS:
@@ -128,6 +131,19 @@ def findings(found: Soaked) -> list[str]:
         if last.threads > first.threads + MORE_THREADS:
             broken.append(f"{name}: {first.threads} threads became {last.threads}")
     return broken
+
+
+def after_warm_up(samples: Sequence[tuple[float, Held]]) -> Sequence[tuple[float, Held]]:
+    """The samples that count; of a run that ended before, the second half."""
+    steady = [one for one in samples if one[0] >= WARM_UP_S]
+    return steady or samples[len(samples) // 2 :]
+
+
+def hourly_bytes(steady: Sequence[tuple[float, Held]]) -> float | None:
+    """Growth of the memory in bytes an hour; None where the time is too short to tell."""
+    if steady[-1][0] - steady[0][0] < SLOPE_LEAST_S:
+        return None
+    return slope([(at, one.memory_bytes) for at, one in steady]) * 3600
 
 
 def slope(points: Sequence[tuple[float, float]]) -> float:
@@ -144,11 +160,12 @@ def summary(found: Soaked) -> str:
     """What happened, a line for each peer that was watched."""
     lines = [f"{found.answered} answered, {found.kills} kills, errors {found.errors or 'none'}"]
     for name, samples in found.samples.items():
-        steady = samples[int(len(samples) * WARM_UP) :]
-        growth = slope([(at, one.memory_bytes) for at, one in steady]) * 3600 / 2**20
+        steady = after_warm_up(samples)
+        growth = hourly_bytes(steady)
+        told = f"{growth / 2**20:+.2f} MiB an hour" if growth is not None else TOO_SHORT
         first, last = steady[0][1], steady[-1][1]
         lines.append(
             f"{name}: {first.memory_bytes / 2**20:.1f} to {last.memory_bytes / 2**20:.1f} MiB "
-            f"({growth:+.2f} MiB an hour), {last.descriptors} descriptors, {last.threads} threads"
+            f"({told}), {last.descriptors} descriptors, {last.threads} threads"
         )
     return "\n".join(lines)

@@ -11,7 +11,7 @@ from tools.lab.faults import KINDS, Fault, draw
 from tools.lab.history import Asked, Held, History, Seen
 from tools.lab.invariants import violations
 from tools.lab.nemesis import seeds_of
-from tools.lab.soak import Soaked, findings, slope
+from tools.lab.soak import Soaked, findings, slope, summary
 from tools.lab.system import LabError
 
 NAMES = ["attic", "cellar", "kitchen"]
@@ -117,6 +117,23 @@ def test_how_late_a_departure_is_noticed(kind: str, left_s: float, fine: bool) -
     assert fine or all("noticed" in text for text in found)
 
 
+@pytest.mark.parametrize(
+    ("fault", "fine"),
+    [
+        (Fault("blip", "cellar", 0.5, 5.5), False),
+        (Fault("slow", "cellar", 0.5, 5.5), False),
+        (Fault("stop", "cellar", 0.5, 12.5), True),
+        (Fault("partition", "kitchen", 0.5, 8.5), True),
+        (Fault("kill", "kitchen", 50.0, 52.0), False),
+    ],
+)
+def test_a_blip_costs_no_new_plan(fault: Fault, fine: bool) -> None:
+    notes = ["planned again without 0a1b2c3d: silent"]
+    answer = {"tokens": [7, 8], "report": {"finish": "length", "notes": notes}}
+    found = [one for one in broken(history(fault, asked=[answered(answer=answer)])) if "was" in one]
+    assert any("longer than a blip" in one for one in found) is not fine
+
+
 def test_a_departure_that_is_never_noticed() -> None:
     found = broken(history(Fault("stop", "cellar", 10.0, 20.0)))
     assert len(found) == 2
@@ -165,3 +182,23 @@ def test_growth_is_found() -> None:
     assert findings(Soaked(samples={"attic": samples(0.9 * 2**20 / 3600)})) == []
     (found,) = findings(Soaked(samples={"attic": samples(1.2 * 2**20 / 3600)}))
     assert found.startswith("attic grows by 1.2")
+
+
+@pytest.mark.parametrize(("minutes", "judged"), [(3, False), (29, False), (31, True), (60, True)])
+def test_only_a_long_soak_has_a_slope(minutes: int, judged: bool) -> None:
+    """The start may grow as caches fill; after it, half a MiB a minute is a leak."""
+    samples = [
+        (float(t), replace(HELD, memory_bytes=HELD.memory_bytes + (t << 19) // 60))
+        for t in range(0, 60 * minutes + 1, 15)
+    ]
+    found = Soaked(samples={"attic": samples})
+    assert bool(findings(found)) is judged
+    assert ("not judged" in summary(found)) is not judged
+
+
+def test_growth_while_it_warms_up_does_not_count() -> None:
+    samples = [
+        (float(t), replace(HELD, memory_bytes=HELD.memory_bytes + (min(t, 540) << 14)))
+        for t in range(0, 3601, 15)
+    ]
+    assert findings(Soaked(samples={"attic": samples})) == []
