@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +32,7 @@ from astra_mesh.plan.alternatives import choose_among
 from astra_mesh.plan.check import BadPlanError, class_token_of
 from astra_mesh.plan.cost import Candidate
 from astra_mesh.plan.cost import Link as LinkProfile
+from astra_mesh.plan.experience import Conditions, Effort, Experience
 from astra_mesh.plan.planner import Choice, Job
 from astra_mesh.wire.codec import sanitise
 from astra_mesh.wire.messages import (
@@ -75,6 +76,7 @@ class Surroundings:
     elsewhere: Callable[[ModelId], list[str]]  # addresses of other peers that hold a model
     open: Callable[[Participants], None]  # codes and messages for them are delivered from now on
     close: Callable[[RequestId], None]
+    experience: Experience
     watched: Callable[[], bool]  # somebody looks on: participants are to tell their progress
 
 
@@ -114,7 +116,10 @@ class Answer:
         jobs = [self._job(loaded, code, tokens) for code in codes]
         while True:
             me, links = self._around.me(loaded), self._around.links()
-            choice = await self._compute(choose_among, jobs, me, others, links)
+            known = self._around.experience
+            seen = [one.seen(known, loaded.bundle.model_id) for one in others]
+            me = me.seen(known, loaded.bundle.model_id)
+            choice = await self._compute(choose_among, jobs, me, seen, links)
             if len(choice.plan.shards) > 1:
                 plan = replace(choice.plan, late=ask.options.late)
                 choice = dataclasses.replace(choice, plan=plan)
@@ -276,6 +281,8 @@ class Answer:
         if missing:
             self._notes.append("a peer sent no report in time")
         late = own.late_parts + sum(one.late_parts for one in others)
+        if not (missing or late):
+            self._learn(choice, [*others, own])
         if late:
             self._notes.append(
                 f"degraded: the codes of {late} shards and blocks came too late, and predictions "
@@ -283,6 +290,14 @@ class Answer:
             )
         order = {shard.peer: i for i, shard in enumerate(plan.shards)}
         return sorted([*others, own], key=lambda one: order[one.peer])
+
+    def _learn(self, choice: Choice, reports: Sequence[PeerReport]) -> None:
+        """How long each peer took, beside what was predicted: the next plan is better balanced."""
+        shards = choice.plan.shards
+        conditions = Conditions(choice.plan.model, alone=len(shards) == 1)
+        took = {one.peer: Effort(one.compute_s, one.encode_s, one.decode_s) for one in reports}
+        for shard, predicted in zip(shards, choice.prediction.efforts, strict=True):
+            self._around.experience.learn(shard.peer, conditions, predicted, took[shard.peer])
 
     def _decoder(self, run: ShardRun, loaded: Loaded) -> Decoder:
         decoder = Decoder(run, self._sampling(), loaded.stop_ids)

@@ -230,6 +230,7 @@ class Requests:
             elsewhere=self._peer.elsewhere,
             open=partial(self._open, shown),
             close=self._close_exchange,
+            experience=self._candidates.experience,
             watched=lambda: self._watch.active,
         )
 

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import msgspec
 
-from astra_mesh.plan.experience import AS_MEASURED, Effort, Pace
+from astra_mesh.plan.experience import AS_MEASURED, Conditions, Effort, Experience, Pace
 from astra_mesh.plan.layout import Layout
-from astra_mesh.wire.messages import CodebookId, Device, PeerId, Timing
+from astra_mesh.wire.messages import CodebookId, Device, ModelId, PeerId, Timing
 
 PART_OVERHEAD_S = 0.0006  # handling the messages of one remote part of one block; two EPYC cores
 LOOP_CORES = 0.5  # that a peer's event loop keeps busy beside its threads; the same machine
@@ -50,7 +50,7 @@ class Candidate:
 
     ``timing`` has the costs of the codec that is planned for; ``books`` those of each codebook that
     the peer holds, where it measured them. None: it holds whatever is planned. ``pace`` corrects
-    both by what was seen since.
+    both by what was seen since when it worked beside others, ``pace_alone`` when it worked alone.
     """
 
     peer: PeerId
@@ -59,6 +59,7 @@ class Candidate:
     timing: Timing
     books: Books | None = None
     pace: Pace = AS_MEASURED
+    pace_alone: Pace = AS_MEASURED
 
     def holds(self, codebook: CodebookId) -> bool:
         """Whether it can run plans with this codebook; "" is none."""
@@ -73,6 +74,14 @@ class Candidate:
             self.timing, encode_token_s=cost.encode_s, decode_token_s=cost.decode_s
         )
         return replace(self, timing=timing)
+
+    def seen(self, known: Experience, model: ModelId) -> Candidate:
+        """The same with what was learned of it."""
+        return replace(
+            self,
+            pace=known.pace(self.peer, Conditions(model, alone=False)),
+            pace_alone=known.pace(self.peer, Conditions(model, alone=True)),
+        )
 
 
 @dataclass(frozen=True)
@@ -173,7 +182,8 @@ class _Play:
         local = timing.fixed_s + timing.per_token_s * rows * share
         local += timing.per_pair_s * outputs * own_keys
         pair = timing.per_pair_s * outputs
-        pace = self.candidates[shard].pace
+        candidate = self.candidates[shard]
+        pace = candidate.pace if len(self.shards) > 1 else candidate.pace_alone
         return _Costs(
             encode=timing.encode_token_s * self.sent[shard] * factor * pace.encode,
             local=local * factor * pace.compute if outputs else 0.0,

@@ -39,10 +39,9 @@ AS_MEASURED: Final = Pace()
 
 
 class Conditions(NamedTuple):
-    """What a pace holds for: codes cost differently, and peers side by side share processors."""
+    """What a pace holds for: peers that work side by side may share processors and memory."""
 
     model: ModelId
-    code: str  # codec and codebook
     alone: bool
 
 

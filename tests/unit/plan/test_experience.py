@@ -10,7 +10,7 @@ from astra_mesh.plan.experience import AS_MEASURED, BOUND, Conditions, Effort, E
 from astra_mesh.wire.messages import ModelId, PeerId
 
 PEER = PeerId("a" * 64)
-HERE = Conditions(ModelId("m"), "vq", alone=False)
+HERE = Conditions(ModelId("m"), alone=False)
 
 
 def test_a_peer_is_as_fast_as_it_measured_until_it_was_seen() -> None:
