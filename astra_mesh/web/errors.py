@@ -33,6 +33,7 @@ _STATUS: Final[tuple[tuple[type[AstraMeshError], int], ...]] = (
     (errors.NoPeerError, 503),
     (errors.RefusedError, 503),
     (errors.CancelledRequestError, 503),
+    (errors.PairingError, 409),
     (errors.UnsupportedModelError, 500),
 )
 _TOLD: Final = (errors.UnsupportedModelError,)  # although it is a fault of this side

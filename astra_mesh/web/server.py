@@ -23,7 +23,7 @@ from aiohttp.typedefs import Middleware
 from astra_mesh import limits
 from astra_mesh.errors import MeshError, PortInUseError
 from astra_mesh.peer import Peer
-from astra_mesh.web import files, listing, live, page, pictures, quality, texts, vectors
+from astra_mesh.web import files, listing, live, page, pairing, pictures, quality, texts, vectors
 from astra_mesh.web.body import expected_bytes, read_body
 from astra_mesh.web.config import DEFAULT_PORT, LOOPBACK, ApiConfig
 from astra_mesh.web.door import Door
@@ -182,7 +182,15 @@ def make_app(state: State, page_files: Sequence[files.PageFile]) -> web.Applicat
     add.add_get("/v1/models", listing.models)
     add.add_get("/v1/models/{model}", listing.model)
     add.add_get("/v1/models/{model}/quality", quality.quality)
+    add.add_get("/v1/pairing", pairing.show)
     text_bytes = limits.API_BODY_BYTES
+    for name, handle in (
+        ("open", pairing.open_window),
+        ("close", pairing.close),
+        ("join", pairing.join),
+        ("unpair", pairing.unpair),
+    ):
+        add.add_post(f"/v1/pairing/{name}", _with_body(handle, text_bytes))
     add.add_post("/v1/completions", _with_body(texts.complete, text_bytes))
     add.add_post("/v1/chat/completions", _with_body(texts.chat, text_bytes))
     add.add_post("/v1/embeddings", _with_body(vectors.embed, text_bytes))

@@ -5,6 +5,7 @@ import * as askPart from "./ask.js";
 import { $, say } from "./dom.js";
 import { listen } from "./live.js";
 import { showMesh } from "./mesh.js";
+import { refresh, startPairing } from "./pair.js";
 import * as photoPart from "./photo.js";
 import * as qualityPart from "./quality.js";
 import { forgetRequests, showMarks, showRequest, startTimeline } from "./timeline.js";
@@ -16,6 +17,7 @@ askPart.startAsk();
 photoPart.startPhoto();
 qualityPart.startQuality();
 startTimeline();
+startPairing();
 
 listen({
   mesh(message) {
@@ -32,6 +34,7 @@ listen({
   request: showRequest,
   marks: showMarks,
   up() {
+    refresh();
     $("token").hidden = true;
     $("main").inert = false;
     if ($("state").classList.contains("bad")) state("connected", false);
