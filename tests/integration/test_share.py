@@ -23,6 +23,7 @@ from astra_mesh.client import Mesh, fetch
 from astra_mesh.client.fetch import Fetch, Holder, Holders, holders_of
 from astra_mesh.client.finding import own_way
 from astra_mesh.errors import BadBundleError, InputError, MeshError, ModelError, UnknownModelError
+from astra_mesh.mesh.connect import TLS_NAME
 from astra_mesh.peer import Peer, PeerConfig
 from astra_mesh.peer.share import Listing, Share, SharedFile
 from tests.integration.mesh_fixtures import make_models, mesh_of, until
@@ -226,9 +227,11 @@ async def test_while_requests_run_it_gives_a_trickle(words: Bundle) -> None:
 
 async def test_ranges_and_what_is_not_there(models: Path, words: Bundle) -> None:
     async with mesh_of(["left"], models) as peers, aiohttp.ClientSession() as http:
-        root = f"http://127.0.0.1:{peers[0].port}/share"
+        root = f"https://127.0.0.1:{peers[0].port}/share"
+        secure = await asyncio.to_thread(own_way)
+        way: dict[str, Any] = {"ssl": secure.tls, "server_hostname": TLS_NAME}
         model = words.model_id
-        async with http.get(f"{root}/{model}") as answer:
+        async with http.get(f"{root}/{model}", **way) as answer:
             listing: dict[str, Any] = await answer.json()
         file = next(one for one in listing["files"] if one["name"] == "config.json")
         text = (models / "words" / "config.json").read_bytes()
@@ -239,12 +242,20 @@ async def test_ranges_and_what_is_not_there(models: Path, words: Bundle) -> None
             ({"Range": f"bytes={len(text) - 3}-{len(text) + 50}"}, 206, text[-3:]),
             ({"Range": "bytes=x"}, 416, None),
         ):
-            async with http.get(url, headers=given) as answer:
+            async with http.get(url, headers=given, **way) as answer:
                 assert answer.status == status
                 assert body is None or await answer.read() == body
         for path in (f"{root}/{'0' * 64}", f"{root}/{model}/{'0' * 64}", f"{root}/../etc"):
-            async with http.get(path) as answer:
+            async with http.get(path, **way) as answer:
                 assert answer.status == 404
+
+
+async def test_strangers_get_no_model(models: Path, words: Bundle) -> None:
+    async with mesh_of(["left"], models) as peers, aiohttp.ClientSession() as http:
+        where = f"127.0.0.1:{peers[0].port}/share/{words.model_id}"
+        for url in (f"http://{where}", f"https://{where}"):
+            with pytest.raises((aiohttp.ClientError, OSError)):
+                await http.get(url, ssl=False)
 
 
 async def test_the_command_pulls_from_the_mesh(models: Path, tmp_path: Path) -> None:
