@@ -14,7 +14,7 @@ from astra_mesh.quant.codes import Codec
 from astra_mesh.wire.messages import Timing
 
 _REPEATS = 3
-WINDOW_S = 0.04  # that a steady measurement takes at least
+WINDOW_S = 0.02  # that a steady measurement takes at least
 
 
 def best_s(function: Callable[[], object], repeats: int = _REPEATS) -> float:

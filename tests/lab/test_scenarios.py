@@ -61,12 +61,12 @@ def result() -> dict[str, Any]:
         devices={"attic": board, "cellar": board},
         offer=("tiny-gpt2",),
         network=Network(delay_ms=5.0),
-        requests=(ask("attic", repeat=2), ask("attic", at_s=4.0, may_fail=True, repeat=2)),
+        requests=(ask("attic", repeat=2), ask("attic", at_s=10.0, may_fail=True, repeat=2)),
         events=(
-            SetRate(at_s=2.0, device="cellar", up_mbps=5.0),
-            SetDelay(at_s=2.5, device="cellar", delay_ms=1.0),
-            Kill(at_s=3.0, device="cellar"),
-            Kill(at_s=3.2, device="cellar"),
+            SetRate(at_s=8.0, device="cellar", up_mbps=5.0),
+            SetDelay(at_s=8.5, device="cellar", delay_ms=1.0),
+            Kill(at_s=9.0, device="cellar"),
+            Kill(at_s=9.2, device="cellar"),
         ),
         meet_s=patient(60),
     )

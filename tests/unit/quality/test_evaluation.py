@@ -80,7 +80,7 @@ def test_every_codec_and_rate_has_a_row(tmp_path: Path, kind: str) -> None:
     exact, coarse = rows["fp32", 1024].metrics, rows["vq", 16].metrics
     assert exact["kl"] < 1e-6
     assert exact["agreement"] == 1.0
-    assert coarse["kl"] > 1e-3
+    assert coarse["kl"] > 3e-4
     assert exact["kl"] < min(rows["int4", 144].metrics["kl"], coarse["kl"])
 
 
