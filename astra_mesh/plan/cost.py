@@ -146,7 +146,9 @@ class _Play:
         self.uplink_free = [0.0] * len(candidates)
         self.downlink_free = [0.0] * len(candidates)
         self.waited = [0.0] * len(candidates)
-        self.efforts = [Effort()] * len(candidates)
+        self.computed = [0.0] * len(candidates)
+        self.encoded = [0.0] * len(candidates)
+        self.decoded = [0.0] * len(candidates)
         self.costs = {i: (self._costs(i, False), self._costs(i, True)) for i in self.shards}
         self.hops = {(i, j): self._hop(i, j) for j in self.shards for i in layout.sources(j, 0)}
 
@@ -165,7 +167,8 @@ class _Play:
         ]
         total = max([self.now[answering], *arrivals])
         total += owner.timing.head_s * self.factor[answering]
-        return Prediction(total, tuple(self.now), tuple(self.waited), tuple(self.efforts))
+        efforts = tuple(map(Effort, self.computed, self.encoded, self.decoded))
+        return Prediction(total, tuple(self.now), tuple(self.waited), efforts)
 
     def _hop(self, shard: int, receiver: int) -> tuple[float, float]:
         """Seconds on the sender's uplink, and then until it is there."""
@@ -214,7 +217,7 @@ class _Play:
             return []
         encode = self.costs[shard][0].encode
         self.now[shard] += encode
-        self._spend(shard, encode_s=encode)
+        self.encoded[shard] += encode
         depart = max(self.now[shard], self.uplink_free[shard])
         found = []
         for receiver in receivers:
@@ -234,17 +237,11 @@ class _Play:
             if arrival > now:
                 self.waited[shard] += arrival - now
                 now = arrival
-            now += rate * self.sent[source] + costs.part
+            work = rate * self.sent[source]
+            (self.computed if known else self.decoded)[shard] += work
+            now += work + costs.part
         self.now[shard] = now
-        remote = rate * sum(self.sent[i] for i in sources)
-        if known:
-            self._spend(shard, compute_s=costs.local + remote)
-        else:
-            self._spend(shard, compute_s=costs.local, decode_s=remote)
-
-    def _spend(self, shard: int, **seconds: float) -> None:
-        more = Effort(**seconds)
-        self.efforts[shard] = Effort(*map(sum, zip(self.efforts[shard], more, strict=True)))
+        self.computed[shard] += costs.local
 
 
 class _Sent(NamedTuple):
