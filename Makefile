@@ -75,7 +75,7 @@ fidelity: $(DEV_STAMP) ## what the codes cost in quality: docs/fidelity.md (hour
 FUZZ_ARGS ?= --seconds 20
 
 .PHONY: fuzz
-fuzz: $(DEV_STAMP) ## damaged inputs for every parser (FUZZ_ARGS="--target wire --seconds 3600")
+fuzz: $(DEV_STAMP) ## damaged inputs for every parser (FUZZ_ARGS="--jobs 4 --inputs 10000000")
 	$(BIN)/python -m tools.fuzz $(FUZZ_ARGS)
 
 .PHONY: nemesis

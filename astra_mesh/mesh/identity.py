@@ -14,6 +14,7 @@ import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -96,6 +97,7 @@ def device_id(certificate_der: bytes) -> DeviceId:
     return DeviceId(_hash(certificate_der))
 
 
+@lru_cache(limits.ROSTER_ENTRIES)  # each look at a roster asks for all of them
 def device_certificate(der: bytes) -> x509.Certificate:
     """The certificate of another device, checked: a P-256 key that signed it and names it.
 

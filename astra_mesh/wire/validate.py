@@ -28,7 +28,9 @@ def sanitise(text: str, limit: int = limits.REASON_CHARS) -> str:
     Control characters (also those that change the direction of text) become spaces; a cut is shown
     by "...".
     """
-    clean = "".join(c if c.isprintable() else " " for c in text[: limit + 1]).strip()
+    head = text[: limit + 1]
+    clean = head if head.isprintable() else "".join(c if c.isprintable() else " " for c in head)
+    clean = clean.strip()
     if len(text) > limit:
         clean = clean[: max(0, limit - 3)] + "..."
     return clean[:limit]

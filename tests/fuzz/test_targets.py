@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.fuzz import __main__ as fuzzer
+from tools.fuzz import runner as fuzzer
 from tools.fuzz.mutate import Mutator
 from tools.fuzz.targets import TARGETS, Target
 

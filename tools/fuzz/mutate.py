@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, TypeVar
+
+T = TypeVar("T")
 
 _LONGEST: Final = 64 * 1024  # bytes of an input
 _NUMBERS: Final = tuple(
@@ -20,6 +22,10 @@ _TOKENS: Final = (
     *(b"{", b"}", b"[" * 64, b'"', b"null", b"1e999", b"-1", b"\\u0000", b"NaN"),  # JSON
     *(b"\x00", b"\xff", b"\xed\xa0\x80", b"\xe2\x80\xae", b"../", b"%00", b"\r\n"),  # text
 )
+_REPEATS: Final = (1, 2, 50)
+_KINDS: Final = 9
+# A damage spans so many bytes, one of these at random: most few, some many.
+_SPANS: Final = (1, 1, 2, 2, 3, 3, 4, 5, 6, 7, 8, 10, 12, 14, 18, 24)
 
 
 class Mutator:
@@ -32,39 +38,42 @@ class Mutator:
 
     def __init__(self, seeds: Sequence[bytes], number: int) -> None:
         self._seeds = list(seeds)
-        self._random = random.Random(number)
+        self._generator = random.Random(number)
+        self._random = self._generator.random  # the methods above it cost more than the damage
 
     def next(self) -> bytes:
         """One more input."""
-        chance = self._random
-        data = bytearray(chance.choice(self._seeds))
-        for _ in range(1 + int(chance.expovariate(0.7))):
+        chance, seeds = self._random, self._seeds
+        data = bytearray(seeds[int(chance() * len(seeds))])
+        self._damage(data)
+        while chance() < 0.5:
             self._damage(data)
         return bytes(data[:_LONGEST])
 
     def _damage(self, data: bytearray) -> None:
         chance = self._random
-        place = chance.randrange(len(data) + 1)
-        end = min(len(data), place + 1 + int(chance.expovariate(0.2)))
-        kind = chance.randrange(9)
+        place = int(chance() * (len(data) + 1))
+        kind = int(chance() * _KINDS)
         if kind == 0 and place < len(data):
-            data[place] ^= 1 << chance.randrange(8)
+            data[place] ^= 1 << int(chance() * 8)
         elif kind == 1 and place < len(data):
-            data[place] = chance.randrange(256)
+            data[place] = int(chance() * 256)
         elif kind == 2:
-            del data[place:end]
+            del data[place : place + self._pick(_SPANS)]
         elif kind == 3:
-            data[place:place] = data[place:end] * chance.choice((1, 2, 50))
+            data[place:place] = data[place : place + self._pick(_SPANS)] * self._pick(_REPEATS)
         elif kind == 4:
-            data[place:place] = chance.choice(_TOKENS)
+            data[place:place] = self._pick(_TOKENS)
         elif kind == 5:
-            number = chance.choice(_NUMBERS)
+            number = self._pick(_NUMBERS)
             data[place : place + len(number)] = number
         elif kind == 6:
             del data[place:]
         elif kind == 7:
-            other = chance.choice(self._seeds)
-            cut = chance.randrange(len(other) + 1)
-            data[place:] = other[cut:]
+            other = self._pick(self._seeds)
+            data[place:] = other[int(chance() * (len(other) + 1)) :]
         else:
-            data[place:place] = chance.randbytes(chance.randrange(1, 17))
+            data[place:place] = self._generator.randbytes(1 + int(chance() * 16))
+
+    def _pick(self, items: Sequence[T]) -> T:
+        return items[int(self._random() * len(items))]

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import copy
 import json
+import os
+import pickle
+import shutil
 import struct
 import tempfile
 from collections.abc import Callable, Sequence
@@ -23,7 +28,7 @@ from astra_mesh.mesh.roster import RosterBook
 from astra_mesh.mesh.session import Session, State
 from astra_mesh.wire.bits import pack, unpack
 from astra_mesh.wire.codec import decode, encode, hello_version
-from astra_mesh.wire.messages import Hello, PeerId, Roster
+from astra_mesh.wire.messages import Goodbye, Hello, LinkRefused, PeerId, Roster
 from tools import make_vectors
 
 FRAMES: Final = [bytes.fromhex(vector["frame"]) for vector in make_vectors.vectors()]
@@ -52,28 +57,49 @@ def _wire(data: bytes) -> None:
         assert decode(encode(message)) == message
 
 
+_PARTS: Final = ("_outbox", "_window", "_requests", "_pings")  # of a session, that change
+
+
 @cache
-def _hellos() -> tuple[Hello, bytes]:
-    message = next(m for m in map(decode, FRAMES) if isinstance(m, Hello) and m.device is not None)
-    other = msgspec.structs.replace(message, peer=PeerId("e" * 64))
-    return message, encode(other)
+def _sessions() -> tuple[tuple[Session, bytes], tuple[Session, bytes]]:
+    """A session that waits for the hello, and one that had it; their parts pickled, for copies."""
+    own = next(m for m in map(decode, FRAMES) if isinstance(m, Hello) and m.device is not None)
+    session = Session(own)
+    session.start(0.0)
+    greeting = copy.copy(session), _pickled(session)
+    session.receive(encode(msgspec.structs.replace(own, peer=PeerId("e" * 64))), 0.0)
+    assert session.state is State.OPEN
+    return greeting, (session, _pickled(session))
+
+
+def _pickled(session: Session) -> bytes:
+    return pickle.dumps([getattr(session, part) for part in _PARTS], pickle.HIGHEST_PROTOCOL)
+
+
+def _fresh(greeted: bool) -> Session:
+    """A copy of one of them: making a session and reading a hello takes longer than most inputs."""
+    model, parts = _sessions()[greeted]
+    session = copy.copy(model)
+    for name, part in zip(_PARTS, pickle.loads(parts), strict=True):  # noqa: S301
+        setattr(session, name, part)
+    return session
 
 
 def _session(data: bytes) -> None:
-    """A whole conversation: frames with two bytes of length before each, after a good hello."""
-    own, other = _hellos()
-    session = Session(own)
-    session.start(0.0)
-    session.receive(other, 0.0)
+    """A whole conversation: frames with two bytes of length before each.
+
+    Its first bit says whether they follow a good hello, or begin with the hello.
+    """
+    session = _fresh(greeted=data[:1] < b"\x80")
     now, rest = 0.0, data
-    while len(rest) > 1:
-        size = int.from_bytes(rest[:2], "big")
+    while len(rest) > 1 and session.state is not State.CLOSED:
+        size = int.from_bytes(rest[:2], "big") & 0x7FFF
         frame, rest = rest[2 : 2 + size], rest[2 + size :]
         now += 0.001
         session.receive(frame, now)
         session.tick(now)
         sum(map(len, session.frames()))
-    assert session.unconsumed_bytes <= own.window_bytes
+    assert session.unconsumed_bytes <= session.hello.window_bytes
     assert session.queued_bytes < 1 << 20
     if session.close_error is not None:
         assert session.state in (State.CLOSING, State.CLOSED)
@@ -82,7 +108,12 @@ def _session(data: bytes) -> None:
 def _conversations() -> list[bytes]:
     small = [frame for frame in FRAMES if len(frame) < 2_000]
     joined = [struct.pack(">H", len(frame)) + frame for frame in small]
-    return [*joined, b"".join(joined), b"".join(reversed(joined))]
+    greetings = [
+        struct.pack(">H", 0x8000 | len(frame)) + frame
+        for frame in small
+        if isinstance(decode(frame), Hello | LinkRefused | Goodbye)
+    ]
+    return [*joined, *greetings, b"".join(joined), b"".join(reversed(joined))]
 
 
 def _bits(data: bytes) -> None:
@@ -95,6 +126,11 @@ def _bits(data: bytes) -> None:
         assert pack(found, bits) == data[3:]
 
 
+def _one_of(kinds: Sequence[type[Any]], data: bytes) -> type[Any]:
+    """Which of several types an input is read as: the input decides, so that each run is alike."""
+    return kinds[sum(data[-4:]) % len(kinds)]
+
+
 # --- trust ----------------------------------------------------------------------------------------
 
 
@@ -104,9 +140,8 @@ def _device() -> DeviceKey:
 
 
 def _pairing(data: bytes) -> None:
-    for kind in (pairing.Knock, pairing.Reply, pairing.Proof, pairing.Welcome):
-        with suppress(ProtocolError, PairingError):
-            pairing.parse(data, kind)
+    with suppress(ProtocolError, PairingError):
+        pairing.parse(data, _one_of((pairing.Knock, pairing.Reply, pairing.Proof), data))
 
 
 def _pairing_seeds() -> list[bytes]:
@@ -135,10 +170,10 @@ def _book() -> tuple[RosterBook, DeviceKey]:
 
 def _roster(data: bytes) -> None:
     book, member = _book()
-    known = RosterBook(_device(), "own", book.message())
     with suppress(ProtocolError):
         message = decode(data)
         if isinstance(message, Roster):
+            known = RosterBook(_device(), "own", book.message())
             known.merge(message, member.id)
             assert set(known.members()) <= set(book.members()), "a forged member"
 
@@ -185,15 +220,21 @@ def _announcement(data: bytes) -> None:
 
 
 @cache
-def _folder() -> Path:
-    return Path(tempfile.mkdtemp(prefix="astra-fuzz-"))
+def _file() -> tuple[Path, int]:
+    """A file for all inputs, open for writing, in memory where the system has a folder there."""
+    memory = Path("/dev/shm")
+    folder = tempfile.mkdtemp(prefix="astra-fuzz-", dir=memory if memory.is_dir() else None)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    path = Path(folder, "model.safetensors")
+    return path, os.open(path, os.O_RDWR | os.O_CREAT)
 
 
 def _header(data: bytes) -> None:
     from astra_mesh.bundle.header import read_header
 
-    path = _folder() / "model.safetensors"
-    path.write_bytes(data)
+    path, file = _file()
+    os.ftruncate(file, 0)
+    os.pwrite(file, data, 0)
     with suppress(AstraMeshError):
         header = read_header(path)
         assert all(0 <= one.begin <= one.end <= len(data) for one in header.tensors.values())
@@ -220,9 +261,9 @@ def _api(data: bytes) -> None:
     from astra_mesh.web.errors import ApiError
     from astra_mesh.web.requests import ChatRequest, CompletionRequest, EmbeddingRequest
 
-    for kind in (CompletionRequest, ChatRequest, EmbeddingRequest):
-        with suppress(ApiError):
-            decode_body(data, kind)
+    kinds = (CompletionRequest, ChatRequest, EmbeddingRequest)
+    with suppress(ApiError):
+        decode_body(data, _one_of(kinds, data))
 
 
 _JSON_SEEDS: Final = [
@@ -232,15 +273,21 @@ _JSON_SEEDS: Final = [
 ]
 
 
-def _guard(data: bytes) -> None:
+@cache
+def _guarded() -> Any:
     from astra_mesh.web.config import ApiConfig
-    from astra_mesh.web.errors import ApiError
     from astra_mesh.web.guard import Guard
+
+    return Guard(ApiConfig(token="t" * 32))
+
+
+def _guard(data: bytes) -> None:
+    from astra_mesh.web.errors import ApiError
 
     texts = [*data.decode("utf-8", "surrogateescape").split("\n"), "", "", ""]
     headers = dict(zip(("Host", "Origin", "Authorization"), texts, strict=False))
     with suppress(ApiError):
-        Guard(ApiConfig(token="t" * 32)).check("/v1/models", headers)
+        _guarded().check("/v1/models", headers)
         assert headers["Authorization"].partition(" ")[2].strip() == "t" * 32
 
 
