@@ -69,6 +69,8 @@ CLIENT_MOVE_S: Final = 1.5  # ... for so long each: those that live answer withi
 PROGRESS_MARKS: Final = 1_024  # in one message: 15 KiB of positional integers
 PROGRESS_S: Final = 0.1  # between two of them, while somebody looks on
 SHOWN_REQUESTS: Final = 8  # kept for whoever looks on, the last ones; a plan of 4 peers is 3 KB
+SPOT_CHECK_BYTES: Final = 64 * MIB  # codes kept of the one request that is checked
+SHUN_S: Final = 600.0  # who sent false codes is in no plan for so long
 EARLY_CODES_BYTES: Final = 4 * MIB  # codes that overtake their proposal (other link), per link
 EARLY_CODES_S: Final = 10.0  # kept so long, then dropped
 

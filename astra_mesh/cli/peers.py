@@ -103,6 +103,16 @@ def peer(
     state_dir: Annotated[
         Path | None, typer.Option(help="Where this peer keeps its identity.", hidden=True)
     ] = None,
+    spot_check: Annotated[
+        float,
+        typer.Option(
+            metavar="SHARE",
+            min=0.0,
+            max=1.0,
+            help="Compute another peer's part once more in this share of the requests, and leave "
+            "out who sent something else: 0.05 is one in 20.",
+        ),
+    ] = 0.0,
     record: Annotated[
         Path | None,
         typer.Option(
@@ -167,6 +177,7 @@ def peer(
             discovery=discovery,
             state_dir=state_dir,
             models=tuple(model) if model else None,
+            spot_check=spot_check,
             record=record,
         )
         api_config = make_api_config(api_port, api_token, lan, state_dir) if api else None

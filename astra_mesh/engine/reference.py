@@ -6,14 +6,14 @@ one device on its own.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor
 
 from astra_mesh.engine.decode import Decoder
 from astra_mesh.engine.pipeline import mean_of
-from astra_mesh.engine.shard import ShardRun
+from astra_mesh.engine.shard import Coded, ShardRun
 from astra_mesh.families.model import Model, ModelInput
 from astra_mesh.families.spec import Pooling
 from astra_mesh.plan.layout import Layout, make_layout
@@ -22,24 +22,44 @@ from astra_mesh.quant.codes import Codec
 from astra_mesh.wire.messages import Sampling
 
 
-@torch.inference_mode()
 def run_plan(
     model: Model, layout: Layout, codec: Codec, inputs: ModelInput, spare: int = 0
 ) -> list[ShardRun]:
     """All shards after the last block."""
     count = len(layout.bounds)
-    runs = [ShardRun(model, layout, i, codec, inputs, spare) for i in range(count)]
+    with torch.inference_mode():
+        runs = [ShardRun(model, layout, i, codec, inputs, spare) for i in range(count)]
+    run_shards(runs)
+    return runs
+
+
+def _as_it_is(block: int, shard: int, codes: Coded) -> Coded:
+    return codes
+
+
+@torch.inference_mode()
+def run_shards(
+    runs: Sequence[ShardRun], alter: Callable[[int, int, Coded], Coded] = _as_it_is
+) -> dict[tuple[int, int], Coded]:
+    """Drive all shards of a layout through all blocks; what was sent, by block and shard.
+
+    Args:
+        runs: Fresh; their models may compute in different formats.
+        alter: What a shard sends instead, given block, shard and its codes.
+    """
+    layout, sent = runs[0].layout, dict[tuple[int, int], Coded]()
     for block in range(layout.blocks):
-        codes = [run.encode(block) for run in runs]
+        for run in runs:
+            sent[block, run.shard] = alter(block, run.shard, run.encode(block))
         for run in runs:
             run.attend_local(block)
             if block >= layout.first_block:
                 for source in layout.sources(run.shard, block):
                     stages = layout.stages[source, run.shard]
-                    run.attend_remote(block, source, codes[source][stages])
+                    run.attend_remote(block, source, sent[block, source][stages])
         for run in runs:
             run.finish(block)
-    return runs
+    return sent
 
 
 def solo_layout(model: Model, inputs: ModelInput, pooling: Pooling) -> Layout:

@@ -59,14 +59,22 @@ class ShardRun:
     def encode(self, block: int) -> Coded:
         """Codes of the own tokens for ``block``, by each number of stages that a receiver takes."""
         receivers = self.layout.receivers(self.shard, block)
-        rows = self.x[self._unsent() :]
         found: dict[int, Sequence[CodeArray]] = {}
         for stages in sorted({self.layout.stages[self.shard, i] for i in receivers}):
             if stages not in self._senders:
-                known = self._known.get(self.shard)
-                self._senders[stages] = self.codec.sender(stages, known)
-            found[stages] = self._senders[stages].encode(block, rows)
+                self._senders[stages] = self.codec.sender(stages, self.known)
+            found[stages] = self._senders[stages].encode(block, self.coded)
         return found
+
+    @property
+    def coded(self) -> Tensor:
+        """The rows (T, D) whose codes are sent: input of the block that comes next."""
+        return self.x[self._unsent() :]
+
+    @property
+    def known(self) -> Tensor | None:
+        """Their n (T, D) in the first block, once it was attended; None where it is coded too."""
+        return self._known.get(self.shard)
 
     def _unsent(self) -> int:
         """Rows in front of the own tokens that are not sent."""

@@ -28,6 +28,7 @@ from astra_mesh.peer.loaded import AnyCodec, Loaded
 from astra_mesh.peer.models import ModelHost
 from astra_mesh.peer.part import NotTakingPartError, make_exchange, report_of
 from astra_mesh.peer.participants import LostDuringPrefillError, Participants
+from astra_mesh.peer.spot_check import SpotChecks
 from astra_mesh.plan.alternatives import choose_among
 from astra_mesh.plan.check import BadPlanError, class_token_of
 from astra_mesh.plan.cost import Candidate
@@ -78,6 +79,7 @@ class Surroundings:
     close: Callable[[RequestId], None]
     experience: Experience
     watched: Callable[[], bool]  # somebody looks on: participants are to tell their progress
+    checks: SpotChecks
 
 
 class Answer:
@@ -93,6 +95,7 @@ class Answer:
         self._around, self._emit = around, emit
         self._notes: list[str] = []
         self._began = 0.0
+        self._names: dict[PeerId, str] = {}  # of the plan that runs
 
     async def run(self) -> None:
         """Answer the client.
@@ -113,6 +116,7 @@ class Answer:
         others: list[Candidate] = []
         if ask.options.use is not Use.SOLO:
             others = await self._around.candidates(loaded, *(code.codebook for code in codes))
+            others = self._trusted(others)
         jobs = [self._job(loaded, code, tokens) for code in codes]
         while True:
             me, links = self._around.me(loaded), self._around.links()
@@ -130,6 +134,16 @@ class Answer:
                 self._notes.append(f"planned again without {lost.peer[:8]}: {lost.error.message}")
                 find_link = self._around.find_link
                 others = [x for x in others if x.peer != lost.peer and find_link(x.peer)]
+
+    def _trusted(self, others: list[Candidate]) -> list[Candidate]:
+        """Without those that sent false codes not long ago."""
+        found = []
+        for one in others:
+            if self._around.checks.shuns(one.peer):
+                self._notes.append(f"planned without {one.name}, which sent false codes before")
+            else:
+                found.append(one)
+        return found
 
     def _job(self, loaded: Loaded, code: Code, tokens: int) -> Job:
         options, spec, codec = self.ask.options, loaded.spec, code.codec
@@ -166,6 +180,7 @@ class Answer:
         bits = codec.rate(stages) if stages else 0
         expected = expected_cost(loaded, plan, self.ask.task.value)
         names = {one.peer: one.name for one in [*others, self._around.me(loaded)]}
+        self._names = names
         await self._emit(
             Planned(
                 request=self.ask.request,
@@ -182,6 +197,7 @@ class Answer:
         self._began = time.perf_counter()
         exchange, codec = self._exchange(choice, loaded)
         participants = Participants(exchange)
+        self._around.checks.begin(exchange, plan)
         self._around.open(participants)
         try:
             request, task = exchange.request, self.ask.task
@@ -196,6 +212,7 @@ class Answer:
             await self._answer(choice, loaded, pipeline, participants, bits)
         finally:
             participants.close()
+            self._around.checks.end(exchange)
             self._around.close(exchange.request)
 
     def _exchange(self, choice: Choice, loaded: Loaded) -> tuple[MeshExchange, AnyCodec]:
@@ -243,6 +260,7 @@ class Answer:
             vector = pooled.numpy().astype("<f4").tobytes()
             actual = time.perf_counter() - self._began
         total = time.perf_counter() - self._began
+        await self._check(loaded, pipeline.run, participants.exchange)
         peers = await self._reports(choice, pipeline, participants, steps)
         report = Report(
             plan=choice.plan,
@@ -268,6 +286,30 @@ class Answer:
         except MeshError as error:
             participants.raise_lost(error)
             raise
+
+    async def _check(self, loaded: Loaded, run: ShardRun, exchange: MeshExchange) -> None:
+        """Compute a participant's part once more, where this request is one that is checked.
+
+        A text is out by now, and gets a note; any other answer is not.
+
+        Raises:
+            LostDuringPrefillError: Its codes were false; the request is planned again without it.
+        """
+        checks, kept = self._around.checks, exchange.kept
+        codec = run.codec
+        assert isinstance(codec, AnyCodec)
+        found = await checks.check(exchange, loaded, codec, run.inputs, self._compute)
+        if found is None or kept is None:
+            return
+        peer = exchange.peers[kept.shard]
+        name = sanitise(self._names[peer])
+        wrong = checks.judge(peer, name, found)
+        if wrong is None:
+            self._notes.append(f"spot check: what {name} sent is what its share gives")
+        elif self.ask.task is Task.GENERATE:
+            self._notes.append(f"do not rely on this answer: {wrong}")
+        else:
+            raise LostDuringPrefillError(peer, MeshError(wrong))
 
     async def _reports(
         self, choice: Choice, pipeline: Pipeline, participants: Participants, steps: int

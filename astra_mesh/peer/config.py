@@ -33,6 +33,8 @@ class PeerConfig:
         ephemeral: Identity in memory only, and no record for local clients.
         models: Names to offer; None: all on this device.
         timings: Of links.
+        spot_check: Share of the requests that this peer plans in which one other peer's codes are
+            computed once more; 0: none. See :mod:`astra_mesh.peer.spot_check`.
         record: Folder for one JSON file per request with the time of each step; None: none.
     """
 
@@ -49,4 +51,5 @@ class PeerConfig:
     ephemeral: bool = False
     models: tuple[str, ...] | None = None
     timings: Timings = field(default_factory=Timings)
+    spot_check: float = 0.0
     record: Path | None = None

@@ -78,6 +78,27 @@ class _Part:
         return [array for array in self.arrays if array is not None]
 
 
+class Kept:
+    """What is kept of one request to compute ``shard`` of it once more: all codes that came here,
+    and those that went from here to that shard. Too much of it is not kept at all.
+    """
+
+    def __init__(self, shard: int) -> None:
+        self.shard = shard
+        self.is_full = False
+        self.codes: dict[tuple[int, int], Sequence[CodeArray]] = {}  # by block and sender
+        self._bytes = 0
+
+    def put(self, block: int, sender: int, arrays: Sequence[CodeArray]) -> None:
+        """Keep one shard's codes of a block."""
+        self._bytes += sum(array.nbytes for array in arrays)
+        if self._bytes > limits.SPOT_CHECK_BYTES:
+            self.is_full = True
+            self.codes.clear()
+        if not self.is_full:
+            self.codes[block, sender] = arrays
+
+
 class MeshExchange:
     """Implements :class:`astra_mesh.engine.exchange.Exchange` over links.
 
@@ -118,6 +139,7 @@ class MeshExchange:
         self._error: Exception | None = None
         self.sent_bytes: dict[str, int] = {}
         self.timeline: Timeline | None = None  # None: nothing is noted
+        self.kept: Kept | None = None  # None: nothing is kept
 
     # --- what comes in ----------------------------------------------------------------------------
 
@@ -158,7 +180,10 @@ class MeshExchange:
                 self._late.discard(source)
                 if self.timeline is not None:
                     self.timeline.note(Mark.ARRIVED, block, source)
-                self._queue(block).put_nowait((source, self._parts.pop(key).complete()))
+                arrays = self._parts.pop(key).complete()
+                if self.kept is not None:
+                    self.kept.put(block, source, arrays)
+                self._queue(block).put_nowait((source, arrays))
 
     def _split(self, message: Codes, stages: int) -> list[tuple[int, bytes]]:
         """The stages that a message carries, at least one, and the data of each."""
@@ -193,6 +218,10 @@ class MeshExchange:
         if self.shard != layout.answering():
             return []
         return [i for i in range(len(self.peers)) if i != self.shard and layout.wanted(i)]
+
+    def pooled_of(self, shard: int) -> tuple[Tensor, float] | None:
+        """The pooled vector (D,) and weight that a shard sent."""
+        return self._pooled.get(shard)
 
     @property
     def late_parts(self) -> int:
@@ -233,6 +262,9 @@ class MeshExchange:
             MeshError: a link is over.
         """
         receivers = self.layout.receivers(self.shard, block)
+        if self.kept is not None and self.kept.shard in receivers:
+            stages = self.layout.stages[self.shard, self.kept.shard]
+            self.kept.put(block, self.shard, codes[stages])
         links = [self._link(i) for i in receivers]
         for count, group in itertools.groupby(
             sorted(zip(receivers, links, strict=True), key=self._stages), key=self._stages

@@ -20,6 +20,7 @@ from astra_mesh.peer.part import Participation
 from astra_mesh.peer.participants import Participants
 from astra_mesh.peer.recorder import Recorder
 from astra_mesh.peer.sending import send_if_open
+from astra_mesh.peer.spot_check import SpotChecks
 from astra_mesh.peer.turns import Turns
 from astra_mesh.peer.watch import Shown, Watch
 from astra_mesh.wire.codec import AnyMessage, sanitise
@@ -67,6 +68,7 @@ class Requests:
         self._recorder = recorder
         self._turns = Turns(limits.ANSWERS_AT_ONCE)
         self._watch: Watch = peer.watch
+        self._checks = SpotChecks(peer.config.spot_check)
 
     @property
     def running(self) -> bool:
@@ -232,6 +234,7 @@ class Requests:
             close=self._close_exchange,
             experience=self._candidates.experience,
             watched=lambda: self._watch.active,
+            checks=self._checks,
         )
 
     def _open(self, shown: Shown, participants: Participants) -> None:

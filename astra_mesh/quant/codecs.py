@@ -60,12 +60,16 @@ class PlainCodec:
 
     def encode(self, block: int, x: Tensor, first: int = 0) -> list[CodeArray]:
         """See :class:`Sender`."""
-        n = self._model.block(block).normalize(x).float()
+        n = self.normalized(block, x)
         if self.name in ("fp32", "fp16"):
             kind = "<f4" if self.name == "fp32" else "<f2"
             rows = np.ascontiguousarray(n.numpy().astype(kind))
             return [rows.view(np.uint8).reshape(len(rows), self._row)]
         return [_to_int8(n) if self.name == "int8" else _to_int4(n, self._groups)]
+
+    def normalized(self, block: int, x: Tensor) -> Tensor:
+        """What is sent of a block's input: (T, D) float32."""
+        return self._model.block(block).normalize(x).float()
 
     def decode(self, block: int, codes: Sequence[CodeArray], first: int = 0) -> Tensor:
         """See :class:`Receiver`."""

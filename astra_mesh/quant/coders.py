@@ -99,9 +99,16 @@ class BlockCoder:
 
     def encode(self, residual: Tensor) -> list[npt.NDArray[np.int64]]:
         """Codes (G, T) of each stage for ``n - p`` (T, D)."""
-        y = residual
-        if self._analysis is not None:
-            y = F.linear(residual.to(self._analysis.dtype), self._analysis).float()
+        return self.encode_coordinates(self.coordinates(residual))
+
+    def coordinates(self, residual: Tensor) -> Tensor:
+        """What is quantized: coordinates (T, R) of ``n - p`` (T, D)."""
+        if self._analysis is None:
+            return residual
+        return F.linear(residual.to(self._analysis.dtype), self._analysis).float()
+
+    def encode_coordinates(self, y: Tensor) -> list[npt.NDArray[np.int64]]:
+        """Codes (G, T) of each stage for coordinates (T, R)."""
         found = []
         for index, stage in enumerate(self.stages):
             codes = stage.encode(y)
@@ -116,6 +123,12 @@ class BlockCoder:
         for stage, more in zip(self.stages[1:], codes[1:], strict=False):
             found = found + stage.decode(more)
         return found
+
+    @property
+    def middle(self) -> Tensor:
+        """The mean (1, R) of the first stage's codewords, in coordinates."""
+        stage = self.stages[0]
+        return stage.cut.join(stage.codewords.mean(1, keepdim=True))
 
     @property
     def rows(self) -> Tensor:
