@@ -53,6 +53,9 @@ PEERS_PER_PLAN: Final = 64
 BLOCKS: Final = 512
 STAGES: Final = 64
 REQUESTS_PER_PEER: Final = 64  # running or waiting, before "busy"; and shards of others' requests
+# Of one other device, over all its links: half of what a peer takes, so that others have a turn ...
+REQUESTS_PER_DEVICE: Final = 32
+DEVICE_BYTES: Final = 128 * MIB  # ... and frames of these and data that was not consumed, together
 ANSWERS_AT_ONCE: Final = 16  # run at once, as many as are decoded in one product; the others wait
 RETRY_LEAST_S: Final = 1.0  # what "busy" tells a caller to wait, at least ...
 RETRY_MOST_S: Final = 60.0  # ... and at most

@@ -13,6 +13,7 @@ from typing import Final
 
 from astra_mesh import limits
 from astra_mesh.errors import ProtocolError
+from astra_mesh.mesh.quota import Quota
 from astra_mesh.wire.codec import AnyMessage
 from astra_mesh.wire.messages import (
     Accept,
@@ -35,6 +36,7 @@ from astra_mesh.wire.messages import (
     Token,
 )
 
+COUNTED: Final = (Ask, Propose)  # what a device may have so many of
 OPENERS: Final = (Propose, Ask, ListPeers, Subscribe)
 # What an answer may answer.
 _ANSWERS: Final[dict[type, tuple[type, ...]]] = {
@@ -70,7 +72,9 @@ _ONCE: Final = (Accept, Refuse)
 class RequestTable:
     """The requests of one link."""
 
-    def __init__(self) -> None:
+    def __init__(self, quota: Quota) -> None:
+        self._quota = quota
+        self._sizes: dict[RequestId, int] = {}  # of those that count for it
         self._ours: dict[RequestId, type] = {}  # opened by this end -> type of the opener
         self._theirs: dict[RequestId, type] = {}
         self._settled: set[RequestId] = set()  # proposals of either end, accepted
@@ -84,19 +88,36 @@ class RequestTable:
         """
         return self._pass(message, self._ours, self._theirs)
 
-    def receiving(self, message: AnyMessage) -> bool:
-        """Note a message from the other end; False if it came late and is to be dropped.
+    def receiving(self, message: AnyMessage, size: int = 0) -> bool:
+        """Note a message from the other end, in a frame of ``size`` bytes; False if it came late
+        and is to be dropped.
 
         Raises:
             ProtocolError: The other end may not send it now.
         """
-        return self._pass(message, self._theirs, self._ours)
+        due = self._pass(message, self._theirs, self._ours)
+        if isinstance(message, COUNTED):
+            self._sizes[message.request] = size
+            self._quota.take(size, 1)
+        return due
+
+    def knows(self, request: RequestId) -> bool:
+        """Whether a request is open, or ended not long ago."""
+        return request in self._ours or request in self._theirs or request in self._ended
+
+    def close(self) -> None:
+        """The link is over: nothing counts for the quota any more."""
+        for size in self._sizes.values():
+            self._quota.give(size, 1)
+        self._sizes.clear()
 
     def end(self, request: RequestId) -> None:
         """Nothing more is wanted for a request."""
         self._ours.pop(request, None)
         self._theirs.pop(request, None)
         self._settled.discard(request)
+        if request in self._sizes:
+            self._quota.give(self._sizes.pop(request), 1)
         self._ended[request] = None
         self._ended.move_to_end(request)
         while len(self._ended) > limits.ENDED_REQUESTS:
@@ -134,7 +155,7 @@ class RequestTable:
             self._settled.add(request)
 
     def _open(self, request: RequestId, kind: type, own: dict[RequestId, type]) -> None:
-        if request in self._ours or request in self._theirs or request in self._ended:
+        if self.knows(request):
             raise ProtocolError(f"{kind.__name__} with the id of another request")
         if len(own) >= limits.OPEN_REQUESTS_PER_LINK:
             raise ProtocolError(f"more than {limits.OPEN_REQUESTS_PER_LINK} requests are open")

@@ -12,15 +12,17 @@ import math
 from typing import Final
 
 from astra_mesh import limits
-from astra_mesh.errors import MeshError, PeerLostError, ProtocolError, RefusedError
+from astra_mesh.errors import BusyError, MeshError, PeerLostError, ProtocolError, RefusedError
 from astra_mesh.mesh.flow import ORDERED, Outbox, Window, cost
 from astra_mesh.mesh.greeting import LinkRefusal, check_first, explain, refusal_error
 from astra_mesh.mesh.pings import Pings
-from astra_mesh.mesh.requests import RequestTable
+from astra_mesh.mesh.quota import Quota
+from astra_mesh.mesh.requests import COUNTED, RequestTable
 from astra_mesh.mesh.roles import may_send
 from astra_mesh.mesh.timings import Timings
-from astra_mesh.wire.codec import AnyMessage, decode, encode, sanitise
+from astra_mesh.wire.codec import AnyMessage, decode, encode, peek, sanitise
 from astra_mesh.wire.messages import (
+    Ask,
     Cancel,
     Credit,
     Done,
@@ -68,6 +70,7 @@ class Session:
         timings: Deadlines.
         expected: The peer that must be at the other end; None for any.
         proven: The peer that is there, as its certificate proves; None on links without TLS.
+        quota: Of the device at the other end.
     """
 
     def __init__(
@@ -76,6 +79,7 @@ class Session:
         timings: Timings | None = None,
         expected: PeerId | None = None,
         proven: PeerId | None = None,
+        quota: Quota | None = None,
     ) -> None:
         self.state = State.FRESH
         self.hello = hello
@@ -89,7 +93,8 @@ class Session:
         self._proven = proven
         self._outbox = Outbox()
         self._window = Window(hello.window_bytes)
-        self._requests = RequestTable()
+        self._quota = quota if quota is not None else Quota.endless()
+        self._requests = RequestTable(self._quota)
         self._pings = Pings(self.timings.heartbeat_s)
         self._pongs = 0  # queued since control was last all written
         self._heard = 0.0  # when the last frame came
@@ -162,6 +167,8 @@ class Session:
     def consumed(self, size: int) -> None:
         """Give back credit for data (:func:`cost` of each message) that is no longer held."""
         lump = self._window.consumed(size)
+        if self.state is not State.CLOSED:
+            self._quota.give(size)
         if lump and self.state is State.OPEN:
             self._outbox.put_control(encode(Credit(lump)))
 
@@ -253,7 +260,12 @@ class Session:
         try:
             if self.peer_hello is None:
                 return self._greet(frame, now)
-            return self._dispatch(decode(frame), now)
+            if not self._quota.has_room(len(frame)):
+                kind, request = peek(frame)
+                if kind in COUNTED and request is not None:
+                    self._turn_away(kind, request)
+                    return []
+            return self._dispatch(decode(frame), now, len(frame))
         except LinkRefusal as exc:
             self.refuse(exc.reason, exc.text, exc.error)
         except ProtocolError as exc:
@@ -273,7 +285,24 @@ class Session:
         self._move(State.OPEN)
         return [message]
 
-    def _dispatch(self, message: AnyMessage, now: float) -> list[AnyMessage]:
+    def _turn_away(self, kind: type, request: RequestId) -> None:
+        """Refuse a request: its device has as much here as it may have."""
+        assert self.peer_hello is not None
+        if not may_send(kind, self.peer_hello.role, self.hello.role) or (
+            self._requests.knows(request)
+        ):
+            raise ProtocolError(f"{kind.__name__} that is not allowed here")
+        text = sanitise(self._quota.sentence())
+        answer: Refuse | Fail = Refuse(request=request, reason=Reason.BUSY, text=text)
+        if kind is Ask:
+            retry_s = limits.RETRY_LEAST_S
+            answer = Fail(request=request, code=BusyError.code, text=text, retry_s=retry_s)
+        self._requests.end(request)
+        self._outbox.put_control(encode(answer))
+        if self.queued_bytes > 2 * limits.SEND_QUEUE_BYTES:
+            self.lost("it does not read what it is sent")
+
+    def _dispatch(self, message: AnyMessage, now: float, frame: int = 0) -> list[AnyMessage]:
         if isinstance(message, LinkRefused):
             self.close_reason = message.reason
             self.close_error = refusal_error(message, self._who())
@@ -289,19 +318,26 @@ class Session:
         elif isinstance(message, Throughput):
             self.receive_bps = message.bps
         else:
-            return self._deliver(message)
+            return self._deliver(message, frame)
         return []
 
-    def _deliver(self, message: AnyMessage) -> list[AnyMessage]:
+    def _deliver(self, message: AnyMessage, frame: int) -> list[AnyMessage]:
         assert self.peer_hello is not None
         if isinstance(message, Hello):
             raise ProtocolError("a second hello")
         if not may_send(type(message), self.peer_hello.role, self.hello.role):
             role = self.peer_hello.role.value
             raise ProtocolError(f"{type(message).__name__} does not come from a {role}")
+        if isinstance(message, COUNTED) and not self._quota.has_room(frame):
+            self._turn_away(type(message), message.request)
+            return []
         size = cost(message)
+        if not self._quota.can_hold(size):
+            text = self._quota.sentence()
+            raise LinkRefusal(Reason.BUSY, text, RefusedError(f"{self._who()}: {text}"))
         self._window.received(size)
-        if not self._requests.receiving(message):
+        self._quota.take(size)
+        if not self._requests.receiving(message, frame):
             self.consumed(size)
             return []
         if isinstance(message, Cancel | Fail | Refuse | Done):
@@ -341,3 +377,6 @@ class Session:
         if state not in _NEXT[self.state]:
             raise RuntimeError(f"a link cannot go from {self.state.value} to {state.value}")
         self.state = state
+        if state is State.CLOSED:
+            self._requests.close()
+            self._quota.give(self._window.unconsumed)

@@ -10,6 +10,7 @@ import socket
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from weakref import WeakValueDictionary
 
 import aiohttp
 from aiohttp import web
@@ -28,6 +29,7 @@ from astra_mesh.mesh.link import Link
 from astra_mesh.mesh.listening import listen, port_of
 from astra_mesh.mesh.membership import Candidate, Membership
 from astra_mesh.mesh.pairing_host import PairingHost
+from astra_mesh.mesh.quota import Quota
 from astra_mesh.mesh.session import Session
 from astra_mesh.mesh.trust import Known
 from astra_mesh.peer import tasks
@@ -35,7 +37,7 @@ from astra_mesh.peer.config import DEFAULT_PORT, PeerConfig
 from astra_mesh.peer.names import watch_names
 from astra_mesh.peer.security import Security
 from astra_mesh.wire.codec import AnyMessage
-from astra_mesh.wire.messages import Hello, PeerId, Reason, Role, Roster
+from astra_mesh.wire.messages import DeviceId, Hello, PeerId, Reason, Role, Roster
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +77,7 @@ class LinkKeeper:
         self._add_routes = add_routes
         self._membership: Membership[Link] = Membership(self._me)
         self._links: dict[Link, Known] = {}  # and who is there, by its certificate
+        self._quotas = WeakValueDictionary[DeviceId, Quota]()
         self._rosters: dict[Link, Roster] = {}  # that came and were not judged yet
         self._near: dict[PeerId, str] = {}  # names of those who announce themselves
         self._strangers: set[PeerId] = set()  # of these, those that are not paired
@@ -308,7 +311,15 @@ class LinkKeeper:
     def _session(self, known: Known | None, expected: PeerId | None = None) -> Session:
         # Whoever was shut out between its handshake and now matches no id at all.
         proven = known.peer if known is not None else PeerId("")
-        return Session(self._make_hello(), self._config.timings, expected, proven)
+        quota = self._quota(known) if known is not None else None
+        return Session(self._make_hello(), self._config.timings, expected, proven, quota)
+
+    def _quota(self, known: Known) -> Quota:
+        """One for all links of a device, for as long as there are any."""
+        if known.device == self._security.trust.device.id:
+            return Quota.endless()
+        room = Quota(limits.REQUESTS_PER_DEVICE, limits.DEVICE_BYTES)
+        return self._quotas.setdefault(known.device, room)
 
     async def _serve(self, link: Link, known: Known | None) -> None:
         await self._running.wait()

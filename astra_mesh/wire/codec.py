@@ -29,6 +29,7 @@ from astra_mesh.wire.messages import (
     Pooled,
     Positional,
     Propose,
+    RequestId,
     Result,
     Roster,
     Status,
@@ -37,13 +38,14 @@ from astra_mesh.wire.messages import (
 )
 from astra_mesh.wire.validate import sanitise, validate
 
-__all__ = ["AnyMessage", "decode", "encode", "hello_version", "sanitise"]
+__all__ = ["AnyMessage", "decode", "encode", "hello_version", "peek", "sanitise"]
 
 AnyMessage = Message | Positional
 
 _HEAD: Final = 0x92  # msgpack array of two
 _MAP_OVERHEAD: Final = 16 * limits.KIB  # map keys and texts around one large value
 _INT_LIMIT: Final = 2**63
+_FRONT_BYTES: Final = 32  # head of a map, "request", and a number
 
 _NUMBERS: Final = {kind: number for number, kind in TYPES.items()}
 
@@ -128,6 +130,24 @@ def hello_version(frame: bytes | bytearray | memoryview) -> int | None:
         return None
     version = body.get("version") if isinstance(body, dict) else None
     return version if type(version) is int else None
+
+
+def peek(frame: bytes | bytearray | memoryview) -> tuple[type[msgspec.Struct], RequestId | None]:
+    """Type and request of a frame, read from its first bytes; no id where it is not in front.
+
+    Raises:
+        ProtocolError: The type is unknown, or the frame too long for it.
+    """
+    kind = _kind(frame)
+    unpacker = msgpack.Unpacker()
+    unpacker.feed(frame[2 : 2 + _FRONT_BYTES])
+    try:
+        unpacker.read_map_header()
+        key, value = unpacker.unpack(), unpacker.unpack()
+    except (*_PARSE_ERRORS, RuntimeError):
+        return kind, None
+    is_id = key == "request" and type(value) is int and 0 <= value < _INT_LIMIT
+    return kind, RequestId(value) if is_id else None
 
 
 def _kind(frame: bytes | bytearray | memoryview) -> type[msgspec.Struct]:

@@ -202,7 +202,9 @@ async def client_of(peer: Peer) -> AsyncIterator[TestClient]:
 
 
 @asynccontextmanager
-async def mesh_of(names: list[str], models: Path | list[Path]) -> AsyncIterator[list[Peer]]:
+async def mesh_of(
+    names: list[str], models: Path | list[Path], spot_check: float = 0.0
+) -> AsyncIterator[list[Peer]]:
     """Peers that all know each other; each offers the models of its folder."""
     folders = models if isinstance(models, list) else [models] * len(names)
     async with AsyncExitStack() as stack:
@@ -217,6 +219,7 @@ async def mesh_of(names: list[str], models: Path | list[Path]) -> AsyncIterator[
                 discovery=False,
                 ephemeral=True,
                 models=tuple(str(path) for path in sorted(folder.iterdir())),
+                spot_check=spot_check,
             )
             peers.append(await stack.enter_async_context(Peer(config)))
         await until(lambda: all(len(peer.others()) == len(peers) - 1 for peer in peers))

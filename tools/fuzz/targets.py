@@ -20,10 +20,12 @@ from typing import Any, Final
 
 import msgspec
 
+from astra_mesh import limits
 from astra_mesh.errors import AstraMeshError, InputError, PairingError, ProtocolError
 from astra_mesh.mesh import codes, pairing
 from astra_mesh.mesh.discovery import SERVICE, Discovery
 from astra_mesh.mesh.identity import DeviceKey, device_certificate
+from astra_mesh.mesh.quota import Quota
 from astra_mesh.mesh.roster import RosterBook
 from astra_mesh.mesh.session import Session, State
 from astra_mesh.wire.bits import pack, unpack
@@ -57,14 +59,14 @@ def _wire(data: bytes) -> None:
         assert decode(encode(message)) == message
 
 
-_PARTS: Final = ("_outbox", "_window", "_requests", "_pings")  # of a session, that change
+_PARTS: Final = ("_outbox", "_window", "_requests", "_pings", "_quota")  # of a session, that change
 
 
 @cache
 def _sessions() -> tuple[tuple[Session, bytes], tuple[Session, bytes]]:
     """A session that waits for the hello, and one that had it; their parts pickled, for copies."""
     own = next(m for m in map(decode, FRAMES) if isinstance(m, Hello) and m.device is not None)
-    session = Session(own)
+    session = Session(own, quota=Quota(3, 64 * limits.KIB))
     session.start(0.0)
     greeting = copy.copy(session), _pickled(session)
     session.receive(encode(msgspec.structs.replace(own, peer=PeerId("e" * 64))), 0.0)
