@@ -177,10 +177,10 @@ class TestClient:
 
 
 @asynccontextmanager
-async def client_of(peer: Peer) -> AsyncIterator[TestClient]:
-    """A client linked to ``peer``."""
+async def client_of(peer: Peer, caller: Caller | None = None) -> AsyncIterator[TestClient]:
+    """A client linked to ``peer``; of this device, unless ``caller`` is of another."""
     async with aiohttp.ClientSession() as http:
-        caller = await Caller.new()
+        caller = caller or await Caller.new()
         socket = await caller.dial(http, peer.port)
         hello = Hello(
             magic=MAGIC,

@@ -97,10 +97,8 @@ async def test_an_answer_of_false_codes_is_not_given(
         reply = await label_of(one, codec)
         assert users(reply) == [{one.id, two.id}, {one.id}]
         found = reply.done().labels[0]
-        assert (found.label, found.probability) == (
-            wanted.label,
-            pytest.approx(wanted.probability, abs=1e-4),
-        )
+        assert found.label == wanted.label
+        assert found.probability == pytest.approx(wanted.probability, abs=1e-4)
 
 
 async def test_a_false_result_is_not_given(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:

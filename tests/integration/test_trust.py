@@ -31,8 +31,9 @@ from astra_mesh.mesh.roster import RosterBook
 from astra_mesh.mesh.session import Session
 from astra_mesh.mesh.trust import Trust, pairing_tls
 from astra_mesh.peer import Peer, PeerConfig
-from astra_mesh.wire.messages import MAGIC, PROTOCOL_VERSION, Hello, PeerId, Role
-from tests.integration.mesh_fixtures import until
+from astra_mesh.peer.answer import Answer
+from astra_mesh.wire.messages import MAGIC, PROTOCOL_VERSION, Hello, PeerId, Role, Task
+from tests.integration.mesh_fixtures import client_of, until
 from tests.integration.secure import Caller
 from tests.timings import patient
 
@@ -438,6 +439,35 @@ async def test_one_device_cannot_take_all_links(
             await (await own.dial(http, a.port)).close()
             await second.close()
             await until_dialled(guest, http, a.port)  # there is room again
+
+
+async def test_one_device_cannot_take_all_requests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over all its links; those of others, and of the peer's own device, go on."""
+
+    async def forever(self: Answer) -> None:
+        await asyncio.sleep(WAIT_S)
+
+    monkeypatch.setattr(limits, "REQUESTS_PER_DEVICE", 2)
+    monkeypatch.setattr(Answer, "run", forever)
+    async with devices(tmp_path, 2) as (a, b), AsyncExitStack() as stack:
+        await pair(a, b)
+        await until(linked(a, b))
+        guests = [await Caller.new(trust_of(b).folder) for _ in range(2)]
+        first, second = [await stack.enter_async_context(client_of(a, one)) for one in guests]
+        own = await stack.enter_async_context(client_of(a, await Caller.new(trust_of(a).folder)))
+        for client in (first, second, own, own, own):
+            client.send(Task.GENERATE, "words", text="Once")
+        reply = await second.reply(second.send(Task.GENERATE, "words", text="Once"))
+        assert reply.failure is not None
+        assert reply.failure.code == "busy"
+        assert "your device has 2 requests open here" in reply.failure.text
+        await until(lambda: a._requests is not None and len(a._requests._answers) == 5)
+        await first.link.close()  # its place is free again
+        await until(lambda: a._requests is not None and len(a._requests._answers) == 4)
+        second.send(Task.GENERATE, "words", text="Once")
+        await until(lambda: a._requests is not None and len(a._requests._answers) == 5)
 
 
 async def until_dialled(caller: Caller, http: aiohttp.ClientSession, port: int) -> None:

@@ -32,7 +32,10 @@ TOKENS = 24
 CODES = ("vq", "remembers", "astra", "fp32", "fp16", "int8", "int4")
 KINDS = (("llama", "last"), ("bert", "mean"), ("vit", "class"))
 # An own format, and one of others; int8 is the coarsest.
-PAIRS = [(one, "fp32") for one in PRECISIONS[1:]] + [("fp32", "int8"), ("bf16", "int8")]
+PAIRS: list[tuple[Precision, Precision]] = [(one, "fp32") for one in PRECISIONS[1:]] + [
+    ("fp32", "int8"),
+    ("bf16", "int8"),
+]
 
 
 OPTIONS = {
