@@ -76,13 +76,13 @@ class _Dialler:
         self.http, self.target = http, target
         trust = Trust.open(target.trust_dir)
         self.identity = trust.device.issue()
-        self.secure = Secure(trust.tls(self.identity).client, trust.whose_connection)
+        self.secure = Secure(trust.client_tls(self.identity), trust.whose_connection)
 
 
 def own_way(trust_dir: Path | None = None) -> Secure:
     """How this device dials the members of its mesh. Reads files and blocks."""
     trust = Trust.open(trust_dir)
-    return Secure(trust.tls(trust.device.issue()).client, trust.whose_connection)
+    return Secure(trust.client_tls(trust.device.issue()), trust.whose_connection)
 
 
 async def open_line(stack: AsyncExitStack, address: Address, target: Target) -> Line:

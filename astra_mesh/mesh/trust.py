@@ -89,8 +89,13 @@ class Trust:
         """
         folder = folder or trust_folder()
         trust = cls(folder, load_device(folder))
-        trust.change(lambda book: True)
+        trust.change(trust._is_unsaved)
         return trust
+
+    def _is_unsaved(self, book: RosterBook) -> bool:
+        """Whether the file says something else: writing it costs more than all else at a start."""
+        path = self.folder / ROSTER_FILE
+        return not path.exists() or path.read_bytes() != encode(book.message())
 
     # --- the roster -------------------------------------------------------------------------------
 
@@ -213,22 +218,27 @@ class Trust:
 
     def tls(self, identity: Identity) -> TlsPair:
         """For an identity of this device: TLS 1.3 that knows all members. Blocks."""
-        version, roots = self.version, self._roots()
+        version = self.version
         server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        client.check_hostname = False  # peers are known by their ids
-        client.verify_mode = ssl.CERT_REQUIRED
         # Who pairs has no certificate that counts here, and shows none.
         server.verify_mode = ssl.CERT_OPTIONAL
         server.num_tickets = 0  # a resumed session would not be checked anew
-        for context in (server, client):
-            context.minimum_version = ssl.TLSVersion.TLSv1_3
-            context.load_verify_locations(cadata=roots)
-            _load_chain(context, identity, self.folder)
-        return TlsPair(server, client, version)
+        self._equip(server, identity)
+        return TlsPair(server, self.client_tls(identity), version)
 
-    def _roots(self) -> bytes:
-        return b"".join(entry.certificate for entry in self._book.members().values())
+    def client_tls(self, identity: Identity) -> ssl.SSLContext:
+        """The half of :meth:`tls` for who only dials. Blocks."""
+        client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        client.check_hostname = False  # peers are known by their ids
+        client.verify_mode = ssl.CERT_REQUIRED
+        self._equip(client, identity)
+        return client
+
+    def _equip(self, context: ssl.SSLContext, identity: Identity) -> None:
+        roots = b"".join(entry.certificate for entry in self._book.members().values())
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.load_verify_locations(cadata=roots)
+        _load_chain(context, identity, self.folder)
 
 
 def pairing_tls() -> ssl.SSLContext:

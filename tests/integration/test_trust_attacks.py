@@ -12,7 +12,7 @@ import pytest
 
 from astra_mesh import limits
 from astra_mesh.errors import PairingError
-from astra_mesh.mesh import pairing_guest
+from astra_mesh.mesh import pairing, pairing_guest
 from astra_mesh.mesh.codes import new_code, read_secret
 from astra_mesh.mesh.doorman import abandon
 from astra_mesh.mesh.invitations import Invitations
@@ -72,7 +72,7 @@ async def test_a_pairing_cannot_be_replayed(
 ) -> None:
     """All that a guest said, said again at a window with the same code."""
     said: list[bytes] = []
-    send = pairing_guest.send
+    send = pairing.send
 
     async def recorded(writer: asyncio.StreamWriter, message: Message) -> None:
         data = msgspec.msgpack.encode(message)
