@@ -20,6 +20,7 @@ from astra_mesh.engine.timeline import Mark, Timeline
 from astra_mesh.errors import DeadlineError, MeshError, PeerLostError, ProtocolError
 from astra_mesh.mesh.link import Link
 from astra_mesh.peer.loaded import AnyCodec
+from astra_mesh.peer.parts import Kept, Part
 from astra_mesh.plan.layout import Layout
 from astra_mesh.quant.codes import CodeArray
 from astra_mesh.wire.messages import Codes, PeerId, Pooled, RequestId
@@ -54,51 +55,6 @@ class Patience:
         return min(start_s + max(limits.LATE_LEAST_S, block_s), self.whole_s)
 
 
-class _Part:
-    """The codes of one shard for one block, while they come in."""
-
-    def __init__(self, stages: int, tokens: int) -> None:
-        self.arrays: list[CodeArray | None] = [None] * stages
-        self.here = np.zeros((stages, tokens), dtype=bool)
-
-    def put(self, stage: int, first: int, rows: CodeArray) -> bool:
-        """Keep rows; True once all are there. ProtocolError if some came before."""
-        at = slice(first, first + len(rows))
-        if self.here[stage, at].any():
-            raise ProtocolError("codes that were sent before")
-        self.here[stage, at] = True
-        array = self.arrays[stage]
-        if array is None:
-            array = np.empty((self.here.shape[1], rows.shape[1]), dtype=rows.dtype)
-            self.arrays[stage] = array
-        array[at] = rows
-        return bool(self.here.all())
-
-    def complete(self) -> list[CodeArray]:
-        return [array for array in self.arrays if array is not None]
-
-
-class Kept:
-    """What is kept of one request to compute ``shard`` of it once more: all codes that came here,
-    and those that went from here to that shard. Too much of it is not kept at all.
-    """
-
-    def __init__(self, shard: int) -> None:
-        self.shard = shard
-        self.is_full = False
-        self.codes: dict[tuple[int, int], Sequence[CodeArray]] = {}  # by block and sender
-        self._bytes = 0
-
-    def put(self, block: int, sender: int, arrays: Sequence[CodeArray]) -> None:
-        """Keep one shard's codes of a block."""
-        self._bytes += sum(array.nbytes for array in arrays)
-        if self._bytes > limits.SPOT_CHECK_BYTES:
-            self.is_full = True
-            self.codes.clear()
-        if not self.is_full:
-            self.codes[block, sender] = arrays
-
-
 class MeshExchange:
     """Implements :class:`astra_mesh.engine.exchange.Exchange` over links.
 
@@ -131,7 +87,7 @@ class MeshExchange:
         self._patience = patience or Patience()
         self._given_up: set[tuple[int, int]] = set()  # parts for which a prediction stood in
         self._late: set[int] = set()  # shards whose last part came too late
-        self._parts: dict[tuple[int, int], _Part] = {}
+        self._parts: dict[tuple[int, int], Part] = {}
         self._done: set[tuple[int, int]] = set()
         self._ready: dict[int, asyncio.Queue[tuple[int, list[CodeArray]] | None]] = {}
         self._pooled: dict[int, tuple[Tensor, float]] = {}
@@ -173,7 +129,7 @@ class MeshExchange:
             for stage, data in self._split(message, stages)
         ]
         if key not in self._parts:
-            self._parts[key] = _Part(stages, len(sent))
+            self._parts[key] = Part(stages, len(sent))
         for stage, some in enumerate(rows, message.stage):
             if self._parts[key].put(stage, first, some):
                 self._done.add(key)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,3 +52,11 @@ def test_the_same_seed_gives_the_same_inputs() -> None:
     assert first(1) == first(1) != first(2)
     assert len(set(first(1))) > 300
     assert max(map(len, first(1))) <= 64 * 1024
+
+
+def test_two_processes_share_the_inputs() -> None:
+    command = [sys.executable, "-m", "tools.fuzz", "--target", "address", "--jobs", "2"]
+    done = subprocess.run(
+        [*command, "--inputs", "1200"], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert "1,200 inputs" in done.stdout

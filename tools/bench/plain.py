@@ -65,10 +65,9 @@ def take_tls_out() -> None:
     """Of this process, before it listens or dials."""
     without: Any = functools.partial(_dial, connect.dial)
     for module in (connect, finding):
-        if hasattr(module, "dial"):
-            module.dial = without
-    links.Doorman = PlainDoorman  # type: ignore[misc, assignment]
-    Trust.whose_connection = lambda trust, secure: _anybody(trust)  # type: ignore[method-assign]
+        setattr(module, "dial", without)  # noqa: B010
+    setattr(links, "Doorman", PlainDoorman)  # noqa: B010 (types)
+    setattr(Trust, "whose_connection", lambda trust, secure: _anybody(trust))  # noqa: B010
 
 
 async def _dial(dial: Any, *args: Any, secure: object = None, **options: Any) -> Any:

@@ -12,7 +12,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from astra_mesh.errors import IdentityError
-from astra_mesh.mesh.identity import FILE_NAME, DeviceKey, load_identity
+from astra_mesh.mesh.identity import DEVICE_FILE_NAME, FILE_NAME, DeviceKey, load_identity
+from astra_mesh.mesh.trust import ROSTER_FILE, Trust
 
 DEVICE = DeviceKey.new()
 
@@ -94,3 +95,22 @@ def test_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(os, "link", refuse)
     assert load_identity(tmp_path, DEVICE) == load_identity(tmp_path, DEVICE)
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_opening_the_trust_again_writes_nothing(tmp_path: Path) -> None:
+    """A flash card is slow to write, and every client opens it."""
+    Trust.open(tmp_path)
+    before = (tmp_path / ROSTER_FILE).stat()
+    again = Trust.open(tmp_path)
+    after = (tmp_path / ROSTER_FILE).stat()
+    assert (before.st_mtime_ns, before.st_ino) == (after.st_mtime_ns, after.st_ino)
+    assert again.book.alone
+
+
+def test_a_new_device_key_is_written_into_the_roster(tmp_path: Path) -> None:
+    first = Trust.open(tmp_path)
+    (tmp_path / DEVICE_FILE_NAME).unlink()
+    second = Trust.open(tmp_path)
+    assert second.device.id != first.device.id
+    assert second.device.id in Trust.open(tmp_path).members()
+    assert second.device.certificate in (tmp_path / ROSTER_FILE).read_bytes()

@@ -9,7 +9,8 @@ import pytest
 
 from astra_mesh import limits
 from astra_mesh.engine.recheck import Deviation
-from astra_mesh.peer.exchange import Kept, MeshExchange
+from astra_mesh.peer.exchange import MeshExchange
+from astra_mesh.peer.parts import Kept
 from astra_mesh.peer.spot_check import SpotChecks, checkable, is_false
 from astra_mesh.wire.messages import CodebookId, Late, ModelId, Plan
 from tests.unit.peer.fakes import A, B, C, exchange_of, layout_for, small_model

@@ -1,0 +1,34 @@
+"""The arithmetic of the benchmark of TLS, and which programs do without it."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from tools.bench.tls import PLAIN, SECURE, _for, figure
+
+
+def test_ratios_are_of_the_same_round() -> None:
+    """What slows a whole round down cancels out."""
+    chance = random.Random(1)
+    rounds = []
+    for _ in range(200):
+        load = chance.uniform(1.0, 5.0)
+        rounds.append((0.0303 * load * chance.gauss(1.0, 0.02), 0.03 * load))
+    found = figure(rounds)
+    assert found.rounds == 200
+    assert found.ratio == pytest.approx(1.01, abs=0.005)
+    assert found.low < found.ratio < found.high
+    assert found.high - found.low < 0.02
+
+
+def test_a_few_rounds_say_little() -> None:
+    found = figure([(1.0, 1.0), (1.1, 1.0), (0.9, 1.0)])
+    assert (found.ratio, found.low, found.high) == (1.0, 0.9, 1.1)
+
+
+def test_programs_of_one_pair_do_without() -> None:
+    argv = ["python", "-m", "astra_mesh", "peer"]
+    assert _for(SECURE[0], argv) == argv
+    assert _for(PLAIN[0], argv) == ["python", "-m", "tools.bench.plain", "astra_mesh", "peer"]
