@@ -18,6 +18,7 @@ KINDS: Final[dict[str, tuple[float, float]]] = {
     "lossy": (2.0, 6.0),  # it loses 2 % of the frames
 }
 AWAY: Final = ("kill", "leave", "stop", "blip", "partition")  # the peer cannot be reached meanwhile
+RESTARTS: Final = ("kill", "leave")  # it is back when a new process is ready
 GAP_S: Final = (0.2, 2.5)  # between the beginnings of two faults
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
-from tools.lab.faults import Fault
+from tools.lab.faults import RESTARTS, Fault
 from tools.lab.history import Asked, History, Seen
 
 # The promises, seconds; ``slack`` is for the laboratory itself: its looks, and a busy machine.
@@ -32,12 +33,30 @@ def violations(
         deadline_s: in which every request has to end.
         slack_s: added to the times in which others are to notice.
     """
+    history = replace(history, faults=[_as_it_was(history, fault) for fault in history.faults])
     return [
         *_requests(history, expected, deadline_s),
         *_membership(history, slack_s),
         *_resources(history),
         *_logs(history),
     ]
+
+
+def _as_it_was(history: History, fault: Fault) -> Fault:
+    """A killed peer is away until it is ready again; how long a program takes to start, on this
+    machine at this time, is no promise."""
+    if fault.kind not in RESTARTS:
+        return fault
+    ready = [
+        one.at_s
+        for one in history.seen
+        if (one.observer, one.kind) == (fault.device, "started") and one.at_s > fault.at_s
+    ]
+    later = [one.at_s for one in history.faults if one.device == fault.device]
+    until_s = min(
+        [*ready, *(at_s for at_s in later if at_s > fault.until_s)], default=fault.until_s
+    )
+    return replace(fault, until_s=max(fault.until_s, until_s))
 
 
 # --- requests -------------------------------------------------------------------------------------
@@ -173,7 +192,7 @@ def _first(
 def _reachable_at(history: History, fault: Fault) -> float | None:
     """When the device could be reached again, if it stayed so for long enough to notice."""
     at_s: float | None = fault.until_s
-    if fault.kind in ("kill", "leave"):
+    if fault.kind in RESTARTS:
         started = [
             one.at_s
             for one in history.seen

@@ -54,6 +54,7 @@ NEW_TOKENS = (4, 24)
 PAUSE_S = (0.0, 0.4)  # between two requests of one device
 CANCELLED = 0.1  # share of requests whose callers do not wait
 CANCEL_S = (0.02, 0.3)
+READY_S = 120.0  # until peers that were started again are ready, on a busy machine
 CALM_S = 25.0  # until all see each other again; what is promised is checked from the history
 
 
@@ -201,6 +202,9 @@ class _Run:
 
     def _calm(self) -> None:
         """Wait until all see each other, or it takes too long."""
+        ready_by_s = self._now() + READY_S
+        while self._now() < ready_by_s and not self._all_ready():
+            time.sleep(0.2)
         names, deadline = set(self.history.devices), self._now() + CALM_S
         while True:
             seen = {name: self._names(name) for name in sorted(names)}
@@ -208,6 +212,9 @@ class _Run:
             if all(found == names for found in seen.values()) or self._now() > deadline:
                 return
             time.sleep(0.2)
+
+    def _all_ready(self) -> bool:
+        return all(peer.port is not None for peer in self.house.peers.values() if peer.runs)
 
     def _names(self, device: str) -> set[str]:
         with suppress(AskError):

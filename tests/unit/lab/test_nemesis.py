@@ -75,6 +75,19 @@ def test_a_good_history_has_nothing_broken() -> None:
     assert broken(history(kill, seen=told, asked=[answered(), gone])) == []
 
 
+def test_a_peer_is_away_until_it_is_ready_again() -> None:
+    """Starting takes as long as the machine is busy; then the promises hold again."""
+    kill = Fault("kill", "cellar", 10.0, 12.0)
+    told = [Seen(10.1, one, "peer-left", "cellar") for one in ("attic", "kitchen")]
+    told += [Seen(30.0, "cellar", "started")]
+    told += [Seen(30.5, one, "peer-joined", "cellar") for one in ("attic", "kitchen")]
+    early, late = (
+        Asked("cellar", question(), at_s, at_s + 0.1, error="no-peer") for at_s in (25.0, 34.0)
+    )
+    assert broken(history(kill, seen=told, asked=[early])) == []
+    assert "though nothing happened" in broken(history(kill, seen=told, asked=[late]))[0]
+
+
 def test_a_request_that_another_peer_could_have_continued() -> None:
     lost = Asked("cellar", question(), 9.9, 10.2, error="peer-lost")
     kill = Fault("kill", "cellar", 10.0, 12.0)
