@@ -69,6 +69,8 @@ CLIENT_MOVE_S: Final = 1.5  # ... for so long each: those that live answer withi
 PROGRESS_MARKS: Final = 1_024  # in one message: 15 KiB of positional integers
 PROGRESS_S: Final = 0.1  # between two of them, while somebody looks on
 SHOWN_REQUESTS: Final = 8  # kept for whoever looks on, the last ones; a plan of 4 peers is 3 KB
+# Idle for so long, a peer gives memory back; getting 50 MiB anew costs the next request 15 ms.
+GIVE_BACK_S: Final = 2.0
 EARLY_CODES_BYTES: Final = 4 * MIB  # codes that overtake their proposal (other link), per link
 EARLY_CODES_S: Final = 10.0  # kept so long, then dropped
 
@@ -97,6 +99,9 @@ CODES_TIMEOUT_S: Final = 60.0
 LATE_PATIENCE: Final = 4.0
 LATE_LEAST_S: Final = 0.1
 LATE_START_S: Final = 1.0
+# Where rates may follow the links: no codes have to be there sooner (a busy device's event loop).
+RATE_LEAST_S: Final = 0.03
+RATE_CHANGES: Final = 32  # of one link in one request, then only downwards; all are reported
 LATE_REPORT_S: Final = 0.3  # then the answer does not wait for the reports of those who are late
 SHUTDOWN_S: Final = 3.0
 DISCOVERY_WAIT_S: Final = 1.5  # an embedded peer looks this long for others before it answers alone

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from astra_mesh import limits
 from astra_mesh.bundle import open_bundle
 from astra_mesh.bundle.tensors import load_weights
 from astra_mesh.engine.reference import decode, run_solo
@@ -106,6 +107,7 @@ def torment(seed: int, settings: Settings, say: Say) -> History:
     with House(scenario, say, timelines=False) as house:
         for name in names:  # loads and measures the model everywhere, and fills caches
             house.ask(random_request(name, random.Random(0)))
+        time.sleep(1.0 + limits.GIVE_BACK_S)
         history.before = {name: held(house.peers[name].process.pid) for name in names}
         _Run(house, history, settings, say).run()
     return history
@@ -132,7 +134,7 @@ class _Run:
         finally:
             watcher.close()
         history.lasted_s = self._now()
-        time.sleep(1.0)  # what ended is freed
+        time.sleep(1.0 + limits.GIVE_BACK_S)  # what ended is freed, and memory given back
         history.after = {
             name: held(peer.process.pid)
             for name, peer in self.house.peers.items()
