@@ -15,6 +15,7 @@ class Late(enum.Enum):
     """What happens to codes that come too late."""
 
     WAIT = "wait"
+    ADAPT = "adapt"
     DEGRADE = "degrade"
 
 
@@ -95,8 +96,8 @@ LateOption = Annotated[
     Late,
     typer.Option(
         rich_help_panel=_PLAN,
-        help="wait for codes that are late, or degrade: go on with what earlier blocks predict, "
-        "and say so.",
+        help="wait for codes that are late; adapt: send fewer bits where a link has become slower; "
+        "degrade: and go on with what earlier blocks predict. The report says so.",
     ),
 ]
 ClassToken = Annotated[

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -93,6 +93,7 @@ class Answer:
         self._around, self._emit = around, emit
         self._notes: list[str] = []
         self._began = 0.0
+        self._names: dict[PeerId, str] = {}
 
     async def run(self) -> None:
         """Answer the client.
@@ -166,6 +167,7 @@ class Answer:
         bits = codec.rate(stages) if stages else 0
         expected = expected_cost(loaded, plan, self.ask.task.value)
         names = {one.peer: one.name for one in [*others, self._around.me(loaded)]}
+        self._names = names
         await self._emit(
             Planned(
                 request=self.ask.request,
@@ -281,8 +283,10 @@ class Answer:
         if missing:
             self._notes.append("a peer sent no report in time")
         late = own.late_parts + sum(one.late_parts for one in others)
-        if not (missing or late):
+        slower = [one for one in [*others, own] if one.rates]
+        if not (missing or late or slower):
             self._learn(choice, [*others, own])
+        self._notes += [note for one in slower for note in self._slower(one)]
         if late:
             self._notes.append(
                 f"degraded: the codes of {late} shards and blocks came too late, and predictions "
@@ -290,6 +294,18 @@ class Answer:
             )
         order = {shard.peer: i for i, shard in enumerate(plan.shards)}
         return sorted([*others, own], key=lambda one: order[one.peer])
+
+    def _slower(self, one: PeerReport) -> Iterator[str]:
+        """Which links of a peer carried fewer bits than planned."""
+        sender = self._names.get(one.peer, one.peer[:8])
+        for peer, changes in one.rates.items():
+            receiver = self._names.get(PeerId(peer), peer[:8])
+            pairs = zip(changes[::2], changes[1::2], strict=True)
+            bits = [f"{rate} from block {at}" for at, rate in pairs]
+            yield (
+                f"degraded: {sender} sent {receiver} fewer bits per token than planned, because "
+                f"the link became slower: {', '.join(bits)}"
+            )
 
     def _learn(self, choice: Choice, reports: Sequence[PeerReport]) -> None:
         """How long each peer took, beside what was predicted: the next plan is better balanced."""

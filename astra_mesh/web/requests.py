@@ -28,6 +28,7 @@ class MeshOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     codec: Annotated[str, Meta(max_length=32)] = ""
     rate: Annotated[int, Meta(ge=0, lt=2**31)] = 0
     max_loss: Annotated[float, Meta(ge=0, le=1)] | None = None
+    late: Literal["wait", "adapt", "degrade"] = "wait"
 
 
 class Ignored(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
