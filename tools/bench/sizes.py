@@ -218,6 +218,11 @@ def predictive(spec: ModelSpec, model: ModelId) -> Codebook:
     return _codebook(spec, model, UNLIMITED, PREDICTIVE[max(PREDICTIVE)], PREDICTIVE)
 
 
+def staged(spec: ModelSpec, model: ModelId, groups: tuple[int, ...]) -> Codebook:
+    """``vq`` without history, with so many groups in each stage: a rate for each number of them."""
+    return _codebook(spec, model, 0, groups, {len(groups): groups})
+
+
 def _codebook(
     spec: ModelSpec,
     model: ModelId,

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from tools.lab import rates
 from tools.lab.client import AskError
 from tools.lab.history import held
 from tools.lab.house import House, Say
@@ -164,10 +165,22 @@ def crowd(say: Say) -> str:
     )
 
 
+def fallen(say: Say) -> str:
+    """100 Mbit/s become 5 in the middle of a request."""
+    return rates.figure(100.0, 5.0, say)
+
+
+def halved_within(say: Say) -> str:
+    """The rate of all cables is halved in the middle of a request."""
+    return rates.figure(20.0, 10.0, say)
+
+
 FIGURES: dict[str, Callable[[Say], str]] = {
     "prefill": killed_in_prefill,
     "decode": coordinator_lost_in_decode,
     "halved": halved,
+    "halved-within": halved_within,
+    "fallen": fallen,
     "slow": slow_third,
     "lossy": lossy,
     "crowd": crowd,

@@ -79,10 +79,22 @@ def _planned_again(history: History, asked: Asked, where: str) -> Iterator[str]:
     """A blip is ridden out: only what takes a peer away for longer may cost a new plan."""
     notes = [n for n in asked.answer.get("report", {}).get("notes", []) if REPLANNED in n]
     longer = [fault for fault in history.faults if fault.kind != "blip"]
-    if notes and not any(
-        disturbed(longer, device, asked.began_s, asked.ended_s) for device in history.devices
+    if (
+        notes
+        and not any(
+            disturbed(longer, device, asked.began_s, asked.ended_s) for device in history.devices
+        )
+        and not _namesake_left(history, asked)
     ):
         yield f"{where} was {notes[0]}, though no peer was away for longer than a blip"
+
+
+def _namesake_left(history: History, asked: Asked) -> bool:
+    """It may have had a shard."""
+    return any(
+        fault.kind == "namesake" and asked.began_s - 1.0 < fault.until_s < asked.ended_s
+        for fault in history.faults
+    )
 
 
 def _failed(history: History, asked: Asked, where: str) -> Iterator[str]:
@@ -99,7 +111,7 @@ def _refuge(history: History, asked: Asked) -> str:
     """A peer that the client could have gone on with; empty: none, or its network was away."""
     span = asked.began_s, asked.ended_s
     if any(
-        fault.device == asked.device and fault.kind in ("blip", "partition")
+        fault.device == asked.device and fault.kind in ("blip", "partition", "suspend", "address")
         for fault in history.faults
         if fault.at_s < span[1] and span[0] < fault.until_s + BACK_S
     ):
@@ -139,7 +151,7 @@ def disturbed(faults: Sequence[Fault], device: str, began_s: float, ended_s: flo
 
 def _membership(history: History, slack_s: float) -> Iterator[str]:
     for fault in history.faults:
-        if not fault.is_away:
+        if not fault.is_away or fault.kind == "address":  # that may go unnoticed
             continue
         for observer in history.devices:
             if observer != fault.device:
