@@ -1,6 +1,6 @@
 """Links that change in the middle of a request: what ``late="adapt"`` makes of it.
 
-The model has random weights and a codebook of five rates up to 1,024 bits: its codes are large
+The model has random weights and a codebook of six rates up to 2,048 bits: its codes are large
 enough for links of some Mbit/s to matter, and its answers mean nothing.
 """
 
@@ -30,8 +30,9 @@ CONFIG = {
     "n_layer": 12,
     "n_head": 4,
 }
-GROUPS = (8, 8, 16, 32, 64)  # of each stage: 64 to 1,024 bits per token and block
-BITS = 8 * sum(GROUPS)
+GROUPS = (32, 32, 64, 128, 128, 128)  # of each stage: 128 to 2,048 bits per token and block
+CODEWORDS = 16
+BITS = 4 * sum(GROUPS)
 TOKENS = tuple(1 + (37 * i) % 1000 for i in range(800))
 NAMES = ("attic", "cellar")
 REPEATS = 5
@@ -60,7 +61,7 @@ def make_model(folder: Path) -> Path:
     (bundle / "config.json").write_text(json.dumps(CONFIG), encoding="utf-8")
     save_tensors(bundle / "model.safetensors", random_weights(CONFIG))
     model = open_bundle(bundle).model_id
-    staged(read_spec(CONFIG), model, GROUPS).save(bundle / "codebook.safetensors")
+    staged(read_spec(CONFIG), model, GROUPS, CODEWORDS).save(bundle / "codebook.safetensors")
     return bundle
 
 
