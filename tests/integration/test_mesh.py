@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -42,6 +43,7 @@ from tests.integration.mesh_fixtures import client_of, make_models, mesh_of, pic
 
 PROMPT = [(7 * i) % 64 for i in range(40)]
 ALL = Options(use=Use.ALL)
+YEAR_S = 365 * 86_400.0
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +128,39 @@ async def test_memory_goes_back_once_nothing_runs_for_a_while(
         assert given_back_between == []
         await asyncio.sleep(0.4)
     assert len(given_back) == 1
+
+
+@pytest.mark.parametrize("jump_s", [-50 * YEAR_S, 10 * YEAR_S])
+async def test_a_clock_that_jumps_changes_nothing(
+    models: Path, monkeypatch: pytest.MonkeyPatch, jump_s: float
+) -> None:
+    """In the middle of a request; afterwards links are made anew, too."""
+    usual, jumped = time.time, asyncio.Event()
+    prefill = Pipeline.prefill
+
+    async def jumps(self: Pipeline) -> None:
+        monkeypatch.setattr(time, "time", lambda: usual() + jump_s)
+        jumped.set()
+        await prefill(self)
+
+    monkeypatch.setattr(Pipeline, "prefill", jumps)
+    sampling = Sampling(max_new_tokens=4)
+    async with mesh_of(["a", "b"], models) as peers, client_of(peers[1]) as client:
+        first, again = (
+            client.send(Task.GENERATE, "words", tokens=PROMPT, sampling=sampling, options=ALL)
+            for _ in range(2)
+        )
+        assert (await client.reply(first)).ids == (await client.reply(again)).ids
+        assert jumped.is_set()
+        link = peers[1].link(peers[0].id)
+        assert link is not None
+        await link.close()
+        await until(lambda: peers[1].link(peers[0].id) is None)
+        await until(lambda: peers[1].link(peers[0].id) is not None)
+        request = client.send(Task.GENERATE, "words", tokens=PROMPT, sampling=sampling, options=ALL)
+        report = (await client.reply(request)).done().report
+        assert len(report.plan.shards) == 2
+        assert report.notes == []
 
 
 async def test_text_at_rates_that_fell_equals_the_reference_at_these_rates(
