@@ -16,7 +16,7 @@ from tools.lab import rates
 from tools.lab.client import AskError
 from tools.lab.history import held
 from tools.lab.house import House, Say
-from tools.lab.scenario import Device, Kill, Leave, Network, Options, Request, Scenario, SetRate
+from tools.lab.scenario import Device, Kill, Network, Options, Request, Scenario, SetRate
 
 MODEL = "tiny-gpt2"
 TOKENS = tuple(1 + (37 * i) % 500 for i in range(230))
@@ -119,7 +119,8 @@ def slow_third(say: Say) -> str:
         one.meet()
         three_s = usual_s(one, request, 15)
         used = len(one.ask(request)["report"]["plan"]["shards"])
-        one.apply(Leave(device="shed", at_s=0))
+        one.apply(Kill(device="shed", at_s=0))
+        one.meet()
         two.append(usual_s(one, request, 15))
     two_s = statistics.mean(two)
     return (
