@@ -49,7 +49,7 @@ from tools.lab.scenario import (
 from tools.lab.system import LabError, orphans, stop
 
 LOOK_S = 0.2  # between two looks at who has met
-LEAVE_S = 10.0  # for a peer's goodbye, also with little CPU
+LEAVE_S = 30.0  # for a goodbye, also with little CPU or on a busy machine
 CLI_S = 60.0
 
 Say = Callable[[str], None]  # takes a line of progress
