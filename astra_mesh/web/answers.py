@@ -132,6 +132,54 @@ class HealthAnswer(Struct, frozen=True, kw_only=True):
     version: str
 
 
+class PairedDevice(Struct, frozen=True, kw_only=True):
+    """A device of the mesh."""
+
+    id: str
+    name: str
+    self: bool
+    until: float | None  # seconds since 1970 at which its membership ends; None: never
+
+
+class PairingWindow(Struct, frozen=True, kw_only=True):
+    """A window that lets one device in by a code."""
+
+    open: bool  # whether a device may still come in
+    until: float  # seconds since 1970; of two windows never the same
+    seconds_left: Count
+    tries_left: Count
+    came: list[str]  # names of devices that came in
+
+
+class PairingAnswer(Struct, frozen=True, kw_only=True):
+    """Of ``/v1/pairing``: the devices of the mesh, and the window if there is one."""
+
+    object: Literal["pairing"]
+    devices: list[PairedDevice]
+    window: PairingWindow | None
+
+
+class QrDrawing(Struct, frozen=True, kw_only=True):
+    """A QR as the path of an SVG whose side is ``size``, its quiet zone included."""
+
+    size: Count
+    path: str
+
+
+class OpenedAnswer(PairingAnswer, frozen=True, kw_only=True):
+    """Of ``/v1/pairing/open``: the only answer with the code."""
+
+    code: str
+    uri: str  # what the QR holds
+    qr: QrDrawing
+
+
+class JoinedAnswer(PairingAnswer, frozen=True, kw_only=True):
+    """Of ``/v1/pairing/join``."""
+
+    paired: str  # name of the other device
+
+
 class ErrorEntry(Struct, frozen=True, kw_only=True):
     """What went wrong: a sentence, and stable words."""
 

@@ -150,3 +150,26 @@ class ClassifyRequest(Ignored, frozen=True, kw_only=True):
         ),
     ]
     top: Annotated[int, Meta(ge=1, le=100)] = 5
+
+
+class NothingRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``POST /v1/pairing/open`` and ``/close``: ``{}``."""
+
+
+class JoinRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``POST /v1/pairing/join``."""
+
+    code: Annotated[
+        str,
+        Meta(max_length=400, description="That another device shows, or a join key, or its QR."),
+    ]
+    at: Annotated[
+        list[str],
+        Meta(max_length=4, description="HOST:PORT of that device, if it does not announce itself."),
+    ] = []
+
+
+class UnpairRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``POST /v1/pairing/unpair``."""
+
+    id: Annotated[str, Meta(description="The whole id, so that no other device can be meant.")]
