@@ -21,13 +21,22 @@ class Usage(Struct, frozen=True, kw_only=True):
     completion_tokens: Count = 0
 
 
+class CompletionLogprobs(Struct, frozen=True, kw_only=True):
+    """Log-probabilities of a text's tokens, of one length."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[Count]
+
+
 class Choice(Struct, frozen=True, kw_only=True):
     """One text."""
 
     index: Count
     text: str
     finish_reason: Literal["stop", "length"]
-    logprobs: None = None
+    logprobs: CompletionLogprobs | None = None
 
 
 class CompletionAnswer(Struct, frozen=True, kw_only=True):
@@ -50,13 +59,34 @@ class AnswerMessage(Struct, frozen=True, kw_only=True):
     refusal: None = None
 
 
+class ProbableToken(Struct, frozen=True, kw_only=True):
+    """One of the most probable tokens."""
+
+    token: str
+    logprob: float
+    bytes: list[Annotated[int, Meta(ge=0, le=255)]] | None  # None: a part of a character
+
+
+class ChosenToken(ProbableToken, frozen=True, kw_only=True):
+    """A token of the answer."""
+
+    top_logprobs: list[ProbableToken]
+
+
+class ChatLogprobs(Struct, frozen=True, kw_only=True):
+    """Log-probabilities of an answer's tokens."""
+
+    content: list[ChosenToken]
+    refusal: None = None
+
+
 class ChatChoice(Struct, frozen=True, kw_only=True):
     """One answer."""
 
     index: Count
     message: AnswerMessage
     finish_reason: Literal["stop", "length"]
-    logprobs: None = None
+    logprobs: ChatLogprobs | None = None
 
 
 class ChatAnswer(Struct, frozen=True, kw_only=True):

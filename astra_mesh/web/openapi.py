@@ -167,8 +167,7 @@ def _say_more(fields: dict[str, Any]) -> None:
     for name in fields.keys() & ALLOWED.keys():
         allowed, sentence = ALLOWED[name]
         fields[name] = {"enum": [None, *allowed], "description": sentence}
-    if fields.pop("best_of", None):
-        fields["logprobs"]["enum"] = [None]  # a number in completions, where 0 asks for some
+    fields.pop("best_of", None)
     if "dimensions" in fields:
         fields["dimensions"] = {"enum": [None], "description": "The model decides."}
     for name in fields.keys() & {"prompt", "input"}:

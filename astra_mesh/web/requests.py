@@ -77,10 +77,10 @@ class CompletionRequest(Sampled, frozen=True, kw_only=True):
             list[Text | TokenId | Tokens], Meta(min_length=1, max_length=limits.PROMPT_TOKENS)
         ]
     )
+    logprobs: Annotated[int, Meta(ge=0, le=5)] | None = None
     # Refused where they ask for something.
     best_of: Annotated[int, Meta(ge=1)] | None = None
     echo: bool | None = None
-    logprobs: Annotated[int, Meta(ge=0, le=5)] | None = None
     suffix: str | None = None
 
 
@@ -109,9 +109,9 @@ class ChatRequest(Sampled, frozen=True, kw_only=True):
     reasoning_effort: str | None = None
     verbosity: str | None = None
     parallel_tool_calls: bool | None = None
-    # Refused where they ask for something.
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None  # with ``logprobs`` only
+    # Refused where they ask for something.
     tools: Anything = None
     tool_choice: Anything = None
     functions: Anything = None
