@@ -39,6 +39,7 @@ from astra_mesh.cli.options import (
     UseOption,
     plan_options,
 )
+from astra_mesh.cli.progress import waiting
 from astra_mesh.errors import BadImageError, InputError
 
 if TYPE_CHECKING:
@@ -111,9 +112,9 @@ async def _run(
 ) -> None:
     async with opened(connect, typed) as mesh:
         async with mesh.generate(model, prompt, **sampling, **options) as generation:
-            with err.status(f"asking {mesh.peer.name}", spinner="dots") as status:
+            with waiting(await _what_happens(mesh, model)) as over:
                 async for token in generation:
-                    status.stop()
+                    over()
                     if as_json:
                         print_json({"type": "token", "id": token.id, "text": token.text})
                     else:
@@ -170,7 +171,7 @@ async def _classify(
     as_json: bool,
 ) -> None:
     async with opened(connect, typed) as mesh:
-        with err.status(f"asking {mesh.peer.name}", spinner="dots"):
+        with waiting(await _what_happens(mesh, model)):
             answer = await mesh.classify(model, given, top=top, class_token=class_token, **options)
         if as_json:
             print_json(
@@ -242,7 +243,7 @@ async def _embed(
     as_json: bool,
 ) -> None:
     async with opened(connect, typed) as mesh:
-        with err.status(f"asking {mesh.peer.name}", spinner="dots"):
+        with waiting(await _what_happens(mesh, model)):
             answer = await mesh.embed(
                 model, text, normalize=normalize, class_token=class_token, **options
             )
@@ -295,6 +296,18 @@ async def opened(connect: str | None, typed: list[str] | None) -> AsyncIterator[
         yield mesh
     finally:
         await mesh.close()
+
+
+async def _what_happens(mesh: Mesh, model: str) -> str:
+    """Whom it asks; and who has to load the model first, which may take long."""
+    text = f"asking {clean(mesh.peer.name)}"
+    cold = [
+        clean(peer.name)
+        for peer in await mesh.peers()
+        for offer in peer.models
+        if model in (offer.name, offer.id) and not offer.loaded
+    ]
+    return f"{text}; first {clean(model)} is loaded by {', '.join(cold)}" if cold else text
 
 
 async def _explain(

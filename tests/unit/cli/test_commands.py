@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
 from astra_mesh import client
+from astra_mesh.cli import ask
 from astra_mesh.cli.app import app
 from astra_mesh.errors import BadImageError, NoPeerError, PromptTooLongError, UnknownModelError
 from tests.unit.cli.stub import StubMesh
@@ -58,6 +60,14 @@ def test_run_reads_standard_input_and_names_addresses(mesh: StubMesh) -> None:
     assert result.exit_code == 0
     assert mesh.asked["prompt"] == "Hi"
     assert (mesh.asked["address"], mesh.asked["peers"]) == ("h:1", ["a:2", "b"])
+
+
+async def test_whoever_waits_hears_who_loads_the_model(mesh: StubMesh) -> None:
+    found: Any = mesh
+    assert (
+        await ask._what_happens(found, "toy") == "asking here; first toy is loaded by here, there"
+    )
+    assert await ask._what_happens(found, "other") == "asking here"
 
 
 def test_run_as_json_lines(mesh: StubMesh) -> None:
