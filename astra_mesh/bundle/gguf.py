@@ -240,12 +240,13 @@ def _values(path: Path, tensor: Any) -> np.ndarray[Any, Any]:
     if kind in ("F32", "F16"):
         return np.asarray(tensor.data)
     try:
-        return quants.dequantize(tensor.data, tensor.tensor_type)
+        found: np.ndarray[Any, Any] = quants.dequantize(tensor.data, tensor.tensor_type)
     except Exception as error:
         raise UnsupportedModelError(
             f"{path.name}: the package gguf cannot read tensors of the kind {kind} "
             f"({str(error)[:200]}); get the model as Q8_0, Q4_0 or F16"
         ) from error
+    return found
 
 
 def _halves_apart(values: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:
@@ -270,7 +271,7 @@ def _settle(folder: Path, names: list[list[str]]) -> None:
     if len(names) == 1:
         (folder / _part(0)).replace(folder / SINGLE)
         return
-    mapping = {}
+    mapping: dict[str, str] = {}
     for index, members in enumerate(names):
         name = f"model-{index + 1:05}-of-{len(names):05}.safetensors"
         (folder / _part(index)).replace(folder / name)

@@ -44,7 +44,7 @@ from astra_mesh.errors import BadImageError, InputError
 
 if TYPE_CHECKING:
     from astra_mesh.client import Classification, Embedding, Mesh
-    from astra_mesh.wire.messages import Planned, Report
+    from astra_mesh.wire.messages import ModelId, PeerInfo, Planned, Report
 
 RUN_EXAMPLE: Final = 'Example:  astra-mesh run tiny-gpt2 "ROMEO:" -n 100 --use all'
 CLASSIFY_EXAMPLE: Final = "Example:  astra-mesh classify vit-tiny photo.jpg --top 3"
@@ -313,10 +313,27 @@ async def _what_happens(mesh: Mesh, model: str) -> str:
 async def _explain(
     mesh: Mesh, planned: Planned | None, report: Report, options: PlanOptions, as_json: bool
 ) -> None:
-    """The report, and a hint where nobody else is here; both on standard error."""
+    """The report, and hints where the mesh could be better; all on standard error."""
     if not as_json:
         from astra_mesh.cli.report import report_block
 
         err.print(report_block(planned, report))
-    if len(report.plan.shards) == 1 and options["use"] != "solo" and len(await mesh.peers()) == 1:
+    if options["use"] == "solo":
+        return
+    found = await mesh.peers()
+    if len(found) == 1 and len(report.plan.shards) == 1:
         hint(ALONE)
+    if lacking := without_codebook(found, report.plan.model):
+        hint(lacking)
+
+
+def without_codebook(found: list[PeerInfo], model: ModelId) -> str:
+    """A sentence where some peers have a codebook of a model and others have the model only."""
+    offers = [(peer.name, offer) for peer in found for offer in peer.models if offer.id == model]
+    bare = [clean(name) for name, offer in offers if not offer.codebooks]
+    if not bare or len(bare) == len(offers):
+        return ""
+    return (
+        f"{', '.join(bare)} without the codebook of {clean(offers[0][1].name)} that others have: "
+        f"there, `astra-mesh models pull {clean(offers[0][1].name)}` gets it"
+    )

@@ -10,7 +10,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from rich.text import Text
@@ -47,7 +47,7 @@ class Dtype(enum.Enum):
     INT8 = "int8"
 
 
-def _port(of: str, usual: int) -> typer.models.OptionInfo:
+def _port(of: str, usual: int) -> Any:
     return typer.Option(min=0, max=65535, help=f"{of}; 0: any free one. Default: {usual}, if free.")
 
 

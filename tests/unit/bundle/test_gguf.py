@@ -216,7 +216,7 @@ def test_the_positions_of_llama_3(tmp_path: Path) -> None:
     )
     divisors = (plain / scaled).numpy()
     assert divisors.max() == pytest.approx(8.0)
-    more = {"add_tensor": ("rope_freqs.weight", divisors)}
+    more: dict[str, Any] = {"add_tensor": ("rope_freqs.weight", divisors)}
     tensors = make("llama")
     found = GgufFile(write(tmp_path / "m.gguf", "llama", tensors, **more)).config
     assert found["rope_scaling"] == pytest.approx(rule)

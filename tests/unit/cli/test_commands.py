@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from typer.testing import CliRunner, Result
 
 from astra_mesh import client
 from astra_mesh.cli import ask
 from astra_mesh.cli.app import app
 from astra_mesh.errors import BadImageError, NoPeerError, PromptTooLongError, UnknownModelError
+from astra_mesh.wire.messages import CodebookId, CodebookOffer
 from tests.unit.cli.stub import StubMesh
 
 
@@ -68,6 +70,20 @@ async def test_whoever_waits_hears_who_loads_the_model(mesh: StubMesh) -> None:
         await ask._what_happens(found, "toy") == "asking here; first toy is loaded by here, there"
     )
     assert await ask._what_happens(found, "other") == "asking here"
+
+
+async def test_a_hint_where_a_codebook_is_missing(mesh: StubMesh) -> None:
+    found = await mesh.peers()
+    model = found[0].models[0].id
+    assert ask.without_codebook(found, model) == ""
+    book = CodebookOffer(id=CodebookId("d" * 64), codec="vq", rates=[16], default_rate=16)
+    offer = replace(found[1].models[0], codebooks=[book])
+    found[1] = replace(found[1], models=[offer])
+    assert ask.without_codebook(found, model) == (
+        f"{found[0].name} without the codebook of toy that others have: there, "
+        "`astra-mesh models pull toy` gets it"
+    )
+    assert ask.without_codebook(found[1:], model) == ""
 
 
 def test_run_as_json_lines(mesh: StubMesh) -> None:
