@@ -156,6 +156,7 @@ JOIN_KEY_S: Final = 86_400.0  # a join key is valid for so long unless told othe
 
 # --- files ----------------------------------------------------------------------------------------
 SAFETENSORS_HEADER_BYTES: Final = 100 * MIB  # the format's own cap
+WEIGHT_FILE_BYTES: Final = 2048 * MIB  # that is written, and so of memory while it is written
 JSON_BYTES: Final = 64 * MIB  # tokenizer.json of a 256k vocabulary is about 33 MB
 QUALITY_ROWS: Final = 4_096  # of quality.json: 16 codebooks, 32 rates, 8 numbers of peers
 QUALITY_BYTES: Final = 8 * MIB  # about 600 bytes a row, of three tasks

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
+from astra_mesh import limits
 from astra_mesh.bundle.configs import bad_file, save_json
 from astra_mesh.bundle.tensors import save_tensors
 from astra_mesh.bundle.weights import INDEX, SINGLE
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 SUFFIX: Final = ".gguf"
 _KINDS: Final = ("llama", "qwen2", "qwen3")  # architecture, and model_type of the config
-_SHARD_BYTES: Final = 2 * 1024**3  # of a weight file, and so of memory while it is written
 _NAMES: Final = {
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",
@@ -96,7 +96,7 @@ class GgufFile:
         names: list[list[str]] = []
         size = 0
         for name, tensor in self._converted():
-            if size and size + tensor.nbytes > _SHARD_BYTES:
+            if size and size + tensor.nbytes > limits.WEIGHT_FILE_BYTES:
                 names.append(_save(folder, len(names), shards.pop()))
                 shards, size = [{}], 0
             shards[0][name] = tensor

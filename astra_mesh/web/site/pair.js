@@ -7,7 +7,7 @@ const KEPT = "astra-mesh-window"; // the window that this page opened, until its
 const REFRESH_MS = 1000;
 
 let timer = 0;
-let turn = 0; // of what was asked: an answer that a later one overtook says nothing any more
+let turn = 0; // counts what was asked and shown: an answer that was overtaken says nothing any more
 let left = 0; // seconds that the open window still had
 
 export function startPairing() {
@@ -91,6 +91,7 @@ function drawing({ code, qr: { size, path } }) {
 function showStatus({ devices, window: state }) {
   const open = Boolean(state?.open);
   const was = !$("pair-window").hidden;
+  turn += 1;
   clearTimeout(timer);
   if (open) {
     showCode(state.until);

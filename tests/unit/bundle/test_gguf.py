@@ -18,6 +18,7 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
 from typer.testing import CliRunner
 
+from astra_mesh import limits
 from astra_mesh.bundle import Bundle, install
 from astra_mesh.bundle.gguf import GgufFile
 from astra_mesh.bundle.gguf_text import make_tokenizer, settings_of
@@ -192,7 +193,7 @@ def test_quantized_weights_cost_what_their_bits_cost(
 def test_large_models_come_in_several_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("astra_mesh.bundle.gguf._SHARD_BYTES", 60_000)
+    monkeypatch.setattr(limits, "WEIGHT_FILE_BYTES", 60_000)
     tensors = make("llama")
     bundle = add(write(tmp_path / "m.gguf", "llama", tensors))
     assert len(bundle.weight_paths) > 2

@@ -219,6 +219,13 @@ def test_peers_as_table_and_json(mesh: StubMesh) -> None:
 COMMANDS = ("peer", "peers", "demo", "run", "classify", "embed", "fit", "eval", "models")
 
 
+def test_the_shell_completes_commands() -> None:
+    words = {"COMP_WORDS": "astra-mesh mo", "COMP_CWORD": "1"}
+    asked = {"_ASTRA_MESH_COMPLETE": "complete_bash", **words}
+    result = CliRunner().invoke(app, [], prog_name="astra-mesh", env=asked)
+    assert result.stdout.split() == ["models"]
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help_with_an_example_and_json(command: str) -> None:
     result = call(command, "--help")
