@@ -18,7 +18,13 @@ from astra_mesh.bundle import Bundle, install, open_bundle, verify
 from astra_mesh.bundle.store import user_models_path
 from astra_mesh.client import Mesh
 from astra_mesh.client.fetch import Holder, Holders
-from astra_mesh.client.fetch_codebooks import CodebookFetch, bundle_here, codebooks_here, lacking
+from astra_mesh.client.fetch_codebooks import (
+    CodebookFetch,
+    _put,
+    bundle_here,
+    codebooks_here,
+    lacking,
+)
 from astra_mesh.client.finding import own_way
 from astra_mesh.errors import BadBundleError
 from astra_mesh.peer import Peer, PeerConfig
@@ -160,7 +166,7 @@ async def test_a_peer_that_runs_uses_them_without_a_new_start(
         held = await peer.models.load(model) if loaded else None
         async with Mesh(("127.0.0.1", peer.port)) as mesh:
             for name in ("codebook.safetensors", "codebook-astra.safetensors"):
-                await asyncio.to_thread(shutil.copyfile, models / "words" / name, bare.path / name)
+                await asyncio.to_thread(_put, models / "words" / name, bare.path / name)
             await until(lambda: len(getattr(peer.models.offer(model), "codebooks", ())) == 2)
             answer = mesh.generate("mine", "w1 w2", max_new_tokens=1, codec="vq")
             assert len([token async for token in answer]) == 1
