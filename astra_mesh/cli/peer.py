@@ -7,7 +7,7 @@ import enum
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -102,6 +102,13 @@ def peer(
             help="Write when each step of each request happened, one JSON file per request.",
         ),
     ] = None,
+    fetch: Annotated[
+        bool,
+        typer.Option(
+            "--fetch/--no-fetch",
+            help="Get codebooks from other peers for models of this user that have none.",
+        ),
+    ] = True,
     api: Annotated[
         bool, typer.Option("--api/--no-api", help="Serve the page and the HTTP API.")
     ] = True,
@@ -161,13 +168,14 @@ def peer(
             from astra_mesh.mesh.codes import read_secret
 
             read_secret(join_key)  # a mistyped one is an error at once
-        run_async(_serve(config, api_config, join_key, as_json, stop_with_stdin))
+        run_async(_serve(config, api_config, join_key, fetch, as_json, stop_with_stdin))
 
 
 async def _serve(
     config: PeerConfig,
     api: ApiConfig | None,
     join_key: str | None,
+    fetch: bool,
     as_json: bool,
     stop_with_stdin: bool,
 ) -> None:
@@ -187,7 +195,7 @@ async def _serve(
             )
             url = await _serve_api(stack, running, api)
             _introduce(running, url, api, as_json)
-            async with _joining(running, join_key):
+            async with _joining(running, join_key), _fetching(running if fetch else None):
                 await stop.wait()
             hint("leaving")
     finally:
@@ -214,7 +222,26 @@ async def _joining(peer: Peer, key: str | None) -> AsyncIterator[None]:
     from astra_mesh.client.pairing_search import join_by_key
 
     at = [show_address(address) for address in peer.config.peers]
-    task = asyncio.create_task(join_by_key(peer.trust, key, at), name="joining")
+    async with _meanwhile(join_by_key(peer.trust, key, at)):
+        yield
+
+
+@asynccontextmanager
+async def _fetching(peer: Peer | None) -> AsyncIterator[None]:
+    """Meanwhile get codebooks that models of this peer lack."""
+    if peer is None:
+        yield
+        return
+    from astra_mesh.client.keeping import keep_codebooks
+
+    async with _meanwhile(keep_codebooks(peer)):
+        yield
+
+
+@asynccontextmanager
+async def _meanwhile(work: Coroutine[Any, Any, object]) -> AsyncIterator[None]:
+    """It ends with the ``async with``."""
+    task = asyncio.create_task(work)
     try:
         yield
     finally:

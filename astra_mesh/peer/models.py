@@ -9,10 +9,11 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from msgspec.structs import replace
 
-from astra_mesh.bundle import Bundle, find_bundle, list_bundles, model_folders
+from astra_mesh.bundle import Bundle, find_bundle, list_bundles, model_folders, open_bundle
 from astra_mesh.bundle.header import read_header
 from astra_mesh.bundle.image import ImageProcessor
 from astra_mesh.bundle.quality import Quality, read_quality
@@ -107,6 +108,19 @@ class ModelHost:
             renewed = [await self._renew(*one) for one in found]
             if len(self._entries) > before or any(renewed):
                 self._on_change()
+
+    async def renew(self, model: ModelId) -> None:
+        """Take over codebooks that came to a model, without waiting for :meth:`watch`.
+
+        Raises:
+            UnknownModelError: This peer has no such model.
+            BadBundleError: Its folder cannot be used any more.
+        """
+        bundle = self.bundle(model)
+        if bundle is None:
+            raise UnknownModelError(f"no model {model[:12]} on this device")
+        if await self._renew(*await self._compute(_read_again, bundle.path)):
+            self._on_change()
 
     async def _renew(self, bundle: Bundle, spec: ModelSpec, offer: ModelOffer, chat: bool) -> bool:
         """Take over codebooks that came to a model, or that went; whether there were any."""
@@ -227,6 +241,10 @@ def _read_all(names: tuple[str, ...] | None) -> list[_Read]:
         except AstraMeshError as error:
             log.warning("the model %s is left out: %s", bundle.name, error.message)
     return found
+
+
+def _read_again(path: Path) -> _Read:
+    return _read(open_bundle(path))
 
 
 def _read(bundle: Bundle) -> _Read:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import shutil
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from astra_mesh import limits
 from astra_mesh.bundle import Bundle, install, open_bundle, verify
 from astra_mesh.bundle.store import user_models_path
 from astra_mesh.client import Mesh
@@ -26,7 +28,8 @@ from astra_mesh.client.fetch_codebooks import (
     lacking,
 )
 from astra_mesh.client.finding import own_way
-from astra_mesh.errors import BadBundleError
+from astra_mesh.client.keeping import keep_codebooks
+from astra_mesh.errors import BadBundleError, MeshError
 from astra_mesh.peer import Peer, PeerConfig
 from astra_mesh.peer.share import Share
 from astra_mesh.wire.messages import CodebookId
@@ -172,3 +175,50 @@ async def test_a_peer_that_runs_uses_them_without_a_new_start(
             assert len([token async for token in answer]) == 1
     if held is not None:
         assert set(held.times) == set(held.codebooks) != set()
+
+
+def config_of_bare(beside: Peer) -> PeerConfig:
+    return PeerConfig(
+        name="bare",
+        port=0,
+        listen="127.0.0.1",
+        discovery=False,
+        ephemeral=True,
+        threads=1,
+        models=("mine",),
+        peers=(("127.0.0.1", beside.port),),
+    )
+
+
+async def test_a_peer_gets_them_by_itself(
+    models: Path, bare: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "CODEBOOK_LOOK_S", 0.05)
+    async with mesh_of(["left"], models) as peers, Peer(config_of_bare(peers[0])) as peer:
+        keeping = asyncio.create_task(keep_codebooks(peer))
+        model = peer.models.find("mine")
+        await until(lambda: len(getattr(peer.models.offer(model), "codebooks", ())) == 2)
+        keeping.cancel()
+        await asyncio.wait([keeping])
+    await asyncio.to_thread(check_same, bare, models / "words")
+
+
+async def test_what_did_not_come_is_tried_again_later(
+    models: Path, bare: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(limits, "CODEBOOK_LOOK_S", 0.02)
+    monkeypatch.setattr(limits, "CODEBOOK_AGAIN_S", 0.5)
+    tried: list[float] = []
+
+    async def fails(self: CodebookFetch) -> None:
+        tried.append(time.monotonic())
+        raise MeshError("the other peer went away")
+
+    monkeypatch.setattr(CodebookFetch, "look", fails)
+    async with mesh_of(["left"], models) as peers, Peer(config_of_bare(peers[0])) as peer:
+        keeping = asyncio.create_task(keep_codebooks(peer))
+        await until(lambda: len(tried) == 2)
+        keeping.cancel()
+        await asyncio.wait([keeping])
+    assert tried[1] - tried[0] >= 0.5
+    assert caplog.text.count("codebooks of mine did not come: the other peer went away") == 2
