@@ -161,6 +161,7 @@ JOIN_KEY_S: Final = 86_400.0  # a join key is valid for so long unless told othe
 
 # --- files ----------------------------------------------------------------------------------------
 SAFETENSORS_HEADER_BYTES: Final = 100 * MIB  # the format's own cap
+WEIGHT_FILE_BYTES: Final = 2048 * MIB  # that is written, and so of memory while it is written
 JSON_BYTES: Final = 64 * MIB  # tokenizer.json of a 256k vocabulary is about 33 MB
 QUALITY_ROWS: Final = 4_096  # of quality.json: 16 codebooks, 32 rates, 8 numbers of peers
 QUALITY_BYTES: Final = 8 * MIB  # about 600 bytes a row, of three tasks
@@ -169,6 +170,8 @@ QUALITY_BYTES: Final = 8 * MIB  # about 600 bytes a row, of three tasks
 SHARE_PIECE_BYTES: Final = 4 * MIB  # asked for at once; at 10 Mbps 3.4 s
 SHARE_PIECE_S: Final = 120.0  # for one piece: a peer that answers requests gives a trickle
 SHARE_WRITE_S: Final = 30.0  # a receiver that takes no chunk for so long is dropped
+CODEBOOK_LOOK_S: Final = 5.0  # between two looks for codebooks that other peers have
+CODEBOOK_AGAIN_S: Final = 300.0  # after they did not come
 RESCAN_S: Final = 3.0  # between two looks for models that came to this device
 SHARE_TRANSFERS: Final = 4  # files given at once
 SHARE_TRICKLE_S: Final = 0.5  # between two chunks of 64 KiB while requests run: 1 Mbit/s

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING, Annotated, TypedDict
+from typing import TYPE_CHECKING, Annotated, Final, TypedDict
 
 import typer
 
 if TYPE_CHECKING:
     from astra_mesh.client.inputs import LateName, UseName
+
+SHORT_ID: Final = 8  # hex digits of a peer's id, for people
 
 
 class Late(enum.Enum):

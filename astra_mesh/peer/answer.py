@@ -24,6 +24,7 @@ from astra_mesh.mesh.link import Link
 from astra_mesh.peer.choice import Code, choose_codes, expected_cost, made_for, stages_of
 from astra_mesh.peer.exchange import MeshExchange
 from astra_mesh.peer.inputs import inputs_of_ask, read_inputs
+from astra_mesh.peer.likelihoods import Noted
 from astra_mesh.peer.loaded import AnyCodec, Loaded
 from astra_mesh.peer.models import ModelHost
 from astra_mesh.peer.part import NotTakingPartError, make_exchange, report_of
@@ -78,6 +79,7 @@ class Surroundings:
     close: Callable[[RequestId], None]
     experience: Experience
     watched: Callable[[], bool]  # somebody looks on: participants are to tell their progress
+    noted: Callable[[RequestId], Noted | None]  # where log-probabilities are wanted
 
 
 class Answer:
@@ -94,6 +96,7 @@ class Answer:
         self._notes: list[str] = []
         self._began = 0.0
         self._names: dict[PeerId, str] = {}
+        self._noted = around.noted(ask.request)
 
     async def run(self) -> None:
         """Answer the client.
@@ -316,7 +319,8 @@ class Answer:
             self._around.experience.learn(shard.peer, conditions, predicted, took[shard.peer])
 
     def _decoder(self, run: ShardRun, loaded: Loaded) -> Decoder:
-        decoder = Decoder(run, self._sampling(), loaded.stop_ids)
+        best = None if self._noted is None else self._noted.best
+        decoder = Decoder(run, self._sampling(), loaded.stop_ids, best)
         decoder.skip(len(self.ask.answered))
         return decoder
 
@@ -331,6 +335,8 @@ class Answer:
             text = stream.push(token) if stream is not None else ""
             if decoder.finish and stream is not None:
                 text += stream.flush()
+            if self._noted is not None and decoder.likely is not None:
+                self._noted.put(count, decoder.likely)
             await self._emit(Token(self.ask.request, count, token, text))
             count += 1
         return count, decoder.finish

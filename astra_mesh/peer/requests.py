@@ -252,6 +252,7 @@ class Requests:
             close=self._close_exchange,
             experience=self._candidates.experience,
             watched=lambda: self._watch.active,
+            noted=self._peer.likelihoods.find,
         )
 
     def _open(self, shown: Shown, participants: Participants) -> None:
