@@ -178,7 +178,7 @@ def fallen(say: Say) -> str:
 
 def halved_within(say: Say) -> str:
     """The rate of all cables is halved in the middle of a request."""
-    return rates.figure(20.0, 10.0, say)
+    return rates.figure(6.0, 3.0, say)
 
 
 FIGURES: dict[str, Callable[[Say], str]] = {
