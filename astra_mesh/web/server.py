@@ -166,7 +166,9 @@ async def serving(peer: Peer, config: ApiConfig) -> AsyncIterator[ApiServer]:
         await server.stop()
 
 
-def make_app(state: State, page_files: Sequence[files.PageFile]) -> web.Application:
+def make_app(
+    state: State, page_files: Sequence[files.PageFile | files.VendorFile]
+) -> web.Application:
     """The application: all addresses, behind the guard."""
     app = web.Application(middlewares=[_outer(state, Guard(state.config))])
     app[STATE] = state
