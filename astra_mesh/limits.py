@@ -72,6 +72,14 @@ SHOWN_REQUESTS: Final = 8  # kept for whoever looks on, the last ones; a plan of
 EARLY_CODES_BYTES: Final = 4 * MIB  # codes that overtake their proposal (other link), per link
 EARLY_CODES_S: Final = 10.0  # kept so long, then dropped
 
+# --- browser tabs ---------------------------------------------------------------------------------
+# Blocks in float32 in one tab: WebAssembly addresses 4 GiB, a phone gives a tab about half of it.
+TAB_MODEL_BYTES: Final = 1536 * MIB
+TAB_WHOLE_BYTES: Final = 64 * MIB  # blocks up to this are fetched in float32 where that is exact
+TAB_MODELS: Final = 8  # whose files are kept on the disk at once: 6 GiB in the worst case
+TAB_EMBED_AT_ONCE: Final = 4  # requests for embedded rows; 131,072 rows of 4,096 would be 2 GiB ...
+TAB_EMBED_BYTES: Final = 64 * MIB  # ... so that one asks for no more than this
+
 # --- times ----------------------------------------------------------------------------------------
 HELLO_TIMEOUT_S: Final = 5.0  # connect + TCP + upgrade + hello on a bad Wi-Fi: about 2 s
 HEARTBEAT_S: Final = 1.0  # a ping this long after the last frame received

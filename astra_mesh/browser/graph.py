@@ -1,0 +1,125 @@
+"""Putting an ONNX graph together, one operation after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+from onnx import TensorProto, helper, numpy_helper
+
+from astra_mesh.browser.tensors import Array, Entry
+
+OPSET: Final = 17
+_IR_VERSION: Final = 8  # the one that came with the opset
+WEIGHTS: Final = "weights"  # what the graphs call the bytes that their tensors lie in
+_KINDS: Final = {"f2": TensorProto.FLOAT16, "f4": TensorProto.FLOAT, "i4": TensorProto.INT32}
+
+Shape = Sequence[int | str]  # a name stands for a size that differs from call to call
+
+
+class Graph:
+    """A graph that grows. Values are named by strings.
+
+    Args:
+        entries: where the tensors that :meth:`weight` names lie; they are not part of the graph.
+    """
+
+    def __init__(self, entries: Mapping[str, Entry] | None = None) -> None:
+        self._entries = entries or {}
+        self._nodes: list[Any] = []
+        self._tensors: dict[str, Any] = {}
+        self._inputs: list[Any] = []
+        self._outputs: list[Any] = []
+        self._casts: dict[str, str] = {}
+
+    def input(self, name: str, shape: Shape, kind: int = TensorProto.FLOAT) -> str:
+        """A value that callers give."""
+        self._inputs.append(helper.make_tensor_value_info(name, kind, list(shape)))
+        return name
+
+    def output(self, name: str, value: str, shape: Shape, kind: int = TensorProto.FLOAT) -> None:
+        """A value that callers get."""
+        self._nodes.append(helper.make_node("Identity", [value], [name]))
+        self._outputs.append(helper.make_tensor_value_info(name, kind, list(shape)))
+
+    def constant(self, value: object, kind: str = "float32") -> str:
+        """A small tensor that is part of the graph."""
+        name = f"c{len(self._tensors)}"
+        self._tensors[name] = numpy_helper.from_array(np.array(value, kind), name)
+        return name
+
+    def ints(self, *values: int) -> str:
+        """A constant list of integers."""
+        return self.constant(values, "int64")
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a weight."""
+        return name in self._entries
+
+    def weight(self, name: str) -> str:
+        """A tensor of the weights, as float32 (indices: as int64)."""
+        if name not in self._casts:
+            entry = self._entries[name]
+            self._tensors[name] = _external(entry)
+            to = {"f2": TensorProto.FLOAT, "i4": TensorProto.INT64}.get(entry.dtype)
+            self._casts[name] = name if to is None else self.op("Cast", name, to=to)
+        return self._casts[name]
+
+    def op(self, kind: str, *values: str, **attributes: object) -> str:
+        """The result of one operation."""
+        return self.ops(kind, 1, *values, **attributes)[0]
+
+    def ops(self, kind: str, count: int, *values: str, **attributes: object) -> list[str]:
+        """The results of one operation."""
+        names = [f"v{len(self._nodes)}.{i}" for i in range(count)]
+        self._nodes.append(helper.make_node(kind, list(values), names, **attributes))
+        return names
+
+    def shaped(self, value: str, *shape: int) -> str:
+        """Another shape; 0 keeps a size, -1 is what is left."""
+        return self.op("Reshape", value, self.ints(*shape))
+
+    def turned(self, value: str, *order: int) -> str:
+        """Dimensions in another order."""
+        return self.op("Transpose", value, perm=list(order))
+
+    def linear(self, x: str, name: str, scale: str | None = None) -> str:
+        """(T, in) to (T, out): ``name.weight``, its columns times the weight ``scale``, and
+        ``name.bias`` where there is one."""
+        weight = self.weight(f"{name}.weight")
+        if scale is not None and self.has(scale):
+            weight = self.op("Mul", weight, self.weight(scale))
+        bias = [self.weight(f"{name}.bias")] if self.has(f"{name}.bias") else []
+        return self.op("Gemm", x, weight, *bias, transB=1)
+
+    def data(self) -> bytes:
+        """The graph as a file."""
+        graph = helper.make_graph(
+            self._nodes, "astra-mesh", self._inputs, self._outputs, list(self._tensors.values())
+        )
+        model = helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=_IR_VERSION
+        )
+        return bytes(model.SerializeToString(deterministic=True))
+
+
+def _external(entry: Entry) -> Any:
+    tensor = TensorProto(
+        name=entry.name,
+        data_type=_KINDS[entry.dtype],
+        dims=entry.shape,
+        data_location=TensorProto.EXTERNAL,
+    )
+    for key, value in (
+        ("location", WEIGHTS),
+        ("offset", entry.offset),
+        ("length", entry.length),
+    ):
+        tensor.external_data.add(key=key, value=str(value))
+    return tensor
+
+
+def halved(tensor: Array) -> Array:
+    """The same in float16, which loses nothing where the numbers came from float16."""
+    return tensor.astype(np.float16)
