@@ -7,8 +7,8 @@ import { PLAIN, VectorCodec } from "./codes.js";
 import { PlainCodec } from "./plain.js";
 import { Graph, Matrix } from "./runtime.js";
 
-const SHARED = ["norm", "attend", "attend_causal", "finish", "final"]; // without weights of their own
-const OWN = ["q", "kv", "mix"]; // of each block
+const SHARED = ["norm", "attend", "attend_causal", "final"]; // without a block's weights
+const OWN = ["q", "kv", "mix", "finish"]; // of each block
 
 /**
  * Load a model.
@@ -28,7 +28,7 @@ export async function loadModel(manifest, getBlob, progress = () => {}) {
   let done = 0;
   for (const weights of manifest.weights) {
     const block = {};
-    for (const name of OWN) block[name] = await load(graphs[name], weights);
+    for (const name of OWN) if (graphs[name]) block[name] = await load(graphs[name], weights);
     blocks.push(block);
     done += weights.bytes;
     progress(done, total);
