@@ -25,6 +25,7 @@ from astra_mesh.errors import MeshError, PortInUseError
 from astra_mesh.peer import Peer
 from astra_mesh.web import (
     files,
+    invitation,
     listing,
     live,
     page,
@@ -190,6 +191,7 @@ def make_app(
         add.add_get(one.address, one.serve)
     add.add_get(live.PATH, live.live)
     add.add_get(tab.PATH, tab.tab)
+    add.add_get(invitation.PATH, invitation.invitation)
     add.add_get("/health", listing.health)
     add.add_get("/metrics", listing.metrics)
     add.add_get("/docs", page.docs)
