@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import aiohttp
 from aiohttp import WSMessage, WSMsgType
@@ -23,9 +24,9 @@ from astra_mesh.mesh.link import Link
 from astra_mesh.mesh.sealed import Speaker
 from astra_mesh.mesh.sealed_socket import SealedSocket, answer_sealed, open_sealed
 from astra_mesh.mesh.session import Session
+from astra_mesh.mesh.timings import Timings
 from astra_mesh.mesh.trust import Known, Trust
 from astra_mesh.peer import Peer, PeerConfig, tasks
-from astra_mesh.peer import peer as peer_module
 from astra_mesh.peer.links import LinkKeeper
 from astra_mesh.peer.security import Security
 from astra_mesh.web import ApiServer
@@ -97,10 +98,13 @@ class TabClient:
     async def say(self, **message: object) -> None:
         await self.socket.send_str(json.dumps(message))
 
-    async def join(self, name: str = "tab") -> None:
+    @property
+    def point(self) -> bytes:
         form = serialization.PublicFormat.UncompressedPoint
-        point = self.key.public_key().public_bytes(serialization.Encoding.X962, form)
-        await self.say(type="join", key=b64encode(point).decode(), name=name)
+        return self.key.public_key().public_bytes(serialization.Encoding.X962, form)
+
+    async def join(self, name: str = "tab") -> None:
+        await self.say(type="join", key=b64encode(self.point).decode(), name=name)
 
     async def read(self) -> None:
         """Take what comes until the connection ends; then all channels are over."""
@@ -256,7 +260,7 @@ class TabPeer(Peer):
 
 @asynccontextmanager
 async def tab_peer(
-    server: ApiServer, name: str, models: Path, timings: Any = None
+    server: ApiServer, name: str, models: Path, timings: Timings | None = None
 ) -> AsyncIterator[TabPeer]:
     """A tab that computes, linked to its host."""
     async with joined(server) as tab:
@@ -266,16 +270,12 @@ async def tab_peer(
             discovery=False,
             ephemeral=True,
             models=tuple(str(path) for path in sorted(models.iterdir())),
-            **({} if timings is None else {"timings": timings}),
+            timings=timings or Timings(),
         )
         peer = TabPeer(config, tab)
-        keeper = peer_module.LinkKeeper
         made = type("Keeper", (TabKeeper,), {"tab": tab})
-        peer_module.LinkKeeper = made  # type: ignore[misc]
-        try:
+        with patch("astra_mesh.peer.peer.LinkKeeper", made):
             await peer.start()
-        finally:
-            peer_module.LinkKeeper = keeper  # type: ignore[misc]
         try:
             yield peer
         finally:
