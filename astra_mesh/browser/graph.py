@@ -66,11 +66,11 @@ class Graph:
             self._casts[name] = name if to is None else self.op("Cast", name, to=to)
         return self._casts[name]
 
-    def op(self, kind: str, *values: str, **attributes: object) -> str:
+    def op(self, kind: str, *values: str, **attributes: Any) -> str:
         """The result of one operation."""
         return self.ops(kind, 1, *values, **attributes)[0]
 
-    def ops(self, kind: str, count: int, *values: str, **attributes: object) -> list[str]:
+    def ops(self, kind: str, count: int, *values: str, **attributes: Any) -> list[str]:
         """The results of one operation."""
         names = [f"v{len(self._nodes)}.{i}" for i in range(count)]
         self._nodes.append(helper.make_node(kind, list(values), names, **attributes))

@@ -43,6 +43,7 @@ from astra_mesh.web.errors import ApiError, api_error, busy
 from astra_mesh.web.guard import Guard
 from astra_mesh.web.metrics import Metrics
 from astra_mesh.web.state import STATE, State
+from astra_mesh.web.tabfiles import TabFiles
 
 log = logging.getLogger(__name__)
 
@@ -213,7 +214,22 @@ def make_app(
     add.add_post("/v1/embeddings", _with_body(vectors.embed, text_bytes))
     picture = _with_body(pictures.classify, limits.API_IMAGE_BODY_BYTES, ("image/",))
     add.add_post("/v1/images/classify", picture)
+    _add_tab_files(app, state)
     return app
+
+
+def _add_tab_files(app: web.Application, state: State) -> None:
+    served = TabFiles(state.peer)
+
+    async def closed(_: web.Application) -> None:
+        await served.close()
+
+    app.on_cleanup.append(closed)
+    app.router.add_get("/tab/models", served.models)
+    app.router.add_get("/tab/models/{model}", served.manifest)
+    app.router.add_get("/tab/blobs/{sha256}", served.blob)
+    embed = _with_body(served.embed, limits.FRAME_BYTES, ("application/msgpack",))
+    app.router.add_post("/tab/models/{model}/embed", embed)
 
 
 def _with_body(handle: BodyHandler, limit: int, kinds: tuple[str, ...] = ()) -> Handler:

@@ -65,12 +65,9 @@ class VectorSender {
 
   /** Codes of a block's input `x`, whose normalized form is `n`. */
   async encode(block, x, n) {
-    const codec = this.#codec;
-    const graph = codec.graph(block, this.#stages, "encode");
-    const past = this.#memory?.past(block);
-    const found = await graph.run({ n: codec.name === "astra" ? x : n, past });
-    if (this.#memory) this.#memory.keep(block, found.kept);
-    return codec.groups.slice(0, this.#stages).map((_, stage) => codec.kind.from(found[`codes.${stage}`].data));
+    const { codes, kept } = await this.#codec.encodeOne(block, this.#stages, x, n, this.#memory?.past(block));
+    this.#memory?.keep(block, kept);
+    return codes;
   }
 }
 
@@ -90,14 +87,10 @@ class VectorReceiver {
 
   /** Keys and values of tokens whose first one has position `start`. */
   async decode(block, codes, start) {
-    const fed = { past: this.#memory?.past(block) };
-    codes.forEach((one, stage) => {
-      fed[`codes.${stage}`] = new Matrix(Int32Array.from(one), this.#codec.groups[stage]);
-    });
-    const found = await this.#codec.graph(block, this.#stages, "rebuild").run(fed);
-    if (this.#memory) this.#memory.keep(block, found.kept);
-    this.#last = found.n;
-    return this.#project(block, found.n, start);
+    const { n, kept, rows } = await this.#codec.decodeOne(block, this.#stages, codes, this.#memory?.past(block), start);
+    this.#memory?.keep(block, kept);
+    this.#last = n;
+    return rows;
   }
 
   /** The same where no codes came: from what is known of earlier blocks. */
@@ -109,26 +102,23 @@ class VectorReceiver {
       const nothing = new Matrix(new Float32Array(n.data.length), n.columns);
       this.#memory.keep(block, this.#memory.history === UNLIMITED ? n : nothing);
     }
-    return this.#project(block, n, start);
-  }
-
-  async #project(block, n, start) {
-    const { model, name } = this.#codec;
-    return model.keyValue(block, name === "astra" ? await model.normalize(n) : n, start);
+    return this.#codec.project(block, n, start);
   }
 }
+
+const keyOf = (stages, block) => `${stages}.${block}`;
 
 /** Codes of a codebook. `prepare` loads what a number of stages needs, before its senders and receivers. */
 export class VectorCodec {
   #about;
-  #load;
-  #graphs = new Map(); // by number of stages: for each block, graphs by name
+  #source;
+  #graphs = new Map(); // by number of stages and block: graphs by name
 
-  /** `load(description, weights)` makes a Graph of what the manifest says of one. */
-  constructor(model, about, load) {
+  /** source: fetched(description), the bytes that a manifest describes; load(description, weights), a Graph. */
+  constructor(model, about, source) {
     this.model = model;
     this.#about = about;
-    this.#load = load;
+    this.#source = source;
     this.name = about.codec;
     this.able = about.able;
     this.firstBlock = about.first_block;
@@ -142,18 +132,54 @@ export class VectorCodec {
   }
 
   async prepare(stages) {
-    if (this.#graphs.has(stages)) return;
-    const blocks = new Map();
-    for (const [index, { weights, graphs }] of this.#about.levels[stages].entries()) {
-      const made = {};
-      for (const [name, graph] of Object.entries(graphs)) made[name] = await this.#load(graph, weights);
-      blocks.set(this.firstBlock + index, made);
-    }
-    this.#graphs.set(stages, blocks);
+    for (let block = this.firstBlock; block < this.model.blocks; block++) await this.prepareBlock(stages, block);
+  }
+
+  async prepareBlock(stages, block) {
+    const key = keyOf(stages, block);
+    if (this.#graphs.has(key)) return;
+    const { weights, graphs } = this.#about.levels[stages][block - this.firstBlock];
+    const data = await this.#source.fetched(weights);
+    const made = {};
+    for (const [name, graph] of Object.entries(graphs)) made[name] = await this.#source.load(graph, data);
+    this.#graphs.set(key, made);
   }
 
   graph(block, stages, name) {
-    return this.#graphs.get(stages).get(block)[name];
+    return this.#graphs.get(keyOf(stages, block))[name];
+  }
+
+  /** Codes of one block's input, and what both ends keep. `past`: what it is predicted from, if it is. */
+  async encodeOne(block, stages, x, n, past) {
+    const found = await this.graph(block, stages, "encode").run({ n: this.name === "astra" ? x : n, past });
+    const codes = this.groups.slice(0, stages).map((_, stage) => this.kind.from(found[`codes.${stage}`].data));
+    return { codes, kept: found.kept };
+  }
+
+  /** n^ of codes, its keys and values (`rows`, of tokens from position `start` on), and what both ends keep. */
+  async decodeOne(block, stages, codes, past, start) {
+    const fed = { past };
+    codes.forEach((one, stage) => {
+      fed[`codes.${stage}`] = new Matrix(Int32Array.from(one), this.groups[stage]);
+    });
+    const { n, kept } = await this.graph(block, stages, "rebuild").run(fed);
+    return { n, kept, rows: await this.project(block, n, start) };
+  }
+
+  /** Keys and values of n^, or of the embedding for `astra`. */
+  async project(block, n, start) {
+    return this.model.keyValue(block, this.name === "astra" ? await this.model.normalize(n) : n, start);
+  }
+
+  /** Columns of what a block is predicted from; 0 where it is not. */
+  pastColumns(block) {
+    const { history } = this.#about;
+    return history ? sources(history, block).length * this.model.spec.hidden_size : 0;
+  }
+
+  async release() {
+    for (const graphs of this.#graphs.values()) for (const graph of Object.values(graphs)) await graph.release();
+    this.#graphs.clear();
   }
 
   /** The sending end; `known`: the normalized input of the first block, null where that is coded too. */

@@ -18,38 +18,43 @@ const OWN = ["q", "kv", "mix", "finish"]; // of each block
  * @param progress (done, total) => void, in bytes of the blocks' weights.
  */
 export async function loadModel(manifest, getBlob, progress = () => {}) {
-  const load = async (graph, weights) =>
-    Graph.load(await getBlob(graph.sha256, graph.bytes), weights && (await getBlob(weights.sha256, weights.bytes)));
   const { graphs } = manifest;
+  const texts = new Map(); // graphs' bytes: they are small, and many blocks share one
+  const fetched = ({ sha256, bytes }) => getBlob(sha256, bytes);
+  const load = async (graph, weights) => {
+    if (!texts.has(graph.sha256)) texts.set(graph.sha256, await fetched(graph));
+    return Graph.load(texts.get(graph.sha256), weights);
+  };
   const shared = {};
-  for (const name of SHARED) if (graphs[name]) shared[name] = await load(graphs[name]);
+  for (const name of SHARED) if (graphs[name]) shared[name] = await load(graphs[name], null);
   const total = manifest.weights.reduce((sum, one) => sum + one.bytes, 0);
   const blocks = [];
   let done = 0;
   for (const weights of manifest.weights) {
     const block = {};
-    for (const name of OWN) if (graphs[name]) block[name] = await load(graphs[name], weights);
+    const data = await fetched(weights);
+    for (const name of OWN) if (graphs[name]) block[name] = await load(graphs[name], data);
     blocks.push(block);
     done += weights.bytes;
     progress(done, total);
   }
-  return new Model(manifest, shared, blocks, load);
+  return new Model(manifest, shared, blocks, { fetched, load });
 }
 
 /** A loaded model. Rows of tokens are `Matrix`es; heads lie within a row. */
 export class Model {
   #shared;
   #blocks;
-  #load;
+  #source;
   #codecs = new Map();
 
-  constructor(manifest, shared, blocks, load) {
+  constructor(manifest, shared, blocks, source) {
     this.manifest = manifest;
     this.spec = manifest.spec;
     this.blocks = manifest.blocks;
     this.#shared = shared;
     this.#blocks = blocks;
-    this.#load = load;
+    this.#source = source;
   }
 
   /** The codec of a plan, prepared for `stages`; an Error where this tab has none of that name. */
@@ -65,7 +70,7 @@ export class Model {
     if (PLAIN.includes(name)) return new PlainCodec(name, this);
     const about = this.manifest.codebooks.find((one) => one.id === codebook && one.codec === name);
     if (!about) throw new Error(`a tab cannot use the codes ${JSON.stringify(name)}; it can ${["codebooks", ...PLAIN].join(", ")}`);
-    return new VectorCodec(this, about, this.#load);
+    return new VectorCodec(this, about, this.#source);
   }
 
   /** n of a block's input. */

@@ -48,6 +48,12 @@ export class PlainCodec {
 
   async prepare() {}
 
+  async prepareBlock() {}
+
+  pastColumns() {
+    return 0;
+  }
+
   async release() {}
 
   rate() {
@@ -65,6 +71,16 @@ export class PlainCodec {
   /** See VectorSender. */
   async encode(block, x, n) {
     return [this.name === "fp32" ? Float32Array.from(n.data) : Uint16Array.from(n.data, toHalf)];
+  }
+
+  /** See VectorCodec. */
+  async encodeOne(block, stages, x, n) {
+    return { codes: await this.encode(block, x, n) };
+  }
+
+  /** See VectorCodec. */
+  async decodeOne(block, stages, codes, past, start) {
+    return { rows: await this.model.keyValue(block, this.rebuild(codes), start) };
   }
 
   rebuild([codes]) {
