@@ -46,7 +46,7 @@ export class Models {
   /** Ask the host what it has; what is loaded stays. Whether anything is new or gone. */
   async refresh() {
     const list = await this.#http.json("/tab/models");
-    const known = new Map(list.map((about) => [about.id, this.#known.get(about.id) ?? { about, state: "offered" }]));
+    const known = new Map(list.map((about) => [about.id, this.#known.get(about.id) ?? fresh(about)]));
     const same = known.size === this.#known.size && [...known.keys()].every((id) => this.#known.has(id));
     this.#known = known;
     if (!same) this.#changed();
@@ -99,6 +99,9 @@ export class Models {
     this.#changed();
   }
 }
+
+/** A model that was not loaded yet; the host says so if a tab cannot run it. */
+const fresh = (about) => (about.why ? { about, state: "failed", why: about.why } : { about, state: "offered" });
 
 function offerOf({ about, state, timing = null, books = {} }) {
   return {
