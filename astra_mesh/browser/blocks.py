@@ -96,6 +96,7 @@ def block_graphs(block: Block, entries: Entries) -> dict[str, bytes]:
 
     ``norm``  x to n (absent where n is x)
     ``q``, ``kv``  n, and where there are rotations the position of its first row, to query and rows
+    ``raw``, ``finish``  the two halves of ``kv``, where something comes after the projection
     ``attend``, ``attend_causal``  query and rows to out and lse; causal: of the same tokens
     ``mix``  x and the merged heads to the block's output
     """
@@ -107,9 +108,19 @@ def block_graphs(block: Block, entries: Entries) -> dict[str, bytes]:
         "attend": _attention_graph(spec, causal=False),
         "mix": _mix_graph(block, entries),
     }
+    if block.k_norm is not None or block.rope is not None:
+        found |= {"raw": _raw_graph(block, entries), "finish": _finish_graph(block, entries)}
     if spec.causal:
         found["attend_causal"] = _attention_graph(spec, causal=True)
     return found
+
+
+def product_graph() -> bytes:
+    """The product of matrices ``a`` and ``b``."""
+    graph = Graph()
+    a, b = graph.input("a", ("M", "K")), graph.input("b", ("K", "N"))
+    graph.output("product", graph.op("MatMul", a, b), ("M", "N"))
+    return graph.data()
 
 
 def norm_graph(norm: Norm, size: int) -> bytes:
@@ -160,10 +171,14 @@ def _key_value_graph(block: Block, entries: Entries) -> bytes:
     return graph.data()
 
 
-def finish_graph(block: Block, entries: Entries) -> bytes | None:
-    """``raw`` keys and values to ``rows``: key norm and rotation; None where there are none."""
-    if block.k_norm is None and block.rope is None:
-        return None
+def _raw_graph(block: Block, entries: Entries) -> bytes:
+    spec, graph = block.spec, Graph(entries)
+    raw = graph.linear(graph.input("n", ("T", spec.hidden_size)), "kv", "scale_1")
+    graph.output("raw", raw, ("T", 2 * spec.kv_size))
+    return graph.data()
+
+
+def _finish_graph(block: Block, entries: Entries) -> bytes:
     spec, graph = block.spec, Graph(entries)
     raw = graph.input("raw", ("T", 2 * spec.kv_size))
     graph.output("rows", _finish_rows(graph, block, raw), ("T", 2 * spec.kv_size))

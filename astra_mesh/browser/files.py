@@ -17,9 +17,9 @@ from astra_mesh import limits
 from astra_mesh.browser.blocks import (
     block_graphs,
     block_tensors,
-    finish_graph,
     fits_half,
     norm_graph,
+    product_graph,
     with_half,
 )
 from astra_mesh.browser.codes import book_graphs, book_tensors
@@ -104,9 +104,7 @@ class _Making:
         tensors = block_tensors(block)
         packed = Packed(with_half(tensors) if half else tensors)
         graphs = block_graphs(block, packed.entries)
-        finish = finish_graph(block, packed.entries)
-        if finish is not None:
-            graphs["finish"] = finish
+        graphs["product"] = product_graph()
         if self.model.final_norm is not None:
             graphs["final"] = norm_graph(self.model.final_norm, self.model.spec.hidden_size)
         written = {name: self._put(graph) for name, graph in graphs.items()}

@@ -66,8 +66,8 @@ def _check_codes(case: Case, shards: list[dict]) -> None:
                     ours = case.codec.unpack(stage, sent[stages][stage], tokens)
                     theirs = case.codec.unpack(stage, data, tokens)
                     if isinstance(case.codec, PlainCodec):
-                        rebuilt = (case.codec.rebuild([one]).numpy() for one in (ours, theirs))
-                        np.testing.assert_allclose(*rebuilt, rtol=2e-3, atol=2e-3)
+                        one, other = (case.codec.rebuild([c]).numpy() for c in (ours, theirs))
+                        np.testing.assert_allclose(one, other, rtol=2e-3, atol=2e-3)
                     same += int((ours == theirs).sum())
                     count += ours.size
     assert count or len(case.layout.bounds) == 1
@@ -168,7 +168,9 @@ def test_llamas_with_shared_heads(kind: str, tmp_path: Path) -> None:
     _check(
         [
             _case(folder, codecs[0], text, [5, 6, 20], task="generate", stages=2),
-            _case(folder, codecs[0], text, [11], task="generate", stages=1),
+            _case(
+                folder, codecs[0], text, [11], task="generate", stages=1, missing=[(2, 0), (3, 0)]
+            ),
             _case(folder, codecs[1], text, [5, 20], task="generate", stages=2),
             _case(folder, PlainCodec("fp16", model), text, [17], task="generate"),
         ],

@@ -47,6 +47,10 @@ def _check_block(block: Block, packed: Packed) -> None:
     flat_rows = rows.reshape(TOKENS, -1)
     _close(made["q"](n=n.numpy(), start=START)["query"], flat_query)
     _close(made["kv"](n=n.numpy(), start=START)["rows"], flat_rows)
+    if "finish" in made:
+        raw = block.project_key_value(n)
+        _close(made["raw"](n=n.numpy())["raw"], raw)
+        _close(made["finish"](raw=raw.numpy(), start=START)["rows"], flat_rows)
     for name in ("attend", "attend_causal"):
         if name in made:
             part = attend(query, rows, causal=name == "attend_causal")

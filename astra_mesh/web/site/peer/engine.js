@@ -7,7 +7,7 @@ import { PLAIN, VectorCodec } from "./codes.js";
 import { PlainCodec } from "./plain.js";
 import { Graph, Matrix } from "./runtime.js";
 
-const SHARED = ["norm", "attend", "attend_causal", "final"]; // without a block's weights
+const SHARED = ["norm", "attend", "attend_causal", "final", "product"]; // without a block's weights
 const OWN = ["q", "kv", "mix", "finish"]; // of each block
 
 /**
@@ -86,6 +86,29 @@ export class Model {
   /** Keys and values of n, whose first row has position `start`. */
   async keyValue(block, n, start) {
     return (await this.#blocks[block].kv.run({ n, start })).rows;
+  }
+
+  /** Keys and values as they come out of the projection, of n; makes a graph for it where there is none yet. */
+  async raw(block, n) {
+    const own = this.#blocks[block];
+    if (!this.manifest.graphs.raw) return (await own.kv.run({ n })).rows;
+    const weights = await this.#source.fetched(this.manifest.weights[block]);
+    const graph = await this.#source.load(this.manifest.graphs.raw, weights);
+    try {
+      return (await graph.run({ n })).raw;
+    } finally {
+      await graph.release();
+    }
+  }
+
+  /** What `keyValue` makes of raw keys and values. */
+  async finish(block, raw, start) {
+    const { finish } = this.#blocks[block];
+    return finish ? (await finish.run({ raw, start })).rows : raw;
+  }
+
+  async product(a, b) {
+    return (await this.#shared.product.run({ a, b })).product;
   }
 
   /** Attention over some keys: `out` and `lse`. `causal`: of the same tokens. */
