@@ -8,7 +8,6 @@ import { Matrix } from "./runtime.js";
 import { TABLE_BYTES, Table, tableBytes, tensorsOf } from "./tables.js";
 
 export const UNLIMITED = -1; // history
-export const PLAIN = ["fp32", "fp16"]; // codecs without a codebook that a tab has
 
 /** The blocks that a block is predicted from (astra_mesh/quant/codebook.py). */
 export function sources(history, block) {

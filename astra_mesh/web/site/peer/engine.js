@@ -3,8 +3,8 @@
 // The tab holds the blocks only: what goes in (embedded rows) comes from the peer that served the page, and the
 // answer's head is another peer's work.
 
-import { PLAIN, VectorCodec } from "./codes.js";
-import { PlainCodec } from "./plain.js";
+import { VectorCodec } from "./codes.js";
+import { PLAIN, PlainCodec } from "./plain.js";
 import { Graph, Matrix } from "./runtime.js";
 
 const SHARED = ["norm", "attend", "attend_causal", "final", "product"]; // without a block's weights

@@ -5,7 +5,7 @@
 // Only for codebooks without history. With one, a table has the rows of all blocks that came before, and their sum
 // takes as long as the products that it saves (peers/phone/README.md has figures).
 
-import { fromHalf } from "./plain.js";
+import { fromHalf } from "./half.js";
 import { Matrix } from "./runtime.js";
 
 export const TABLE_BYTES = 2 ** 28; // of all blocks, at one number of stages; where they would be larger, tabs project
