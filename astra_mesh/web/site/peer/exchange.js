@@ -110,7 +110,7 @@ export class Exchange {
     const key = partKey(block, source);
     if (this.#givenUp.has(key)) return;
     if (this.#done.has(key)) throw new ProtocolError("codes that were sent before");
-    const rows = this.#split(message, stages).map(([at, data]) => [at, this.#codec.unpack(at, data, count)]);
+    const rows = this.#split(message, stages).map(([at, data]) => [at, this.#unpack(at, data, count)]);
     if (!this.#parts.has(key)) this.#parts.set(key, new Part(stages, sent.length));
     const part = this.#parts.get(key);
     for (const [at, some] of rows) {
@@ -121,6 +121,14 @@ export class Exchange {
       this.timeline?.note("arrived", block, source);
       this.#queue(block).push([source, part.arrays]);
       this.#wake();
+    }
+  }
+
+  #unpack(stage, data, count) {
+    try {
+      return this.#codec.unpack(stage, data, count);
+    } catch (error) {
+      throw new ProtocolError(error.message);
     }
   }
 

@@ -65,7 +65,7 @@ export class Mux {
   /**
    * @param makeSocket  gives a fresh WebSocket to /tab
    * @param name        of this device, for people
-   * @param on          welcome({me, host, until}), peers(list), incoming(pipe), down(why, again: seconds)
+   * @param on          welcome({me, host, machine}), peers(list), incoming(pipe), down(why, again: seconds)
    */
   constructor(makeSocket, name, on) {
     this.#makeSocket = makeSocket;
@@ -159,7 +159,7 @@ export class Mux {
     } else if (message.type === "refused") this.giveUp(sanitise(String(message.why ?? "")));
   }
 
-  #welcome({ version, certificate, peer, host, until }) {
+  #welcome({ version, certificate, peer, host, machine = "", until }) {
     const der = unbase64(certificate);
     if (version !== VERSION) return this.giveUp("the peer runs another version: load this page again");
     if (peerId(der) !== peer) return this.giveUp("the peer gave a certificate that does not fit its id");
@@ -167,7 +167,7 @@ export class Mux {
     this.#timer = setTimeout(() => this.giveUp("its certificate is renewed"), 1000 * until - Date.now() - RENEW_MS);
     this.#waitS = BACKOFF_FIRST_S;
     this.me = { id: peer, certificate: der, secret: this.#key.secret };
-    this.#on.welcome({ me: this.me, host, until });
+    this.#on.welcome({ me: this.me, host, machine });
   }
 
   #incoming(number, from) {

@@ -1,6 +1,7 @@
 // Taking part in a request that another peer planned: check, accept, run the shard, report. As
 // astra_mesh/peer/part.py.
 
+import { embedRange } from "./engine.js";
 import { CancelledError, MeshError } from "./errors.js";
 import { Exchange, Patience } from "./exchange.js";
 import { BadPlanError, checkPlan, partners } from "./layout.js";
@@ -84,13 +85,15 @@ export class Participation {
     const tokens = countTokens(loaded.manifest, task, inputs);
     const peers = plan.shards.map((shard) => shard.peer);
     const shard = peers.indexOf(this.#me);
-    const codec = await this.#orRefuse("unknown-codebook", () => loaded.codec(plan));
+    const codec = await this.#orRefuse("unknown-codebook", () => loaded.model.codec(plan.codec, plan.codebook, []));
     if (shard < 0) throw new NotTakingPartError("bad-plan", "the plan has no shard for this peer");
     const layout = layoutOf(plan, loaded.manifest.spec, task, tokens, codec);
+    for (const stages of stagesOf(layout, shard)) await this.#orRefuse("unknown-codebook", () => codec.prepare(stages));
     const links = this.#links(layout, peers, shard);
     const patience = new Patience(plan.predicted_s, layout.blocks, plan.late === "degrade");
-    const run = await loaded.run(layout, shard, codec, inputs);
+    const embedded = await loaded.embed(inputs, ...embedRange(layout, shard));
     this.#check();
+    const run = loaded.model.run(layout, shard, codec, embedded);
     this.#exchange = new Exchange({ request, layout, peers, shard, codec, links, patience });
     if (watch) this.#exchange.timeline = new Timeline();
     const { signal } = this.#abort;
@@ -100,16 +103,16 @@ export class Participation {
     return new Pipeline({ run, layout, shard, exchange: this.#exchange, turns: this.#turns, signal, onBlock });
   }
 
-  /** The result of work on the model; its errors of the model are refusals. */
+  /** The result of work on the model; its errors are refusals. */
   async #orRefuse(reason, work) {
+    let found;
     try {
-      const found = await work();
-      this.#check();
-      return found;
+      found = await work();
     } catch (error) {
-      if (!(error instanceof MeshError) || error instanceof CancelledError) throw error;
       throw new NotTakingPartError(reason, error.message);
     }
+    this.#check();
+    return found;
   }
 
   #links(layout, peers, shard) {
@@ -176,6 +179,13 @@ function countTokens({ name, spec, tasks }, task, inputs) {
   if (!inputs.tokens.length) throw refuse("the prompt is empty; give at least one token of text");
   if (inputs.tokens.length > spec.max_tokens) throw refuse(`${inputs.tokens.length} tokens are too many; ${name} takes ${spec.max_tokens}`);
   return inputs.tokens.length;
+}
+
+/** The numbers of stages on the links of a shard. */
+function stagesOf(layout, shard) {
+  const sources = layout.sources(shard, 0).map((other) => layout.stagesBetween(other, shard));
+  const receivers = layout.receivers(shard, layout.firstBlock).map((other) => layout.stagesBetween(shard, other));
+  return new Set([...sources, ...receivers]);
 }
 
 function layoutOf(plan, spec, task, tokens, codec) {
