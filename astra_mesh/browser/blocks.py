@@ -18,9 +18,9 @@ from typing import Final
 
 import numpy as np
 import torch
-from onnx import TensorProto
 from torch import Tensor
 
+from astra_mesh.browser import onnx
 from astra_mesh.browser.graph import Graph, halved
 from astra_mesh.browser.tensors import Array, Entry
 from astra_mesh.errors import UnsupportedModelError
@@ -202,7 +202,7 @@ def _finish(graph: Graph, block: Block, heads: str, norm: Norm | None, name: str
         heads = _affine_norm(graph, heads, norm, name, size)
     if block.rope is None:
         return heads
-    start = graph.input("start", (), TensorProto.INT64)
+    start = graph.input("start", (), onnx.INT64)
     cos, sin = _angles(graph, heads, start, block.rope.inverse_frequency)
     low, high = graph.ops("Split", 2, heads, axis=2)
     turned = graph.op("Concat", graph.op("Neg", high), low, axis=2)
@@ -214,7 +214,7 @@ def _angles(graph: Graph, heads: str, start: str, frequency: Tensor) -> tuple[st
     tokens = graph.op("Gather", graph.op("Shape", heads), graph.constant(0, "int64"))
     one = graph.constant(1, "int64")
     places = graph.op("Range", start, graph.op("Add", start, tokens), one)
-    column = graph.shaped(graph.op("Cast", places, to=TensorProto.FLOAT), -1, 1, 1)
+    column = graph.shaped(graph.op("Cast", places, to=onnx.FLOAT), -1, 1, 1)
     both = torch.cat([frequency, frequency]).numpy()
     angles = graph.op("Mul", column, graph.constant(both))
     return graph.op("Cos", angles), graph.op("Sin", angles)
