@@ -43,9 +43,9 @@ def packed() -> list[dict[str, Any]]:
     random = np.random.default_rng(4)
     found = []
     for bits in (1, 3, 7, 8, 9, 12, 16):
-        kind = np.uint8 if bits <= 8 else np.uint16
         for tokens, groups in ((0, 3), (1, 1), (5, 3), (9, 7)):
-            codes: Codes = random.integers(0, 1 << bits, (tokens, groups)).astype(kind)
+            drawn = random.integers(0, 1 << bits, (tokens, groups))
+            codes: Codes = drawn.astype(np.uint8) if bits <= 8 else drawn.astype(np.uint16)
             found.append(
                 {"bits": bits, "codes": codes.flatten().tolist(), "packed": pack(codes, bits).hex()}
             )

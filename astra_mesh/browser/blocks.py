@@ -4,10 +4,8 @@ Everything is two-dimensional, a row for each token, so that a caller cuts rows 
 heads: ``n`` (T, D), ``query`` (T, q_size), ``rows`` (S, 2 kv_size: keys, then values), ``out``
 (T, q_size) and ``lse`` (T, heads) of an attention over some keys, ``x`` (T, D).
 
-The weights are those of one block; a graph is the same for all blocks of a model. Matrices are
-kept as the checkpoint has them, because only those fit into float16 without loss: what was folded
-into them from the norm (:attr:`Linear.column_scale`) lies beside them and is multiplied in when the
-graph is loaded.
+The weights (:mod:`astra_mesh.browser.weights`) are those of one block; a graph is the same for all
+blocks of a model.
 """
 
 from __future__ import annotations
@@ -21,74 +19,14 @@ import torch
 from torch import Tensor
 
 from astra_mesh.browser import onnx
-from astra_mesh.browser.graph import Graph, halved
-from astra_mesh.browser.tensors import Array, Entry
+from astra_mesh.browser.graph import Graph
+from astra_mesh.browser.tensors import Entry
+from astra_mesh.browser.weights import array_of
 from astra_mesh.errors import UnsupportedModelError
-from astra_mesh.families.block import Block, Linear, Norm, activation
+from astra_mesh.families.block import Block, Norm, activation
 from astra_mesh.families.spec import ModelSpec
 
 Entries = Mapping[str, Entry]
-
-
-def block_tensors(block: Block) -> dict[str, Array]:
-    """The weights of a block under the names that its graphs use, all float32."""
-    size = block.spec.q_size
-    found: dict[str, Array] = {}
-    qkv = _plain_weight(block.qkv)
-    _put(found, "q", qkv[:size], None if block.qkv.bias is None else block.qkv.bias[:size])
-    _put(found, "kv", qkv[size:], block.kv_bias)
-    _put(found, "out", block.out.weight, block.out.bias)
-    _put(found, "up", _plain_weight(block.ffn.up), block.ffn.up.bias)
-    _put(found, "down", block.ffn.down.weight, block.ffn.down.bias)
-    for name, scale in (
-        ("scale_1", block.qkv.column_scale),
-        ("scale_2", block.ffn.up.column_scale),
-    ):
-        if scale is not None:
-            found[name] = _array(scale)
-    for name, norm in (
-        ("norm_1", block.norm_1),
-        ("norm_2", block.norm_2),
-        ("q_norm", block.q_norm),
-        ("k_norm", block.k_norm),
-    ):
-        if norm is not None and norm.weight is not None:
-            _put(found, name, norm.weight, norm.bias)
-    return found
-
-
-def fits_half(tensors: Mapping[str, Array]) -> bool:
-    """Whether float16 holds all matrices without loss, give or take the folding's rounding."""
-    with np.errstate(over="ignore"):
-        return all(
-            np.allclose(halved(one).astype(np.float32), one, rtol=2e-7, atol=0.0)
-            for one in tensors.values()
-            if one.ndim == 2
-        )
-
-
-def with_half(tensors: Mapping[str, Array]) -> dict[str, Array]:
-    """The same with matrices in float16; biases, scales and norms stay."""
-    return {name: halved(one) if one.ndim == 2 else one for name, one in tensors.items()}
-
-
-def _plain_weight(layer: Linear) -> Tensor:
-    """The matrix as the checkpoint had it; zero where the norm made it zero."""
-    scale = layer.column_scale
-    if scale is None:
-        return layer.weight
-    return torch.where(scale == 0, 0.0, layer.weight / scale)
-
-
-def _put(found: dict[str, Array], name: str, weight: Tensor, bias: Tensor | None) -> None:
-    found[f"{name}.weight"] = _array(weight)
-    if bias is not None:
-        found[f"{name}.bias"] = _array(bias)
-
-
-def _array(tensor: Tensor) -> Array:
-    found: Array = tensor.detach().float().contiguous().numpy()
-    return found
 
 
 def block_graphs(block: Block, entries: Entries) -> dict[str, bytes]:
@@ -127,7 +65,7 @@ def norm_graph(norm: Norm, size: int) -> bytes:
     """The graph of a norm, ``x`` to ``n``; the affine part, if any, is part of the graph."""
     graph = Graph()
     x = graph.input("x", ("T", size))
-    weight, bias = (None if t is None else _array(t) for t in (norm.weight, norm.bias))
+    weight, bias = (None if t is None else array_of(t) for t in (norm.weight, norm.bias))
     scale = None if weight is None else graph.constant(weight)
     shift = None if bias is None else graph.constant(bias)
     graph.output("n", _norm(graph, x, norm, scale, shift, size), ("T", size))

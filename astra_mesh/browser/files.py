@@ -14,17 +14,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from astra_mesh import limits
-from astra_mesh.browser.blocks import (
-    block_graphs,
-    block_tensors,
-    fits_half,
-    norm_graph,
-    product_graph,
-    with_half,
-)
+from astra_mesh.browser.blocks import block_graphs, norm_graph, product_graph
 from astra_mesh.browser.codes import book_graphs, book_tensors
 from astra_mesh.browser.sizes import blocks_bytes, check_size
 from astra_mesh.browser.tensors import Packed
+from astra_mesh.browser.weights import block_tensors, fits_half, with_half
 from astra_mesh.errors import UnsupportedModelError
 from astra_mesh.families import Model
 from astra_mesh.quant.codebook import Codebook

@@ -9,7 +9,7 @@ import numpy as np
 
 from astra_mesh.browser import onnx
 from astra_mesh.browser.onnx import Attribute, Shape
-from astra_mesh.browser.tensors import Array, Entry
+from astra_mesh.browser.tensors import Entry
 
 OPSET: Final = 17
 WEIGHTS: Final = "weights"  # what the graphs call the bytes that their tensors lie in
@@ -94,8 +94,3 @@ class Graph:
         """The graph as a file."""
         tensors = list(self._tensors.values())
         return onnx.model(self._nodes, tensors, self._inputs, self._outputs, OPSET)
-
-
-def halved(tensor: Array) -> Array:
-    """The same in float16, which loses nothing where the numbers came from float16."""
-    return tensor.astype(np.float16)

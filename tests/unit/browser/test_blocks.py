@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from astra_mesh.browser.blocks import block_graphs, block_tensors, fits_half, norm_graph, with_half
+from astra_mesh.browser.blocks import block_graphs, norm_graph
 from astra_mesh.browser.tensors import Array, Packed
+from astra_mesh.browser.weights import block_tensors, fits_half, with_half
 from astra_mesh.engine.attention import attend
 from astra_mesh.families import Model, build_model
 from astra_mesh.families.block import Block

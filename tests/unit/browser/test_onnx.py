@@ -8,9 +8,10 @@ import numpy as np
 import onnx
 import pytest
 
-from astra_mesh.browser.blocks import block_graphs, block_tensors
+from astra_mesh.browser.blocks import block_graphs
 from astra_mesh.browser.graph import OPSET, WEIGHTS, Graph
 from astra_mesh.browser.tensors import Packed
+from astra_mesh.browser.weights import block_tensors
 from tests.unit.families.making import KINDS, make_model
 
 
