@@ -4,10 +4,8 @@ Everything is two-dimensional, a row for each token, so that a caller cuts rows 
 heads: ``n`` (T, D), ``query`` (T, q_size), ``rows`` (S, 2 kv_size: keys, then values), ``out``
 (T, q_size) and ``lse`` (T, heads) of an attention over some keys, ``x`` (T, D).
 
-The weights are those of one block; a graph is the same for all blocks of a model. Matrices are
-kept as the checkpoint has them, because only those fit into float16 without loss: what was folded
-into them from the norm (:attr:`Linear.column_scale`) lies beside them and is multiplied in when the
-graph is loaded.
+The weights (:mod:`astra_mesh.browser.weights`) are those of one block; a graph is the same for all
+blocks of a model.
 """
 
 from __future__ import annotations
@@ -18,77 +16,17 @@ from typing import Final
 
 import numpy as np
 import torch
-from onnx import TensorProto
 from torch import Tensor
 
-from astra_mesh.browser.graph import Graph, halved
-from astra_mesh.browser.tensors import Array, Entry
+from astra_mesh.browser import onnx
+from astra_mesh.browser.graph import Graph
+from astra_mesh.browser.tensors import Entry
+from astra_mesh.browser.weights import array_of
 from astra_mesh.errors import UnsupportedModelError
-from astra_mesh.families.block import Block, Linear, Norm, activation
+from astra_mesh.families.block import Block, Norm, activation
 from astra_mesh.families.spec import ModelSpec
 
 Entries = Mapping[str, Entry]
-
-
-def block_tensors(block: Block) -> dict[str, Array]:
-    """The weights of a block under the names that its graphs use, all float32."""
-    size = block.spec.q_size
-    found: dict[str, Array] = {}
-    qkv = _plain_weight(block.qkv)
-    _put(found, "q", qkv[:size], None if block.qkv.bias is None else block.qkv.bias[:size])
-    _put(found, "kv", qkv[size:], block.kv_bias)
-    _put(found, "out", block.out.weight, block.out.bias)
-    _put(found, "up", _plain_weight(block.ffn.up), block.ffn.up.bias)
-    _put(found, "down", block.ffn.down.weight, block.ffn.down.bias)
-    for name, scale in (
-        ("scale_1", block.qkv.column_scale),
-        ("scale_2", block.ffn.up.column_scale),
-    ):
-        if scale is not None:
-            found[name] = _array(scale)
-    for name, norm in (
-        ("norm_1", block.norm_1),
-        ("norm_2", block.norm_2),
-        ("q_norm", block.q_norm),
-        ("k_norm", block.k_norm),
-    ):
-        if norm is not None and norm.weight is not None:
-            _put(found, name, norm.weight, norm.bias)
-    return found
-
-
-def fits_half(tensors: Mapping[str, Array]) -> bool:
-    """Whether float16 holds all matrices without loss, give or take the folding's rounding."""
-    with np.errstate(over="ignore"):
-        return all(
-            np.allclose(halved(one).astype(np.float32), one, rtol=2e-7, atol=0.0)
-            for one in tensors.values()
-            if one.ndim == 2
-        )
-
-
-def with_half(tensors: Mapping[str, Array]) -> dict[str, Array]:
-    """The same with matrices in float16; biases, scales and norms stay."""
-    return {name: halved(one) if one.ndim == 2 else one for name, one in tensors.items()}
-
-
-def _plain_weight(layer: Linear) -> Tensor:
-    """The matrix as the checkpoint had it; zero where the norm made it zero."""
-    scale = layer.column_scale
-    if scale is None:
-        return layer.weight
-    return torch.where(scale == 0, 0.0, layer.weight / scale)
-
-
-def _put(found: dict[str, Array], name: str, weight: Tensor, bias: Tensor | None) -> None:
-    found[f"{name}.weight"] = _array(weight)
-    if bias is not None:
-        found[f"{name}.bias"] = _array(bias)
-
-
-def _array(tensor: Tensor) -> Array:
-    found: Array = tensor.detach().float().contiguous().numpy()
-    return found
 
 
 def block_graphs(block: Block, entries: Entries) -> dict[str, bytes]:
@@ -96,6 +34,7 @@ def block_graphs(block: Block, entries: Entries) -> dict[str, bytes]:
 
     ``norm``  x to n (absent where n is x)
     ``q``, ``kv``  n, and where there are rotations the position of its first row, to query and rows
+    ``raw``, ``finish``  the two halves of ``kv``, where something comes after the projection
     ``attend``, ``attend_causal``  query and rows to out and lse; causal: of the same tokens
     ``mix``  x and the merged heads to the block's output
     """
@@ -107,16 +46,26 @@ def block_graphs(block: Block, entries: Entries) -> dict[str, bytes]:
         "attend": _attention_graph(spec, causal=False),
         "mix": _mix_graph(block, entries),
     }
+    if block.k_norm is not None or block.rope is not None:
+        found |= {"raw": _raw_graph(block, entries), "finish": _finish_graph(block, entries)}
     if spec.causal:
         found["attend_causal"] = _attention_graph(spec, causal=True)
     return found
+
+
+def product_graph() -> bytes:
+    """The product of matrices ``a`` and ``b``."""
+    graph = Graph()
+    a, b = graph.input("a", ("M", "K")), graph.input("b", ("K", "N"))
+    graph.output("product", graph.op("MatMul", a, b), ("M", "N"))
+    return graph.data()
 
 
 def norm_graph(norm: Norm, size: int) -> bytes:
     """The graph of a norm, ``x`` to ``n``; the affine part, if any, is part of the graph."""
     graph = Graph()
     x = graph.input("x", ("T", size))
-    weight, bias = (None if t is None else _array(t) for t in (norm.weight, norm.bias))
+    weight, bias = (None if t is None else array_of(t) for t in (norm.weight, norm.bias))
     scale = None if weight is None else graph.constant(weight)
     shift = None if bias is None else graph.constant(bias)
     graph.output("n", _norm(graph, x, norm, scale, shift, size), ("T", size))
@@ -160,10 +109,14 @@ def _key_value_graph(block: Block, entries: Entries) -> bytes:
     return graph.data()
 
 
-def finish_graph(block: Block, entries: Entries) -> bytes | None:
-    """``raw`` keys and values to ``rows``: key norm and rotation; None where there are none."""
-    if block.k_norm is None and block.rope is None:
-        return None
+def _raw_graph(block: Block, entries: Entries) -> bytes:
+    spec, graph = block.spec, Graph(entries)
+    raw = graph.linear(graph.input("n", ("T", spec.hidden_size)), "kv", "scale_1")
+    graph.output("raw", raw, ("T", 2 * spec.kv_size))
+    return graph.data()
+
+
+def _finish_graph(block: Block, entries: Entries) -> bytes:
     spec, graph = block.spec, Graph(entries)
     raw = graph.input("raw", ("T", 2 * spec.kv_size))
     graph.output("rows", _finish_rows(graph, block, raw), ("T", 2 * spec.kv_size))
@@ -187,7 +140,7 @@ def _finish(graph: Graph, block: Block, heads: str, norm: Norm | None, name: str
         heads = _affine_norm(graph, heads, norm, name, size)
     if block.rope is None:
         return heads
-    start = graph.input("start", (), TensorProto.INT64)
+    start = graph.input("start", (), onnx.INT64)
     cos, sin = _angles(graph, heads, start, block.rope.inverse_frequency)
     low, high = graph.ops("Split", 2, heads, axis=2)
     turned = graph.op("Concat", graph.op("Neg", high), low, axis=2)
@@ -199,7 +152,7 @@ def _angles(graph: Graph, heads: str, start: str, frequency: Tensor) -> tuple[st
     tokens = graph.op("Gather", graph.op("Shape", heads), graph.constant(0, "int64"))
     one = graph.constant(1, "int64")
     places = graph.op("Range", start, graph.op("Add", start, tokens), one)
-    column = graph.shaped(graph.op("Cast", places, to=TensorProto.FLOAT), -1, 1, 1)
+    column = graph.shaped(graph.op("Cast", places, to=onnx.FLOAT), -1, 1, 1)
     both = torch.cat([frequency, frequency]).numpy()
     angles = graph.op("Mul", column, graph.constant(both))
     return graph.op("Cos", angles), graph.op("Sin", angles)

@@ -13,15 +13,15 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
-from onnx import TensorProto
 from torch import Tensor
 
+from astra_mesh.browser import onnx
 from astra_mesh.browser.graph import Graph
 from astra_mesh.browser.tensors import Array, Packed
 from astra_mesh.quant.codebook import UNLIMITED, BlockBook
 from astra_mesh.quant.coders import BlockCoder, StageCoder
 
-_INT: Final = TensorProto.INT32
+_INT: Final = onnx.INT32
 
 
 def book_tensors(book: BlockBook) -> dict[str, Array]:

@@ -14,17 +14,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from astra_mesh import limits
-from astra_mesh.browser.blocks import (
-    block_graphs,
-    block_tensors,
-    finish_graph,
-    fits_half,
-    norm_graph,
-    with_half,
-)
+from astra_mesh.browser.blocks import block_graphs, norm_graph, product_graph
 from astra_mesh.browser.codes import book_graphs, book_tensors
 from astra_mesh.browser.sizes import blocks_bytes, check_size
 from astra_mesh.browser.tensors import Packed
+from astra_mesh.browser.weights import block_tensors, fits_half, with_half
 from astra_mesh.errors import UnsupportedModelError
 from astra_mesh.families import Model
 from astra_mesh.quant.codebook import Codebook
@@ -104,9 +98,7 @@ class _Making:
         tensors = block_tensors(block)
         packed = Packed(with_half(tensors) if half else tensors)
         graphs = block_graphs(block, packed.entries)
-        finish = finish_graph(block, packed.entries)
-        if finish is not None:
-            graphs["finish"] = finish
+        graphs["product"] = product_graph()
         if self.model.final_norm is not None:
             graphs["final"] = norm_graph(self.model.final_norm, self.model.spec.hidden_size)
         written = {name: self._put(graph) for name, graph in graphs.items()}

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Mapping
+from typing import Final
 
 import numpy as np
-from onnx import TensorProto, helper, numpy_helper
 
-from astra_mesh.browser.tensors import Array, Entry
+from astra_mesh.browser import onnx
+from astra_mesh.browser.onnx import Attribute, Shape
+from astra_mesh.browser.tensors import Entry
 
 OPSET: Final = 17
-_IR_VERSION: Final = 8  # the one that came with the opset
 WEIGHTS: Final = "weights"  # what the graphs call the bytes that their tensors lie in
-_KINDS: Final = {"f2": TensorProto.FLOAT16, "f4": TensorProto.FLOAT, "i4": TensorProto.INT32}
-
-Shape = Sequence[int | str]  # a name stands for a size that differs from call to call
 
 
 class Graph:
@@ -27,26 +24,26 @@ class Graph:
 
     def __init__(self, entries: Mapping[str, Entry] | None = None) -> None:
         self._entries = entries or {}
-        self._nodes: list[Any] = []
-        self._tensors: dict[str, Any] = {}
-        self._inputs: list[Any] = []
-        self._outputs: list[Any] = []
+        self._nodes: list[bytes] = []
+        self._tensors: dict[str, bytes] = {}
+        self._inputs: list[bytes] = []
+        self._outputs: list[bytes] = []
         self._casts: dict[str, str] = {}
 
-    def input(self, name: str, shape: Shape, kind: int = TensorProto.FLOAT) -> str:
+    def input(self, name: str, shape: Shape, kind: int = onnx.FLOAT) -> str:
         """A value that callers give."""
-        self._inputs.append(helper.make_tensor_value_info(name, kind, list(shape)))
+        self._inputs.append(onnx.value(name, kind, shape))
         return name
 
-    def output(self, name: str, value: str, shape: Shape, kind: int = TensorProto.FLOAT) -> None:
+    def output(self, name: str, value: str, shape: Shape, kind: int = onnx.FLOAT) -> None:
         """A value that callers get."""
-        self._nodes.append(helper.make_node("Identity", [value], [name]))
-        self._outputs.append(helper.make_tensor_value_info(name, kind, list(shape)))
+        self._nodes.append(onnx.node("Identity", [value], [name], {}))
+        self._outputs.append(onnx.value(name, kind, shape))
 
     def constant(self, value: object, kind: str = "float32") -> str:
         """A small tensor that is part of the graph."""
         name = f"c{len(self._tensors)}"
-        self._tensors[name] = numpy_helper.from_array(np.array(value, kind), name)
+        self._tensors[name] = onnx.tensor(name, np.array(value, kind))
         return name
 
     def ints(self, *values: int) -> str:
@@ -61,19 +58,19 @@ class Graph:
         """A tensor of the weights, as float32 (indices: as int64)."""
         if name not in self._casts:
             entry = self._entries[name]
-            self._tensors[name] = _external(entry)
-            to = {"f2": TensorProto.FLOAT, "i4": TensorProto.INT64}.get(entry.dtype)
+            self._tensors[name] = onnx.external(entry, WEIGHTS)
+            to = {"f2": onnx.FLOAT, "i4": onnx.INT64}.get(entry.dtype)
             self._casts[name] = name if to is None else self.op("Cast", name, to=to)
         return self._casts[name]
 
-    def op(self, kind: str, *values: str, **attributes: Any) -> str:
+    def op(self, kind: str, *values: str, **attributes: Attribute) -> str:
         """The result of one operation."""
         return self.ops(kind, 1, *values, **attributes)[0]
 
-    def ops(self, kind: str, count: int, *values: str, **attributes: Any) -> list[str]:
+    def ops(self, kind: str, count: int, *values: str, **attributes: Attribute) -> list[str]:
         """The results of one operation."""
         names = [f"v{len(self._nodes)}.{i}" for i in range(count)]
-        self._nodes.append(helper.make_node(kind, list(values), names, **attributes))
+        self._nodes.append(onnx.node(kind, values, names, attributes))
         return names
 
     def shaped(self, value: str, *shape: int) -> str:
@@ -95,31 +92,5 @@ class Graph:
 
     def data(self) -> bytes:
         """The graph as a file."""
-        graph = helper.make_graph(
-            self._nodes, "astra-mesh", self._inputs, self._outputs, list(self._tensors.values())
-        )
-        model = helper.make_model(
-            graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=_IR_VERSION
-        )
-        return bytes(model.SerializeToString(deterministic=True))
-
-
-def _external(entry: Entry) -> Any:
-    tensor = TensorProto(
-        name=entry.name,
-        data_type=_KINDS[entry.dtype],
-        dims=entry.shape,
-        data_location=TensorProto.EXTERNAL,
-    )
-    for key, value in (
-        ("location", WEIGHTS),
-        ("offset", entry.offset),
-        ("length", entry.length),
-    ):
-        tensor.external_data.add(key=key, value=str(value))
-    return tensor
-
-
-def halved(tensor: Array) -> Array:
-    """The same in float16, which loses nothing where the numbers came from float16."""
-    return tensor.astype(np.float16)
+        tensors = list(self._tensors.values())
+        return onnx.model(self._nodes, tensors, self._inputs, self._outputs, OPSET)

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import Annotated, Any, Final
 
 import msgpack  # type: ignore[import-untyped]
 import msgspec
@@ -20,6 +20,7 @@ import numpy as np
 from aiohttp import web
 
 from astra_mesh import limits
+from astra_mesh.browser.files import ModelFiles, make_files
 from astra_mesh.browser.sizes import blocks_bytes, check_size, fetched_bytes
 from astra_mesh.bundle import Bundle
 from astra_mesh.bundle.tensors import load_weights
@@ -34,9 +35,6 @@ from astra_mesh.quant.codecs import make_codec
 from astra_mesh.web.errors import bad, busy
 from astra_mesh.web.jsons import json_response
 from astra_mesh.wire.messages import CodebookId, Inputs, ModelId, ModelOffer
-
-if TYPE_CHECKING:
-    from astra_mesh.browser.files import ModelFiles
 
 _HASH: Final = re.compile(r"[0-9a-f]{64}")
 _FOR_EVER: Final = {"Cache-Control": "private, max-age=31536000, immutable"}
@@ -172,8 +170,6 @@ def _listed(offer: ModelOffer, bundle: Bundle) -> dict[str, Any]:
 
 def _make(bundle: Bundle, folder: Path) -> ModelFiles:
     """Read a model once more, in float32, for nobody but tabs; nothing is left where it fails."""
-    from astra_mesh.browser.files import make_files  # onnx, which only peers with tabs need
-
     spec = read_spec(bundle.config)
     try:
         check_size(bundle.name, spec)

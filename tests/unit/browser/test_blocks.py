@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from astra_mesh.browser.blocks import block_graphs, block_tensors, fits_half, norm_graph, with_half
+from astra_mesh.browser.blocks import block_graphs, norm_graph
 from astra_mesh.browser.tensors import Array, Packed
+from astra_mesh.browser.weights import block_tensors, fits_half, with_half
 from astra_mesh.engine.attention import attend
 from astra_mesh.families import Model, build_model
 from astra_mesh.families.block import Block
@@ -47,6 +48,10 @@ def _check_block(block: Block, packed: Packed) -> None:
     flat_rows = rows.reshape(TOKENS, -1)
     _close(made["q"](n=n.numpy(), start=START)["query"], flat_query)
     _close(made["kv"](n=n.numpy(), start=START)["rows"], flat_rows)
+    if "finish" in made:
+        raw = block.project_key_value(n)
+        _close(made["raw"](n=n.numpy())["raw"], raw)
+        _close(made["finish"](raw=raw.numpy(), start=START)["rows"], flat_rows)
     for name in ("attend", "attend_causal"):
         if name in made:
             part = attend(query, rows, causal=name == "attend_causal")

@@ -5,9 +5,9 @@
 
 import * as bits from "./bits.js";
 import { Matrix } from "./runtime.js";
+import { TABLE_BYTES, Table, tableBytes, tensorsOf } from "./tables.js";
 
 export const UNLIMITED = -1; // history
-export const PLAIN = ["fp32", "fp16"]; // codecs without a codebook that a tab has
 
 /** The blocks that a block is predicted from (astra_mesh/quant/codebook.py). */
 export function sources(history, block) {
@@ -76,26 +76,27 @@ class VectorReceiver {
   #codec;
   #stages;
   #memory;
-  #last;
+  #last; // what a codec without memory knows of all tokens: n^, or the codes that it is rebuilt from
 
   constructor(codec, stages, memory, known) {
     this.#codec = codec;
     this.#stages = stages;
     this.#memory = memory;
-    this.#last = known; // what a codec without memory knows of all tokens
+    this.#last = known;
   }
 
   /** Keys and values of tokens whose first one has position `start`. */
   async decode(block, codes, start) {
     const { n, kept, rows } = await this.#codec.decodeOne(block, this.#stages, codes, this.#memory?.past(block), start);
     this.#memory?.keep(block, kept);
-    this.#last = n;
+    this.#last = n ?? { block, codes };
     return rows;
   }
 
   /** The same where no codes came: from what is known of earlier blocks. */
   async standIn(block, start) {
     let n = this.#last;
+    if (n?.codes) ({ n } = await this.#codec.rebuild(n.block, this.#stages, n.codes, undefined));
     if (this.#memory) {
       const past = this.#memory.past(block);
       ({ n } = await this.#codec.graph(block, this.#stages, "predict").run({ past }));
@@ -113,6 +114,7 @@ export class VectorCodec {
   #about;
   #source;
   #graphs = new Map(); // by number of stages and block: graphs by name
+  #tables = new Map(); // the same
 
   /** source: fetched(description), the bytes that a manifest describes; load(description, weights), a Graph. */
   constructor(model, about, source) {
@@ -142,7 +144,22 @@ export class VectorCodec {
     const data = await this.#source.fetched(weights);
     const made = {};
     for (const [name, graph] of Object.entries(graphs)) made[name] = await this.#source.load(graph, data);
+    if (this.#looksUp(stages)) {
+      const project = (n) => this.model.raw(block, n);
+      const product = (a, b) => this.model.product(a, b);
+      this.#tables.set(key, await Table.make(tensorsOf(weights, data), stages, project, product));
+    }
     this.#graphs.set(key, made);
+  }
+
+  #looksUp(stages) {
+    const codes = this.groups.slice(0, stages).reduce((sum, one) => sum + one, 0);
+    const bytes = this.#about.levels[stages].length * tableBytes(codes, this.#about.size, 2 * this.#kvSize());
+    return this.name === "vq" && !this.#about.history && bytes <= TABLE_BYTES;
+  }
+
+  #kvSize() {
+    return this.model.spec.num_key_value_heads * this.model.spec.head_dim;
   }
 
   graph(block, stages, name) {
@@ -156,14 +173,24 @@ export class VectorCodec {
     return { codes, kept: found.kept };
   }
 
-  /** n^ of codes, its keys and values (`rows`, of tokens from position `start` on), and what both ends keep. */
+  /**
+   * Keys and values of codes (`rows`, of tokens from position `start` on), what both ends keep, and n^ where no
+   * table spares it.
+   */
   async decodeOne(block, stages, codes, past, start) {
+    const table = this.#tables.get(keyOf(stages, block));
+    if (table) return { n: null, rows: await this.model.finish(block, table.sum(codes, this.groups), start) };
+    const { n, kept } = await this.rebuild(block, stages, codes, past);
+    return { n, kept, rows: await this.project(block, n, start) };
+  }
+
+  /** n^ of codes, and what both ends keep. */
+  async rebuild(block, stages, codes, past) {
     const fed = { past };
     codes.forEach((one, stage) => {
       fed[`codes.${stage}`] = new Matrix(Int32Array.from(one), this.groups[stage]);
     });
-    const { n, kept } = await this.graph(block, stages, "rebuild").run(fed);
-    return { n, kept, rows: await this.project(block, n, start) };
+    return this.graph(block, stages, "rebuild").run(fed);
   }
 
   /** Keys and values of n^, or of the embedding for `astra`. */
@@ -180,6 +207,7 @@ export class VectorCodec {
   async release() {
     for (const graphs of this.#graphs.values()) for (const graph of Object.values(graphs)) await graph.release();
     this.#graphs.clear();
+    this.#tables.clear();
   }
 
   /** The sending end; `known`: the normalized input of the first block, null where that is coded too. */

@@ -95,9 +95,13 @@ async function codesS(model, codec, stages) {
   };
 }
 
-/** The times of a codebook's rates: those of the smallest and the largest are measured, the others lie between. */
+/**
+ * The times of a codebook's rates: those of the smallest and the largest are measured, the others lie between. The
+ * default rate is then ready for the first request.
+ */
 async function bookTimes(model, about) {
   const codec = await model.codec(about.codec, about.id, []);
+  await codec.prepare(codec.able[about.rates.indexOf(about.default_rate)]);
   const [low, high] = [codec.able[0], codec.able.at(-1)];
   const least = await codesS(model, codec, low);
   const most = low === high ? least : await codesS(model, codec, high);

@@ -1,63 +1,97 @@
-// The codecs without a codebook: the normalized block input itself, in fp32 or fp16 (astra_mesh/quant/codecs.py).
+// The codecs without a codebook, as astra_mesh/quant/codecs.py: the normalized block input in fp32, fp16, int8 or int4.
+//
+// Codes are bytes, little-endian as every browser's numbers are: a row of `row` bytes for each token.
 
+import { fromHalf, rounded, toHalf } from "./half.js";
 import { Matrix } from "./runtime.js";
 
-const BYTES = { fp32: 4, fp16: 2 };
+export const PLAIN = ["fp32", "fp16", "int8", "int4"];
+const GROUP = 32; // values of int4 that share one scale
+const LEAST = { int8: 1e-12, int4: 2 ** -24 }; // scales
 
-const single = new Float32Array(1);
-const word = new Uint32Array(single.buffer);
+const bytesOf = (numbers) => new Uint8Array(numbers.buffer, numbers.byteOffset, numbers.byteLength);
+/** A copy: what comes over the wire lies anywhere. */
+const numbersOf = (kind, bytes) => new kind(bytes.slice().buffer);
+const largest = (values) => values.reduce((most, value) => Math.max(most, Math.abs(value)), 0);
 
-/** The bits of a float32 number as float16, rounded to nearest even. */
-export function toHalf(value) {
-  single[0] = value;
-  const sign = (word[0] >>> 16) & 0x8000;
-  const whole = word[0] & 0x7fffffff;
-  if (whole >= 0x7f800000) return sign | (whole > 0x7f800000 ? 0x7e00 : 0x7c00);
-  if (whole >= 0x477ff000) return sign | 0x7c00; // rounds beyond the largest
-  if (whole < 0x38800000) {
-    // below the least normal number: a multiple of 2 ** -24
-    single[0] = Math.abs(value) * 2 ** 24;
-    const floor = Math.floor(single[0]);
-    const rest = single[0] - floor;
-    return sign | (floor + (rest > 0.5 || (rest === 0.5 && floor & 1) ? 1 : 0));
+function toInt8(row) {
+  const scale = Math.fround(Math.max(largest(row), LEAST.int8) / 127);
+  const found = new Uint8Array(row.length + 4);
+  row.forEach((value, i) => (found[i] = rounded(Math.fround(value / scale))));
+  found.set(bytesOf(Float32Array.of(scale)), row.length);
+  return found;
+}
+
+function fromInt8(bytes, size) {
+  const [scale] = numbersOf(Float32Array, bytes.subarray(size));
+  return Float32Array.from(new Int8Array(bytes.buffer, bytes.byteOffset, size), (value) => value * scale);
+}
+
+/** Nibbles of groups, low nibble first, then one float16 scale for each group. */
+function toInt4(row) {
+  const groups = Math.ceil(row.length / GROUP);
+  const found = new Uint8Array(groups * (GROUP / 2 + 2));
+  const scales = new Uint16Array(groups);
+  for (let group = 0; group < groups; group++) {
+    const part = row.subarray(group * GROUP, (group + 1) * GROUP);
+    scales[group] = toHalf(Math.max(fromHalf(toHalf(Math.fround(largest(part) / 7))), LEAST.int4));
+    const scale = fromHalf(scales[group]);
+    for (let i = 0; i < GROUP; i++) {
+      const value = i < part.length ? rounded(Math.fround(part[i] / scale)) : 0;
+      found[(group * GROUP + i) >> 1] |= (Math.min(7, Math.max(-7, value)) + 8) << (i % 2 ? 4 : 0);
+    }
   }
-  const odd = (whole >>> 13) & 1;
-  return sign | ((whole - 0x38000000 + 0xfff + odd) >>> 13);
+  found.set(bytesOf(scales), (groups * GROUP) / 2);
+  return found;
 }
 
-/** The number that the bits of a float16 say. */
-export function fromHalf(half) {
-  const sign = half & 0x8000 ? -1 : 1;
-  const exponent = (half >>> 10) & 31;
-  const part = half & 1023;
-  if (exponent === 31) return part ? NaN : sign * Infinity;
-  return exponent ? sign * 2 ** (exponent - 15) * (1 + part / 1024) : sign * part * 2 ** -24;
+function fromInt4(bytes, size) {
+  const groups = bytes.length / (GROUP / 2 + 2);
+  const scales = numbersOf(Uint16Array, bytes.subarray((groups * GROUP) / 2));
+  return Float32Array.from({ length: size }, (_, i) => {
+    const nibble = (bytes[i >> 1] >> (i % 2 ? 4 : 0)) & 15;
+    return (nibble - 8) * fromHalf(scales[Math.floor(i / GROUP)]);
+  });
 }
 
-/** One stage, remembers nothing but the last block's input. */
+/** How each codec writes and reads one token. */
+const KINDS = {
+  fp32: { bytes: (size) => 4 * size, write: (row) => bytesOf(Float32Array.from(row)), read: (bytes) => numbersOf(Float32Array, bytes) },
+  fp16: {
+    bytes: (size) => 2 * size,
+    write: (row) => bytesOf(Uint16Array.from(row, toHalf)),
+    read: (bytes) => Float32Array.from(numbersOf(Uint16Array, bytes), fromHalf),
+  },
+  int8: { bytes: (size) => size + 4, write: toInt8, read: fromInt8 },
+  int4: { bytes: (size) => Math.ceil(size / GROUP) * (GROUP / 2 + 2), write: toInt4, read: fromInt4 },
+};
+
+/** One stage; remembers nothing but the last block's input. */
 export class PlainCodec {
   able = [1];
   firstBlock = 1;
+  #kind;
 
   constructor(name, model) {
     this.name = name;
     this.model = model;
     this.size = model.spec.hidden_size;
-    this.row = BYTES[name] * this.size;
+    this.#kind = KINDS[name];
+    this.row = this.#kind.bytes(this.size);
   }
 
   async prepare() {}
 
   async prepareBlock() {}
 
-  pastColumns() {
-    return 0;
-  }
-
   async release() {}
 
   rate() {
     return 8 * this.row;
+  }
+
+  pastColumns() {
+    return 0;
   }
 
   sender() {
@@ -70,7 +104,9 @@ export class PlainCodec {
 
   /** See VectorSender. */
   async encode(block, x, n) {
-    return [this.name === "fp32" ? Float32Array.from(n.data) : Uint16Array.from(n.data, toHalf)];
+    const found = new Uint8Array(n.rows * this.row);
+    for (let i = 0; i < n.rows; i++) found.set(this.#kind.write(n.slice(i, i + 1).data), i * this.row);
+    return [found];
   }
 
   /** See VectorCodec. */
@@ -83,34 +119,33 @@ export class PlainCodec {
     return { rows: await this.model.keyValue(block, this.rebuild(codes), start) };
   }
 
+  /** n of codes. */
   rebuild([codes]) {
-    return new Matrix(this.name === "fp32" ? codes : Float32Array.from(codes, fromHalf), this.size);
+    const tokens = codes.length / this.row;
+    const found = new Float32Array(tokens * this.size);
+    for (let i = 0; i < tokens; i++) found.set(this.#kind.read(this.#one(codes, i), this.size), i * this.size);
+    return new Matrix(found, this.size);
   }
 
-  /** Little-endian. */
+  #one(codes, token) {
+    return codes.subarray(token * this.row, (token + 1) * this.row);
+  }
+
   pack(stage, codes) {
-    const found = new Uint8Array(codes.length * codes.BYTES_PER_ELEMENT);
-    const view = new DataView(found.buffer);
-    const set = this.name === "fp32" ? "setFloat32" : "setUint16";
-    codes.forEach((code, i) => view[set](i * codes.BYTES_PER_ELEMENT, code, true));
-    return found;
+    return codes;
   }
 
   packedBytes(stage, tokens) {
     return tokens * this.row;
   }
 
+  /** The same bytes; an Error where length or numbers cannot be. */
   unpack(stage, bytes, tokens) {
     if (bytes.length !== tokens * this.row) {
       throw new Error(`${bytes.length} bytes of ${this.name} for ${tokens} tokens, not ${tokens * this.row}`);
     }
-    const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
-    const whole = this.name === "fp32";
-    const codes = new (whole ? Float32Array : Uint16Array)(tokens * this.size);
-    for (let i = 0; i < codes.length; i++) codes[i] = whole ? view.getFloat32(4 * i, true) : view.getUint16(2 * i, true);
-    const finite = whole ? Number.isFinite : (half) => ((half >>> 10) & 31) !== 31;
-    if (!codes.every(finite)) throw new Error(`${this.name} codes with numbers that are not finite`);
-    return codes;
+    if (!this.rebuild([bytes]).data.every(Number.isFinite)) throw new Error(`${this.name} codes with numbers that are not finite`);
+    return bytes;
   }
 }
 

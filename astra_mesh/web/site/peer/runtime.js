@@ -62,7 +62,9 @@ export class Graph {
   /** A graph from its bytes; `weights`: the bytes that its tensors lie in, if it has any. */
   static async load(bytes, weights = null) {
     const ort = await library();
-    const options = { executionProviders: ["wasm"], logSeverityLevel: 3 };
+    // Threads that spin while they wait take the time of whoever else runs on the device.
+    const extra = { session: { intra_op: { allow_spinning: "0" }, inter_op: { allow_spinning: "0" } } };
+    const options = { executionProviders: ["wasm"], logSeverityLevel: 3, extra };
     if (weights !== null) options.externalData = [{ path: "weights", data: weights }];
     return new Graph(ort, await inTurn(() => ort.InferenceSession.create(bytes, options)));
   }
