@@ -31,12 +31,16 @@ from tests.integration.mesh_fixtures import Reply, until
 JOIN_S = 60.0
 
 
-async def lend(tab: Tab, on: Shown, url: str = "") -> PeerId:
-    """Join with the browser; the id of its peer, once all others have a link to it."""
+async def lend(tab: Tab, on: Shown, *models: str, url: str = "") -> PeerId:
+    """Join with the browser; the id of its peer, once all others have a link to it and it has
+    loaded these models.
+    """
     await tab.open(f"{url or on.url}#lend")
     await tab.until("document.getElementById('lend-asked')?.hidden === false")
     await tab.click("#lend-join")
-    return await listed(tab, on)
+    phone = await listed(tab, on)
+    await ready(on, phone, *models)
+    return phone
 
 
 async def ready(on: Shown, phone: PeerId, *models: str) -> None:
@@ -109,6 +113,7 @@ def tokens_of(bundle: Path, plan: Plan, tokens: list[int], sampling: Sampling) -
 async def slow_line(port: int, bps: float, delay_s: float) -> AsyncIterator[str]:
     """The address of a proxy to a port of this machine, each way so fast and so late."""
     tasks: set[asyncio.Task[None]] = set()
+    ends: list[asyncio.StreamWriter] = []
 
     async def carry(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
         free = 0.0  # when the line has sent all that came before
@@ -124,6 +129,7 @@ async def slow_line(port: int, bps: float, delay_s: float) -> AsyncIterator[str]
 
     async def serve(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
         back, there = await asyncio.open_connection("127.0.0.1", port)
+        ends.extend((target, there))
         for work in (carry(source, there), carry(back, target)):
             task = asyncio.create_task(work)
             tasks.add(task)
@@ -137,3 +143,6 @@ async def slow_line(port: int, bps: float, delay_s: float) -> AsyncIterator[str]
         for task in list(tasks):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for end in ends:
+            end.transport.abort()
+        await asyncio.sleep(2 * delay_s)

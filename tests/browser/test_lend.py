@@ -15,12 +15,13 @@ from aiohttp import web
 
 from astra_mesh.web import ApiConfig, files, serving
 from astra_mesh.web.tabfiles import TabFiles
-from astra_mesh.wire.messages import Options, PeerId, RequestId, Sampling, Task, Use
+from astra_mesh.wire.messages import Options, RequestId, Sampling, Task, Use
 from tests.browser.chrome import Tab, chrome
 from tests.browser.lending import (
     lend,
     listed,
     owners,
+    ready,
     share,
     slow_line,
     slow_peers,
@@ -66,7 +67,7 @@ def ask(client: TestClient, options: Options = EXACT) -> RequestId:
 async def test_texts_are_those_of_the_reference(tab: Tab) -> None:
     """fp32: those of one device; with codes: those of the same plan in one process."""
     async with shown(SHIPPED, ["alone"]) as on:
-        phone = await lend(tab, on)
+        phone = await lend(tab, on, "tiny-gpt2")
         async with client_of(on.peers[0]) as client:
             solo = await client.reply(ask(client, SOLO))
             exact = await client.reply(ask(client))
@@ -93,7 +94,7 @@ async def test_texts_are_those_of_the_reference(tab: Tab) -> None:
 @pytest.mark.parametrize("codec", ["fp32", "vq"])
 async def test_labels_are_those_of_one_device(tab: Tab, sample: Path, codec: str) -> None:
     async with shown(SHIPPED, ["left", "right"]) as on:
-        phone = await lend(tab, on)
+        phone = await lend(tab, on, "vit-tiny")
         found = {}
         async with client_of(on.peers[1]) as client:
             for use in (Use.SOLO, Use.ALL):
@@ -116,7 +117,7 @@ async def test_labels_are_those_of_one_device(tab: Tab, sample: Path, codec: str
 
 async def test_vectors_and_other_families(tab: Tab, models: Path) -> None:
     async with shown(models, ["left", "right"]) as on:
-        phone = await lend(tab, on)
+        phone = await lend(tab, on, "feelings", "pictures")
         asked = [
             (Task.EMBED, "feelings", {"tokens": [7 * i % 64 for i in range(40)]}),
             (Task.CLASSIFY, "feelings", {"tokens": [3 * i % 64 for i in range(40)]}),
@@ -142,13 +143,13 @@ async def test_vectors_and_other_families(tab: Tab, models: Path) -> None:
 
 async def test_two_browsers_give_each_other_codes(tab: Tab, other_tab: Tab) -> None:
     async with shown(SHIPPED, ["left", "right"]) as on:
-        first = await lend(tab, on)
+        first = await lend(tab, on, "tiny-gpt2")
         await other_tab.open(f"{on.url}#lend")
         await other_tab.until("document.getElementById('lend-asked')?.hidden === false")
         await other_tab.click("#lend-join")
         await listed(other_tab, on, 2)
         second = next(one for one in tabs_of(on, 0) if one != first)
-        await tab.until("document.getElementById('lend-state').textContent.startsWith('Joined')")
+        await ready(on, second, "tiny-gpt2")
         async with client_of(on.peers[0]) as client:
             solo = await client.reply(ask(client, SOLO))
             reply = await client.reply(ask(client))
@@ -161,7 +162,7 @@ async def test_two_browsers_give_each_other_codes(tab: Tab, other_tab: Tab) -> N
 async def test_a_browser_that_dies_in_a_request(tab: Tab) -> None:
     """Frozen, so that the request waits for it; then gone: the others do its part."""
     async with shown(SHIPPED, ["alone"]) as on:
-        phone = await lend(tab, on)
+        phone = await lend(tab, on, "tiny-gpt2")
         async with client_of(on.peers[0]) as client:
             solo = await client.reply(ask(client, SOLO))
             assert phone in owners(await client.reply(ask(client)))
@@ -180,7 +181,7 @@ async def test_a_browser_that_dies_in_a_request(tab: Tab) -> None:
 
 async def test_a_device_that_sleeps_is_lost_and_comes_back_by_itself(tab: Tab) -> None:
     async with shown(SHIPPED, ["left", "right"]) as on:
-        await lend(tab, on)
+        await lend(tab, on, "tiny-gpt2")
         await tab.call("Page.setWebLifecycleState", state="frozen")
         await until(lambda: not any(tabs_of(on, i) for i in (0, 1)), 20)
         async with client_of(on.peers[0]) as client:
@@ -189,6 +190,7 @@ async def test_a_device_that_sleeps_is_lost_and_comes_back_by_itself(tab: Tab) -
         await asyncio.sleep(8)
         await tab.call("Page.setWebLifecycleState", state="active")
         phone = await listed(tab, on)
+        await ready(on, phone, "tiny-gpt2")
         async with client_of(on.peers[0]) as client:
             reply = await client.reply(ask(client))
         assert phone in owners(reply)
@@ -212,12 +214,13 @@ async def test_over_a_slow_line(tab: Tab) -> None:
         shown(SHIPPED, ["left", "right"]) as on,
         slow_line(on.server.port, 4e6, 0.04) as url,
     ):
-        phone = await lend(tab, on, url)
+        phone = await lend(tab, on, url=url)
         async with client_of(on.peers[0]) as client:
             solo = await client.reply(ask(client, SOLO))
-            request = ask(client)
+            loading = asyncio.create_task(ready(on, phone, "tiny-gpt2"))
             await tab.until("document.querySelector('#lend-models progress')?.value > 0")
-            reply = await client.reply(request)
+            await loading
+            reply = await client.reply(ask(client))
             assert phone in owners(reply)
             assert reply.ids == solo.ids
 
@@ -284,7 +287,8 @@ async def test_over_plain_http_from_another_device() -> None:
             assert await tab.eval("isSecureContext") is False
             await tab.until("document.getElementById('lend-asked')?.hidden === false")
             await tab.click("#lend-join")
-            phone: PeerId = await listed(tab, on)
+            phone = await listed(tab, on)
+            await ready(on, phone, "tiny-gpt2")
             async with client_of(on.peers[0]) as client:
                 solo = await client.reply(ask(client, SOLO))
                 reply = await client.reply(ask(client))

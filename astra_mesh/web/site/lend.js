@@ -6,6 +6,7 @@ import { $, bytes, h, picture, s, say, seconds } from "./dom.js";
 const DEVICE_KEY = "astra-mesh-device"; // opaque id of this browser's machine
 const NAME_KEY = "astra-mesh-device-name";
 const AWAKE_S = 5; // a wake lock outlives the computing: the next request may follow at once
+const LEAVE_MS = 500;
 const SHOWN = { connecting: "Joining", waiting: "Not connected", left: "Left" };
 
 let worker = null;
@@ -56,10 +57,13 @@ function broken(why) {
 }
 
 function leave() {
-  worker?.postMessage({ type: "leave" });
   const ending = worker;
-  setTimeout(() => ending?.terminate(), 500); // the goodbyes are out by then
   worker = null;
+  if (ending) {
+    ending.onmessage = ending.onerror = null;
+    ending.postMessage({ type: "leave" });
+    setTimeout(() => ending.terminate(), LEAVE_MS); // the goodbyes are out by then
+  }
   end();
 }
 
