@@ -11,6 +11,7 @@ MIB: Final = 1024 * KIB
 # One WebSocket frame holds one message. The largest is a proposal with a compressed image; codes
 # and pooled vectors are cut to CODES_DATA_BYTES before they are sent.
 FRAME_BYTES: Final = 12 * MIB
+SEALED_FRAME_BYTES: Final = FRAME_BYTES + 16  # with the tag of a sealed channel
 # One Codes message: at 10 Mbps 64 KiB are on the wire for 52 ms, the longest that control waits.
 CODES_DATA_BYTES: Final = 64 * KIB
 # All stages of a block go in one message up to this: it is on the wire for 3.3 ms at 10 Mbps. Above
@@ -73,6 +74,15 @@ SHOWN_REQUESTS: Final = 8  # kept for whoever looks on, the last ones; a plan of
 GIVE_BACK_S: Final = 2.0
 EARLY_CODES_BYTES: Final = 4 * MIB  # codes that overtake their proposal (other link), per link
 EARLY_CODES_S: Final = 10.0  # kept so long, then dropped
+
+# --- browser tabs ---------------------------------------------------------------------------------
+# Blocks in float32 in one tab: WebAssembly addresses 4 GiB, a phone gives a tab about half of it.
+TAB_MODEL_BYTES: Final = 1536 * MIB
+TAB_WHOLE_BYTES: Final = 64 * MIB  # blocks up to this are fetched in float32 where that is exact
+TAB_MODELS: Final = 8  # whose files are kept on the disk at once: 6 GiB in the worst case
+TAB_MAKING: Final = 8  # requests that wait for a model's files; each keeps a thread
+TAB_EMBED_AT_ONCE: Final = 4  # requests for embedded rows; 131,072 rows of 4,096 would be 2 GiB ...
+TAB_EMBED_BYTES: Final = 64 * MIB  # ... so that one asks for no more than this
 
 # --- times ----------------------------------------------------------------------------------------
 HELLO_TIMEOUT_S: Final = 5.0  # connect + TCP + upgrade + hello on a bad Wi-Fi: about 2 s
@@ -139,6 +149,7 @@ RESOLVE_TIMEOUT_S: Final = 3.0  # an mDNS instance name to its address and TXT r
 
 # --- trust ----------------------------------------------------------------------------------------
 CERTIFICATE_BYTES: Final = 2_048  # a P-256 certificate of ours has 400
+POINT_BYTES: Final = 65  # a public key of P-256, uncompressed
 SIGNATURE_BYTES: Final = 80  # ECDSA over P-256 in DER: 72 at most
 MESH_ID_BYTES: Final = 16
 ROSTER_ENTRIES: Final = 256  # devices that are or were members of a mesh
@@ -158,6 +169,21 @@ PAIR_EXCHANGE_S: Final = 10.0  # a whole pairing: four messages, 0.2 s of arithm
 PAIR_FRAME_BYTES: Final = 1024 * KIB  # the largest message of it holds a roster
 JOIN_KEYS: Final = 64  # open ones of one device
 JOIN_KEY_S: Final = 86_400.0  # a join key is valid for so long unless told otherwise
+
+# --- browser tabs ---------------------------------------------------------------------------------
+TABS: Final = 8  # that one peer serves at once: a phone for each person in a room
+TAB_S: Final = 43_200.0  # that a tab's certificate holds; it joins again by itself
+TAB_JOIN_S: Final = 5.0  # from the upgrade to its first message
+TAB_BEAT_S: Final = 5.0  # a ping after so much silence; half as long without a pong ends the tab
+TAB_CONTROL_BYTES: Final = 4 * KIB  # one JSON message of a tab; the longest, an open, has 130
+# At once: to each other peer of a plan, and as many of other tabs.
+TAB_CHANNELS: Final = 2 * PEERS_PER_PLAN
+TAB_DIALS: Final = 8  # channels being opened at once, of all tabs: each is a TLS handshake
+# Read from a tab and not yet taken by the peers that it is for; past it no more is read. The window
+# of one link that stands still (16 MiB) leaves the others room.
+TAB_WAITING_BYTES: Final = 48 * MIB
+TAB_PREPARE_S: Final = 3.0  # the first request waits so long for a tab to fetch and load the model
+TAB_LOOK_S: Final = 1.0  # between two looks for peers that came, where no event tells of it
 
 # --- files ----------------------------------------------------------------------------------------
 SAFETENSORS_HEADER_BYTES: Final = 100 * MIB  # the format's own cap

@@ -251,7 +251,7 @@ def _read(bundle: Bundle) -> _Read:
     spec = read_spec(bundle.config)
     for path in bundle.weight_paths:
         read_header(path)
-    books, problems = _codebooks(bundle)
+    books, problems = read_codebooks(bundle)
     for problem in problems:
         log.warning("%s: a codebook is left out: %s", bundle.name, problem)
     offer = ModelOffer(
@@ -270,7 +270,7 @@ def _has_chat_template(bundle: Bundle) -> bool:
     return bool(bundle.optional_json("tokenizer_config.json").get("chat_template"))
 
 
-def _codebooks(bundle: Bundle) -> tuple[dict[str, Codebook], list[str]]:
+def read_codebooks(bundle: Bundle) -> tuple[dict[str, Codebook], list[str]]:
     """The usable codebooks of a bundle by name, and why others are left out."""
     found: dict[str, Codebook] = {}
     problems = []
@@ -306,7 +306,7 @@ def _offers_of(loaded: Loaded) -> list[CodebookOffer]:
 
 def _renew_codebooks(loaded: Loaded, bundle: Bundle) -> list[CodebookOffer]:
     """In the compute thread: the model in memory gets the codebooks that its folder has now."""
-    books, problems = _codebooks(bundle)
+    books, problems = read_codebooks(bundle)
     loaded.bundle, loaded.problems, loaded.quality = bundle, tuple(problems), _quality(bundle)
     loaded.codebooks = {book.id: book for book in books.values()}
     loaded.names = {book.id: name for name, book in books.items()}
@@ -335,7 +335,7 @@ def _load(bundle: Bundle, precision: Wanted = "fp32") -> tuple[Loaded, Timing]:
         chosen.speedup,
         chosen.divergence,
     )
-    books, problems = _codebooks(bundle)
+    books, problems = read_codebooks(bundle)
     loaded = Loaded(
         bundle=bundle,
         model=model,

@@ -10,7 +10,6 @@ import asyncio
 import time
 from typing import Any, Final
 
-import segno
 from aiohttp import web
 
 from astra_mesh.client.addresses import show_address
@@ -24,6 +23,7 @@ from astra_mesh.mesh.trust import Trust
 from astra_mesh.web.body import decode
 from astra_mesh.web.errors import ApiError
 from astra_mesh.web.jsons import json_response
+from astra_mesh.web.qr import drawing
 from astra_mesh.web.requests import JoinRequest, NothingRequest, UnpairRequest
 from astra_mesh.web.state import STATE
 
@@ -44,7 +44,7 @@ async def open_window(request: web.Request, data: bytes) -> web.Response:
     uri = as_uri(code, [show_address((host, port)) for host in hosts])
     await asyncio.to_thread(Invitations(trust.folder).open_window, read_secret(code))
     status = await asyncio.to_thread(_status, trust)
-    return json_response(status | {"code": code, "uri": uri, "qr": _drawing(uri)})
+    return json_response(status | {"code": code, "uri": uri, "qr": drawing(uri)})
 
 
 async def close(request: web.Request, data: bytes) -> web.Response:
@@ -102,10 +102,3 @@ def _status(trust: Trust) -> dict[str, Any]:
             "came": window.came,
         }
     return {"object": "pairing", "devices": devices, "window": shown}
-
-
-def _drawing(uri: str) -> dict[str, Any]:
-    """A QR as the path of an SVG whose side is ``size``, its quiet zone included."""
-    rows = list(segno.make(uri, error="l", micro=False).matrix_iter(border=4))
-    dark = [(x, y) for y, row in enumerate(rows) for x, module in enumerate(row) if module]
-    return {"size": len(rows), "path": "".join(f"M{x} {y}h1v1h-1z" for x, y in dark)}

@@ -18,7 +18,8 @@ from astra_mesh import errors
 from astra_mesh.client import Mesh, connect
 from astra_mesh.client.line import UNREAD_EVENTS
 from astra_mesh.limits import WINDOW_BYTES, WINDOW_MIN_BYTES
-from astra_mesh.mesh.link import Link, _transport
+from astra_mesh.mesh.link import Link
+from astra_mesh.mesh.sockets import transport_of
 from astra_mesh.mesh.trust import Known
 from astra_mesh.wire.codec import AnyMessage
 from astra_mesh.wire.messages import (
@@ -269,7 +270,9 @@ async def test_a_peer_that_dies_in_the_middle_is_named_after_what_it_said() -> N
         async def read() -> None:
             async for token in generation:
                 if token.index == 1:
-                    peer.links[0]._socket._writer.transport.abort()  # type: ignore[union-attr]
+                    transport = transport_of(peer.links[0]._socket)
+                    assert transport is not None
+                    transport.abort()
 
         with pytest.raises(errors.PeerLostError, match=r"fake at 127\.0\.0\.1:\d+ went away"):
             await read()
@@ -329,7 +332,7 @@ async def test_someone_who_never_says_hello_is_given_up() -> None:
 
 async def test_a_peer_that_goes_before_its_hello_is_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     async def goes(self: FakePeer, link: Link, known: Known | None) -> None:
-        transport = _transport(link._socket)
+        transport = transport_of(link._socket)
         assert transport is not None
         transport.abort()
 
