@@ -17,6 +17,11 @@ KEY := $(shell { cat pyproject.toml constraints.txt; echo '$(CURDIR)'; } | cksum
 RUN_STAMP := $(VENV)/.installed-run-$(KEY)
 DEV_STAMP := $(VENV)/.installed-dev-$(KEY)
 
+# What a browser computes with (npm packages, pinned by the lock file), copied for the page to load.
+RUNTIME := astra_mesh/web/runtime
+VENDOR := astra_mesh/web/site/vendor
+RUNTIME_STAMP := $(VENDOR)/.copied-$(shell cat $(RUNTIME)/* | cksum | cut -d' ' -f1)
+
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --constraint constraints.txt
 
@@ -32,8 +37,15 @@ demo: $(RUN_STAMP) ## three peers on this machine find each other and answer
 	@$(if $(wildcard $(DATA)),ASTRA_MESH_DATA="$(DATA)") $(BIN)/astra-mesh demo
 
 .PHONY: test
-test: lint ## style, types and all tests (PYTEST_ARGS="-k session" for some)
+test: lint $(if $(shell command -v npm),$(RUNTIME_STAMP),no-npm) ## style, types and all tests (PYTEST_ARGS="-k session" for some)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+.PHONY: no-npm
+no-npm:
+	@echo 'npm was not found: the tests of the browser peer are skipped. Debian and Ubuntu: apt install npm'
+
+.PHONY: runtime
+runtime: $(RUNTIME_STAMP) ## what lets a browser tab compute (needs npm and node; the rest works without)
 
 .PHONY: lint
 lint: $(DEV_STAMP) ## style and types only
@@ -92,7 +104,7 @@ wheel: $(DEV_STAMP) ## dist/*.whl and dist/*.tar.gz
 
 .PHONY: clean
 clean: ## remove the environment, caches and built files
-	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENDOR) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find astra_mesh tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -117,3 +129,13 @@ $(DEV_STAMP): | $(BIN)/python
 	@echo "Installing astra_mesh and its development tools into $(VENV) (once; a few minutes)"
 	@$(INSTALL) --editable '.[dev]'
 	@rm -f $(VENV)/.installed-*; touch $(RUN_STAMP) $@
+
+$(RUNTIME_STAMP):
+	@command -v npm >/dev/null && command -v node >/dev/null || { \
+		echo 'npm and node are needed to install what the browser computes with.' >&2; \
+		echo 'Debian and Ubuntu: apt install npm. Everything but tabs that compute works without.' >&2; exit 1; }
+	@echo "Installing the browser's runtime into $(VENDOR) (once; about 20 MB)"
+	@mkdir -p build/runtime && cp $(RUNTIME)/package.json $(RUNTIME)/package-lock.json build/runtime/
+	@cd build/runtime && npm ci --ignore-scripts --no-audit --no-fund --silent
+	@node $(RUNTIME)/copy.mjs build/runtime/node_modules $(VENDOR)
+	@touch $@

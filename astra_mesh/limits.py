@@ -11,6 +11,7 @@ MIB: Final = 1024 * KIB
 # One WebSocket frame holds one message. The largest is a proposal with a compressed image; codes
 # and pooled vectors are cut to CODES_DATA_BYTES before they are sent.
 FRAME_BYTES: Final = 12 * MIB
+SEALED_FRAME_BYTES: Final = FRAME_BYTES + 16  # with the tag of a sealed channel
 # One Codes message: at 10 Mbps 64 KiB are on the wire for 52 ms, the longest that control waits.
 CODES_DATA_BYTES: Final = 64 * KIB
 # All stages of a block go in one message up to this: it is on the wire for 3.3 ms at 10 Mbps. Above
@@ -74,8 +75,19 @@ PROGRESS_S: Final = 0.1  # between two of them, while somebody looks on
 SHOWN_REQUESTS: Final = 8  # kept for whoever looks on, the last ones; a plan of 4 peers is 3 KB
 SPOT_CHECK_BYTES: Final = 64 * MIB  # codes kept of the one request that is checked
 SHUN_S: Final = 600.0  # who sent false codes is in no plan for so long
+# Idle for so long, a peer gives memory back; getting 50 MiB anew costs the next request 15 ms.
+GIVE_BACK_S: Final = 2.0
 EARLY_CODES_BYTES: Final = 4 * MIB  # codes that overtake their proposal (other link), per link
 EARLY_CODES_S: Final = 10.0  # kept so long, then dropped
+
+# --- browser tabs ---------------------------------------------------------------------------------
+# Blocks in float32 in one tab: WebAssembly addresses 4 GiB, a phone gives a tab about half of it.
+TAB_MODEL_BYTES: Final = 1536 * MIB
+TAB_WHOLE_BYTES: Final = 64 * MIB  # blocks up to this are fetched in float32 where that is exact
+TAB_MODELS: Final = 8  # whose files are kept on the disk at once: 6 GiB in the worst case
+TAB_MAKING: Final = 8  # requests that wait for a model's files; each keeps a thread
+TAB_EMBED_AT_ONCE: Final = 4  # requests for embedded rows; 131,072 rows of 4,096 would be 2 GiB ...
+TAB_EMBED_BYTES: Final = 64 * MIB  # ... so that one asks for no more than this
 
 # --- times ----------------------------------------------------------------------------------------
 HELLO_TIMEOUT_S: Final = 5.0  # connect + TCP + upgrade + hello on a bad Wi-Fi: about 2 s
@@ -102,6 +114,9 @@ CODES_TIMEOUT_S: Final = 60.0
 LATE_PATIENCE: Final = 4.0
 LATE_LEAST_S: Final = 0.1
 LATE_START_S: Final = 1.0
+# Where rates may follow the links: no codes have to be there sooner (a busy device's event loop).
+RATE_LEAST_S: Final = 0.03
+RATE_CHANGES: Final = 32  # of one link in one request, then only downwards; all are reported
 LATE_REPORT_S: Final = 0.3  # then the answer does not wait for the reports of those who are late
 SHUTDOWN_S: Final = 3.0
 DISCOVERY_WAIT_S: Final = 1.5  # an embedded peer looks this long for others before it answers alone
@@ -139,6 +154,7 @@ RESOLVE_TIMEOUT_S: Final = 3.0  # an mDNS instance name to its address and TXT r
 
 # --- trust ----------------------------------------------------------------------------------------
 CERTIFICATE_BYTES: Final = 2_048  # a P-256 certificate of ours has 400
+POINT_BYTES: Final = 65  # a public key of P-256, uncompressed
 SIGNATURE_BYTES: Final = 80  # ECDSA over P-256 in DER: 72 at most
 MESH_ID_BYTES: Final = 16
 ROSTER_ENTRIES: Final = 256  # devices that are or were members of a mesh
@@ -159,8 +175,24 @@ PAIR_FRAME_BYTES: Final = 1024 * KIB  # the largest message of it holds a roster
 JOIN_KEYS: Final = 64  # open ones of one device
 JOIN_KEY_S: Final = 86_400.0  # a join key is valid for so long unless told otherwise
 
+# --- browser tabs ---------------------------------------------------------------------------------
+TABS: Final = 8  # that one peer serves at once: a phone for each person in a room
+TAB_S: Final = 43_200.0  # that a tab's certificate holds; it joins again by itself
+TAB_JOIN_S: Final = 5.0  # from the upgrade to its first message
+TAB_BEAT_S: Final = 5.0  # a ping after so much silence; half as long without a pong ends the tab
+TAB_CONTROL_BYTES: Final = 4 * KIB  # one JSON message of a tab; the longest, an open, has 130
+# At once: to each other peer of a plan, and as many of other tabs.
+TAB_CHANNELS: Final = 2 * PEERS_PER_PLAN
+TAB_DIALS: Final = 8  # channels being opened at once, of all tabs: each is a TLS handshake
+# Read from a tab and not yet taken by the peers that it is for; past it no more is read. The window
+# of one link that stands still (16 MiB) leaves the others room.
+TAB_WAITING_BYTES: Final = 48 * MIB
+TAB_PREPARE_S: Final = 3.0  # the first request waits so long for a tab to fetch and load the model
+TAB_LOOK_S: Final = 1.0  # between two looks for peers that came, where no event tells of it
+
 # --- files ----------------------------------------------------------------------------------------
 SAFETENSORS_HEADER_BYTES: Final = 100 * MIB  # the format's own cap
+WEIGHT_FILE_BYTES: Final = 2048 * MIB  # that is written, and so of memory while it is written
 JSON_BYTES: Final = 64 * MIB  # tokenizer.json of a 256k vocabulary is about 33 MB
 QUALITY_ROWS: Final = 4_096  # of quality.json: 16 codebooks, 32 rates, 8 numbers of peers
 QUALITY_BYTES: Final = 8 * MIB  # about 600 bytes a row, of three tasks
@@ -169,6 +201,8 @@ QUALITY_BYTES: Final = 8 * MIB  # about 600 bytes a row, of three tasks
 SHARE_PIECE_BYTES: Final = 4 * MIB  # asked for at once; at 10 Mbps 3.4 s
 SHARE_PIECE_S: Final = 120.0  # for one piece: a peer that answers requests gives a trickle
 SHARE_WRITE_S: Final = 30.0  # a receiver that takes no chunk for so long is dropped
+CODEBOOK_LOOK_S: Final = 5.0  # between two looks for codebooks that other peers have
+CODEBOOK_AGAIN_S: Final = 300.0  # after they did not come
 RESCAN_S: Final = 3.0  # between two looks for models that came to this device
 SHARE_TRANSFERS: Final = 4  # files given at once
 SHARE_TRICKLE_S: Final = 0.5  # between two chunks of 64 KiB while requests run: 1 Mbit/s

@@ -6,7 +6,6 @@ import os
 import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
-from urllib.parse import quote
 
 from astra_mesh.errors import MeshError
 
@@ -60,18 +59,10 @@ def kept_token(state: Path | None) -> str:
 
 
 def page_addresses(peer: Peer, config: ApiConfig, api: str) -> list[str]:
-    """Where people open the page: on this machine, or with the token on any device of the network.
-
-    What follows the # stays in the browser: it is sent to nobody.
-    """
+    """Where people open the page: on this machine, or with the token on any device nearby."""
     if config.token is None:
         return [api.removesuffix("v1")]
-    from astra_mesh.client.addresses import show_address
-    from astra_mesh.mesh.interfaces import own_addresses
+    from astra_mesh.web.invitation import page_urls
 
     port = int(api.removesuffix("/v1").rpartition(":")[2])
-    # Browsers take no link-local address of IPv6: it needs the name of an interface.
-    own = [str(ip) for ip in own_addresses() if not (ip.version == 6 and ip.is_link_local)]
-    hosts = [peer.config.listen] if peer.config.listen else own
-    token = quote(config.token, safe="")
-    return [f"http://{show_address((host, port))}/#token={token}" for host in hosts]
+    return page_urls(peer.config.listen, port, config.token)

@@ -86,7 +86,7 @@ class Recheck:
             for source in self._layout.sources(shard, block):
                 codes = self._kept.get((block, source))
                 if codes is None:
-                    codes = made[source][self._layout.stages[source, shard]]
+                    codes = made[source][shard]
                 run.attend_remote(block, source, codes)
         for run in self._runs.values():
             run.finish(block)

@@ -21,15 +21,24 @@ from astra_mesh.quant.codecs import PlainCodec
 from astra_mesh.quant.codes import Codec
 from astra_mesh.wire.messages import Sampling
 
+# (block, sender, receiver) to the number of stages that were sent
+Sent = Callable[[int, int, int], int]
+
 
 def run_plan(
-    model: Model, layout: Layout, codec: Codec, inputs: ModelInput, spare: int = 0
+    model: Model,
+    layout: Layout,
+    codec: Codec,
+    inputs: ModelInput,
+    spare: int = 0,
+    sent: Sent | None = None,
 ) -> list[ShardRun]:
-    """All shards after the last block."""
+    """All shards after the last block; ``sent``: at other rates than the layout's (a codec that
+    projects)."""
     count = len(layout.bounds)
     with torch.inference_mode():
         runs = [ShardRun(model, layout, i, codec, inputs, spare) for i in range(count)]
-    run_shards(runs)
+    run_shards(runs, rates=sent)
     return runs
 
 
@@ -39,27 +48,36 @@ def _as_it_is(block: int, shard: int, codes: Coded) -> Coded:
 
 @torch.inference_mode()
 def run_shards(
-    runs: Sequence[ShardRun], alter: Callable[[int, int, Coded], Coded] = _as_it_is
+    runs: Sequence[ShardRun],
+    alter: Callable[[int, int, Coded], Coded] = _as_it_is,
+    rates: Sent | None = None,
 ) -> dict[tuple[int, int], Coded]:
     """Drive all shards of a layout through all blocks; what was sent, by block and shard.
 
     Args:
         runs: Fresh; their models may compute in different formats.
         alter: What a shard sends instead, given block, shard and its codes.
+        rates: At which, if not those of the layout.
     """
     layout, sent = runs[0].layout, dict[tuple[int, int], Coded]()
     for block in range(layout.blocks):
         for run in runs:
-            sent[block, run.shard] = alter(block, run.shard, run.encode(block))
+            stages = _stages(run, block, rates)
+            sent[block, run.shard] = alter(block, run.shard, run.encode(block, stages))
         for run in runs:
             run.attend_local(block)
             if block >= layout.first_block:
                 for source in layout.sources(run.shard, block):
-                    stages = layout.stages[source, run.shard]
-                    run.attend_remote(block, source, sent[block, source][stages])
+                    run.attend_remote(block, source, sent[block, source][run.shard])
         for run in runs:
             run.finish(block)
     return sent
+
+
+def _stages(run: ShardRun, block: int, sent: Sent | None) -> dict[int, int] | None:
+    if sent is None:
+        return None
+    return {i: sent(block, run.shard, i) for i in run.layout.receivers(run.shard, block)}
 
 
 def solo_layout(model: Model, inputs: ModelInput, pooling: Pooling) -> Layout:

@@ -75,7 +75,13 @@ class Norm(nn.Module):
 
 
 class Linear(nn.Module):
-    """``x @ weight.T + bias`` with given tensors; weight (out, in)."""
+    """``x @ weight.T + bias`` with given tensors; weight (out, in).
+
+    ``column_scale`` (in,) is what :func:`fold_norm` multiplied the checkpoint's weight by; None
+    where nothing was folded in.
+    """
+
+    column_scale: Tensor | None = None
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()
@@ -104,7 +110,9 @@ def fold_norm(
     if norm_bias is not None:
         shift = weight @ norm_bias
         bias = shift if bias is None else bias + shift
-    return Linear(weight * norm_weight, bias)
+    layer = Linear(weight * norm_weight, bias)
+    layer.column_scale = norm_weight.detach()
+    return layer
 
 
 class Rope(nn.Module):
@@ -113,7 +121,7 @@ class Rope(nn.Module):
     def __init__(self, inverse_frequency: Tensor, max_tokens: int) -> None:
         super().__init__()
         self.max_tokens = max_tokens
-        self._inverse_frequency = inverse_frequency  # no buffer: stays float32 in a bfloat16 model
+        self.inverse_frequency = inverse_frequency  # no buffer: stays float32 in a bfloat16 model
         self._cos = torch.empty(0)
         self._sin = torch.empty(0)
 
@@ -123,7 +131,7 @@ class Rope(nn.Module):
             return
         length = min(self.max_tokens, max(stop, 2 * self._cos.shape[0], 128))
         with torch.inference_mode(False):  # training uses what inference has cached
-            angles = torch.arange(length, dtype=torch.float32)[:, None] * self._inverse_frequency
+            angles = torch.arange(length, dtype=torch.float32)[:, None] * self.inverse_frequency
             angles = torch.cat([angles, angles], dim=-1)  # (length, E)
             self._cos, self._sin = angles.cos().to(like), angles.sin().to(like)
 

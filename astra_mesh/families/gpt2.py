@@ -50,6 +50,11 @@ class GPT2(Model):
         """See :meth:`Model.final`."""
         return self.ln_f(x)  # type: ignore[no-any-return]
 
+    @property
+    def final_norm(self) -> Norm:
+        """See :meth:`Model.final_norm`."""
+        return self.ln_f
+
     def logits(self, hidden: Tensor) -> Tensor:
         """See :meth:`Model.logits`."""
         return self.head(hidden)  # type: ignore[no-any-return]

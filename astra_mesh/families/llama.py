@@ -56,6 +56,11 @@ class Llama(Model):
         """See :meth:`Model.final`."""
         return self.norm(x)  # type: ignore[no-any-return]
 
+    @property
+    def final_norm(self) -> Norm:
+        """See :meth:`Model.final_norm`."""
+        return self.norm
+
     def logits(self, hidden: Tensor) -> Tensor:
         """See :meth:`Model.logits`."""
         return self.head(hidden)  # type: ignore[no-any-return]

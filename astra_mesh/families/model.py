@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from astra_mesh.errors import EmptyPromptError, InputError, PromptTooLongError, WrongTaskError
-from astra_mesh.families.block import Block
+from astra_mesh.families.block import Block, Norm
 from astra_mesh.families.spec import ModelSpec
 
 
@@ -52,6 +52,11 @@ class Model(nn.Module):
     @abstractmethod
     def final(self, x: Tensor) -> Tensor:
         """Output of the last block (T, D) to the hidden rows (T, D) that the heads read."""
+
+    @property
+    def final_norm(self) -> Norm | None:
+        """All that :meth:`final` does; None where it does nothing."""
+        return None
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits (T, vocab) of final hidden rows (T, D)."""

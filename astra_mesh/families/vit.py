@@ -73,6 +73,11 @@ class ViT(Model):
         """See :meth:`Model.final`."""
         return self.norm(x)  # type: ignore[no-any-return]
 
+    @property
+    def final_norm(self) -> Norm:
+        """See :meth:`Model.final_norm`."""
+        return self.norm
+
     def classify(self, pooled: Tensor) -> Tensor:
         """See :meth:`Model.classify`."""
         return self.head(pooled)  # type: ignore[no-any-return]

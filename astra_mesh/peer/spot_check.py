@@ -17,8 +17,8 @@ from astra_mesh.engine.compute import ComputeThread
 from astra_mesh.engine.recheck import Deviation, Recheck
 from astra_mesh.families import ModelInput
 from astra_mesh.peer.exchange import MeshExchange
+from astra_mesh.peer.kept import Kept
 from astra_mesh.peer.loaded import AnyCodec, Loaded
-from astra_mesh.peer.parts import Kept
 from astra_mesh.plan.layout import Layout
 from astra_mesh.wire.messages import Late, PeerId, Plan
 

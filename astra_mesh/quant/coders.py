@@ -40,26 +40,30 @@ def take(codewords: Tensor, codes: Tensor) -> Tensor:
 
 
 class Cut:
-    """How one stage cuts coordinates (T, R) into groups."""
+    """How one stage cuts coordinates (T, R) into groups.
+
+    ``order`` names the coordinate of each place in the groups (R: none), ``inverse`` the place of
+    each coordinate (as many as there are places: none); None where they lie in order already.
+    """
 
     def __init__(self, groups: int, order: Tensor | None, coordinates: int) -> None:
-        self.groups, self._order, self._inverse = groups, order, order
+        self.groups, self.order, self.inverse = groups, order, order
         if order is not None:
             inverse = torch.full((coordinates + 1,), len(order), dtype=torch.int64)
             inverse[order] = torch.arange(len(order))
-            self._inverse = inverse[:coordinates]
+            self.inverse = inverse[:coordinates]
 
     def split(self, y: Tensor) -> Tensor:
         """(T, R) to groups (G, T, W)."""
-        if self._order is not None:
-            y = F.pad(y, (0, 1))[:, self._order]
+        if self.order is not None:
+            y = F.pad(y, (0, 1))[:, self.order]
         width = y.shape[1] // self.groups
         return y.view(len(y), self.groups, width).transpose(0, 1)
 
     def join(self, grouped: Tensor) -> Tensor:
         """Inverse of :meth:`split`; coordinates in no group are zero."""
         y = grouped.transpose(0, 1).flatten(1)
-        return y if self._inverse is None else F.pad(y, (0, 1))[:, self._inverse]
+        return y if self.inverse is None else F.pad(y, (0, 1))[:, self.inverse]
 
 
 class StageCoder:
@@ -89,7 +93,7 @@ class BlockCoder:
         self.book = book
         size = book.codewords[0].shape[0] * book.codewords[0].shape[2]
         analysis, self.synthesis, orders = _first_cut_in_place(book)
-        self._analysis = None if analysis is None else analysis.to(dtype)
+        self.analysis = None if analysis is None else analysis.to(dtype)
         coordinates = size if analysis is None else len(analysis)
         self.stages = [
             StageCoder(codewords, order, coordinates)
@@ -103,9 +107,9 @@ class BlockCoder:
 
     def coordinates(self, residual: Tensor) -> Tensor:
         """What is quantized: coordinates (T, R) of ``n - p`` (T, D)."""
-        if self._analysis is None:
+        if self.analysis is None:
             return residual
-        return F.linear(residual.to(self._analysis.dtype), self._analysis).float()
+        return F.linear(residual.to(self.analysis.dtype), self.analysis).float()
 
     def encode_coordinates(self, y: Tensor) -> list[npt.NDArray[np.int64]]:
         """Codes (G, T) of each stage for coordinates (T, R)."""
@@ -174,6 +178,12 @@ class Memory:
     def __post_init__(self) -> None:
         """Block 0 is the first in memory."""
         self._past[0] = self.known
+
+    def fork(self) -> Memory:
+        """Another one with the same past, between two blocks."""
+        other = Memory(self.history, self.known)
+        other._past = dict(self._past)  # what is kept of a block changes no more after it
+        return other
 
     def predict(self, block: int, book: BlockBook, rows: slice) -> Tensor:
         """The prediction (rows, D)."""

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Final
 
 from astra_mesh.client import Mesh
 from astra_mesh.errors import AstraMeshError, NoPeerError
-from astra_mesh.mesh.connect import Address
 from astra_mesh.peer import Peer
-
-_ALL: Final = (None, "", "0.0.0.0", "::")
+from astra_mesh.peer.places import own_address
 
 
 class Door:
@@ -44,14 +41,10 @@ class Door:
         if not self._peer.port:
             raise NoPeerError("the peer behind this API has stopped; start it again")
         try:
-            trust_dir = self._peer.config.trust_dir
-            return await Mesh(_address(self._peer), trust_dir=trust_dir, stays=True).open()
+            config = self._peer.config
+            place = own_address(config.listen, self._peer.port)
+            return await Mesh(place, trust_dir=config.trust_dir, stays=True).open()
         except AstraMeshError as error:
             raise NoPeerError(
                 f"the peer behind this API does not answer: {error.message}"
             ) from None
-
-
-def _address(peer: Peer) -> Address:
-    listen = peer.config.listen
-    return ("127.0.0.1" if listen is None or listen in _ALL else listen, peer.port)

@@ -1,10 +1,17 @@
-"""The files of the page: read once at the start, served from memory, without a token."""
+"""The files of the page, served without a token.
+
+The page's own are read once at the start and served from memory. The libraries of its compute
+peer
+(its folder ``vendor``, made by ``make runtime``) are large and served from the disk, gzipped where
+a
+gzipped copy lies beside them.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from importlib import resources
+from pathlib import Path
 from typing import Final
 
 from aiohttp import web
@@ -15,14 +22,21 @@ _TYPES: Final = {
     ".html": "text/html",
     ".css": "text/css",
     ".js": "text/javascript",
+    ".mjs": "text/javascript",
+    ".json": "application/json",
+    ".wasm": "application/wasm",
     ".svg": "image/svg+xml",
     ".webmanifest": "application/manifest+json",
 }
+_SITE: Final = Path(__file__).parent / "site"
+_VENDOR: Final = "vendor/"
 # The page loads its own files only, runs no text as a program, and sits in no other page's frame.
+# WebAssembly is compiled from what the page has loaded, which needs a word of its own.
 _POLICY: Final = "; ".join(
     (
         "default-src 'none'",
-        "script-src 'self'",
+        "script-src 'self' 'wasm-unsafe-eval'",
+        "worker-src 'self'",
         "style-src 'self'",
         "img-src 'self' blob: data:",
         "media-src 'self' blob:",
@@ -36,6 +50,9 @@ _POLICY: Final = "; ".join(
 _HEADERS: Final = {
     "Content-Security-Policy": _POLICY,
     "Cache-Control": "no-cache",  # asked for each time, and mostly "not modified"
+    # Alone in its process, where the context is secure: WebAssembly may then use threads.
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Embedder-Policy": "require-corp",
 }
 
 
@@ -61,14 +78,30 @@ class PageFile:
         return response
 
 
-def read_all() -> list[PageFile]:
-    """All files of the page; ``index.html`` is at ``/``, the others below ``/page/``."""
-    found = []
-    for file in sorted(resources.files("astra_mesh.web").joinpath("site").iterdir(), key=str):
-        suffix = file.name[file.name.rfind(".") :]
-        if suffix in _TYPES:
-            data = file.read_bytes()
-            address = "/" if file.name == "index.html" else PAGE_FILES + file.name
-            etag = hashlib.sha256(data).hexdigest()[:16]
-            found.append(PageFile(address, _TYPES[suffix], data, etag))
+@dataclass(frozen=True)
+class VendorFile:
+    """One file of a library and its address."""
+
+    address: str
+    kind: str
+    path: Path
+
+    async def serve(self, request: web.Request) -> web.StreamResponse:
+        """Handle its ``GET``."""
+        return web.FileResponse(self.path, headers={**_HEADERS, "Content-Type": self.kind})
+
+
+def read_all(site: Path = _SITE) -> list[PageFile | VendorFile]:
+    """All files: ``index.html`` at ``/``, the others below ``/page/``."""
+    found: list[PageFile | VendorFile] = []
+    for path in sorted(site.rglob("*")):
+        if path.suffix not in _TYPES or not path.is_file():
+            continue
+        name, kind = path.relative_to(site).as_posix(), _TYPES[path.suffix]
+        if name.startswith(_VENDOR):
+            found.append(VendorFile(PAGE_FILES + name, kind, path))
+            continue
+        data = path.read_bytes()
+        address = "/" if name == "index.html" else PAGE_FILES + name
+        found.append(PageFile(address, kind, data, hashlib.sha256(data).hexdigest()[:16]))
     return found

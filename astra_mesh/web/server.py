@@ -23,7 +23,19 @@ from aiohttp.typedefs import Middleware
 from astra_mesh import limits
 from astra_mesh.errors import MeshError, PortInUseError
 from astra_mesh.peer import Peer
-from astra_mesh.web import files, listing, live, page, pairing, pictures, quality, texts, vectors
+from astra_mesh.web import (
+    files,
+    invitation,
+    listing,
+    live,
+    page,
+    pairing,
+    pictures,
+    quality,
+    tab,
+    texts,
+    vectors,
+)
 from astra_mesh.web.body import expected_bytes, read_body
 from astra_mesh.web.config import DEFAULT_PORT, LOOPBACK, ApiConfig
 from astra_mesh.web.door import Door
@@ -31,12 +43,14 @@ from astra_mesh.web.errors import ApiError, api_error, busy
 from astra_mesh.web.guard import Guard
 from astra_mesh.web.metrics import Metrics
 from astra_mesh.web.state import STATE, State
+from astra_mesh.web.tabfiles import TabFiles
 
 log = logging.getLogger(__name__)
 
 _KEEPALIVE_S: Final = 10.0  # of idle connections
 _LINGER_S: Final = 2.0  # for the rest of a body that is refused, so that its sender reads why
 _SHUTDOWN_S: Final = 0.5  # for requests that run when the API closes; then they are cancelled
+_LONG: Final = (live.PATH, tab.PATH)  # pages that stay, which have a cap of their own
 _LEFT: Final = 499  # the caller went away, in the figures
 _HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
@@ -166,7 +180,9 @@ async def serving(peer: Peer, config: ApiConfig) -> AsyncIterator[ApiServer]:
         await server.stop()
 
 
-def make_app(state: State, page_files: Sequence[files.PageFile]) -> web.Application:
+def make_app(
+    state: State, page_files: Sequence[files.PageFile | files.VendorFile]
+) -> web.Application:
     """The application: all addresses, behind the guard."""
     app = web.Application(middlewares=[_outer(state, Guard(state.config))])
     app[STATE] = state
@@ -175,6 +191,8 @@ def make_app(state: State, page_files: Sequence[files.PageFile]) -> web.Applicat
     for one in page_files:
         add.add_get(one.address, one.serve)
     add.add_get(live.PATH, live.live)
+    add.add_get(tab.PATH, tab.tab)
+    add.add_get(invitation.PATH, invitation.invitation)
     add.add_get("/health", listing.health)
     add.add_get("/metrics", listing.metrics)
     add.add_get("/docs", page.docs)
@@ -196,7 +214,22 @@ def make_app(state: State, page_files: Sequence[files.PageFile]) -> web.Applicat
     add.add_post("/v1/embeddings", _with_body(vectors.embed, text_bytes))
     picture = _with_body(pictures.classify, limits.API_IMAGE_BODY_BYTES, ("image/",))
     add.add_post("/v1/images/classify", picture)
+    _add_tab_files(app, state)
     return app
+
+
+def _add_tab_files(app: web.Application, state: State) -> None:
+    served = TabFiles(state.peer)
+
+    async def closed(_: web.Application) -> None:
+        await served.close()
+
+    app.on_cleanup.append(closed)
+    app.router.add_get("/tab/models", served.models)
+    app.router.add_get("/tab/models/{model}", served.manifest)
+    app.router.add_get("/tab/blobs/{sha256}", served.blob)
+    embed = _with_body(served.embed, limits.FRAME_BYTES, ("application/msgpack",))
+    app.router.add_post("/tab/models/{model}/embed", embed)
 
 
 def _with_body(handle: BodyHandler, limit: int, kinds: tuple[str, ...] = ()) -> Handler:
@@ -223,7 +256,7 @@ def _outer(state: State, guard: Guard) -> Middleware:
     async def outer(request: web.Request, handler: Handler) -> web.StreamResponse:
         nonlocal running
         began, status = time.perf_counter(), _LEFT
-        counted = int(request.path != live.PATH)  # pages that look on have a cap of their own
+        counted = int(request.path not in _LONG)
         running += counted
         state.metrics.running.set(running)
         try:

@@ -149,7 +149,8 @@ class Hello(Message, frozen=True):
     window_bytes: int  # credit given to the other end for codes
     device: Device | None = None  # None for clients
     models: list[ModelOffer] = []
-    port: int = 0  # where it listens; 0 for clients
+    port: int = 0  # where it listens; 0 for clients and tabs
+    via: PeerId = PeerId("")  # of a browser tab: the peer that relays for it; "" for all others
 
 
 class Status(Message, frozen=True):
@@ -211,7 +212,8 @@ class Late(enum.Enum):
     """What happens to codes that do not come in time."""
 
     WAIT = "wait"  # they are waited for: the answer is the plan's, whatever the network did
-    DEGRADE = "degrade"  # what is known of earlier blocks stands in, and the answer says so
+    ADAPT = "adapt"  # they are waited for, but senders take lower rates, and the answer says so
+    DEGRADE = "degrade"  # and what is known of earlier blocks stands in for what comes too late
 
 
 class LinkRate(Message, frozen=True):
@@ -353,6 +355,9 @@ class PeerReport(Message, frozen=True):
     sent_bytes: dict[str, int] = {}  # code bytes by receiving peer
     decode_steps: int = 0
     late_parts: int = 0  # codes of one shard and block that came too late: a prediction stood in
+    # By receiving peer, where the rate was not the plan's: a block, the bits per token from it on,
+    # the next block, and so on.
+    rates: dict[str, list[int]] = {}
 
 
 class Done(Message, frozen=True):
@@ -498,6 +503,7 @@ class PeerInfo(Message, frozen=True):
     send_bps: float | None = None  # bits per second towards that peer
     receive_bps: float | None = None
     port: int = 0  # where it listens, 0 if it does not tell
+    via: PeerId = PeerId("")  # of a browser tab: the peer that relays for it; "" for all others
 
 
 class Peers(Message, frozen=True):

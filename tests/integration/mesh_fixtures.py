@@ -18,6 +18,7 @@ from astra_mesh.bundle.tensors import load_weights
 from astra_mesh.families import ModelInput, build_model
 from astra_mesh.mesh.link import Link
 from astra_mesh.mesh.session import Session
+from astra_mesh.mesh.timings import Timings
 from astra_mesh.peer import Peer, PeerConfig
 from astra_mesh.peer.answer import new_request
 from astra_mesh.quant.codebook import UNLIMITED
@@ -203,7 +204,10 @@ async def client_of(peer: Peer, caller: Caller | None = None) -> AsyncIterator[T
 
 @asynccontextmanager
 async def mesh_of(
-    names: list[str], models: Path | list[Path], spot_check: float = 0.0
+    names: list[str],
+    models: Path | list[Path],
+    timings: Timings | None = None,
+    spot_check: float = 0.0,
 ) -> AsyncIterator[list[Peer]]:
     """Peers that all know each other; each offers the models of its folder."""
     folders = models if isinstance(models, list) else [models] * len(names)
@@ -220,6 +224,7 @@ async def mesh_of(
                 ephemeral=True,
                 models=tuple(str(path) for path in sorted(folder.iterdir())),
                 spot_check=spot_check,
+                timings=timings or Timings(),
             )
             peers.append(await stack.enter_async_context(Peer(config)))
         await until(lambda: all(len(peer.others()) == len(peers) - 1 for peer in peers))

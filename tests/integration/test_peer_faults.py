@@ -19,7 +19,8 @@ from astra_mesh.bundle import open_bundle
 from astra_mesh.engine.pipeline import Pipeline
 from astra_mesh.engine.reference import decode, run_plan, run_solo
 from astra_mesh.families import ModelInput
-from astra_mesh.mesh.link import Link, _transport
+from astra_mesh.mesh.link import Link
+from astra_mesh.mesh.sockets import transport_of
 from astra_mesh.peer import Peer
 from astra_mesh.peer.answer import Answer, new_request
 from astra_mesh.peer.candidates import Candidates
@@ -153,7 +154,7 @@ def blame(one: Hostile, propose: Propose) -> None:
 
 def vanish(one: Hostile, propose: Propose) -> None:
     one.accept(propose)
-    transport = _transport(one.link._socket)
+    transport = transport_of(one.link._socket)
     assert transport is not None
     transport.abort()
 
@@ -223,6 +224,23 @@ async def test_without_a_report_the_answer_comes_anyway(
             await all_idle([peer])
 
 
+async def test_a_peer_that_dies_after_its_part_costs_only_its_report(models: Path) -> None:
+    def dies(one: Hostile, propose: Propose) -> None:
+        one.accept(propose)
+        one.send_codes(propose)
+        asyncio.get_running_loop().call_later(0.3, _abort, one.link)  # its codes have arrived
+
+    async with mesh_of(["a"], models) as (peer,):
+        await warm(peer)
+        async with hostile(peer, dies), client_of(peer) as client:
+            reply = await client.reply(ask_words(client))
+            report = reply.done().report
+            assert len(report.plan.shards) == 2
+            assert [one.peer for one in report.peers] == [peer.id]
+            assert "a peer sent no report in time" in report.notes
+            await all_idle([peer])
+
+
 async def test_all_participants_may_fail(
     models: Path, alone: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -285,7 +303,7 @@ async def test_only_the_lost_peer_is_left_out(
 
 
 def _abort(link: Link) -> None:
-    transport = _transport(link._socket)
+    transport = transport_of(link._socket)
     assert transport is not None
     transport.abort()
 

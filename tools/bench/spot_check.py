@@ -57,9 +57,10 @@ class Case:
         sent = run_shards(runs, alter) if alter is not None else run_shards(runs)
         shard = self.checked(layout)
         kept = {
-            (block, source): codes[self.stages]
+            (block, source): codes[taker]
             for (block, source), codes in sent.items()
-            if (shard if source == ME else ME) in layout.receivers(source, block)
+            for taker in [shard if source == ME else ME]
+            if taker in layout.receivers(source, block)
         }
         pooled = runs[shard].pooled() if layout.pooling == "class" else None
         steps = Recheck(own, layout, codec, given, shard, kept, pooled).blocks()

@@ -14,12 +14,11 @@ export function setToken(token) {
   localStorage.setItem(KEY, token);
 }
 
-const token = () => localStorage.getItem(KEY);
+export const token = () => localStorage.getItem(KEY);
 
 /** A WebSocket to the peer. Browsers give it no headers, so the token is one of its protocols. */
-export function socket(path) {
-  const protocols = ["astra-mesh.live"];
-  if (token()) protocols.push(`bearer.${base64url(token())}`);
+export function socket(path, protocol, known = token()) {
+  const protocols = known ? [protocol, `bearer.${base64url(known)}`] : [protocol];
   return new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}${path}`, protocols);
 }
 

@@ -3,6 +3,7 @@
 import { setToken, takeToken } from "./api.js";
 import * as askPart from "./ask.js";
 import { $, say } from "./dom.js";
+import { showPlan, startLending } from "./lend.js";
 import { listen } from "./live.js";
 import { showMesh } from "./mesh.js";
 import { refresh, startPairing } from "./pair.js";
@@ -12,12 +13,14 @@ import { forgetRequests, showMarks, showRequest, startTimeline } from "./timelin
 
 let me = ""; // id of the peer that serves this page
 
+const lending = new URLSearchParams(location.hash.slice(1)).has("lend");
 takeToken();
 askPart.startAsk();
 photoPart.startPhoto();
 qualityPart.startQuality();
 startTimeline();
 startPairing();
+startLending(lending);
 
 listen({
   mesh(message) {
@@ -31,7 +34,10 @@ listen({
     showMesh(message);
     for (const part of [askPart, photoPart, qualityPart]) part.showModels(message.models);
   },
-  request: showRequest,
+  request(message) {
+    showRequest(message);
+    showPlan(message);
+  },
   marks: showMarks,
   up() {
     refresh();

@@ -13,7 +13,7 @@ export function listen(on) {
   let wait = FIRST_MS;
 
   function open() {
-    const line = socket("/live");
+    const line = socket("/live", "astra-mesh.live");
     line.onmessage = (event) => {
       const message = JSON.parse(event.data);
       wait = FIRST_MS;

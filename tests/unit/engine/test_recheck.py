@@ -109,11 +109,11 @@ class Request:
         self.sent = run_shards(self.runs, alter)
 
     def kept(self, shard: int) -> dict[tuple[int, int], Sequence[CodeArray]]:
-        stages = self.codec.stages
         return {
-            (block, source): codes[stages]
+            (block, source): codes[taker]
             for (block, source), codes in self.sent.items()
-            if (shard if source == ME else ME) in self.layout.receivers(source, block)
+            for taker in [shard if source == ME else ME]
+            if taker in self.layout.receivers(source, block)
         }
 
     @torch.inference_mode()
@@ -167,15 +167,15 @@ def at_random(block: int, shard: int, codes: Coded) -> Coded:
     if shard != 1:
         return codes
     return {
-        stages: [drawn.integers(0, 16, one.shape).astype(one.dtype) for one in arrays]
-        for stages, arrays in codes.items()
+        taker: [drawn.integers(0, 16, one.shape).astype(one.dtype) for one in arrays]
+        for taker, arrays in codes.items()
     }
 
 
 def of_another_order(block: int, shard: int, codes: Coded) -> Coded:
     if shard != 1:
         return codes
-    return {stages: [one[::-1].copy() for one in arrays] for stages, arrays in codes.items()}
+    return {taker: [one[::-1].copy() for one in arrays] for taker, arrays in codes.items()}
 
 
 @pytest.mark.parametrize("code", CODES)

@@ -1,0 +1,56 @@
+"""Addresses of the page for other devices, and ``/tab/invitation``: one that asks a phone to join.
+
+What follows the # stays in the browser: it is sent to nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+from urllib.parse import quote
+
+from aiohttp import web
+
+from astra_mesh.client.addresses import show_address
+from astra_mesh.mesh.interfaces import own_addresses
+from astra_mesh.web.errors import ApiError
+from astra_mesh.web.jsons import json_response
+from astra_mesh.web.qr import drawing
+from astra_mesh.web.state import STATE
+
+PATH: Final = "/tab/invitation"
+
+
+def page_urls(listen: str | None, port: int, token: str, word: str = "") -> list[str]:
+    """Where other devices open the page, the likeliest first.
+
+    Args:
+        listen: the one address that the peer listens on; None: all.
+        port: of the API.
+        token: that they need.
+        word: what the page is to do first ("lend").
+    """
+    # Browsers take no link-local address of IPv6: it needs the name of an interface.
+    own = [str(ip) for ip in own_addresses() if not (ip.version == 6 and ip.is_link_local)]
+    about = "&".join([*([word] if word else []), f"token={quote(token, safe='')}"])
+    return [
+        f"http://{show_address((host, port))}/#{about}" for host in ([listen] if listen else own)
+    ]
+
+
+async def invitation(request: web.Request) -> web.Response:
+    """Handle ``GET /tab/invitation``: an address that asks a phone to join, and its QR."""
+    state = request.app[STATE]
+    if state.config.token is None:
+        text = (
+            "only this machine can open this page; start the peer with `astra-mesh peer --lan`, "
+            "and phones in the same network can"
+        )
+        raise ApiError(409, text, "this_machine_only")
+    assert request.transport is not None
+    port = request.transport.get_extra_info("sockname")[1]
+    listen = state.peer.config.listen
+    urls = await asyncio.to_thread(page_urls, listen, port, state.config.token, "lend")
+    if not urls:
+        raise ApiError(409, "this machine has no address in a network", "no_address")
+    return json_response({"object": "invitation", "address": urls[0], "qr": drawing(urls[0])})

@@ -1,0 +1,191 @@
+// "Lend this device": this browser computes a share of requests, in a worker. See peer/ and docs/browser-peer.md.
+
+import { json, token } from "./api.js";
+import { $, bytes, h, picture, s, say, seconds } from "./dom.js";
+
+const DEVICE_KEY = "astra-mesh-device"; // opaque id of this browser's machine
+const NAME_KEY = "astra-mesh-device-name";
+const AWAKE_S = 5; // a wake lock outlives the computing: the next request may follow at once
+const LEAVE_MS = 500;
+const SHOWN = { connecting: "Joining", waiting: "Not connected", left: "Left" };
+
+let worker = null;
+let last = null; // what the worker told last
+let plan = null; // of the newest request, as /live tells it
+let lock = null; // of the screen
+let release = 0;
+
+export function startLending(asked) {
+  $("lend-name").value = localStorage.getItem(NAME_KEY) ?? systemName();
+  $("lend-form").onsubmit = (event) => {
+    event.preventDefault();
+    join();
+  };
+  $("lend-leave").onclick = leave;
+  $("lend-invite").onclick = invite;
+  document.addEventListener("visibilitychange", () => {
+    if (document.visibilityState === "visible") hurry();
+  });
+  addEventListener("online", hurry);
+  addEventListener("pageshow", hurry);
+  addEventListener("pagehide", () => worker?.postMessage({ type: "leave" }));
+  if (asked) ask();
+}
+
+/** The address said #lend: whoever opened the page is asked at once. */
+function ask() {
+  say($("lend-asked"), "You were asked to lend this device. Nothing is installed, and it ends when you close the page.");
+  $("lend").scrollIntoView();
+  $("lend-join").focus();
+}
+
+async function join() {
+  const name = $("lend-name").value.trim() || systemName();
+  localStorage.setItem(NAME_KEY, name);
+  say($("lend-problem"), "");
+  say($("lend-asked"), "");
+  show({ phase: "connecting", why: "", models: [], linked: [], now: null, done: 0, problem: "" });
+  worker = new Worker("/page/peer/worker.js", { type: "module" });
+  worker.onmessage = (event) => show(event.data);
+  worker.onerror = () => broken("This browser cannot run the page's compute peer, or the peer was installed without it (`make runtime` there adds it).");
+  worker.postMessage({ type: "join", base: location.origin, token: token(), name, device: device() });
+}
+
+function broken(why) {
+  end();
+  say($("lend-problem"), why);
+}
+
+function leave() {
+  const ending = worker;
+  worker = null;
+  if (ending) {
+    ending.onmessage = ending.onerror = null;
+    ending.postMessage({ type: "leave" });
+    setTimeout(() => ending.terminate(), LEAVE_MS); // the goodbyes are out by then
+  }
+  end();
+}
+
+function end() {
+  worker?.terminate();
+  worker = null;
+  last = null;
+  sleep();
+  draw();
+}
+
+const hurry = () => worker?.postMessage({ type: "hurry" });
+
+/** Who plans does not tell why a device was left out; who looks on sees the plan. */
+export function showPlan(message) {
+  plan = message;
+  draw();
+}
+
+function show(state) {
+  last = state;
+  if (state.phase === "broken") broken(state.why);
+  else draw();
+  if (state.now) keepAwake();
+  else if (lock) release ||= setTimeout(sleep, 1000 * AWAKE_S);
+}
+
+// --- what it says ---------------------------------------------------------------------------------
+
+function draw() {
+  const on = last !== null;
+  $("lend-form").hidden = on;
+  $("lend-on").hidden = !on;
+  if (!on) return;
+  const through = last.phase === "joined" ? `Joined through ${last.host}` : SHOWN[last.phase];
+  say($("lend-state"), last.why ? `${through}: ${last.why}` : through);
+  $("lend-state").classList.toggle("bad", last.phase === "waiting" || (last.phase === "joined" && Boolean(last.why)));
+  $("lend-models").replaceChildren(...last.models.map(model));
+  say($("lend-now"), last.phase === "joined" ? doing() : "");
+  say($("lend-done"), last.done ? `${last.done} ${last.done === 1 ? "share" : "shares"} computed so far.` : "");
+  say($("lend-problem"), last.problem ? `The last one was not finished: ${last.problem}` : "");
+}
+
+function model({ name, state, done, total, why, tokenS }) {
+  const said = {
+    offered: `offered (${bytes(total)}; fetched when somebody needs it)`,
+    loading: `fetching ${bytes(done)} of ${bytes(total)}`,
+    measuring: "ready in a moment: measuring",
+    ready: tokenS ? `ready: ${seconds(tokenS)} a token and block` : "ready",
+    failed: `cannot be used here: ${why}`,
+  }[state];
+  const bar = state === "loading" ? h("progress", { max: total || 1, value: done, "aria-label": `Fetching ${name}` }) : null;
+  return h("li", {}, `${name} `, h("small", {}, said), bar);
+}
+
+function doing() {
+  if (last.now) {
+    const { model, block, blocks, tokens, of, peers } = last.now;
+    return `Computing: ${model}, block ${block + 1} of ${blocks}, ${tokens} of ${of} tokens, with ${peers - 1} other ${peers === 2 ? "device" : "devices"}.`;
+  }
+  return `Nothing to compute now. ${idle()}`;
+}
+
+/** Why nothing comes. */
+function idle() {
+  if (!last.linked.length) return "It has no link to another device yet.";
+  if (!last.models.length) return "The peer has no model that a browser can compute.";
+  if (last.models.every((one) => one.state === "failed")) return "None of the models can be used here.";
+  if (plan === null) return last.done ? "It waits for the next request." : "No request came since the page was opened.";
+  if (plan.shards?.some((one) => one.id === last.id)) return "It took part in the newest request.";
+  const why = plan.cost?.reason ? ` The plan says: ${plan.cost.reason}` : "";
+  return `The newest request went without this device.${why}`;
+}
+
+// --- this device ----------------------------------------------------------------------------------
+
+function device() {
+  let host = localStorage.getItem(DEVICE_KEY);
+  if (!host) {
+    host = Array.from(crypto.getRandomValues(new Uint8Array(8)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+    localStorage.setItem(DEVICE_KEY, host);
+  }
+  return { host, cores: navigator.hardwareConcurrency || 1, memory: navigator.deviceMemory ?? 0, system: systemName() };
+}
+
+/** As much as a browser tells: "Android phone", "iPad". */
+function systemName() {
+  const agent = navigator.userAgent;
+  const system = [["iPhone", "iPhone"], ["iPad", "iPad"], ["Android", "Android device"], ["CrOS", "Chromebook"], ["Mac", "Mac"], ["Windows", "Windows computer"], ["Linux", "Linux computer"]];
+  return `browser on ${system.find(([sign]) => agent.includes(sign))?.[1] ?? "a device"}`;
+}
+
+/** The screen stays on while something is computed, where the browser allows it: a locked phone computes nothing. */
+async function keepAwake() {
+  clearTimeout(release);
+  release = 0;
+  if (lock || !navigator.wakeLock) return;
+  lock = "asked";
+  try {
+    lock = await navigator.wakeLock.request("screen");
+    lock.onrelease = () => (lock = null);
+  } catch {
+    lock = null; // a battery that is low, or a page in the background
+  }
+}
+
+function sleep() {
+  release = 0;
+  lock?.release?.();
+  lock = null;
+}
+
+// --- inviting another device ----------------------------------------------------------------------
+
+async function invite() {
+  say($("lend-problem"), "");
+  try {
+    const { address, qr } = await json("/tab/invitation");
+    $("lend-qr").replaceChildren(picture(qr.size, qr.size, "QR code", `It holds ${address}`,
+      s("rect", { width: qr.size, height: qr.size, fill: "#fff" }), s("path", { d: qr.path, fill: "#000" })));
+    say($("lend-address"), address);
+  } catch (error) {
+    say($("lend-problem"), error.message);
+  }
+}

@@ -1,0 +1,319 @@
+// One request's view of the links: codes out to those who need them, codes in put together. What arrives is
+// checked against the plan before it is kept. As astra_mesh/peer/exchange.py, for a shard that does not answer.
+// The codes of one stage are one flat typed array, row after row.
+
+import { DeadlineError, PeerLostError, ProtocolError } from "./errors.js";
+import * as limits from "./limits.js";
+import { make } from "./messages.js";
+
+/** How long codes are waited for, from what the plan was predicted to take. */
+export class Patience {
+  constructor(predictedS = 0, blocks = 1, degrade = false) {
+    Object.assign(this, { predictedS, blocks, degrade });
+  }
+
+  /** For what nothing can stand in for, seconds. */
+  get wholeS() {
+    return Math.min(Math.max(limits.CODES_LEAST_S, limits.CODES_PATIENCE * this.predictedS), limits.CODES_TIMEOUT_S);
+  }
+
+  /** For a part of one block; `first`: of the first one that is sent. */
+  waitS(first) {
+    if (!this.degrade) return this.wholeS;
+    const blockS = (limits.LATE_PATIENCE * this.predictedS) / this.blocks;
+    return Math.min((first ? limits.LATE_START_S : 0) + Math.max(limits.LATE_LEAST_S, blockS), this.wholeS);
+  }
+}
+
+/** The codes of one shard for one block, while they come in. */
+class Part {
+  #here;
+  #tokens;
+  #missing;
+
+  constructor(stages, tokens) {
+    this.arrays = Array(stages).fill(null);
+    this.#here = Array.from({ length: stages }, () => new Uint8Array(tokens));
+    this.#tokens = tokens;
+    this.#missing = stages * tokens;
+  }
+
+  /** Keep rows; true once all are there. ProtocolError if some came before. */
+  put(stage, first, count, rows) {
+    const here = this.#here[stage].subarray(first, first + count);
+    if (here.some((one) => one)) throw new ProtocolError("codes that were sent before");
+    here.fill(1);
+    this.#missing -= count;
+    const columns = rows.length / count;
+    this.arrays[stage] ??= new rows.constructor(this.#tokens * columns);
+    this.arrays[stage].set(rows, first * columns);
+    return this.#missing === 0;
+  }
+}
+
+export class Exchange {
+  sentBytes = Object.create(null); // by receiving peer
+  timeline = null; // null: nothing is noted
+  #request;
+  #layout;
+  #peers;
+  #shard;
+  #codec;
+  #links;
+  #patience;
+  #givenUp = new Set(); // parts for which a prediction stood in
+  #late = new Set(); // shards whose last part came too late
+  #parts = new Map();
+  #done = new Set();
+  #ready = new Map(); // block -> parts, in order of arrival
+  #waiting = null; // wakes receiveCodes
+  #error = null;
+
+  /**
+   * @param request  its id
+   * @param layout   of the plan, checked
+   * @param peers    owner of each shard
+   * @param shard    the own one
+   * @param codec    of the plan: pack(stage, rows), unpack(stage, bytes, tokens), packedBytes(stage, tokens)
+   * @param links    Map of peer id to Link, of all partners
+   */
+  constructor({ request, layout, peers, shard, codec, links, patience = new Patience() }) {
+    this.#request = request;
+    this.#layout = layout;
+    this.#peers = peers;
+    this.#shard = shard;
+    this.#codec = codec;
+    this.#links = links;
+    this.#patience = patience;
+  }
+
+  // --- what comes in --------------------------------------------------------------------------------
+
+  /** Keep what a peer sent; ProtocolError if the plan does not allow it. */
+  take(sender, message) {
+    const source = this.#peers.indexOf(sender);
+    if (source < 0) throw new ProtocolError("codes from a peer that has no shard of this request");
+    if (message.type === "Pooled") throw new ProtocolError("a pooled vector that this peer does not need");
+    this.#takeCodes(source, message);
+  }
+
+  #takeCodes(source, message) {
+    const layout = this.#layout;
+    const { block, stage, count } = message;
+    if (block < layout.firstBlock || block >= layout.blocks || !layout.sources(this.#shard, block).includes(source)) {
+      throw new ProtocolError(`codes of block ${block} that this peer does not need`);
+    }
+    const sent = layout.sent(source);
+    const stages = layout.stagesBetween(source, this.#shard);
+    const first = message.first - sent.start;
+    if (stage >= stages || first < 0 || first + count > sent.length) throw new ProtocolError(`codes of block ${block} outside the sender's shard and rate`);
+    const key = partKey(block, source);
+    if (this.#givenUp.has(key)) return;
+    if (this.#done.has(key)) throw new ProtocolError("codes that were sent before");
+    const rows = this.#split(message, stages).map(([at, data]) => [at, this.#unpack(at, data, count)]);
+    if (!this.#parts.has(key)) this.#parts.set(key, new Part(stages, sent.length));
+    const part = this.#parts.get(key);
+    for (const [at, some] of rows) {
+      if (!part.put(at, first, count, some)) continue;
+      this.#done.add(key);
+      this.#late.delete(source);
+      this.#parts.delete(key);
+      this.timeline?.note("arrived", block, source);
+      this.#queue(block).push([source, part.arrays]);
+      this.#wake();
+    }
+  }
+
+  #unpack(stage, data, count) {
+    try {
+      return this.#codec.unpack(stage, data, count);
+    } catch (error) {
+      throw new ProtocolError(error.message);
+    }
+  }
+
+  /** The stages that a message carries, at least one, and the data of each. */
+  #split(message, stages) {
+    const found = [];
+    let at = 0;
+    for (let stage = message.stage; stage < stages; stage++) {
+      const size = this.#codec.packedBytes(stage, message.count);
+      found.push([stage, message.data.subarray(at, at + size)]);
+      at += size;
+      if (at >= message.data.length) break;
+    }
+    if (at !== message.data.length) {
+      throw new ProtocolError(
+        `${message.data.length} bytes of codes for ${message.count} tokens from stage ${message.stage} of ${stages} on: that is no whole number of stages`,
+      );
+    }
+    return found;
+  }
+
+  /** Parts for which a prediction stood in. */
+  get lateParts() {
+    return this.#givenUp.size;
+  }
+
+  /** Whether something of this request still has to come from `peer`. */
+  misses(peer) {
+    const source = this.#peers.indexOf(peer);
+    for (let block = this.#layout.firstBlock; block < this.#layout.blocks; block++) {
+      if (this.#missing(block).includes(source)) return true;
+    }
+    return false;
+  }
+
+  #missing(block) {
+    return this.#layout.sources(this.#shard, block).filter((source) => !this.#done.has(partKey(block, source)));
+  }
+
+  /** A link is over: what still had to come over it will not. */
+  linkGone(link, error) {
+    for (const [peer, bound] of this.#links) {
+      if (bound === link && this.misses(peer)) this.fail(error);
+    }
+  }
+
+  /** End all waiting, now and later, with this error. */
+  fail(error) {
+    this.#error ??= error;
+    this.#wake();
+  }
+
+  // --- the engine's side ----------------------------------------------------------------------------
+
+  /** Hand the own codes of `block` to every shard that needs them: a Map of number of stages to arrays. */
+  async sendCodes(block, codes) {
+    const receivers = this.#layout.receivers(this.#shard, block).map((i) => [this.#layout.stagesBetween(this.#shard, i), this.#link(i)]);
+    for (const [stages, arrays] of [...codes].sort(([a], [b]) => a - b)) {
+      const taking = receivers.filter(([wanted]) => wanted === stages).map(([, link]) => link);
+      for (const message of this.#messages(block, arrays)) taking.forEach((link) => this.#send(link, message));
+    }
+    for (const [, link] of receivers) await link.drain();
+  }
+
+  /** All stages in one message where that is small, else each in as many as it takes. */
+  *#messages(block, codes) {
+    const { start, length: tokens } = this.#layout.sent(this.#shard);
+    const packed = (stage, count) => this.#codec.packedBytes(stage, count);
+    const message = (stage, first, count, data) => make("Codes", { request: this.#request, block, stage, first, count, data });
+    const sizes = codes.map((_, stage) => packed(stage, tokens));
+    const whole = sizes.reduce((sum, one) => sum + one, 0);
+    if (whole <= Math.min(limits.JOINED_CODES_BYTES, limits.CODES_DATA_BYTES)) {
+      const data = new Uint8Array(whole);
+      let at = 0;
+      codes.forEach((rows, stage) => {
+        data.set(this.#codec.pack(stage, rows), at);
+        at += sizes[stage];
+      });
+      yield message(0, start, tokens, data);
+      return;
+    }
+    for (const [stage, rows] of codes.entries()) {
+      const columns = rows.length / tokens;
+      const most = Math.max(1, Math.floor((limits.CODES_DATA_BYTES * 64) / packed(stage, 64)));
+      for (let first = 0; first < tokens; first += most) {
+        const count = Math.min(most, tokens - first);
+        const chunk = rows.subarray(first * columns, (first + count) * columns);
+        yield message(stage, start + first, count, this.#codec.pack(stage, chunk));
+      }
+    }
+  }
+
+  /**
+   * The next complete part of `block`, in order of arrival: [shard, arrays]. Without arrays: the codes did not
+   * come in time, and the plan says to go on without them. DeadlineError or what fail() was given otherwise.
+   */
+  async receiveCodes(block) {
+    const waitS = this.#waitS(block);
+    const end = performance.now() + 1000 * waitS;
+    for (;;) {
+      if (this.#error !== null) throw this.#error;
+      const part = this.#queue(block).shift();
+      if (part) return part;
+      const left = end - performance.now();
+      if (left <= 0) break;
+      await this.#woken(left);
+    }
+    const missing = this.#missing(block);
+    if (!this.#goesOn(block)) throw this.#overdue(`codes of block ${block}`, missing, waitS);
+    return [this.#giveUp(block, missing[0]), []];
+  }
+
+  /** Complete parts that receiveCodes would give without waiting; none once it failed, so that it says why. */
+  readyCodes(block) {
+    return this.#error === null ? this.#queue(block).splice(0) : [];
+  }
+
+  /** Hand the own share of the pooled output (Float32Array) to the answering peer. */
+  sendPooled(vector, weight) {
+    const data = new Uint8Array(vector.buffer.slice(vector.byteOffset, vector.byteOffset + vector.byteLength));
+    this.#send(this.#link(this.#layout.answering()), make("Pooled", { request: this.#request, weight, vector: data }));
+  }
+
+  /** The request ends early: drop what is queued for it, and what still comes. */
+  abandon() {
+    for (const link of this.#links.values()) link.end(this.#request);
+  }
+
+  /** Whether a prediction may stand in; of the very first block's input there is none. */
+  #goesOn(block) {
+    return this.#patience.degrade && block > 0;
+  }
+
+  /** How long this block may wait: not again for shards that were late before. */
+  #waitS(block) {
+    if (this.#goesOn(block) && this.#missing(block).every((source) => this.#late.has(source))) return limits.LATE_LEAST_S / 10;
+    return this.#patience.waitS(block === this.#layout.firstBlock);
+  }
+
+  /** Go on without a part; what still comes of it is dropped. */
+  #giveUp(block, source) {
+    const key = partKey(block, source);
+    this.#givenUp.add(key);
+    this.#done.add(key);
+    this.#late.add(source);
+    this.#parts.delete(key);
+    return source;
+  }
+
+  #overdue(what, missing, waitS) {
+    const peers = missing.map((source) => this.#peers[source].slice(0, 8)).join(", ");
+    return new DeadlineError(
+      `no ${what} came from ${peers} within ${Number(waitS.toPrecision(3))} s; that peer hangs or its link is stuck: ask again, or with fewer peers (--max-peers)`,
+    );
+  }
+
+  #queue(block) {
+    if (!this.#ready.has(block)) this.#ready.set(block, []);
+    return this.#ready.get(block);
+  }
+
+  #woken(ms) {
+    return new Promise((done) => {
+      const timer = setTimeout(done, ms);
+      this.#waiting = () => {
+        clearTimeout(timer);
+        done();
+      };
+    });
+  }
+
+  #wake() {
+    this.#waiting?.();
+    this.#waiting = null;
+  }
+
+  #link(shard) {
+    const link = this.#links.get(this.#peers[shard]);
+    if (!link.isOpen) throw new PeerLostError(`the link to peer ${this.#peers[shard].slice(0, 8)} is gone`);
+    return link;
+  }
+
+  #send(link, message) {
+    this.sentBytes[link.peer] = (this.sentBytes[link.peer] ?? 0) + link.send(message);
+  }
+}
+
+const partKey = (block, source) => block * limits.PEERS_PER_PLAN + source;

@@ -1,0 +1,134 @@
+// How fast this tab runs a model, as astra_mesh/peer/measure.py and code_times.py: what planners are told.
+
+import { Matrix } from "./runtime.js";
+
+const SIZES = [8, 64, 256]; // tokens
+const BLOCKS = 3; // that are run in turn: more would only take longer
+const CODED = 64; // tokens that are coded
+const WINDOW_MS = 40; // that a measurement takes at least
+const WARM_MS = 300; // WebAssembly is compiled again while it runs, for speed
+const LEAST_S = 1e-9;
+
+const now = () => performance.now();
+const random = (rows, columns) => new Matrix(Float32Array.from({ length: rows * columns }, () => 2 * Math.random() - 1), columns);
+
+/** Seconds of a call when it is called on and on: the better of two windows. */
+async function steadyS(work) {
+  let best = Infinity;
+  for (let i = 0; i < 2; i++) {
+    const began = now();
+    let calls = 0;
+    let took = 0;
+    while (took < WINDOW_MS) {
+      await work();
+      calls += 1;
+      took = now() - began;
+    }
+    best = Math.min(best, took / calls / 1000);
+  }
+  return Math.max(best, LEAST_S);
+}
+
+/** One block's output of its input. */
+async function runBlock(model, block, x) {
+  const n = await model.normalize(x);
+  const part = await model.attend(await model.query(block, n, 0), await model.keyValue(block, n, 0), model.spec.causal);
+  return model.mix(block, x, part.out);
+}
+
+async function blockS(model, tokens) {
+  const x = random(tokens, model.spec.hidden_size);
+  let turn = 0;
+  return steadyS(() => runBlock(model, turn++ % Math.min(BLOCKS, model.blocks), x));
+}
+
+/** Solves a small system of equations; null where it has no one solution. */
+function solved(matrix, values) {
+  const rows = matrix.map((row, i) => [...row, values[i]]);
+  for (let i = 0; i < rows.length; i++) {
+    const best = rows.slice(i).reduce((a, b) => (Math.abs(b[i]) > Math.abs(a[i]) ? b : a));
+    if (Math.abs(best[i]) < 1e-12) return null;
+    rows.splice(rows.indexOf(best), 1);
+    rows.splice(i, 0, best);
+    for (let j = 0; j < rows.length; j++) {
+      if (j === i) continue;
+      const factor = rows[j][i] / best[i];
+      rows[j] = rows[j].map((value, k) => value - factor * best[k]);
+    }
+  }
+  return rows.map((row, i) => row.at(-1) / row[i]);
+}
+
+/** Non-negative fixed, per-token and per-pair seconds through measured points: least squares of relative errors. */
+export function fit(sizes, pairs, times) {
+  const columns = sizes.map((size, i) => [1, size, pairs[i]].map((value) => value / times[i]));
+  let kept = [0, 1, 2].slice(0, sizes.length);
+  const solution = [0, 0, 0];
+  while (kept.length) {
+    const dot = (a, b) => columns.reduce((sum, row) => sum + row[a] * (b === null ? 1 : row[b]), 0);
+    const scale = kept.map((a) => Math.sqrt(dot(a, a)));
+    const matrix = kept.map((a, i) => kept.map((b, j) => dot(a, b) / scale[i] / scale[j]));
+    const found = solved(matrix, kept.map((a, i) => dot(a, null) / scale[i]))?.map((value, i) => value / scale[i]);
+    if (found && Math.min(...found) >= 0) {
+      kept.forEach((a, i) => (solution[a] = found[i]));
+      break;
+    }
+    const worst = found ? found.indexOf(Math.min(...found)) : kept.length - 1;
+    kept = kept.filter((_, i) => i !== worst);
+  }
+  return solution;
+}
+
+/** Seconds per token of encoding and of decoding one block at a number of stages. */
+async function codesS(model, codec, stages) {
+  const block = model.blocks - 1;
+  const tokens = Math.min(CODED, model.spec.max_tokens);
+  await codec.prepareBlock(stages, block);
+  const x = random(tokens, model.spec.hidden_size);
+  const n = await model.normalize(x);
+  const columns = codec.pastColumns(block);
+  const past = columns ? random(tokens, columns) : null;
+  const codes = await codec.encodeOne(block, stages, x, n, past);
+  return {
+    encode: (await steadyS(() => codec.encodeOne(block, stages, x, n, past))) / tokens,
+    decode: (await steadyS(() => codec.decodeOne(block, stages, codes.codes, past, 0))) / tokens,
+  };
+}
+
+/**
+ * The times of a codebook's rates: those of the smallest and the largest are measured, the others lie between. The
+ * default rate is then ready for the first request.
+ */
+async function bookTimes(model, about) {
+  const codec = await model.codec(about.codec, about.id, []);
+  await codec.prepare(codec.able[about.rates.indexOf(about.default_rate)]);
+  const [low, high] = [codec.able[0], codec.able.at(-1)];
+  const least = await codesS(model, codec, low);
+  const most = low === high ? least : await codesS(model, codec, high);
+  const span = codec.rate(high) - codec.rate(low) || 1;
+  const between = (name) =>
+    codec.able.map((stages) => least[name] + ((codec.rate(stages) - codec.rate(low)) / span) * Math.max(most[name] - least[name], 0));
+  return { encode_token_s: between("encode"), decode_token_s: between("decode") };
+}
+
+/** What a model takes here: `timing`, and `books`: by codebook, seconds per token and block of each rate. */
+export async function measure(model) {
+  const { spec } = model;
+  const until = now() + WARM_MS;
+  const warm = random(Math.min(64, spec.max_tokens), spec.hidden_size);
+  while (now() < until) await runBlock(model, 0, warm);
+  const sizes = [...new Set(SIZES.map((size) => Math.min(size, spec.max_tokens)))].sort((a, b) => a - b);
+  const times = [];
+  for (const size of sizes) times.push(await blockS(model, size));
+  const pairs = sizes.map((size) => size * size * (spec.causal ? 0.5 : 1));
+  const [fixed, perToken, perPair] = fit(sizes, pairs, times);
+  const plain = await codesS(model, await model.codec("fp16", "", []), 1);
+  const books = {};
+  for (const about of model.manifest.codebooks) books[about.id] = await bookTimes(model, about);
+  const timing = {
+    fixed_s: fixed, per_token_s: perToken, per_pair_s: perPair, encode_token_s: plain.encode, decode_token_s: plain.decode,
+    head_s: LEAST_S, // another peer's work
+    step_s: spec.causal ? model.blocks * (await blockS(model, 1)) : 0,
+  };
+  return { timing, books };
+}

@@ -1,0 +1,198 @@
+// Taking part in a request that another peer planned: check, accept, run the shard, report. As
+// astra_mesh/peer/part.py.
+
+import { embedRange } from "./engine.js";
+import { CancelledError, MeshError } from "./errors.js";
+import { Exchange, Patience } from "./exchange.js";
+import { BadPlanError, checkPlan, partners } from "./layout.js";
+import { make, sanitise } from "./messages.js";
+import { Pipeline, Timeline } from "./pipeline.js";
+import { telling } from "./progress.js";
+
+/** Why a proposal is refused. */
+export class NotTakingPartError extends Error {
+  constructor(reason, text) {
+    super(text);
+    this.reason = reason;
+  }
+}
+
+/** One proposal; run() and then close() are its whole life. */
+export class Participation {
+  #me;
+  #models;
+  #findLink;
+  #turns;
+  #on;
+  #abort = new AbortController();
+  #exchange = null;
+  #completed = false;
+
+  /**
+   * @param around  me: id of this peer; models: Models; findLink(peer): Link or null; turns: Turns;
+   *                on: opened(exchange) before it is accepted, began(about), block(block), ended(why or null)
+   */
+  constructor(propose, link, { me, models, findLink, turns, on }) {
+    this.propose = propose;
+    this.link = link;
+    this.#me = me;
+    this.#models = models;
+    this.#findLink = findLink;
+    this.#turns = turns;
+    this.#on = on;
+  }
+
+  /** Check the proposal, accept it, run the shard and report; errors go to the coordinator. */
+  async run() {
+    const { request } = this.propose;
+    let pipeline;
+    try {
+      pipeline = await this.#prepare();
+    } catch (error) {
+      this.#refuseFor(error);
+      return;
+    }
+    this.#on.opened(this.#exchange);
+    this.link.sendIfOpen(make("Accept", { request }));
+    try {
+      await this.#compute(pipeline);
+      this.#on.ended(null);
+    } catch (error) {
+      this.#on.ended(error.message);
+      if (error instanceof CancelledError) return;
+      const [code, text] = error instanceof MeshError ? [error.code, error.message] : ["internal", `a browser met an error of its own: ${error.message}`];
+      this.link.sendIfOpen(make("Fail", { request, code, text: sanitise(text) }));
+    }
+  }
+
+  #refuseFor(error) {
+    if (error instanceof CancelledError) return;
+    const expected = error instanceof NotTakingPartError;
+    this.refuse(expected ? error.reason : "internal", expected ? error.message : `a browser met an error of its own: ${error.message}`);
+  }
+
+  /** Tell the coordinator that this peer does not take its shard. */
+  refuse(reason, text = "") {
+    this.#on.ended(text || reason);
+    this.link.sendIfOpen(make("Refuse", { request: this.propose.request, reason, text: sanitise(text) }));
+  }
+
+  async #prepare() {
+    const { plan, task, inputs, watch, request } = this.propose;
+    if (plan.answering === this.#me) throw new NotTakingPartError("bad-plan", "the peer that plans has to answer itself");
+    if (!this.#models.offer(plan.model)) throw new NotTakingPartError("unknown-model", `no model ${plan.model.slice(0, 12)} here`);
+    const loaded = await this.#orRefuse("unknown-model", () => this.#models.load(plan.model));
+    const tokens = countTokens(loaded.manifest, task, inputs);
+    const peers = plan.shards.map((shard) => shard.peer);
+    const shard = peers.indexOf(this.#me);
+    const codec = await this.#orRefuse("unknown-codebook", () => loaded.model.codec(plan.codec, plan.codebook, []));
+    if (shard < 0) throw new NotTakingPartError("bad-plan", "the plan has no shard for this peer");
+    const layout = layoutOf(plan, loaded.manifest.spec, task, tokens, codec);
+    for (const stages of stagesOf(layout, shard)) await this.#orRefuse("unknown-codebook", () => codec.prepare(stages));
+    const links = this.#links(layout, peers, shard);
+    const patience = new Patience(plan.predicted_s, layout.blocks, plan.late === "degrade");
+    const embedded = await loaded.embed(inputs, ...embedRange(layout, shard));
+    this.#check();
+    const run = loaded.model.run(layout, shard, codec, embedded);
+    this.#exchange = new Exchange({ request, layout, peers, shard, codec, links, patience });
+    if (watch) this.#exchange.timeline = new Timeline();
+    const { signal } = this.#abort;
+    const onBlock = (block) => this.#on.block(block);
+    const [start, stop] = layout.bounds[shard];
+    this.#on.began({ model: loaded.manifest.name, task, tokens: stop - start, of: tokens, peers: peers.length, blocks: layout.blocks });
+    return new Pipeline({ run, layout, shard, exchange: this.#exchange, turns: this.#turns, signal, onBlock });
+  }
+
+  /** The result of work on the model; its errors are refusals. */
+  async #orRefuse(reason, work) {
+    let found;
+    try {
+      found = await work();
+    } catch (error) {
+      throw new NotTakingPartError(reason, error.message);
+    }
+    this.#check();
+    return found;
+  }
+
+  #links(layout, peers, shard) {
+    const links = new Map();
+    for (const peer of partners(layout, shard).map((i) => peers[i])) {
+      const link = this.#findLink(peer);
+      if (!link) throw new NotTakingPartError("not-linked", `no link to peer ${peer.slice(0, 8)}`);
+      links.set(peer, link);
+    }
+    return links;
+  }
+
+  async #compute(pipeline) {
+    const { request, plan } = this.propose;
+    const { timeline } = this.#exchange;
+    const stop = timeline === null ? () => {} : telling(this.link, request, timeline);
+    try {
+      await pipeline.all();
+    } finally {
+      stop();
+    }
+    const { start, stop: end } = plan.shards.find((shard) => shard.peer === this.#me);
+    const report = {
+      peer: this.#me, tokens: end - start, ...pipeline.spent, finished_s: pipeline.totalS,
+      sent_bytes: this.#exchange.sentBytes, decode_steps: 0, late_parts: this.#exchange.lateParts,
+    };
+    this.link.send(make("Done", { request, report }));
+    this.#completed = true;
+  }
+
+  #check() {
+    if (this.#abort.signal.aborted) throw new CancelledError();
+  }
+
+  /** Stop; the coordinator is not told. */
+  cancel() {
+    this.#abort.abort();
+    this.#exchange?.fail(new CancelledError());
+  }
+
+  /** A link is over; before there is an exchange, checking the proposal finds that out. */
+  linkGone(link, error) {
+    this.#exchange?.linkGone(link, error);
+  }
+
+  /** Once run() is over: what others still send for the request is dropped. */
+  close() {
+    if (this.#completed) return;
+    for (const { peer } of this.propose.plan.shards) this.#findLink(peer)?.end(this.propose.request);
+    this.#exchange?.abandon();
+  }
+}
+
+/** The number of tokens of an input; NotTakingPartError where it does not fit the model. */
+function countTokens({ name, spec, tasks }, task, inputs) {
+  const refuse = (text) => new NotTakingPartError("bad-plan", text);
+  if (!tasks.includes(task)) throw refuse(`${name} cannot ${task}; it can ${tasks.join(", ")}: choose another model`);
+  const reads = spec.vocab_size > 0 ? "text" : "images";
+  if (inputs.image.length) {
+    if (reads === "text") throw refuse(`${name} reads text; give a text, not an image`);
+    return spec.max_tokens;
+  }
+  if (reads === "images") throw refuse(`${name} reads images; give an image file`);
+  if (!inputs.tokens.length) throw refuse("the prompt is empty; give at least one token of text");
+  if (inputs.tokens.length > spec.max_tokens) throw refuse(`${inputs.tokens.length} tokens are too many; ${name} takes ${spec.max_tokens}`);
+  return inputs.tokens.length;
+}
+
+/** The numbers of stages on the links of a shard. */
+function stagesOf(layout, shard) {
+  const sources = layout.sources(shard, 0).map((other) => layout.stagesBetween(other, shard));
+  const receivers = layout.receivers(shard, layout.firstBlock).map((other) => layout.stagesBetween(shard, other));
+  return new Set([...sources, ...receivers]);
+}
+
+function layoutOf(plan, spec, task, tokens, codec) {
+  try {
+    return checkPlan(plan, spec, task, tokens, codec.firstBlock, codec.able);
+  } catch (error) {
+    if (error instanceof BadPlanError) throw new NotTakingPartError("bad-plan", error.message);
+    throw error;
+  }
+}

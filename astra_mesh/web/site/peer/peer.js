@@ -1,0 +1,237 @@
+// A browser tab as a peer of the mesh: links, models and work put together. It runs in a worker, or in node.
+
+import { PeerLostError } from "./errors.js";
+import { Link } from "./link.js";
+import * as limits from "./limits.js";
+import { MAGIC, make, PROTOCOL_VERSION, sanitise } from "./messages.js";
+import { Models } from "./models.js";
+import { Mux } from "./mux.js";
+import { Turns } from "./pipeline.js";
+import { Work } from "./work.js";
+
+const REFRESH_MS = 30_000; // between two looks for new models of the host
+const LOOK_MS = 1_000; // between two looks at the clock, which stands still while a device sleeps
+
+export class TabPeer {
+  #mux;
+  #models;
+  #work;
+  #device;
+  #name;
+  #show;
+  #host = null; // { id, name }
+  #listed = new Map(); // id -> { name, tab }
+  #links = new Map(); // id -> Link
+  #waits = new Map(); // id -> { timer, waitS } of peers that could not be linked
+  #state = { phase: "connecting", why: "" };
+  #now = null; // what is computed
+  #done = 0; // shards
+  #problem = ""; // of the last shard that was not finished
+  #looked = Date.now();
+  #looking = null;
+  #refreshed = 0;
+
+  /**
+   * @param makeSocket  a fresh WebSocket to /tab
+   * @param http        for Models
+   * @param engine      for Models
+   * @param device      a Device of the protocol, about this one
+   * @param name        of it, for people
+   * @param show        told what a person may see: see #tell
+   */
+  constructor({ makeSocket, http, engine, device, name, show }) {
+    this.#device = device;
+    this.#name = sanitise(name, limits.NAME_CHARS) || "browser";
+    this.#show = show;
+    this.#models = new Models({ http, engine, changed: () => this.#modelsChanged() });
+    this.#mux = new Mux(makeSocket, this.#name, {
+      welcome: (found) => this.#welcome(found),
+      peers: (list) => this.#peers(list),
+      incoming: (pipe) => this.#incoming(pipe),
+      down: (why, againS) => this.#down(why, againS),
+    });
+    this.#work = new Work({
+      me: () => this.#mux.me.id,
+      models: this.#models,
+      findLink: (peer) => this.#link(peer),
+      turns: new Turns(),
+      status: (link) => this.#sendStatus(link),
+      on: {
+        began: (about) => this.#tell({ now: { ...about, block: 0 } }),
+        block: (block) => this.#tell({ now: { ...this.#now, block } }),
+        ended: (why) => this.#ended(why),
+      },
+    });
+  }
+
+  start() {
+    this.#mux.start();
+    this.#looking = setInterval(() => this.#look(), LOOK_MS);
+    this.#tell();
+  }
+
+  /** Say goodbye to all and be gone for good. */
+  leave() {
+    clearInterval(this.#looking);
+    for (const link of this.#links.values()) link.close("leaving");
+    for (const { timer } of this.#waits.values()) clearTimeout(timer);
+    this.#waits.clear();
+    this.#mux.leave();
+    this.#tell({ phase: "left", why: "" });
+  }
+
+  /** Somebody looks at the page again, or the network is back. */
+  hurry() {
+    this.#look();
+    this.#mux.hurry();
+  }
+
+  /** A device that slept for so long was given up by the others: join anew at once. */
+  #look() {
+    const slept = (Date.now() - this.#looked) / 1000;
+    this.#looked = Date.now();
+    if (slept > limits.LOST_S) this.#mux.giveUp("this device slept");
+    else if (this.#mux.me !== null && Date.now() - this.#refreshed > REFRESH_MS) this.#refresh();
+  }
+
+  // --- the host -------------------------------------------------------------------------------------
+
+  #welcome({ me, host, machine }) {
+    this.#host = { id: host.id, name: sanitise(host.name, limits.NAME_CHARS) };
+    this.#device = { ...this.#device, host: machine || this.#device.host };
+    this.#tell({ phase: "joined", why: "", id: me.id });
+    this.#refresh();
+  }
+
+  /** Ask the host which models there are. */
+  async #refresh() {
+    this.#refreshed = Date.now();
+    try {
+      await this.#models.refresh();
+      if (this.#mux.me !== null) this.#tell({ why: "" });
+    } catch (error) {
+      if (this.#mux.me !== null) this.#tell({ why: error.message });
+    }
+  }
+
+  #down(why, againS) {
+    for (const { timer } of this.#waits.values()) clearTimeout(timer);
+    this.#waits.clear();
+    this.#listed.clear();
+    this.#tell({ phase: "waiting", why: `${sanitise(why)}; joining again in ${Math.ceil(againS)} s` });
+  }
+
+  // --- links ----------------------------------------------------------------------------------------
+
+  #peers(list) {
+    this.#listed = new Map(list.map(({ id, name, tab }) => [id, { name: sanitise(name, limits.NAME_CHARS), tab }]));
+    for (const id of this.#listed.keys()) this.#reach(id);
+    this.#tell();
+  }
+
+  /** Open a link; of two tabs the one with the lower id does. */
+  #reach(id) {
+    const { me } = this.#mux;
+    const tab = this.#listed.get(id)?.tab;
+    if (me === null || id === me.id || this.#links.has(id) || this.#waits.has(id)) return;
+    if (tab === undefined || (tab && me.id > id)) return;
+    this.#begin(this.#mux.open(id), true);
+  }
+
+  #incoming(pipe) {
+    if (this.#links.has(pipe.peer)) pipe.close();
+    else this.#begin(pipe, false);
+  }
+
+  #begin(pipe, dialled) {
+    const link = new Link(pipe, this.#mux.me, this.#hello(), dialled, {
+      message: (_, message) => this.#message(link, message),
+      closed: (_, error) => this.#closed(link, error),
+      silence: () => this.#tell(),
+    });
+    this.#links.set(pipe.peer, link);
+  }
+
+  #hello() {
+    return make("Hello", {
+      magic: MAGIC, version: PROTOCOL_VERSION, peer: this.#mux.me.id, name: this.#name, role: "peer", window_bytes: limits.WINDOW_BYTES,
+      device: this.#device, models: this.#models.offers(), via: this.#host.id,
+    });
+  }
+
+  #message(link, message) {
+    if (message.type !== "Hello") return this.#work.onMessage(link, message);
+    this.#waits.delete(link.peer);
+    this.#sendStatus(link); // what changed since the hello was made
+    this.#tell();
+  }
+
+  #closed(link, error) {
+    const { peer } = link;
+    if (this.#links.get(peer) !== link) return;
+    this.#links.delete(peer);
+    this.#work.linkGone(link, error ?? new PeerLostError(`${link.hello?.name ?? "a peer"} left the mesh`));
+    this.#tell();
+    if (this.#mux.me === null) return;
+    if (peer === this.#host.id && link.hello !== null && error instanceof PeerLostError) this.#mux.giveUp(error.message);
+    else this.#later(peer, link.hello !== null);
+  }
+
+  /** Try a peer again, later each time that it could not be reached. */
+  #later(peer, reached) {
+    const waitS = reached ? limits.BACKOFF_FIRST_S : Math.min(2 * (this.#waits.get(peer)?.waitS ?? limits.BACKOFF_FIRST_S / 2), limits.BACKOFF_CAP_S);
+    const wait = { waitS, timer: null };
+    wait.timer = setTimeout(() => {
+      this.#waits.delete(peer);
+      this.#reach(peer);
+      if (this.#links.has(peer)) this.#waits.set(peer, wait);
+    }, 1000 * waitS);
+    this.#waits.set(peer, wait);
+  }
+
+  #link(peer) {
+    const link = this.#links.get(peer);
+    return link?.isOpen && !link.isSilent ? link : null;
+  }
+
+  // --- models and work ------------------------------------------------------------------------------
+
+  #sendStatus(link) {
+    link.sendIfOpen(make("Status", { models: this.#models.offers() }));
+  }
+
+  #offered = "";
+
+  #modelsChanged() {
+    const offers = JSON.stringify(this.#models.offers());
+    if (offers !== this.#offered) {
+      this.#offered = offers;
+      for (const link of this.#links.values()) this.#sendStatus(link);
+    }
+    this.#tell();
+  }
+
+  #ended(why) {
+    if (why === null) this.#done++;
+    else this.#problem = why;
+    this.#tell({ now: null });
+  }
+
+  // --- for people -----------------------------------------------------------------------------------
+
+  #tell(news = {}) {
+    if ("now" in news) this.#now = news.now;
+    const { now, ...state } = news;
+    Object.assign(this.#state, state);
+    this.#show({
+      ...this.#state,
+      name: this.#name,
+      host: this.#host?.name ?? "",
+      linked: [...this.#links.values()].filter((link) => link.isOpen).map((link) => sanitise(link.hello.name, limits.NAME_CHARS)),
+      models: this.#models.states(),
+      now: this.#now,
+      done: this.#done,
+      problem: this.#problem,
+    });
+  }
+}

@@ -1,0 +1,54 @@
+// The worker in which a tab is a peer: the page says join, leave and hurry, and is told what a person may see.
+
+import { socket } from "../api.js";
+import { loadModel } from "./engine.js";
+import { hostAt } from "./host.js";
+import { measure } from "./measure.js";
+import { TabPeer } from "./peer.js";
+import { threads } from "./runtime.js";
+import { openStore } from "./store.js";
+
+const TOLD_MS = 100; // between two tellings of the page
+
+let peer = null;
+let news = null;
+let timer = 0;
+
+/** Not more often than a person can see. */
+function show(state) {
+  news = state;
+  timer ||= setTimeout(() => {
+    timer = 0;
+    postMessage(news);
+  }, TOLD_MS);
+}
+
+async function join({ base, token, name, device }) {
+  const http = hostAt(base, token);
+  const store = await openStore(http);
+  const used = await threads();
+  peer = new TabPeer({
+    makeSocket: () => socket("/tab", "astra-mesh.tab", token),
+    http,
+    engine: { load: (manifest, progress) => loadModel(manifest, store.get, progress), measure },
+    device: {
+      host: device.host, cores: used, host_cores: device.cores, threads: used, system: device.system,
+      memory_bytes: device.memory * 2 ** 30, software: "browser",
+    },
+    name,
+    show,
+  });
+  peer.start();
+}
+
+onmessage = async ({ data }) => {
+  if (data.type === "leave") peer?.leave();
+  else if (data.type === "hurry") peer?.hurry();
+  else {
+    try {
+      await join(data);
+    } catch (error) {
+      postMessage({ phase: "broken", why: error.message });
+    }
+  }
+};

@@ -1,0 +1,228 @@
+"""Files for tabs that compute: ``/tab/models``, ``/tab/blobs``, and embedded rows.
+
+A model's files are made at its first use, in a thread, and kept in a folder that is gone when the
+API stops: :data:`limits.TAB_MODELS` models at once, each as large as its manifest says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+import tempfile
+import threading
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import msgpack  # type: ignore[import-untyped]
+import msgspec
+import numpy as np
+from aiohttp import web
+
+from astra_mesh import limits
+from astra_mesh.browser.files import ModelFiles, make_files
+from astra_mesh.browser.sizes import blocks_bytes, check_size, fetched_bytes
+from astra_mesh.bundle import Bundle
+from astra_mesh.bundle.tensors import load_weights
+from astra_mesh.errors import CodebookError, UnknownModelError, UnsupportedModelError
+from astra_mesh.families import ModelInput, build_model, read_spec
+from astra_mesh.peer import Peer
+from astra_mesh.peer.inputs import read_inputs
+from astra_mesh.peer.loaded import Loaded
+from astra_mesh.peer.models import read_codebooks
+from astra_mesh.quant.codebook import Codebook
+from astra_mesh.quant.codecs import make_codec
+from astra_mesh.web.errors import bad, busy
+from astra_mesh.web.jsons import json_response
+from astra_mesh.wire.messages import CodebookId, Inputs, ModelId, ModelOffer
+
+_HASH: Final = re.compile(r"[0-9a-f]{64}")
+_FOR_EVER: Final = {"Cache-Control": "private, max-age=31536000, immutable"}
+_Size = Annotated[int, msgspec.Meta(ge=0, le=limits.PROMPT_TOKENS)]
+
+
+class Embed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which rows a tab wants."""
+
+    inputs: Inputs
+    start: _Size
+    stop: _Size
+
+
+class TabFiles:
+    """The files of one API. Its methods are handlers."""
+
+    def __init__(self, peer: Peer) -> None:
+        self._peer = peer
+        self._folder: Path | None = None
+        self._known: dict[ModelId, ModelFiles] = {}  # the last one used is last
+        self._lock = threading.Lock()  # of making: one model is in memory at a time
+        self._making = self._embedding = 0
+
+    async def close(self) -> None:
+        """Remove all files."""
+        self._known.clear()
+        if self._folder is not None:
+            await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
+
+    async def models(self, request: web.Request) -> web.Response:
+        """Handle ``GET /tab/models``."""
+        return json_response([_listed(one, self._bundle(one.id)) for one in self._offers()])
+
+    async def manifest(self, request: web.Request) -> web.Response:
+        """Handle ``GET /tab/models/{model}``; slow at a model's first use."""
+        model = self._asked(request)
+        if self._making >= limits.TAB_MAKING:
+            raise busy("this peer prepares other models for tabs; try again later")
+        self._making += 1
+        try:
+            # Whoever leaves, the thread goes on, and the next one finds what it made.
+            found = await asyncio.to_thread(self._made, model, self._bundle(model))
+        finally:
+            self._making -= 1
+        return json_response(found.manifest)
+
+    async def blob(self, request: web.Request) -> web.StreamResponse:
+        """Handle ``GET /tab/blobs/{sha256}``."""
+        sha256 = request.match_info["sha256"]
+        if _HASH.fullmatch(sha256) is None:
+            raise bad("a file for tabs is named by its SHA-256: 64 digits", "sha256")
+        for files in list(self._known.values()):
+            path = files.paths.get(sha256)
+            if path is not None:
+                headers = {"Content-Type": "application/octet-stream", **_FOR_EVER}
+                return web.FileResponse(path, headers=headers)
+        raise UnknownModelError("no such file for tabs here; ask for its model again first")
+
+    async def embed(self, request: web.Request, data: bytes) -> web.Response:
+        """Handle ``POST /tab/models/{model}/embed``: rows (stop - start, D) float32."""
+        model, asked = self._asked(request), _decode(data)
+        if self._embedding >= limits.TAB_EMBED_AT_ONCE:
+            raise busy("this peer embeds other tabs' tokens; try again later")
+        self._embedding += 1
+        try:
+            loaded = await self._peer.models.load(model)
+            rows = await self._peer.compute(_embed, loaded, asked)
+        finally:
+            self._embedding -= 1
+        return web.Response(body=rows, content_type="application/octet-stream")
+
+    def _offers(self) -> list[ModelOffer]:
+        return self._peer.models.offers()
+
+    def _asked(self, request: web.Request) -> ModelId:
+        model = ModelId(request.match_info["model"])
+        if self._peer.models.bundle(model) is None:
+            raise UnknownModelError("this peer has no such model; /tab/models lists those it has")
+        return model
+
+    def _bundle(self, model: ModelId) -> Bundle:
+        bundle = self._peer.models.bundle(model)
+        assert bundle is not None
+        return bundle
+
+    def _made(self, model: ModelId, bundle: Bundle) -> ModelFiles:
+        """The files of a model; in a thread."""
+        with self._lock:
+            known = self._known.pop(model, None)
+            if known is None:
+                known = _make(bundle, self._room(model))
+            self._known[model] = known
+            for old in list(self._known)[: -limits.TAB_MODELS]:
+                del self._known[old]
+                shutil.rmtree(self._room(old), ignore_errors=True)
+            return known
+
+    def _room(self, model: ModelId) -> Path:
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="astra-mesh-tab-"))
+        room = self._folder / model
+        room.mkdir(exist_ok=True)
+        return room
+
+
+def _listed(offer: ModelOffer, bundle: Bundle) -> dict[str, Any]:
+    """A line of the list; ``why`` says what keeps tabs from running the model, if anything does."""
+    spec = read_spec(bundle.config)
+    found = {
+        "id": offer.id,
+        "name": offer.name,
+        "family": offer.family,
+        "tasks": [task.value for task in offer.tasks],
+        "bytes": fetched_bytes(spec),
+        "memory_bytes": blocks_bytes(spec),
+        "codebooks": [
+            {
+                "id": book.id,
+                "codec": book.codec,
+                "rates": book.rates,
+                "default_rate": book.default_rate,
+            }
+            for book in offer.codebooks
+        ],
+    }
+    try:
+        check_size(offer.name, spec)
+    except UnsupportedModelError as error:
+        found["why"] = error.message
+    return found
+
+
+def _make(bundle: Bundle, folder: Path) -> ModelFiles:
+    """Read a model once more, in float32, for nobody but tabs; nothing is left where it fails."""
+    spec = read_spec(bundle.config)
+    try:
+        check_size(bundle.name, spec)
+        model = build_model(bundle.config, load_weights(bundle))
+        books: dict[CodebookId, Codebook] = {}
+        for book in read_codebooks(bundle)[0].values():
+            try:
+                make_codec(book.codec, model, book)
+            except CodebookError:
+                continue  # the peer itself left it out and said so
+            books[book.id] = book
+        return make_files(bundle.name, bundle.model_id, model, books, folder)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _decode(data: bytes) -> Embed:
+    """The body, within the wire's limits."""
+    try:
+        value = msgpack.unpackb(
+            data,
+            raw=False,
+            strict_map_key=True,
+            max_str_len=limits.NAME_CHARS,
+            max_bin_len=limits.IMAGE_BYTES,
+            max_array_len=limits.PROMPT_TOKENS,
+            max_map_len=len(Inputs.__struct_fields__) + len(Embed.__struct_fields__),
+            max_ext_len=0,
+        )
+        asked = msgspec.convert(value, Embed, builtin_types=(bytes,))
+    except (ValueError, TypeError, msgpack.UnpackException, RecursionError) as error:
+        raise bad(f"the body is no msgpack of inputs, start and stop: {str(error)[:200]}") from None
+    if asked.start >= asked.stop:
+        raise bad("stop must be above start", "stop")
+    return asked
+
+
+def _embed(loaded: Loaded, asked: Embed) -> bytes:
+    """In the compute thread."""
+    inputs, tokens = _read(loaded, asked.inputs)
+    size = 4 * (asked.stop - asked.start) * loaded.spec.hidden_size
+    if asked.stop > tokens:
+        raise bad(f"the input has {tokens} tokens, not {asked.stop}", "stop")
+    if size > limits.TAB_EMBED_BYTES:
+        raise bad(f"{size} bytes of rows are too many; ask for less at once", "stop")
+    rows = loaded.model.embed(inputs, asked.start, asked.stop).float().numpy()
+    return np.ascontiguousarray(rows, "<f4").tobytes()
+
+
+def _read(loaded: Loaded, inputs: Inputs) -> tuple[ModelInput, int]:
+    if inputs.tokens and (min(inputs.tokens) < 0 or max(inputs.tokens) >= 2**31):
+        raise bad("a token id is out of range", "inputs.tokens")
+    if inputs.token_types and not all(0 <= one < 2**31 for one in inputs.token_types):
+        raise bad("a token type is out of range", "inputs.token_types")
+    return read_inputs(loaded, inputs)

@@ -1,0 +1,172 @@
+"""What a tab fetches from the peer that served its page: models, files by hash, embedded rows."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgpack  # type: ignore[import-untyped]
+import numpy as np
+import pytest
+import pytest_asyncio
+import torch
+
+from astra_mesh import limits
+from astra_mesh.bundle import open_bundle
+from astra_mesh.bundle.tensors import load_weights
+from astra_mesh.families import Model, ModelInput, build_model
+from tests.integration.web_fixtures import TOKEN, Live, live, make_web_models
+
+TYPE = {"Content-Type": "application/msgpack"}
+TOKENS = [7, 3, 9, 1, 60]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_web_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest_asyncio.fixture
+async def mesh(models: Path) -> AsyncIterator[Live]:
+    async with live(models, 1) as made:
+        yield made
+
+
+def _words(models: Path) -> Model:
+    bundle = open_bundle(models / "words")
+    return build_model(bundle.config, load_weights(bundle))
+
+
+async def _listed(mesh: Live, name: str) -> dict[str, Any]:
+    async with mesh.http.get(f"{mesh.root}/tab/models") as answer:
+        assert answer.status == 200
+        return next(one for one in await answer.json() if one["name"] == name)
+
+
+async def _embed(
+    mesh: Live, model: str, body: object, headers: dict[str, str] = TYPE
+) -> aiohttp.ClientResponse:
+    data = body if isinstance(body, bytes) else msgpack.packb(body)
+    url = f"{mesh.root}/tab/models/{model}/embed"
+    return await mesh.http.post(url, data=data, headers=headers)
+
+
+async def test_every_file_of_a_model_has_the_hash_that_the_manifest_says(mesh: Live) -> None:
+    listed = await _listed(mesh, "words")
+    async with mesh.http.get(f"{mesh.root}/tab/models/{listed['id']}") as answer:
+        assert answer.status == 200
+        manifest = await answer.json()
+    assert manifest["id"] == listed["id"]
+    assert manifest["blocks"] == len(manifest["weights"]) == manifest["spec"]["num_hidden_layers"]
+    assert sum(one["bytes"] for one in manifest["weights"]) <= 1.2 * listed["bytes"]
+    wanted = [*manifest["graphs"].values(), *manifest["weights"]]
+    for book in manifest["codebooks"]:
+        for level in book["levels"].values():
+            for block in level:
+                wanted += [block["weights"], *block["graphs"].values()]
+    assert len(wanted) > 10
+    for one in wanted:
+        async with mesh.http.get(f"{mesh.root}/tab/blobs/{one['sha256']}") as answer:
+            data = await answer.read()
+            assert "immutable" in answer.headers["Cache-Control"]
+        assert len(data) == one["bytes"]
+        assert hashlib.sha256(data).hexdigest() == one["sha256"]
+
+
+async def test_embedded_rows_are_the_models(mesh: Live, models: Path) -> None:
+    listed = await _listed(mesh, "words")
+    model = await asyncio.to_thread(_words, models)
+    wanted = model.embed(ModelInput(tokens=torch.tensor(TOKENS)), 1, 4)
+    asked = {"inputs": {"tokens": TOKENS}, "start": 1, "stop": 4}
+    async with await _embed(mesh, listed["id"], asked) as answer:
+        assert answer.status == 200
+        rows = np.frombuffer(await answer.read(), "<f4").reshape(3, -1)
+    assert np.array_equal(rows, wanted.numpy())
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b"", "msgpack"),
+        (b"\xc1", "msgpack"),
+        (b"\x91" * 5000, "msgpack"),
+        ([1], "msgpack"),
+        ({"inputs": {"tokens": TOKENS}, "start": 0}, "stop"),
+        ({"inputs": {"tokens": TOKENS}, "start": 2, "stop": 2}, "above start"),
+        ({"inputs": {"tokens": TOKENS}, "start": 0, "stop": 6}, "5 tokens"),
+        ({"inputs": {"tokens": TOKENS}, "start": 0, "stop": 2**40}, "stop"),
+        ({"inputs": {"tokens": []}, "start": 0, "stop": 1}, "empty"),
+        ({"inputs": {"tokens": [2**40]}, "start": 0, "stop": 1}, "out of range"),
+        ({"inputs": {"tokens": [-1]}, "start": 0, "stop": 1}, "out of range"),
+        ({"inputs": {"tokens": [999]}, "start": 0, "stop": 1}, "token ids"),
+        (
+            {"inputs": {"tokens": TOKENS, "token_types": [2**35] * 5}, "start": 0, "stop": 1},
+            "range",
+        ),
+        ({"inputs": {"image": b"no picture"}, "start": 0, "stop": 1}, "text"),
+        ({"inputs": {"tokens": TOKENS}, "start": 0, "stop": 1, "more": 1}, "more"),
+    ],
+)
+async def test_bad_requests_for_rows_are_refused_with_a_sentence(
+    mesh: Live, body: object, says: str
+) -> None:
+    listed = await _listed(mesh, "words")
+    async with await _embed(mesh, listed["id"], body) as answer:
+        assert answer.status == 400
+        assert says in (await answer.json())["error"]["message"]
+
+
+async def test_what_is_not_there_is_not_found(mesh: Live) -> None:
+    for path, status in (
+        ("/tab/models/" + "0" * 64, 404),
+        ("/tab/blobs/" + "0" * 64, 404),
+        ("/tab/blobs/nothing", 400),
+        ("/tab/blobs/" + "A" * 64, 400),
+        ("/tab/blobs/..%2f..%2fetc%2fpasswd", 400),
+    ):
+        async with mesh.http.get(mesh.root + path) as answer:
+            assert answer.status == status, path
+    async with await _embed(mesh, "0" * 64, {}) as answer:
+        assert answer.status == 404
+    async with await _embed(mesh, "0" * 64, {}, {"Content-Type": "text/plain"}) as answer:
+        assert answer.status == 415
+
+
+async def test_a_token_guards_them(models: Path) -> None:
+    async with live(models, 1, token=TOKEN) as mesh:
+        for path in ("/tab/models", "/tab/models/" + "0" * 64, "/tab/blobs/" + "0" * 64):
+            async with mesh.http.get(mesh.root + path) as answer:
+                assert answer.status == 401
+
+
+async def test_a_model_that_no_tab_can_hold_says_so(
+    mesh: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "TAB_MODEL_BYTES", 1000)
+    listed = await _listed(mesh, "words")
+    assert "browser tab" in listed["why"]
+    async with mesh.http.get(f"{mesh.root}/tab/models/{listed['id']}") as answer:
+        assert answer.status == 500
+        assert "browser tab" in (await answer.json())["error"]["message"]
+
+
+async def test_files_of_models_that_were_not_used_for_long_go(
+    mesh: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "TAB_MODELS", 1)
+    words, plain = await _listed(mesh, "words"), await _listed(mesh, "plain")
+    async with mesh.http.get(f"{mesh.root}/tab/models/{words['id']}") as answer:
+        manifest = await answer.json()
+    async with mesh.http.get(f"{mesh.root}/tab/models/{plain['id']}") as answer:
+        assert answer.status == 200
+    address = f"{mesh.root}/tab/blobs/{manifest['weights'][0]['sha256']}"
+    async with mesh.http.get(address) as answer:
+        assert answer.status == 404
+    async with mesh.http.get(f"{mesh.root}/tab/models/{words['id']}") as answer:
+        assert await answer.json() == manifest
+    async with mesh.http.get(address) as answer:
+        assert answer.status == 200

@@ -1,0 +1,328 @@
+// A whole tab against a host without sockets, with a stand-in for the engine.
+
+import assert from "node:assert/strict";
+import { after, test } from "node:test";
+
+import * as limits from "../../astra_mesh/web/site/peer/limits.js";
+import { make } from "../../astra_mesh/web/site/peer/messages.js";
+import { TabPeer } from "../../astra_mesh/web/site/peer/peer.js";
+import { FakeHost, HOST } from "./fake_host.js";
+import { C, R1, R2 } from "./helpers.js";
+
+const MODEL = "e".repeat(64);
+const BOOK = "f".repeat(64);
+const SIZE = 4;
+const SPEC = { hidden_size: SIZE, num_hidden_layers: 3, causal: true, has_class_token: false, vocab_size: 50, max_tokens: 32 };
+const ABOUT = { id: MODEL, name: "tiny", family: "gpt2", tasks: ["generate", "embed"], bytes: 1000, codebooks: [{ id: BOOK, codec: "vq", rates: [8], default_rate: 8 }] };
+const TIMING = { fixed_s: 0.001, per_token_s: 0.001, per_pair_s: 0, encode_token_s: 0, decode_token_s: 0, head_s: 0, step_s: 0 };
+
+class FakeCodec {
+  firstBlock = 1;
+  able = [1];
+  async prepare() {}
+  packedBytes(stage, tokens) {
+    return tokens;
+  }
+  pack(stage, rows) {
+    return rows.slice();
+  }
+  unpack(stage, data) {
+    if (data.includes(255)) throw new Error("a code beyond the 255 codewords of its group");
+    return data.slice();
+  }
+}
+
+/** Notes the steps; a step may be held back. */
+class FakeRun {
+  steps = [];
+  constructor(layout, shard, embedded, hold) {
+    Object.assign(this, { layout, shard, embedded, hold });
+  }
+  async encode(block) {
+    this.steps.push(`encode ${block}`);
+    await this.hold?.(block);
+    const { length } = this.layout.sent(this.shard);
+    return new Map([[1, [new Uint8Array(length).fill(block)]]]);
+  }
+  async attendLocal(block) {
+    this.steps.push(`local ${block}`);
+  }
+  async attendRemote(block, source, codes) {
+    this.steps.push(`remote ${block} of ${source}: ${codes.length ? codes[0].join(" ") : "nothing"}`);
+  }
+  async finish(block) {
+    this.steps.push(`finish ${block}`);
+  }
+  async pooled() {
+    return { vector: Float32Array.of(1, 2, 3, 4), weight: 2 };
+  }
+}
+
+const peers = [];
+after(() => peers.forEach((peer) => peer.leave()));
+
+/** A tab that has joined; `changes` are of the engine and of HTTP. */
+async function joined({ load, hold, json, host = new FakeHost() } = {}) {
+  const found = { host, runs: [], posted: [], states: [] };
+  const model = {
+    async codec(name, book) {
+      if (name !== "vq" && name !== "fp32") throw new Error(`a tab cannot use the codes "${name}"`);
+      return new FakeCodec();
+    },
+    run(layout, shard, codec, embedded) {
+      const run = new FakeRun(layout, shard, embedded, hold);
+      found.runs.push(run);
+      return run;
+    },
+  };
+  const http = {
+    json: json ?? (async (path) => (path === "/tab/models" ? [ABOUT] : { ...ABOUT, spec: SPEC })),
+    post: async (path, body) => {
+      found.posted.push([path, body]);
+      return new Float32Array(SIZE * (body.at(-1) - 0)).buffer; // "stop" is the last number of the body
+    },
+  };
+  const engine = {
+    load: load ?? (async (manifest, progress) => (progress(500, 1000), progress(1000, 1000), model)),
+    measure: async () => ({ timing: TIMING, books: { [BOOK]: { encode_token_s: [0.1], decode_token_s: [0.2] } } }),
+  };
+  const device = { host: "own", cores: 1, host_cores: 8, threads: 1, system: "test", memory_bytes: 0, software: "" };
+  found.peer = new TabPeer({ makeSocket: host.makeSocket, http, engine, device, name: "phone", show: (state) => found.states.push(state) });
+  peers.push(found.peer);
+  found.peer.start();
+  found.hello = await host.next("Hello");
+  return found;
+}
+
+const shard = (peer, start, stop) => ({ peer, start, stop });
+/** The tab holds tokens 0 and 1, or as given, the host the others. */
+function proposal(host, { request = R2, own = [0, 2], of = 5, task = "generate", tokens = [1, 2, 3, 4, 5], image = [], changes = {}, late = "wait" } = {}) {
+  const shards = own[0] ? [shard(HOST.id, 0, own[0]), shard(host.tab, ...own)] : [shard(host.tab, ...own), shard(HOST.id, own[1], of)];
+  const ids = shards.map((one) => one.peer);
+  const plan = {
+    model: MODEL, codec: "vq", codebook: BOOK, shards, rates: [{ sender: ids[0], receiver: ids[1], stages: 1 }, { sender: ids[1], receiver: ids[0], stages: 1 }],
+    answering: ids.at(-1), class_token: "none", predicted_s: 0.001, late, ...changes,
+  };
+  return make("Propose", { request, task, plan, inputs: { tokens, token_types: [], image: Uint8Array.from(image) } });
+}
+const codes = (block, first, values, request = R2) => make("Codes", { request, block, stage: 0, first, count: values.length, data: Uint8Array.from(values) });
+
+test("it joins, greets, offers, and loads when asked to prepare", async () => {
+  const { host, hello, states } = await joined();
+  assert.equal(host.texts[0].name, "phone");
+  assert.deepEqual(host.texts[1], { type: "open", channel: 1, to: HOST.id });
+  assert.equal(hello.peer, host.tab);
+  assert.equal(hello.via, HOST.id);
+  assert.equal(hello.device.host, "m1");
+  host.tell(make("Prepare", { request: R1, model: MODEL }));
+  let status;
+  do status = await host.next("Status");
+  while (!status.models[0]?.timing);
+  const [offer] = status.models;
+  assert.deepEqual([offer.name, offer.loaded, offer.timing.per_token_s], ["tiny", true, 0.001]);
+  assert.deepEqual(offer.codebooks[0].encode_token_s, [0.1]);
+  const seen = states.flatMap((state) => state.models.map((one) => one.state));
+  assert.deepEqual([...new Set(seen)], ["offered", "loading", "measuring", "ready"]);
+  assert.deepEqual(states.at(-1).linked, ["host"]);
+});
+
+test("a model that cannot be loaded: the one who asks is told, and it is offered no more", async () => {
+  const load = async () => {
+    throw new Error("no memory");
+  };
+  const { host, states } = await joined({ load });
+  host.tell(make("Prepare", { request: R1, model: MODEL }));
+  const fail = await host.next("Fail");
+  assert.deepEqual([fail.request, fail.code, fail.text], [R1, "internal", "a browser met an error of its own: no memory"]);
+  assert.match(states.at(-1).models[0].why, /no memory/);
+  host.tell(make("Prepare", { request: R2, model: C }));
+  assert.equal((await host.next("Fail")).code, "unknown-model");
+});
+
+test("a whole shard: codes out before anything is computed, and a report", async () => {
+  const { host, runs, posted, states } = await joined();
+  host.tell(proposal(host));
+  await host.next("Accept");
+  const first = await host.next("Codes");
+  assert.deepEqual([first.block, first.first, first.count, [...first.data]], [1, 0, 2, [1, 1]]);
+  assert.equal((await host.next("Codes")).block, 2);
+  const { report } = await host.next("Done");
+  assert.deepEqual([report.peer, report.tokens, report.late_parts], [host.tab, 2, 0]);
+  assert.ok(report.sent_bytes[HOST.id] > 20 && report.finished_s >= report.compute_s);
+  assert.deepEqual(runs[0].steps, [
+    "local 0", "finish 0", "encode 1", "local 1", "finish 1", "encode 2", "local 2", "finish 2",
+  ]);
+  assert.equal(runs[0].embedded.rows, 2);
+  assert.equal(posted[0][0], `/tab/models/${MODEL}/embed`);
+  assert.equal(states.at(-1).done, 1);
+  assert.ok(states.some((state) => state.now?.block === 2));
+});
+
+test("remote parts, also those that overtake the proposal, and marks for a person who looks on", async () => {
+  const { host, runs } = await joined();
+  host.tell(codes(1, 0, [7, 8, 9]));
+  const wanted = proposal(host, { own: [3, 5], changes: { answering: HOST.id } });
+  wanted.plan.shards.push(shard(C, 5, 5));
+  wanted.plan.shards[2].peer = C;
+  host.tell({ ...wanted, watch: true });
+  assert.equal((await host.next("Refuse")).reason, "bad-plan"); // the owner of the last tokens has to answer
+  host.tell(codes(1, 0, [7, 8, 9], R1));
+  const plan = proposal(host, { request: R1, own: [0, 0] }).plan;
+  plan.shards = [shard(C, 0, 0), shard(host.tab, 0, 2), shard(HOST.id, 2, 5)];
+  host.tell(make("Propose", { ...proposal(host, { request: 77n }), plan, watch: true }));
+  await host.next("Accept");
+  const progress = await host.next("Progress");
+  assert.equal(progress.marks.length % 4, 0);
+  await host.next("Done");
+  assert.equal(runs.length, 1);
+});
+
+const classify = { ...ABOUT, tasks: ["embed"] };
+const both = async (path) => (path === "/tab/models" ? [classify] : { ...classify, spec: { ...SPEC, causal: false } });
+
+test("attention to tokens of others, and the pooled share", async () => {
+  const { host, runs } = await joined({ json: both });
+  host.tell(codes(1, 2, [7, 8, 9])); // before its proposal
+  host.tell(proposal(host, { task: "embed" }));
+  await host.next("Accept");
+  host.tell(codes(2, 2, [4, 5]));
+  host.tell(codes(2, 4, [6]));
+  const pooled = await host.next("Pooled");
+  assert.deepEqual([pooled.weight, pooled.vector.length], [2, 16]);
+  await host.next("Done");
+  assert.deepEqual(runs[0].steps.filter((step) => step.startsWith("remote")), ["remote 1 of 1: 7 8 9", "remote 2 of 1: 4 5 6"]);
+  assert.equal(runs[0].embedded.rows, 5); // the first block's input of all is known exactly
+});
+
+test("with degrade it goes on without what is late", async () => {
+  const { host, runs } = await joined({ json: both });
+  host.tell(proposal(host, { task: "embed", late: "degrade" }));
+  const { report } = await host.next("Done");
+  assert.equal(report.late_parts, 2);
+  assert.ok(runs[0].steps.includes("remote 1 of 1: nothing"));
+});
+
+const REFUSED = {
+  "unknown-model": [{ changes: { model: C } }, /no model/],
+  "unknown-codebook": [{ changes: { codec: "int4", codebook: "" } }, /cannot use the codes/],
+  "bad-plan": [{ tokens: [1, 2, 3] }, /the input has 3/],
+  "bad-plan: a task": [{ task: "classify" }, /cannot classify/],
+  "bad-plan: an image": [{ tokens: [], image: [1] }, /reads text/],
+  "bad-plan: an empty prompt": [{ tokens: [] }, /empty/],
+  "bad-plan: too long": [{ tokens: Array(33).fill(1) }, /too many/],
+  "bad-plan: to answer": [{ own: [3, 5] }, /answer itself/],
+  "bad-plan: a rate": [{ changes: { rates: [{ sender: HOST.id, receiver: C, stages: 1 }] } }, /without a shard/],
+};
+for (const [name, [about, says]] of Object.entries(REFUSED)) {
+  test(`refused: ${name}`, async () => {
+    const { host, states } = await joined();
+    host.tell(proposal(host, about));
+    const refuse = await host.next("Refuse");
+    assert.equal(refuse.reason, name.split(":")[0]);
+    assert.match(refuse.text, says);
+    assert.match(states.at(-1).problem, says);
+  });
+}
+
+test("refused: no link to another peer of the plan, and no shard of its own", async () => {
+  const { host } = await joined();
+  const propose = proposal(host);
+  propose.plan.shards = [shard(host.tab, 0, 2), shard(C, 2, 5)];
+  propose.plan.answering = C;
+  propose.plan.rates = [{ sender: host.tab, receiver: C, stages: 1 }];
+  host.tell(propose);
+  assert.equal((await host.next("Refuse")).reason, "not-linked");
+  propose.request = R1;
+  propose.plan.shards = [shard(HOST.id, 0, 2), shard(C, 2, 5)];
+  propose.plan.rates = [];
+  host.tell(propose);
+  assert.match((await host.next("Refuse")).text, /no shard for this peer/);
+});
+
+test("an error of the engine fails the request by name", async () => {
+  const hold = () => {
+    throw new Error("the memory ran out");
+  };
+  const { host } = await joined({ hold });
+  host.tell(proposal(host));
+  const fail = await host.next("Fail");
+  assert.deepEqual([fail.request, fail.code], [R2, "internal"]);
+  assert.match(fail.text, /the memory ran out/);
+});
+
+test("a cancelled request stops at the next step, and nobody is told", async () => {
+  let go;
+  const held = new Promise((done) => (go = done));
+  const { host, runs, states } = await joined({ hold: (block) => (block === 1 ? held : null) });
+  host.tell(proposal(host));
+  await host.next("Accept");
+  while (!runs[0]?.steps.includes("encode 1")) await new Promise((done) => setTimeout(done, 5));
+  host.tell(make("Cancel", { request: R2 }));
+  await new Promise((done) => setTimeout(done, 20));
+  go();
+  host.tell(proposal(host, { request: R1 }));
+  assert.equal((await host.next("Accept", "Codes", "Fail", "Done")).request, R1);
+  assert.equal(runs[0].steps.at(-1), "encode 1");
+  await host.next("Done");
+  assert.equal(states.at(-1).done, 1);
+});
+
+test("codes that the plan does not allow end the link with a reason, and the tab links again", async () => {
+  const { host } = await joined({ json: both });
+  host.tell(proposal(host, { task: "embed" }));
+  await host.next("Accept");
+  host.tell(codes(1, 2, [7, 255, 9]));
+  const refused = await host.next("LinkRefused");
+  assert.equal(refused.reason, "bad-message");
+  assert.match(refused.text, /codewords/);
+  await host.next("Hello");
+  assert.equal(host.texts.filter((one) => one.type === "open").at(-1).channel, 3);
+});
+
+test("a lost socket: it joins again by itself, as another peer", async () => {
+  const { host, states } = await joined();
+  const before = host.tab;
+  host.socket.close(1000, "the host restarts");
+  await host.next("Hello");
+  assert.equal(host.sockets.length, 2);
+  assert.equal(host.tab, before); // the key is the same, and so is this host's certificate
+  assert.ok(states.some((state) => state.phase === "waiting" && /the host restarts; joining again in 1 s/.test(state.why)));
+  assert.equal(states.at(-1).phase, "joined");
+});
+
+test("a device that slept joins anew at once", async () => {
+  const { host, peer } = await joined();
+  const real = Date.now;
+  Date.now = () => real() + 1000 * (limits.LOST_S + 1);
+  try {
+    peer.hurry();
+    await host.next("Hello");
+  } finally {
+    Date.now = real;
+  }
+  assert.equal(host.sockets.length, 2);
+});
+
+test("a host with a certificate that does not fit, or another version, is not believed", async () => {
+  for (const wrong of [{ peer: C }, { version: 2 }]) {
+    const host = new FakeHost();
+    const say = host.say.bind(host);
+    host.say = (type, fields) => say(type, type === "welcome" ? { ...fields, ...wrong } : fields);
+    const states = [];
+    const peer = new TabPeer({ makeSocket: host.makeSocket, http: {}, engine: {}, device: {}, name: "x", show: (state) => states.push(state) });
+    peers.push(peer);
+    peer.start();
+    while (states.at(-1)?.phase !== "waiting") await new Promise((done) => setTimeout(done, 5));
+    assert.match(states.at(-1).why, /certificate|version/);
+    peer.leave();
+  }
+});
+
+test("it leaves with a goodbye and does not come back", async () => {
+  const { host, peer, states } = await joined();
+  peer.leave();
+  assert.equal((await host.next("Goodbye")).text, "leaving");
+  await new Promise((done) => setTimeout(done, 700));
+  assert.equal(host.sockets.length, 1);
+  assert.equal(states.at(-1).phase, "left");
+});

@@ -1,0 +1,66 @@
+// Runs shards as a tab does: node run_shards.mjs CASES RESULTS (JSON files; see test_engine.py).
+//
+// Every shard is given the codes that Python's shards sent, so that each is judged on its own.
+
+import { readFileSync, writeFileSync } from "node:fs";
+
+import { embedRange, loadModel } from "../../astra_mesh/web/site/peer/engine.js";
+import { Layout, pair } from "../../astra_mesh/web/site/peer/layout.js";
+import { Matrix } from "../../astra_mesh/web/site/peer/runtime.js";
+
+const [from, to] = process.argv.slice(2);
+const models = new Map();
+
+async function modelOf(folder) {
+  if (!models.has(folder)) {
+    const manifest = JSON.parse(readFileSync(`${folder}/manifest.json`, "utf8"));
+    const getBlob = async (sha256) => new Uint8Array(readFileSync(`${folder}/${sha256}`));
+    models.set(folder, await loadModel(manifest, getBlob));
+  }
+  return models.get(folder);
+}
+
+const bytesOf = (text) => new Uint8Array(Buffer.from(text, "base64"));
+const textOf = (bytes) => Buffer.from(bytes).toString("base64");
+
+function layoutOf({ bounds, blocks, causal, classToken, pooling, stages, firstBlock }) {
+  const table = new Map(stages.map(([sender, receiver, count]) => [pair(sender, receiver), count]));
+  return new Layout({ bounds, blocks, causal, classToken, pooling, firstBlock, stages: table });
+}
+
+async function runShard(model, one, layout, shard) {
+  const able = [...layout.stages.values()];
+  const codec = await model.codec(one.codec, one.codebook, [...new Set(able)]);
+  const size = model.spec.hidden_size;
+  const whole = new Matrix(Float32Array.from(one.embedded), size);
+  const run = model.run(layout, shard, codec, whole.slice(...embedRange(layout, shard)));
+  const sent = [];
+  for (let block = 0; block < layout.blocks; block++) {
+    const codes = {};
+    for (const [stages, arrays] of await run.encode(block)) codes[stages] = arrays.map((codes, stage) => textOf(codec.pack(stage, codes)));
+    sent.push(codes);
+    await run.attendLocal(block);
+    if (block >= layout.firstBlock) {
+      // the last first: parts come in any order
+      for (const source of [...layout.sources(shard, block)].reverse()) {
+        const stages = layout.stagesBetween(source, shard);
+        const packed = one.missing.some(([b, s]) => b === block && s === source) ? [] : one.codes[block][source][stages];
+        const tokens = layout.sent(source).length;
+        await run.attendRemote(block, source, packed.map((text, stage) => codec.unpack(stage, bytesOf(text), tokens)));
+      }
+    }
+    await run.finish(block);
+  }
+  const { vector, weight } = await run.pooled();
+  return { sent, vector: [...vector], weight };
+}
+
+const results = [];
+for (const one of JSON.parse(readFileSync(from, "utf8"))) {
+  const model = await modelOf(one.folder);
+  const layout = layoutOf(one.layout);
+  const shards = [];
+  for (let shard = 0; shard < layout.bounds.length; shard++) shards.push(await runShard(model, one, layout, shard));
+  results.push(shards);
+}
+writeFileSync(to, JSON.stringify(results));

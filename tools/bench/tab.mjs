@@ -1,0 +1,42 @@
+// One block of a model in WebAssembly, called on and on: what tools/bench/tab.py times, in node and in Chromium.
+
+/**
+ * What can be run, by name: (calls) => Promise.
+ *
+ * @param peer     the address of site/peer
+ * @param fetched  (name of a file) => Promise of its bytes
+ * @param tokens   how many
+ */
+export async function bench(peer, fetched, tokens) {
+  const { loadModel } = await import(`${peer}/engine.js`);
+  const { Matrix } = await import(`${peer}/runtime.js`);
+  const manifest = JSON.parse(new TextDecoder().decode(await fetched("manifest.json")));
+  const model = await loadModel(manifest, fetched);
+  const { hidden_size: size, causal } = model.spec;
+  const block = model.blocks - 1;
+  const random = (rows, columns) => new Matrix(Float32Array.from({ length: rows * columns }, () => Math.random() - 0.5), columns);
+  const again = (work) => async (calls) => {
+    for (let i = 0; i < calls; i++) await work();
+  };
+  const x = random(tokens, size);
+  const found = {
+    block: again(async () => {
+      const n = await model.normalize(x);
+      const part = await model.attend(await model.query(block, n, 0), await model.keyValue(block, n, 0), causal);
+      await model.mix(block, x, part.out);
+    }),
+  };
+  for (const about of manifest.codebooks) {
+    const codec = await model.codec(about.codec, about.id, []);
+    for (const stages of new Set([codec.able[0], codec.able.at(-1)])) {
+      await codec.prepareBlock(stages, block);
+      const columns = codec.pastColumns(block);
+      const past = columns ? random(tokens, columns) : undefined;
+      const { codes } = await codec.encodeOne(block, stages, x, x, past);
+      const name = `${codec.rate(stages)} bits, ${columns ? "history" : "no history"}`;
+      found[`encode, ${name}`] = again(() => codec.encodeOne(block, stages, x, x, past));
+      found[`decode, ${name}`] = again(() => codec.decodeOne(block, stages, codes, past, 0));
+    }
+  }
+  return found;
+}
