@@ -71,7 +71,7 @@ class VectorSender {
   }
 }
 
-/** The receiving end of a VectorSender. */
+/** The receiving end of a VectorSender. Blocks may come with fewer stages: as many as there are arrays of codes. */
 class VectorReceiver {
   #codec;
   #stages;
@@ -87,7 +87,7 @@ class VectorReceiver {
 
   /** Keys and values of tokens whose first one has position `start`. */
   async decode(block, codes, start) {
-    const { n, kept, rows } = await this.#codec.decodeOne(block, this.#stages, codes, this.#memory?.past(block), start);
+    const { n, kept, rows } = await this.#codec.decodeOne(block, codes.length, codes, this.#memory?.past(block), start);
     this.#memory?.keep(block, kept);
     this.#last = n ?? { block, codes };
     return rows;
@@ -96,7 +96,7 @@ class VectorReceiver {
   /** The same where no codes came: from what is known of earlier blocks. */
   async standIn(block, start) {
     let n = this.#last;
-    if (n?.codes) ({ n } = await this.#codec.rebuild(n.block, this.#stages, n.codes, undefined));
+    if (n?.codes) ({ n } = await this.#codec.rebuild(n.block, n.codes.length, n.codes, undefined));
     if (this.#memory) {
       const past = this.#memory.past(block);
       ({ n } = await this.#codec.graph(block, this.#stages, "predict").run({ past }));

@@ -8,8 +8,8 @@ import { make } from "./messages.js";
 
 /** How long codes are waited for, from what the plan was predicted to take. */
 export class Patience {
-  constructor(predictedS = 0, blocks = 1, degrade = false) {
-    Object.assign(this, { predictedS, blocks, degrade });
+  constructor(predictedS = 0, blocks = 1, late = "wait") {
+    Object.assign(this, { predictedS, blocks, degrade: late === "degrade", lower: late !== "wait" });
   }
 
   /** For what nothing can stand in for, seconds. */
@@ -110,9 +110,12 @@ export class Exchange {
     const key = partKey(block, source);
     if (this.#givenUp.has(key)) return;
     if (this.#done.has(key)) throw new ProtocolError("codes that were sent before");
-    const rows = this.#split(message, stages).map(([at, data]) => [at, this.#unpack(at, data, count)]);
-    if (!this.#parts.has(key)) this.#parts.set(key, new Part(stages, sent.length));
+    const split = this.#split(message, stages);
+    if (this.#patience.lower) this.#checkLower(message, split.length);
+    const rows = split.map(([at, data]) => [at, this.#unpack(at, data, count)]);
+    if (!this.#parts.has(key)) this.#parts.set(key, new Part(this.#patience.lower ? split.length : stages, sent.length));
     const part = this.#parts.get(key);
+    if (this.#patience.lower && part.arrays.length !== split.length) throw new ProtocolError("codes of one block at two rates");
     for (const [at, some] of rows) {
       if (!part.put(at, first, count, some)) continue;
       this.#done.add(key);
@@ -121,6 +124,15 @@ export class Exchange {
       this.timeline?.note("arrived", block, source);
       this.#queue(block).push([source, part.arrays]);
       this.#wake();
+    }
+  }
+
+  /** Where rates may fall, each message has all stages of its tokens, as many as the codec can do with. */
+  #checkLower({ stage }, stages) {
+    if (stage || !this.#codec.able.includes(stages)) {
+      throw new ProtocolError(
+        `stages ${stage} to ${stage + stages - 1} of codes whose rate may fall: each message has the first stages, as many as the codec can do with`,
+      );
     }
   }
 
@@ -193,30 +205,29 @@ export class Exchange {
     for (const [, link] of receivers) await link.drain();
   }
 
-  /** All stages in one message where that is small, else each in as many as it takes. */
+  /**
+   * All stages in one message where that is small, else each in as many as it takes; where rates may fall all stages
+   * of some tokens, so that each message tells how many they are.
+   */
   *#messages(block, codes) {
     const { start, length: tokens } = this.#layout.sent(this.#shard);
-    const packed = (stage, count) => this.#codec.packedBytes(stage, count);
-    const message = (stage, first, count, data) => make("Codes", { request: this.#request, block, stage, first, count, data });
-    const sizes = codes.map((_, stage) => packed(stage, tokens));
-    const whole = sizes.reduce((sum, one) => sum + one, 0);
-    if (whole <= Math.min(limits.JOINED_CODES_BYTES, limits.CODES_DATA_BYTES)) {
-      const data = new Uint8Array(whole);
-      let at = 0;
-      codes.forEach((rows, stage) => {
-        data.set(this.#codec.pack(stage, rows), at);
-        at += sizes[stage];
-      });
-      yield message(0, start, tokens, data);
-      return;
-    }
-    for (const [stage, rows] of codes.entries()) {
-      const columns = rows.length / tokens;
-      const most = Math.max(1, Math.floor((limits.CODES_DATA_BYTES * 64) / packed(stage, 64)));
+    const packed = (stages, count) => stages.reduce((sum, stage) => sum + this.#codec.packedBytes(stage, count), 0);
+    const every = codes.map((_, stage) => stage);
+    const small = Math.min(limits.JOINED_CODES_BYTES, limits.CODES_DATA_BYTES);
+    const joined = this.#patience.lower || packed(every, tokens) <= small;
+    for (const stages of joined ? [every] : every.map((stage) => [stage])) {
+      // Cut so that each message stays within CODES_DATA_BYTES.
+      const most = Math.max(1, Math.floor((limits.CODES_DATA_BYTES * 64) / packed(stages, 64)));
       for (let first = 0; first < tokens; first += most) {
         const count = Math.min(most, tokens - first);
-        const chunk = rows.subarray(first * columns, (first + count) * columns);
-        yield message(stage, start + first, count, this.#codec.pack(stage, chunk));
+        const data = new Uint8Array(packed(stages, count));
+        let at = 0;
+        for (const stage of stages) {
+          const columns = codes[stage].length / tokens;
+          data.set(this.#codec.pack(stage, codes[stage].subarray(first * columns, (first + count) * columns)), at);
+          at += packed([stage], count);
+        }
+        yield make("Codes", { request: this.#request, block, stage: stages[0], first: start + first, count, data });
       }
     }
   }

@@ -32,6 +32,7 @@ export const IMAGE_BYTES = 10 * MIB;
 export const PEERS_PER_PLAN = 64;
 export const BLOCKS = 512;
 export const STAGES = 64;
+export const RATE_CHANGES = 32;
 export const REQUESTS_PER_PEER = 64;
 export const OPEN_REQUESTS_PER_LINK = 256;
 export const ENDED_REQUESTS = 1_024;

@@ -79,17 +79,21 @@ const Plan = struct("Plan", {
   model: [id], codec: [word], codebook: [idOrEmpty],
   shards: [such(list(Shard, limits.PEERS_PER_PLAN), (value) => value.length >= 1)],
   rates: [list(LinkRate, limits.PEERS_PER_PLAN * (limits.PEERS_PER_PLAN - 1))],
-  answering: [id], class_token: [wordOrEmpty], predicted_s: [float, 0], late: [oneOf("wait", "degrade"), "wait"],
+  answering: [id], class_token: [wordOrEmpty], predicted_s: [float, 0], late: [oneOf("wait", "adapt", "degrade"), "wait"],
 });
 const Sampling = struct("Sampling", {
   max_new_tokens: [such(int, between(0, limits.NEW_TOKENS)), 64], temperature: [float, 0],
   top_k: [such(int, below(TOKEN_LIMIT)), 0], top_p: [float, 1], seed: [maybe(int), null],
 });
 const Inputs = struct("Inputs", { tokens: [tokens, []], token_types: [tokens, []], image: [sized(limits.IMAGE_BYTES), EMPTY] });
+/** Pairs of a block and the bits per token from it on. */
+const rateChanges = such(list(int, 2 * (limits.RATE_CHANGES + limits.STAGES)), (value) =>
+  value.length % 2 === 0 && value.every((one, i) => (i % 2 ? one > 0 && one <= TOKEN_LIMIT : one < limits.BLOCKS)),
+);
 const PeerReport = struct("PeerReport", {
   peer: [id], tokens: [position], compute_s: [float], encode_s: [float], decode_s: [float], wait_s: [float], finished_s: [float],
   sent_bytes: [table(int, isId, limits.PEERS_PER_PLAN), {}], decode_steps: [such(int, between(0, limits.NEW_TOKENS)), 0],
-  late_parts: [such(int, between(0, limits.BLOCKS * limits.PEERS_PER_PLAN)), 0],
+  late_parts: [such(int, between(0, limits.BLOCKS * limits.PEERS_PER_PLAN)), 0], rates: [table(rateChanges, isId, limits.PEERS_PER_PLAN), {}],
 });
 
 /** Groups of four: microseconds, mark, block, part. */
