@@ -70,6 +70,8 @@ CLIENT_MOVE_S: Final = 1.5  # ... for so long each: those that live answer withi
 PROGRESS_MARKS: Final = 1_024  # in one message: 15 KiB of positional integers
 PROGRESS_S: Final = 0.1  # between two of them, while somebody looks on
 SHOWN_REQUESTS: Final = 8  # kept for whoever looks on, the last ones; a plan of 4 peers is 3 KB
+# Idle for so long, a peer gives memory back; getting 50 MiB anew costs the next request 15 ms.
+GIVE_BACK_S: Final = 2.0
 EARLY_CODES_BYTES: Final = 4 * MIB  # codes that overtake their proposal (other link), per link
 EARLY_CODES_S: Final = 10.0  # kept so long, then dropped
 
@@ -107,6 +109,9 @@ CODES_TIMEOUT_S: Final = 60.0
 LATE_PATIENCE: Final = 4.0
 LATE_LEAST_S: Final = 0.1
 LATE_START_S: Final = 1.0
+# Where rates may follow the links: no codes have to be there sooner (a busy device's event loop).
+RATE_LEAST_S: Final = 0.03
+RATE_CHANGES: Final = 32  # of one link in one request, then only downwards; all are reported
 LATE_REPORT_S: Final = 0.3  # then the answer does not wait for the reports of those who are late
 SHUTDOWN_S: Final = 3.0
 DISCOVERY_WAIT_S: Final = 1.5  # an embedded peer looks this long for others before it answers alone
@@ -182,6 +187,7 @@ TAB_LOOK_S: Final = 1.0  # between two looks for peers that came, where no event
 
 # --- files ----------------------------------------------------------------------------------------
 SAFETENSORS_HEADER_BYTES: Final = 100 * MIB  # the format's own cap
+WEIGHT_FILE_BYTES: Final = 2048 * MIB  # that is written, and so of memory while it is written
 JSON_BYTES: Final = 64 * MIB  # tokenizer.json of a 256k vocabulary is about 33 MB
 QUALITY_ROWS: Final = 4_096  # of quality.json: 16 codebooks, 32 rates, 8 numbers of peers
 QUALITY_BYTES: Final = 8 * MIB  # about 600 bytes a row, of three tasks
@@ -190,6 +196,8 @@ QUALITY_BYTES: Final = 8 * MIB  # about 600 bytes a row, of three tasks
 SHARE_PIECE_BYTES: Final = 4 * MIB  # asked for at once; at 10 Mbps 3.4 s
 SHARE_PIECE_S: Final = 120.0  # for one piece: a peer that answers requests gives a trickle
 SHARE_WRITE_S: Final = 30.0  # a receiver that takes no chunk for so long is dropped
+CODEBOOK_LOOK_S: Final = 5.0  # between two looks for codebooks that other peers have
+CODEBOOK_AGAIN_S: Final = 300.0  # after they did not come
 RESCAN_S: Final = 3.0  # between two looks for models that came to this device
 SHARE_TRANSFERS: Final = 4  # files given at once
 SHARE_TRICKLE_S: Final = 0.5  # between two chunks of 64 KiB while requests run: 1 Mbit/s

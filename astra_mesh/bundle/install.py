@@ -12,12 +12,16 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+from astra_mesh.bundle.configs import save_json
 from astra_mesh.bundle.header import read_header
 from astra_mesh.bundle.manifest import write_manifest
 from astra_mesh.bundle.store import Bundle, open_bundle, user_models_path
 from astra_mesh.errors import InputError, ModelError
+
+if TYPE_CHECKING:
+    from astra_mesh.bundle.gguf import GgufFile
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 _SPARE_BYTES: Final = 64 * 1024 * 1024  # left free for everything else on the device
@@ -110,6 +114,33 @@ def publish(folder: Path, name: str) -> Bundle:
         target = folder.with_name(name)
         os.rename(folder, target)  # noqa: PTH104 - Path.replace would take an empty folder's place
     return open_bundle(target)
+
+
+def add_gguf(source: GgufFile, name: str) -> Bundle:
+    """Write the model of a GGUF file into the user's models. A ``tokenizer.json`` beside the file
+    takes the place of the one that the file describes.
+
+    Raises:
+        AstraMeshError: It cannot be used, or there is one of this name; nothing is left of it.
+    """
+    from astra_mesh.bundle.gguf_text import make_tokenizer, settings_of
+
+    folder = staging_folder(name)
+    try:
+        check_room(folder, source.size_bytes)
+        with explained(folder):
+            beside = source.path.with_name("tokenizer.json")
+            if beside.exists():
+                shutil.copyfile(beside, folder / beside.name)
+            else:
+                tokenizer = make_tokenizer(source.fields, source.path)
+                (folder / "tokenizer.json").write_text(tokenizer.to_str(), "utf-8")
+            save_json(folder / "tokenizer_config.json", settings_of(source.fields))
+            source.write(folder)
+        return publish(folder, name)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def add(source: Path, name: str) -> Bundle:

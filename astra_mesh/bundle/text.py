@@ -114,6 +114,17 @@ class TextTokenizer:
             return None
         return self._tokenizer.id_to_token(token_id)
 
+    def after(self, token_id: int, context: list[int]) -> str:
+        """The text that one more id adds to those of ``context``; special tokens have their names,
+        and bytes that are no whole character are replacement characters.
+        """
+        known = 0 <= token_id <= _LARGEST_ID
+        name = self._tokenizer.id_to_token(token_id) if known else None
+        if name is None or token_id in self._special:
+            return name or f"token_id:{token_id}"
+        before, whole = self.decode(context), self.decode([*context, token_id])
+        return whole[len(before) :] if whole.startswith(before) else self.decode([token_id])
+
     def stream(self) -> TextStream:
         """A new stream that turns ids into text as they come."""
         return TextStream(self, self._byte_fallback)

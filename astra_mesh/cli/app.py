@@ -15,6 +15,7 @@ from astra_mesh.cli import (
     learn,
     models,
     pair,
+    peer,
     peers,
     service,
     top,
@@ -49,8 +50,8 @@ def common(
 
 
 MESH, MODELS = "The mesh", "Models"
-app.command("peer", rich_help_panel=MESH, epilog=peers.PEER_EXAMPLE)(peers.peer)
-app.command("peers", rich_help_panel=MESH, epilog=peers.PEERS_EXAMPLE)(peers.peers)
+app.command("peer", rich_help_panel=MESH, epilog=peer.EXAMPLE)(peer.peer)
+app.command("peers", rich_help_panel=MESH, epilog=peers.EXAMPLE)(peers.peers)
 app.command("top", rich_help_panel=MESH, epilog=top.EXAMPLE)(top.top)
 app.command("pair", rich_help_panel=MESH, epilog=pair.PAIR_EXAMPLE)(pair.pair)
 app.command("unpair", rich_help_panel=MESH, epilog=pair.UNPAIR_EXAMPLE)(pair.unpair)

@@ -39,11 +39,12 @@ from astra_mesh.cli.options import (
     UseOption,
     plan_options,
 )
+from astra_mesh.cli.progress import waiting
 from astra_mesh.errors import BadImageError, InputError
 
 if TYPE_CHECKING:
     from astra_mesh.client import Classification, Embedding, Mesh
-    from astra_mesh.wire.messages import Planned, Report
+    from astra_mesh.wire.messages import ModelId, PeerInfo, Planned, Report
 
 RUN_EXAMPLE: Final = 'Example:  astra-mesh run tiny-gpt2 "ROMEO:" -n 100 --use all'
 CLASSIFY_EXAMPLE: Final = "Example:  astra-mesh classify vit-tiny photo.jpg --top 3"
@@ -111,9 +112,9 @@ async def _run(
 ) -> None:
     async with opened(connect, typed) as mesh:
         async with mesh.generate(model, prompt, **sampling, **options) as generation:
-            with err.status(f"asking {mesh.peer.name}", spinner="dots") as status:
+            with waiting(await _what_happens(mesh, model)) as over:
                 async for token in generation:
-                    status.stop()
+                    over()
                     if as_json:
                         print_json({"type": "token", "id": token.id, "text": token.text})
                     else:
@@ -170,7 +171,7 @@ async def _classify(
     as_json: bool,
 ) -> None:
     async with opened(connect, typed) as mesh:
-        with err.status(f"asking {mesh.peer.name}", spinner="dots"):
+        with waiting(await _what_happens(mesh, model)):
             answer = await mesh.classify(model, given, top=top, class_token=class_token, **options)
         if as_json:
             print_json(
@@ -242,7 +243,7 @@ async def _embed(
     as_json: bool,
 ) -> None:
     async with opened(connect, typed) as mesh:
-        with err.status(f"asking {mesh.peer.name}", spinner="dots"):
+        with waiting(await _what_happens(mesh, model)):
             answer = await mesh.embed(
                 model, text, normalize=normalize, class_token=class_token, **options
             )
@@ -297,13 +298,42 @@ async def opened(connect: str | None, typed: list[str] | None) -> AsyncIterator[
         await mesh.close()
 
 
+async def _what_happens(mesh: Mesh, model: str) -> str:
+    """Whom it asks; and who has to load the model first, which may take long."""
+    text = f"asking {clean(mesh.peer.name)}"
+    cold = [
+        clean(peer.name)
+        for peer in await mesh.peers()
+        for offer in peer.models
+        if model in (offer.name, offer.id) and not offer.loaded
+    ]
+    return f"{text}; first {clean(model)} is loaded by {', '.join(cold)}" if cold else text
+
+
 async def _explain(
     mesh: Mesh, planned: Planned | None, report: Report, options: PlanOptions, as_json: bool
 ) -> None:
-    """The report, and a hint where nobody else is here; both on standard error."""
+    """The report, and hints where the mesh could be better; all on standard error."""
     if not as_json:
         from astra_mesh.cli.report import report_block
 
         err.print(report_block(planned, report))
-    if len(report.plan.shards) == 1 and options["use"] != "solo" and len(await mesh.peers()) == 1:
+    if options["use"] == "solo":
+        return
+    found = await mesh.peers()
+    if len(found) == 1 and len(report.plan.shards) == 1:
         hint(ALONE)
+    if lacking := without_codebook(found, report.plan.model):
+        hint(lacking)
+
+
+def without_codebook(found: list[PeerInfo], model: ModelId) -> str:
+    """A sentence where some peers have a codebook of a model and others have the model only."""
+    offers = [(peer.name, offer) for peer in found for offer in peer.models if offer.id == model]
+    bare = [clean(name) for name, offer in offers if not offer.codebooks]
+    if not bare or len(bare) == len(offers):
+        return ""
+    return (
+        f"{', '.join(bare)} without the codebook of {clean(offers[0][1].name)} that others have: "
+        f"there, `astra-mesh models pull {clean(offers[0][1].name)}` gets it"
+    )

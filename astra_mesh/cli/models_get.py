@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 PULL_EXAMPLE: Final = (
     "Examples:  astra-mesh models pull openai-community/gpt2   ·   astra-mesh models pull tiny-gpt2"
 )
-ADD_EXAMPLE: Final = "Example:  astra-mesh models add ~/Downloads/my-model"
+ADD_EXAMPLE: Final = (
+    "Examples:  astra-mesh models add ~/Downloads/my-model   ·   "
+    "astra-mesh models add ~/Downloads/tiny.Q8_0.gguf"
+)
 
 Name = Annotated[
     str, typer.Option("--name", help="What the model is called here. Default: as over there.")
@@ -69,12 +72,21 @@ async def _from_mesh(
     from astra_mesh.cli.ask import opened
     from astra_mesh.cli.progress import following
     from astra_mesh.client.fetch import Fetch, holders_of
+    from astra_mesh.client.fetch_codebooks import CodebookFetch, bundle_here, lacking
     from astra_mesh.client.finding import own_way
 
     async with opened(connect, typed) as mesh:
-        secure = await asyncio.to_thread(own_way)
-        holders = holders_of(model, await mesh.peers(), mesh.peer_address, secure)
-    fetch = Fetch(holders, name)
+        secure, peers = await asyncio.to_thread(own_way), await mesh.peers()
+        holders = holders_of(model, peers, mesh.peer_address, secure)
+        here = None if name else await asyncio.to_thread(bundle_here, holders.model)
+        fetch = Fetch(holders, name)
+        if here is not None:
+            args = (here, peers, mesh.peer_address, secure)
+            ids, holders = await asyncio.to_thread(lacking, *args)
+            if not ids:
+                _report(here, as_json, peers=[])
+                return
+            fetch = CodebookFetch(here, ids, holders)
     await fetch.look()
     with following(clean(fetch.name), fetch.size_bytes, lambda: fetch.done_bytes):
         bundle = await fetch.run()
@@ -82,23 +94,46 @@ async def _from_mesh(
 
 
 def add(
-    folder: Annotated[Path, typer.Argument(help="A folder with config.json and safetensors.")],
+    path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FOLDER or FILE.gguf",
+            help="A folder with config.json and safetensors, or a GGUF file of llama.cpp.",
+        ),
+    ],
     name: Name = "",
     as_json: Json = False,
 ) -> None:
-    """Copy a model's folder to this device's models."""
+    """Copy a model's folder, or the model in a GGUF file, to this device's models."""
     with reporting(as_json):
+        if path.suffix.lower() == ".gguf" and path.is_file():
+            _report(_add_gguf(path, name), as_json)
+            return
         from astra_mesh.bundle import install
         from astra_mesh.bundle.store import user_models_path
         from astra_mesh.cli.progress import following
 
-        source = install.check_usable(folder)
+        source = install.check_usable(path)
         name = name or source.name
         size = sum(path.stat().st_size for path in source.path.iterdir() if path.is_file())
         staging = user_models_path() / f".{name}.partial"
         with following(clean(name), size, lambda: _size(staging)):
             bundle = install.add(source.path, name)
         _report(bundle, as_json)
+
+
+def _add_gguf(path: Path, name: str) -> Bundle:
+    from astra_mesh.bundle import install
+    from astra_mesh.bundle.gguf import GgufFile
+    from astra_mesh.bundle.store import user_models_path
+    from astra_mesh.cli.progress import following
+
+    with err.status(f"reading {clean(path.name)}", spinner="dots"):
+        source = GgufFile(path)
+    name = name or path.stem
+    staging = user_models_path() / f".{name}.partial"
+    with following(clean(name), source.size_bytes, lambda: _size(staging)):
+        return install.add_gguf(source, name)
 
 
 def _size(folder: Path) -> int:
@@ -115,7 +150,9 @@ def _report(bundle: Bundle, as_json: bool, **origin: object) -> None:
         print_json({**about, "size_bytes": size, **origin})
         return
     out.print(f"{clean(bundle.name)}: {amount(size)} in {bundle.path}", soft_wrap=True)
-    if "peers" in origin:
+    if origin.get("peers") == []:
+        hint("it is here already, with all codebooks that the mesh has of it")
+    elif "peers" in origin:
         out.print(f"  from {clean(', '.join(map(str, origin['peers'])))}", soft_wrap=True)  # type: ignore[call-overload]
     if not bundle.codebook_paths:
         hint(

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING, Annotated, TypedDict
+from typing import TYPE_CHECKING, Annotated, Final, TypedDict
 
 import typer
 
 if TYPE_CHECKING:
     from astra_mesh.client.inputs import LateName, UseName
 
+SHORT_ID: Final = 8  # hex digits of a peer's id, for people
+
 
 class Late(enum.Enum):
     """What happens to codes that come too late."""
 
     WAIT = "wait"
+    ADAPT = "adapt"
     DEGRADE = "degrade"
 
 
@@ -95,8 +98,8 @@ LateOption = Annotated[
     Late,
     typer.Option(
         rich_help_panel=_PLAN,
-        help="wait for codes that are late, or degrade: go on with what earlier blocks predict, "
-        "and say so.",
+        help="wait for codes that are late; adapt: send fewer bits where a link has become slower; "
+        "degrade: and go on with what earlier blocks predict. The report says so.",
     ),
 ]
 ClassToken = Annotated[

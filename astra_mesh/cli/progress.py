@@ -7,7 +7,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TransferSpeedColumn,
+)
 
 from astra_mesh.cli.console import err
 
@@ -18,7 +26,7 @@ _LOOK_S: Final = 0.2
 def following(text: str, total: int, done: Callable[[], int]) -> Iterator[None]:
     """A bar that asks how many of ``total`` bytes are there, from a thread of its own."""
     over = threading.Event()
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn())
     with Progress(*columns, TransferSpeedColumn(), console=err, transient=True) as bar:
         task = bar.add_task(text, total=total)
 
@@ -33,3 +41,13 @@ def following(text: str, total: int, done: Callable[[], int]) -> Iterator[None]:
         finally:
             over.set()
             thread.join()
+
+
+@contextmanager
+def waiting(text: str) -> Iterator[Callable[[], None]]:
+    """A line with the time that has passed, for what tells nothing of itself meanwhile; it is gone
+    when it is over, or when what is given is called."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True) as line:
+        line.add_task(text, total=None)
+        yield line.stop

@@ -10,7 +10,6 @@ from astra_mesh.mesh.connect import Address
 
 DEFAULT_PORT: Final = 7475
 
-
 _FORM: Final = re.compile(
     r"(?:\[(?P<ipv6>[0-9A-Fa-f:.]+(?:%\w+)?)\]|(?P<host>[\w.-]+))(?::(?P<port>[0-9]{1,5}))?"
     r"|(?P<bare>[0-9A-Fa-f.]*(?::[0-9A-Fa-f.]*){2,}(?:%\w+)?)"

@@ -109,6 +109,10 @@ class Fetch:
         self._folder = Path()
         self._came: dict[str, set[int]] = {}  # SHA-256 -> pieces that are there
 
+    def wanted(self, listing: Listing) -> list[SharedFile]:
+        """Those of the listed files that are to come."""
+        return listing.files
+
     async def look(self) -> None:
         """Ask what there is, and what is here already.
 
@@ -131,18 +135,22 @@ class Fetch:
                         data = await answer.content.read(_LISTING_BYTES)
                 listing = listing_of(data)
                 if _id_of(listing) == self.holders.model:
-                    return listing
+                    return Listing(listing.model, listing.name, self.wanted(listing))
                 problems.append(f"{holder.name} lists other files than the model's")
             except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
                 problems.append(f"{holder.name}: {_why(error)}")
         raise MeshError(f"no peer gives {self.holders.name}: {'; '.join(problems)[:400]}")
 
     def _prepare(self) -> None:
-        self._folder = staging_folder(self.name)
+        self._folder = self.staging()
         self.size_bytes = sum(one.size for one in self._listing.files)
         self._came = self._read_journal()
         self.done_bytes = sum(self._have(one) for one in self._listing.files)
         check_room(self._folder, self.size_bytes - self.done_bytes)
+
+    def staging(self) -> Path:
+        """Where the files gather."""
+        return staging_folder(self.name)
 
     def _have(self, file: SharedFile) -> int:
         """Bytes of a file that are here."""
@@ -292,6 +300,10 @@ class Fetch:
             for path in self._folder.iterdir():
                 if path.name.startswith("."):
                     path.unlink()
+        return self.publish()
+
+    def publish(self) -> Bundle:
+        """All is there: put it in its place."""
         bundle = publish(self._folder, self.name)
         if bundle.model_id != self.holders.model:
             raise BadBundleError(

@@ -14,7 +14,7 @@ from astra_mesh.client.line import Conversation, new_request
 from astra_mesh.client.way import Way, may_go_on
 from astra_mesh.errors import MeshError
 from astra_mesh.wire import messages as wire
-from astra_mesh.wire.messages import Ask, Planned, Report, Result
+from astra_mesh.wire.messages import Ask, Planned, Report, RequestId, Result
 
 
 class _Progress:
@@ -46,6 +46,11 @@ class Generation:
     def __init__(self, way: Way, ask: Ask) -> None:
         self._progress = _Progress(way, ask)
         self._stepped: AsyncGenerator[Token, None] | None = None
+
+    @property
+    def request(self) -> RequestId:
+        """The id by which the asked peer knows the request."""
+        return self._progress.ask.request
 
     @property
     def planned(self) -> Planned | None:

@@ -22,7 +22,7 @@ from astra_mesh.wire.messages import Late, Options, Sampling, Use
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-LateName: TypeAlias = Literal["wait", "degrade"]
+LateName: TypeAlias = Literal["wait", "adapt", "degrade"]
 UseName: TypeAlias = Literal["auto", "all", "solo"]
 Picture: TypeAlias = "bytes | os.PathLike[str] | Image"
 
@@ -184,7 +184,7 @@ def make_options(
     if use not in {member.value for member in Use}:
         raise InputError(f"use must be auto, all or solo, not {use[:40]!a}")
     if late not in {member.value for member in Late}:
-        raise InputError(f"late must be wait or degrade, not {late[:40]!a}")
+        raise InputError(f"late must be wait, adapt or degrade, not {late[:40]!a}")
     if not 0 <= max_peers <= limits.PEERS_PER_PLAN:
         raise InputError(f"max_peers must lie in 0..{limits.PEERS_PER_PLAN} (0: no limit)")
     if not 0 <= rate < 2**31:

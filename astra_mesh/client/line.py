@@ -13,6 +13,7 @@ from astra_mesh.errors import (
     BusyError,
     CancelledRequestError,
     MeshError,
+    NoPeerError,
     PeerLostError,
     ProtocolError,
     error_from_code,
@@ -156,14 +157,20 @@ class Line:
         Cancelling it, or an error, leaves a line that must be closed.
 
         Raises:
-            MeshError: The peer refused, or speaks another version, or went away.
+            NoPeerError: It went away before it said anything.
+            MeshError: The peer refused, or speaks another version, or is leaving.
         """
         self._task = asyncio.create_task(self._run(), name="astra_mesh client link")
         await self._decided.wait()
-        if not self.is_open:
-            raise self._link.close_error or PeerLostError(
-                f"the peer at {self._link.address} is leaving; ask another one"
+        if self.is_open:
+            return
+        error, address = self._link.close_error, self._link.address
+        if isinstance(error, PeerLostError) and self._link.peer is None:
+            raise NoPeerError(
+                f"the peer at {address} went away before it said hello ({error.message}). Check "
+                "that it still runs, or ask another one"
             )
+        raise error or PeerLostError(f"the peer at {address} is leaving; ask another one")
 
     async def close(self) -> None:
         """Say goodbye and end the link. Conversations that run get PeerLostError."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from astra_mesh.engine.attention import attend, merge
-from astra_mesh.engine.sampling import Sampler
+from astra_mesh.engine.sampling import Likely, Sampler, likely
 from astra_mesh.engine.shard import ShardRun
 from astra_mesh.families.model import ModelInput
 from astra_mesh.wire.messages import Sampling
@@ -22,12 +22,21 @@ class Decoder:
     Args:
         run: a finished causal shard run that holds the last token and has ``spare`` rows.
         stop_ids: tokens that end the text (they are not returned).
+        best: note of each new token how probable it was, and so many of the most probable ones,
+            in ``likely``; None notes nothing.
     """
 
-    def __init__(self, run: ShardRun, sampling: Sampling, stop_ids: Collection[int] = ()) -> None:
+    def __init__(
+        self,
+        run: ShardRun,
+        sampling: Sampling,
+        stop_ids: Collection[int] = (),
+        best: int | None = None,
+    ) -> None:
         self.model, self._rows = run.model, run.rows
         self._sampler, self._stop_ids = Sampler(sampling), frozenset(stop_ids)
-        self._left = sampling.max_new_tokens
+        self._left, self._best = sampling.max_new_tokens, best
+        self.likely: Likely | None = None  # of the last token
         self.position = run.stop  # of the token that comes next
         self._tokens = torch.zeros(len(run.rows[0]), dtype=torch.int64)  # only new ones are read
         self.finish = ""  # "length", "eos" or "context" once it has ended
@@ -49,6 +58,8 @@ class Decoder:
         if token in self._stop_ids:
             self.finish = "eos"
             return None
+        if self._best is not None:
+            self.likely = likely(self.logits, token, self._best)
         self._left -= 1
         if self._left == 0:
             self.finish = "length"

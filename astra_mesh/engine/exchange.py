@@ -15,10 +15,16 @@ from astra_mesh.quant.codes import CodeArray
 class Exchange(Protocol):
     """One request's view of the network, for one shard."""
 
+    def stages(self, block: int, busy_s: float) -> Mapping[int, int]:
+        """How many stages of the own codes of ``block`` each receiver is to get.
+
+        ``busy_s``: seconds of work of this shard for the block before.
+        """
+
     async def send_codes(self, block: int, codes: Mapping[int, Sequence[CodeArray]]) -> None:
         """Hand the own codes of ``block`` to every shard that needs them.
 
-        ``codes`` has one array per stage for each number of stages that a receiver takes.
+        ``codes`` has one array per stage for each receiver, the same ones for those alike.
         """
 
     async def receive_codes(self, block: int) -> tuple[int, Sequence[CodeArray]]:
@@ -57,11 +63,15 @@ class LocalExchange:
     def _queue(self, block: int) -> asyncio.Queue[tuple[int, Sequence[CodeArray]]]:
         return self._codes.setdefault(block, asyncio.Queue())
 
+    def stages(self, block: int, busy_s: float) -> Mapping[int, int]:
+        """Those of the layout."""
+        receivers = self._layout.receivers(self._shard, block)
+        return {receiver: self._layout.stages[self._shard, receiver] for receiver in receivers}
+
     async def send_codes(self, block: int, codes: Mapping[int, Sequence[CodeArray]]) -> None:
         """See :class:`Exchange`."""
         for receiver in self._layout.receivers(self._shard, block):
-            stages = self._layout.stages[self._shard, receiver]
-            self._mailboxes[receiver]._queue(block).put_nowait((self._shard, codes[stages]))
+            self._mailboxes[receiver]._queue(block).put_nowait((self._shard, codes[receiver]))
 
     async def receive_codes(self, block: int) -> tuple[int, Sequence[CodeArray]]:
         """See :class:`Exchange`."""

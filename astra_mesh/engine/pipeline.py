@@ -28,6 +28,11 @@ class Spent:
     started: float = field(default_factory=time.perf_counter)
 
     @property
+    def worked_s(self) -> float:
+        """All but waiting."""
+        return self.compute_s + self.encode_s + self.decode_s
+
+    @property
     def total_s(self) -> float:
         """Since the start."""
         return time.perf_counter() - self.started
@@ -59,6 +64,7 @@ class Pipeline:
         self.run, self.exchange, self.compute = run, exchange, compute
         self.spent = Spent()
         self.timeline = timeline  # None: nothing is noted
+        self._worked_s = 0.0
 
     async def prefill(self) -> None:
         """All blocks of the own shard; errors of the exchange are raised here."""
@@ -76,9 +82,9 @@ class Pipeline:
         steps = [self._finish(block - 1)] if block else []
         if layout.receivers(run.shard, block):
             codes: dict[int, Sequence[CodeArray]] = {}
-            steps.append(
-                Step("encode_s", lambda: codes.update(run.encode(block)), Mark.ENCODED, block)
-            )
+            stages = self.exchange.stages(block, self._busy_s())
+            encode = lambda: codes.update(run.encode(block, stages))  # noqa: E731
+            steps.append(Step("encode_s", encode, Mark.ENCODED, block))
             await self._compute(steps)
             await self.exchange.send_codes(block, codes)
             self._note(Mark.SENT, block)
@@ -95,6 +101,11 @@ class Pipeline:
             missing, steps = missing - len(ready), []
             if not missing:
                 return
+
+    def _busy_s(self) -> float:
+        """Seconds of work since the last call."""
+        before, self._worked_s = self._worked_s, self.spent.worked_s
+        return self._worked_s - before
 
     def _finish(self, block: int) -> Step:
         return Step("compute_s", lambda: self.run.finish(block), Mark.DONE, block)

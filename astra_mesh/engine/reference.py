@@ -6,7 +6,7 @@ one device on its own.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor
@@ -21,25 +21,39 @@ from astra_mesh.quant.codecs import PlainCodec
 from astra_mesh.quant.codes import Codec
 from astra_mesh.wire.messages import Sampling
 
+# (block, sender, receiver) to the number of stages that were sent
+Sent = Callable[[int, int, int], int]
+
 
 @torch.inference_mode()
 def run_plan(
-    model: Model, layout: Layout, codec: Codec, inputs: ModelInput, spare: int = 0
+    model: Model,
+    layout: Layout,
+    codec: Codec,
+    inputs: ModelInput,
+    spare: int = 0,
+    sent: Sent | None = None,
 ) -> list[ShardRun]:
-    """All shards after the last block."""
+    """All shards after the last block; ``sent``: at other rates than the layout's (a codec that
+    projects)."""
     count = len(layout.bounds)
     runs = [ShardRun(model, layout, i, codec, inputs, spare) for i in range(count)]
     for block in range(layout.blocks):
-        codes = [run.encode(block) for run in runs]
+        codes = [run.encode(block, _stages(run, block, sent)) for run in runs]
         for run in runs:
             run.attend_local(block)
             if block >= layout.first_block:
                 for source in layout.sources(run.shard, block):
-                    stages = layout.stages[source, run.shard]
-                    run.attend_remote(block, source, codes[source][stages])
+                    run.attend_remote(block, source, codes[source][run.shard])
         for run in runs:
             run.finish(block)
     return runs
+
+
+def _stages(run: ShardRun, block: int, sent: Sent | None) -> dict[int, int] | None:
+    if sent is None:
+        return None
+    return {i: sent(block, run.shard, i) for i in run.layout.receivers(run.shard, block)}
 
 
 def solo_layout(model: Model, inputs: ModelInput, pooling: Pooling) -> Layout:

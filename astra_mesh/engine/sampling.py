@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -19,6 +21,27 @@ def check_sampling(sampling: Sampling) -> None:
         raise InputError(f"top_k must not be negative, it is {sampling.top_k}")
     if not 0.0 < sampling.top_p <= 1.0:
         raise InputError(f"top_p must lie in (0, 1], it is {sampling.top_p}")
+
+
+@dataclass(frozen=True)
+class Likely:
+    """What the model thought of a new token, before temperature, top-k and top-p.
+
+    Attributes:
+        logprob: Natural logarithm of its probability.
+        best: Ids and log-probabilities of the most probable tokens, these first.
+    """
+
+    logprob: float
+    best: tuple[tuple[int, float], ...]
+
+
+def likely(logits: Tensor, token: int, best: int) -> Likely:
+    """Of ``token`` among ``logits`` (vocab,), with the ``best`` most probable ones."""
+    logprobs = torch.log_softmax(logits.float(), -1)
+    top = logprobs.topk(min(best, len(logprobs)))
+    pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+    return Likely(float(logprobs[token]), tuple(pairs))
 
 
 class Sampler:

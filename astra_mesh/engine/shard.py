@@ -16,7 +16,8 @@ from astra_mesh.families.model import Model, ModelInput
 from astra_mesh.plan.layout import Layout
 from astra_mesh.quant.codes import CodeArray, Codec, Receiver, Sender
 
-Coded = Mapping[int, Sequence[CodeArray]]  # by number of stages: one array per stage
+Coded = Mapping[int, Sequence[CodeArray]]  # by receiver: one array per stage
+Stages = Mapping[int, int]  # by receiver
 
 
 class ShardRun:
@@ -47,7 +48,8 @@ class ShardRun:
         self._keys: Tensor | None = None
         self._parts: dict[int, Part] = {}
         self._known: dict[int, Tensor] = {}  # by shard: n of the first block, if it is known
-        self._senders: dict[int, Sender] = {}  # by number of stages
+        # By receiver; who got the same codes so far has the same one.
+        self._senders: dict[int, Sender] = {}
         self._receivers: dict[int, Receiver] = {}  # by shard
 
     def _embed(self) -> Tensor:
@@ -56,17 +58,32 @@ class ShardRun:
             x = torch.cat([self.model.embed(self.inputs, 0, 1), x])
         return x
 
-    def encode(self, block: int) -> Coded:
-        """Codes of the own tokens for ``block``, by each number of stages that a receiver takes."""
-        receivers = self.layout.receivers(self.shard, block)
+    def encode(self, block: int, stages: Stages | None = None) -> Coded:
+        """Codes of the own tokens for ``block``; ``stages`` of each receiver, by default those of
+        the layout. Those who got the same so far, and take the same now, share them.
+        """
         rows = self.x[self._unsent() :]
+        wanted: dict[Sender, dict[int, list[int]]] = {}
+        for receiver in self.layout.receivers(self.shard, block):
+            count = (stages or {}).get(receiver) or self.layout.stages[self.shard, receiver]
+            alike = wanted.setdefault(self._sender(receiver), {})
+            alike.setdefault(count, []).append(receiver)
         found: dict[int, Sequence[CodeArray]] = {}
-        for stages in sorted({self.layout.stages[self.shard, i] for i in receivers}):
-            if stages not in self._senders:
-                known = self._known.get(self.shard)
-                self._senders[stages] = self.codec.sender(stages, known)
-            found[stages] = self._senders[stages].encode(block, rows)
+        for sender, groups in wanted.items():
+            ends = [sender, *(sender.fork() for _ in range(len(groups) - 1))]
+            for end, (count, receivers) in zip(ends, sorted(groups.items()), strict=True):
+                codes = end.encode(block, rows, stages=count)
+                found |= dict.fromkeys(receivers, codes)
+                self._senders |= dict.fromkeys(receivers, end)
         return found
+
+    def _sender(self, receiver: int) -> Sender:
+        """What codes for a receiver come from; at first one for all."""
+        if not self._senders:
+            first = self.codec.sender(self.codec.stages, self._known.get(self.shard))
+            others = [i for i in range(len(self.layout.bounds)) if i != self.shard]
+            self._senders = dict.fromkeys(others, first)
+        return self._senders[receiver]
 
     def _unsent(self) -> int:
         """Rows in front of the own tokens that are not sent."""

@@ -19,7 +19,7 @@ from aiohttp import WSMsgType
 from astra_mesh import limits
 from astra_mesh.errors import DeadlineError, MeshError, PeerLostError, ProtocolError
 from astra_mesh.mesh.flow import cost
-from astra_mesh.mesh.probe import Meter, train_bps
+from astra_mesh.mesh.probe import Backlog, Meter, train_bps
 from astra_mesh.mesh.session import Session, State
 from astra_mesh.mesh.sockets import Socket, close_soon, tune
 from astra_mesh.mesh.timings import Timings
@@ -107,6 +107,10 @@ class Link:
     def send_bps(self) -> float | None:
         """Throughput towards the other end, bits per second: probed, then from real traffic."""
         return self._meter.bps
+
+    def backlog(self) -> Backlog:
+        """What was given to :meth:`send` and is not known to have arrived."""
+        return self._meter.backlog(_now(), self.session.queued_bytes, self.round_trip_s)
 
     @property
     def receive_bps(self) -> float | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 _LEAST_BYTES: Final = 2 * 1024  # of a run: 3.3 ms at 5 Mbit/s; less is not worth a ping
 _MOST_BYTES: Final = 256 * 1024  # of a run: then it is marked while it goes on
@@ -36,6 +36,14 @@ def train_bps(pongs: Sequence[float], size: int) -> float:
     whole = 8 * size * last / max(pongs[last] - pongs[0], 1e-6)
     second = 8 * size * (last - half) / max(pongs[last] - pongs[half], 1e-6)
     return min(whole, second)
+
+
+class Backlog(NamedTuple):
+    """What was given to a link and is not known to have arrived, and what that tells."""
+
+    size: int  # bytes
+    bps: float  # bits per second, at most: what is under way took so long already; inf: not known
+    measured_bps: float | None  # as estimated
 
 
 class Meter:
@@ -105,6 +113,14 @@ class Meter:
         else:
             return False
         return True
+
+    def backlog(self, now: float, queued: int, round_trip_s: float | None) -> Backlog:
+        """What is under way; ``queued`` bytes more wait to be written."""
+        since, size = self._mark or (self._since, 0)
+        size += self._bytes
+        took_s = now - since - (round_trip_s or 0.0) - _SLACK_S
+        bps = 8 * size / took_s if size and took_s > 0 else math.inf
+        return Backlog(size + queued, bps, self.bps)
 
     def probed(self, bps: float, now: float) -> None:
         """A probe measured this."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +24,7 @@ from astra_mesh.mesh.link import Link
 from astra_mesh.peer.choice import Code, choose_codes, expected_cost, made_for, stages_of
 from astra_mesh.peer.exchange import MeshExchange
 from astra_mesh.peer.inputs import inputs_of_ask, read_inputs
+from astra_mesh.peer.likelihoods import Noted
 from astra_mesh.peer.loaded import AnyCodec, Loaded
 from astra_mesh.peer.models import ModelHost
 from astra_mesh.peer.part import NotTakingPartError, make_exchange, report_of
@@ -78,6 +79,7 @@ class Surroundings:
     close: Callable[[RequestId], None]
     experience: Experience
     watched: Callable[[], bool]  # somebody looks on: participants are to tell their progress
+    noted: Callable[[RequestId], Noted | None]  # where log-probabilities are wanted
 
 
 class Answer:
@@ -93,6 +95,8 @@ class Answer:
         self._around, self._emit = around, emit
         self._notes: list[str] = []
         self._began = 0.0
+        self._names: dict[PeerId, str] = {}
+        self._noted = around.noted(ask.request)
 
     async def run(self) -> None:
         """Answer the client.
@@ -166,6 +170,7 @@ class Answer:
         bits = codec.rate(stages) if stages else 0
         expected = expected_cost(loaded, plan, self.ask.task.value)
         names = {one.peer: one.name for one in [*others, self._around.me(loaded)]}
+        self._names = names
         await self._emit(
             Planned(
                 request=self.ask.request,
@@ -281,8 +286,10 @@ class Answer:
         if missing:
             self._notes.append("a peer sent no report in time")
         late = own.late_parts + sum(one.late_parts for one in others)
-        if not (missing or late):
+        slower = [one for one in [*others, own] if one.rates]
+        if not (missing or late or slower):
             self._learn(choice, [*others, own])
+        self._notes += [note for one in slower for note in self._slower(one)]
         if late:
             self._notes.append(
                 f"degraded: the codes of {late} shards and blocks came too late, and predictions "
@@ -290,6 +297,18 @@ class Answer:
             )
         order = {shard.peer: i for i, shard in enumerate(plan.shards)}
         return sorted([*others, own], key=lambda one: order[one.peer])
+
+    def _slower(self, one: PeerReport) -> Iterator[str]:
+        """Which links of a peer carried fewer bits than planned."""
+        sender = self._names.get(one.peer, one.peer[:8])
+        for peer, changes in one.rates.items():
+            receiver = self._names.get(PeerId(peer), peer[:8])
+            pairs = zip(changes[::2], changes[1::2], strict=True)
+            bits = [f"{rate} from block {at}" for at, rate in pairs]
+            yield (
+                f"degraded: {sender} sent {receiver} fewer bits per token than planned, because "
+                f"the link became slower: {', '.join(bits)}"
+            )
 
     def _learn(self, choice: Choice, reports: Sequence[PeerReport]) -> None:
         """How long each peer took, beside what was predicted: the next plan is better balanced."""
@@ -300,7 +319,8 @@ class Answer:
             self._around.experience.learn(shard.peer, conditions, predicted, took[shard.peer])
 
     def _decoder(self, run: ShardRun, loaded: Loaded) -> Decoder:
-        decoder = Decoder(run, self._sampling(), loaded.stop_ids)
+        best = None if self._noted is None else self._noted.best
+        decoder = Decoder(run, self._sampling(), loaded.stop_ids, best)
         decoder.skip(len(self.ask.answered))
         return decoder
 
@@ -315,6 +335,8 @@ class Answer:
             text = stream.push(token) if stream is not None else ""
             if decoder.finish and stream is not None:
                 text += stream.flush()
+            if self._noted is not None and decoder.likely is not None:
+                self._noted.put(count, decoder.likely)
             await self._emit(Token(self.ask.request, count, token, text))
             count += 1
         return count, decoder.finish

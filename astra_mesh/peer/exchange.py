@@ -7,7 +7,7 @@ more than the plan says.
 from __future__ import annotations
 
 import asyncio
-import itertools
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,7 +19,9 @@ from astra_mesh import limits
 from astra_mesh.engine.timeline import Mark, Timeline
 from astra_mesh.errors import DeadlineError, MeshError, PeerLostError, ProtocolError
 from astra_mesh.mesh.link import Link
+from astra_mesh.peer.incoming import Part, split, stages_in
 from astra_mesh.peer.loaded import AnyCodec
+from astra_mesh.peer.rates import LinkRate, Pacing
 from astra_mesh.plan.layout import Layout
 from astra_mesh.quant.codes import CodeArray
 from astra_mesh.wire.messages import Codes, PeerId, Pooled, RequestId
@@ -33,11 +35,13 @@ class Patience:
         predicted_s: The whole plan.
         blocks: Of the model.
         degrade: Whether the plan goes on without what is late.
+        adapt: Whether senders may take lower rates than the plan's.
     """
 
     predicted_s: float = 0.0
     blocks: int = 1
     degrade: bool = False
+    adapt: bool = False
 
     @property
     def whole_s(self) -> float:
@@ -52,30 +56,6 @@ class Patience:
         start_s = limits.LATE_START_S if first else 0.0
         block_s = limits.LATE_PATIENCE * self.predicted_s / self.blocks
         return min(start_s + max(limits.LATE_LEAST_S, block_s), self.whole_s)
-
-
-class _Part:
-    """The codes of one shard for one block, while they come in."""
-
-    def __init__(self, stages: int, tokens: int) -> None:
-        self.arrays: list[CodeArray | None] = [None] * stages
-        self.here = np.zeros((stages, tokens), dtype=bool)
-
-    def put(self, stage: int, first: int, rows: CodeArray) -> bool:
-        """Keep rows; True once all are there. ProtocolError if some came before."""
-        at = slice(first, first + len(rows))
-        if self.here[stage, at].any():
-            raise ProtocolError("codes that were sent before")
-        self.here[stage, at] = True
-        array = self.arrays[stage]
-        if array is None:
-            array = np.empty((self.here.shape[1], rows.shape[1]), dtype=rows.dtype)
-            self.arrays[stage] = array
-        array[at] = rows
-        return bool(self.here.all())
-
-    def complete(self) -> list[CodeArray]:
-        return [array for array in self.arrays if array is not None]
 
 
 class MeshExchange:
@@ -110,7 +90,10 @@ class MeshExchange:
         self._patience = patience or Patience()
         self._given_up: set[tuple[int, int]] = set()  # parts for which a prediction stood in
         self._late: set[int] = set()  # shards whose last part came too late
-        self._parts: dict[tuple[int, int], _Part] = {}
+        self._adapts = self._patience.adapt and len(codec.able) > 1
+        self._rates: dict[int, LinkRate] = {}  # by receiver, where they may fall
+        self._pacing = Pacing(self._patience.predicted_s / self._patience.blocks)
+        self._parts: dict[tuple[int, int], Part] = {}
         self._done: set[tuple[int, int]] = set()
         self._ready: dict[int, asyncio.Queue[tuple[int, list[CodeArray]] | None]] = {}
         self._pooled: dict[int, tuple[Tensor, float]] = {}
@@ -146,12 +129,16 @@ class MeshExchange:
             return
         if key in self._done:
             raise ProtocolError("codes that were sent before")
+        if self._adapts:
+            stages = stages_in(self._codec, message, stages)
         rows = [
             self._codec.unpack(stage, data, message.count)
-            for stage, data in self._split(message, stages)
+            for stage, data in split(self._codec, message, stages)
         ]
         if key not in self._parts:
-            self._parts[key] = _Part(stages, len(sent))
+            self._parts[key] = Part(stages, len(sent))
+        elif self._adapts and len(self._parts[key].arrays) != stages:
+            raise ProtocolError(f"codes of block {block} at two rates")
         for stage, some in enumerate(rows, message.stage):
             if self._parts[key].put(stage, first, some):
                 self._done.add(key)
@@ -159,22 +146,6 @@ class MeshExchange:
                 if self.timeline is not None:
                     self.timeline.note(Mark.ARRIVED, block, source)
                 self._queue(block).put_nowait((source, self._parts.pop(key).complete()))
-
-    def _split(self, message: Codes, stages: int) -> list[tuple[int, bytes]]:
-        """The stages that a message carries, at least one, and the data of each."""
-        found, at, data = [], 0, message.data
-        for stage in range(message.stage, stages):
-            size = self._codec.packed_bytes(stage, message.count)
-            found.append((stage, data[at : at + size]))
-            at += size
-            if at >= len(data):
-                break
-        if at != len(data):
-            raise ProtocolError(
-                f"{len(data)} bytes of codes for {message.count} tokens from stage {message.stage}"
-                f" of {stages} on: that is no whole number of stages"
-            )
-        return found
 
     def _take_pooled(self, source: int, message: Pooled) -> None:
         if source not in self._sharing():
@@ -226,6 +197,35 @@ class MeshExchange:
 
     # --- the engine's side ------------------------------------------------------------------------
 
+    def stages(self, block: int, busy_s: float) -> Mapping[int, int]:
+        """See :class:`Exchange`: the plan's, or fewer where that is allowed and needed."""
+        receivers = self.layout.receivers(self.shard, block)
+        if not self._adapts:
+            return {i: self.layout.stages[self.shard, i] for i in receivers}
+        allowed_s = self._pacing.allowed_s(block, time.monotonic(), busy_s)
+        return {i: self._adapted(block, i, allowed_s) for i in receivers}
+
+    def _adapted(self, block: int, receiver: int, allowed_s: float) -> int:
+        if receiver not in self._rates:
+            most, tokens = self.layout.stages[self.shard, receiver], self.layout.sent(self.shard)
+            able = [stages for stages in self._codec.able if stages <= most]
+            sizes = {one: self._packed_bytes(range(one), len(tokens)) for one in able}
+            self._rates[receiver] = LinkRate(sizes)
+        backlog = self.links[self.peers[receiver]].backlog()
+        return self._rates[receiver].choose(block, allowed_s, backlog)
+
+    @property
+    def rates(self) -> dict[str, list[int]]:
+        """By receiving peer, where it was not the plan's: a block, the bits per token from it on,
+        the next block, and so on.
+        """
+        rate = self._codec.rate
+        return {
+            self.peers[receiver]: [x for block, n in one.used for x in (block, int(rate(n)))]
+            for receiver, one in self._rates.items()
+            if one.used
+        }
+
     async def send_codes(self, block: int, codes: Mapping[int, Sequence[CodeArray]]) -> None:
         """See :class:`Exchange`; waits while too much is queued on a link.
 
@@ -233,38 +233,35 @@ class MeshExchange:
             MeshError: a link is over.
         """
         receivers = self.layout.receivers(self.shard, block)
-        links = [self._link(i) for i in receivers]
-        for count, group in itertools.groupby(
-            sorted(zip(receivers, links, strict=True), key=self._stages), key=self._stages
-        ):
-            taking = [link for _, link in group]
-            for message in self._messages(block, codes[count]):
-                for link in taking:
-                    self._send(link, message)
-        for link in links:
+        links = {i: self._link(i) for i in receivers}
+        alike: dict[int, list[int]] = {}  # receivers of the same codes
+        for receiver in receivers:
+            alike.setdefault(id(codes[receiver]), []).append(receiver)
+        for group in sorted(alike.values(), key=lambda one: len(codes[one[0]])):
+            for message in self._messages(block, codes[group[0]]):
+                for receiver in group:
+                    self._send(links[receiver], message)
+        for link in links.values():
             await link.drain()
 
-    def _stages(self, receiver: tuple[int, Link]) -> int:
-        return self.layout.stages[self.shard, receiver[0]]
-
     def _messages(self, block: int, codes: Sequence[CodeArray]) -> Iterator[Codes]:
-        """All stages in one message where that is small, else each in as many as it takes."""
-        start, tokens = self.layout.sent(self.shard).start, len(codes[0])
+        """All stages in one message where that is small, else each in as many as it takes; where
+        rates may fall all stages of some tokens, so that each message tells how many they are.
+        """
+        tokens, every = len(codes[0]), range(len(codes))
         small = min(limits.JOINED_CODES_BYTES, limits.CODES_DATA_BYTES)
-        packed = self._codec.packed_bytes
-        if sum(packed(stage, tokens) for stage in range(len(codes))) <= small:
-            data = b"".join(self._codec.pack(stage, rows) for stage, rows in enumerate(codes))
-            yield Codes(self.request, block, 0, start, tokens, data)
-            return
-        for stage, rows in enumerate(codes):
-            for first, chunk in self._chunks(stage, rows):
-                data = self._codec.pack(stage, chunk)
-                yield Codes(self.request, block, stage, start + first, len(chunk), data)
+        joined = self._adapts or self._packed_bytes(every, tokens) <= small
+        start = self.layout.sent(self.shard).start
+        for stages in [every] if joined else [range(stage, stage + 1) for stage in every]:
+            # Cut so that each message stays within CODES_DATA_BYTES.
+            size = max(1, limits.CODES_DATA_BYTES * 64 // self._packed_bytes(stages, 64))
+            for at in range(0, tokens, size):
+                rows = [(stage, codes[stage][at : at + size]) for stage in stages]
+                data = b"".join(self._codec.pack(stage, some) for stage, some in rows)
+                yield Codes(self.request, block, stages.start, start + at, len(rows[0][1]), data)
 
-    def _chunks(self, stage: int, rows: CodeArray) -> list[tuple[int, CodeArray]]:
-        """Cut so that each message stays within CODES_DATA_BYTES."""
-        size = max(1, limits.CODES_DATA_BYTES * 64 // self._codec.packed_bytes(stage, 64))
-        return [(at, rows[at : at + size]) for at in range(0, len(rows), size)]
+    def _packed_bytes(self, stages: range, tokens: int) -> int:
+        return sum(self._codec.packed_bytes(stage, tokens) for stage in stages)
 
     async def receive_codes(self, block: int) -> tuple[int, Sequence[CodeArray]]:
         """See :class:`Exchange`.

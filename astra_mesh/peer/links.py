@@ -34,7 +34,7 @@ from astra_mesh.peer import tasks
 from astra_mesh.peer.complaints import Complaints
 from astra_mesh.peer.config import DEFAULT_PORT, PeerConfig
 from astra_mesh.peer.names import watch_names
-from astra_mesh.peer.places import dial_address, local_host, shown
+from astra_mesh.peer.places import dial_address, own_address, shown
 from astra_mesh.peer.probing import probe
 from astra_mesh.peer.rosters import Rosters
 from astra_mesh.peer.security import Security
@@ -203,7 +203,7 @@ class LinkKeeper:
     @property
     def own_address(self) -> Address:
         """Where programs of this machine reach this peer."""
-        return local_host(self._config.listen), self.port
+        return own_address(self._config.listen, self.port)
 
     def link(self, peer: PeerId) -> Link | None:
         """The open link to a peer."""

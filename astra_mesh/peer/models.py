@@ -9,10 +9,11 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from msgspec.structs import replace
 
-from astra_mesh.bundle import Bundle, find_bundle, list_bundles, model_folders
+from astra_mesh.bundle import Bundle, find_bundle, list_bundles, model_folders, open_bundle
 from astra_mesh.bundle.header import read_header
 from astra_mesh.bundle.image import ImageProcessor
 from astra_mesh.bundle.quality import Quality, read_quality
@@ -104,8 +105,37 @@ class ModelHost:
             self._seen, before = seen, len(self._entries)
             found = await self._compute(_read_all, None)
             self._take([one for one in found if one[2].id not in self._entries])
-            if len(self._entries) > before:
+            renewed = [await self._renew(*one) for one in found]
+            if len(self._entries) > before or any(renewed):
                 self._on_change()
+
+    async def renew(self, model: ModelId) -> None:
+        """Take over codebooks that came to a model, without waiting for :meth:`watch`.
+
+        Raises:
+            UnknownModelError: This peer has no such model.
+            BadBundleError: Its folder cannot be used any more.
+        """
+        bundle = self.bundle(model)
+        if bundle is None:
+            raise UnknownModelError(f"no model {model[:12]} on this device")
+        if await self._renew(*await self._compute(_read_again, bundle.path)):
+            self._on_change()
+
+    async def _renew(self, bundle: Bundle, spec: ModelSpec, offer: ModelOffer, chat: bool) -> bool:
+        """Take over codebooks that came to a model, or that went; whether there were any."""
+        entry = self._entries.get(offer.id)
+        if entry is None or entry.bundle.path != bundle.path:
+            return False
+        async with entry.lock:
+            known = {book.id for book in entry.offer.codebooks}
+            if known == {book.id for book in offer.codebooks}:
+                return False
+            entry.bundle, books = bundle, offer.codebooks
+            if entry.loaded is not None:
+                books = await self._compute(_renew_codebooks, entry.loaded, bundle)
+            entry.offer = replace(entry.offer, codebooks=books)
+            return True
 
     def _take(self, found: list[_Read]) -> None:
         for bundle, spec, offer, chat in found:
@@ -169,15 +199,11 @@ class ModelHost:
                 turns = 2 * await self._turn_s()  # a block takes the compute thread once or twice
                 timing = replace(timing, fixed_s=timing.fixed_s + turns)
                 entry.loaded = loaded
-                books = [
-                    _offer_codebook(book, loaded.times.get(key))
-                    for key, book in loaded.codebooks.items()
-                ]
                 entry.offer = replace(
                     entry.offer,
                     timing=timing,
                     loaded=True,
-                    codebooks=books,
+                    codebooks=_offers_of(loaded),
                     precision=loaded.chosen.precision,
                     divergence=min(loaded.chosen.divergence, MOST_DIVERGENCE),
                 )
@@ -215,6 +241,10 @@ def _read_all(names: tuple[str, ...] | None) -> list[_Read]:
         except AstraMeshError as error:
             log.warning("the model %s is left out: %s", bundle.name, error.message)
     return found
+
+
+def _read_again(path: Path) -> _Read:
+    return _read(open_bundle(path))
 
 
 def _read(bundle: Bundle) -> _Read:
@@ -269,6 +299,21 @@ def _offer_codebook(book: Codebook, times: CodeTimes | None = None) -> CodebookO
     )
 
 
+def _offers_of(loaded: Loaded) -> list[CodebookOffer]:
+    """The codebooks of a loaded model, with what was measured of them."""
+    return [_offer_codebook(book, loaded.times.get(key)) for key, book in loaded.codebooks.items()]
+
+
+def _renew_codebooks(loaded: Loaded, bundle: Bundle) -> list[CodebookOffer]:
+    """In the compute thread: the model in memory gets the codebooks that its folder has now."""
+    books, problems = read_codebooks(bundle)
+    loaded.bundle, loaded.problems, loaded.quality = bundle, tuple(problems), _quality(bundle)
+    loaded.codebooks = {book.id: book for book in books.values()}
+    loaded.names = {book.id: name for name, book in books.items()}
+    _measure_codebooks(loaded)
+    return _offers_of(loaded)
+
+
 def _quality(bundle: Bundle) -> Quality | None:
     """What was measured of a bundle; a bad file is logged and counts as none."""
     try:
@@ -319,4 +364,5 @@ def _measure_codebooks(loaded: Loaded) -> None:
             del loaded.codebooks[key]
             loaded.problems = (*loaded.problems, error.message)
         else:
-            loaded.times[key] = measure_codebook(loaded.model, book)
+            if key not in loaded.times:
+                loaded.times[key] = measure_codebook(loaded.model, book)

@@ -80,10 +80,10 @@ def make_exchange(
         if link is None:
             raise NotTakingPartError(Reason.NOT_LINKED, f"no link to peer {peer[:8]}", peer)
         links[peer] = link
-    degrade = plan.late is Late.DEGRADE
-    patience = Patience(plan.predicted_s, layout.blocks, degrade)
-    if degrade and isinstance(codec, VectorCodec):
-        codec = codec.projecting()  # tables know no input that could stand in
+    adapt = plan.late is not Late.WAIT
+    patience = Patience(plan.predicted_s, layout.blocks, plan.late is Late.DEGRADE, adapt)
+    if adapt and isinstance(codec, VectorCodec):
+        codec = codec.projecting()  # tables know one rate, and no input that could stand in
     width = loaded.spec.hidden_size
     return MeshExchange(request, layout, peers, shard, codec, width, links, patience), codec
 
@@ -103,6 +103,7 @@ def report_of(
         sent_bytes=dict(exchange.sent_bytes),
         decode_steps=steps,
         late_parts=exchange.late_parts,
+        rates=exchange.rates,
     )
 
 

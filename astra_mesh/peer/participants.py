@@ -151,12 +151,13 @@ class Participants:
                 raise LostDuringPrefillError(peer, error) from error
 
     async def reports(self, wait_s: float = limits.SHUTDOWN_S) -> tuple[list[PeerReport], int]:
-        """What they did; who does not say so in time is left out, and counted."""
+        """What they did; who was lost, or does not say so in time, is left out and counted."""
         if not self._all:
             return [], 0
         waiting = [one.report for one in self._all.values()]
-        done, pending = await asyncio.wait(waiting, timeout=wait_s)
-        return [future.result() for future in done if not future.cancelled()], len(pending)
+        done, _ = await asyncio.wait(waiting, timeout=wait_s)
+        found = [future.result() for future in done if not future.cancelled()]
+        return found, len(waiting) - len(found)
 
     def close(self) -> None:
         """The attempt is over, in whatever way: those who still work for it are to stop."""

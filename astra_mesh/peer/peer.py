@@ -24,6 +24,7 @@ from astra_mesh.mesh.trust import Trust
 from astra_mesh.peer import tasks, view
 from astra_mesh.peer.config import PeerConfig
 from astra_mesh.peer.device import this_device
+from astra_mesh.peer.likelihoods import Likelihoods
 from astra_mesh.peer.links import LinkKeeper
 from astra_mesh.peer.local import LocalPeer, remove_record, write_record
 from astra_mesh.peer.models import ModelHost
@@ -78,6 +79,7 @@ class Peer:
             config.models, self._compute, self._models_changed, config.precision
         )
         self.watch = Watch()
+        self.likelihoods = Likelihoods()
         self.tabs = Tabs()  # that take part through this peer
         self._hellos: dict[PeerId, Hello] = {}
         self._away: set[PeerId] = set()  # of those: nothing is heard of them

@@ -9,12 +9,12 @@ from astra_mesh.mesh.link import Link
 from astra_mesh.wire.messages import Hello
 
 TAB: Final = "tab"  # instead of an address: a browser has none
-_ALL: Final = (None, "", "0.0.0.0", "::")  # what stands for all of a machine's addresses
+_ALL: Final = ("", "0.0.0.0", "::")  # what stands for all of a machine's addresses
 
 
-def local_host(listen: str | None) -> str:
-    """How programs of this machine reach what listens at an address of it."""
-    return "127.0.0.1" if listen in _ALL else listen
+def own_address(listen: str | None, port: int) -> Address:
+    """Where this machine reaches a peer of its own that listens there."""
+    return ("127.0.0.1" if listen is None or listen in _ALL else listen, port)
 
 
 def dial_address(link: Link, hello: Hello) -> Address | None:

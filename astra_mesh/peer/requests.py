@@ -16,6 +16,7 @@ from astra_mesh.peer.answer import Answer, Surroundings
 from astra_mesh.peer.candidates import Candidates
 from astra_mesh.peer.early import EarlyCodes
 from astra_mesh.peer.exchange import MeshExchange
+from astra_mesh.peer.memory import give_back
 from astra_mesh.peer.part import Participation
 from astra_mesh.peer.participants import Participants
 from astra_mesh.peer.recorder import Recorder
@@ -67,6 +68,8 @@ class Requests:
         self._recorder = recorder
         self._turns = Turns(limits.ANSWERS_AT_ONCE)
         self._watch: Watch = peer.watch
+        self._give_back: asyncio.TimerHandle | None = None  # once nothing runs for a while
+        self._closed = False
 
     @property
     def running(self) -> bool:
@@ -75,10 +78,26 @@ class Requests:
 
     def close(self) -> None:
         """Cancel everything."""
-        self._recorder = None
+        self._recorder, self._closed = None, True
+        if self._give_back is not None:
+            self._give_back.cancel()
         for task in list(self._tasks):
             task.cancel()
         self._early.clear()
+
+    def _note_end(self) -> None:
+        """A request is over: when nothing has run for a while, memory goes back to the system."""
+        if self._closed:
+            return
+        if self._give_back is not None:
+            self._give_back.cancel()
+        loop = asyncio.get_running_loop()
+        self._give_back = loop.call_later(limits.GIVE_BACK_S, self._when_idle)
+
+    def _when_idle(self) -> None:
+        self._give_back = None
+        if not self.running:
+            self._start("giving memory back", self._peer.compute, give_back)
 
     def _start(self, name: str, work: tasks.Work[...], *args: object) -> asyncio.Task[None]:
         task = tasks.start(self._group, name, work, *args)
@@ -146,6 +165,7 @@ class Requests:
             self._start("a record", self._recorder.write, request, exchange)
         self._running.pop(request, None)
         self._early.drop(request)
+        self._note_end()
 
     # --- links that end ---------------------------------------------------------------------------
 
@@ -232,6 +252,7 @@ class Requests:
             close=self._close_exchange,
             experience=self._candidates.experience,
             watched=lambda: self._watch.active,
+            noted=self._peer.likelihoods.find,
         )
 
     def _open(self, shown: Shown, participants: Participants) -> None:

@@ -53,7 +53,7 @@ class Share:
 
     def __init__(self, find: Callable[[ModelId], Bundle | None], busy: Callable[[], bool]) -> None:
         self._find, self._busy = find, busy
-        self._known: dict[ModelId, tuple[Listing, dict[str, Path]]] = {}
+        self._known: dict[ModelId, tuple[Bundle, Listing, dict[str, Path]]] = {}
         self._giving = 0
 
     def add_routes(self, app: web.Application) -> None:
@@ -82,12 +82,14 @@ class Share:
         bundle = self._find(model)
         if bundle is None:
             raise web.HTTPNotFound(text="this peer has no such model\n")
-        if model not in self._known:
+        known = self._known.get(model)
+        if known is None or known[0] is not bundle:  # its codebooks are others now
             try:
-                self._known[model] = await asyncio.to_thread(_hashed, model, bundle)
+                known = (bundle, *await asyncio.to_thread(_hashed, model, bundle))
             except AstraMeshError as error:
                 raise web.HTTPNotFound(text=f"{error.message}\n") from error
-        return self._known[model]
+            self._known[model] = known
+        return known[1:]
 
     async def _stream(self, request: web.Request, path: Path) -> web.StreamResponse:
         size = (await asyncio.to_thread(path.stat)).st_size

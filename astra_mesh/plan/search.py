@@ -16,6 +16,7 @@ BALANCE_ROUNDS = 3
 IMPROVE_PER_PAIR = 6  # trials for each pair of peers that may swap tokens ...
 IMPROVE_TRIALS = 120  # ... and at most
 NOISE = 0.05  # shorter by less is no gain: what devices and links measured is no better
+HOPELESS = 1.3  # times one device alone: moving tokens does not make up for so much
 PATIENCE = 2  # so many more peers without a shorter time, and the search ends
 
 
@@ -86,15 +87,19 @@ class Search:
         return sorted(others, key=lambda one: (pair_s(one), one.peer))
 
     def best(self, ranked: Sequence[Candidate], limit: int) -> Trial:
-        """The best of 2 to ``limit`` peers, taken in the order of the ranking, and ``me``."""
+        """The best of 2 to ``limit`` peers, taken in the order of the ranking, and ``me``.
+
+        More peers have to gain clearly: each is one more to wait for.
+        """
         best = self.balanced([ranked[0], self.me])
         for count in range(3, limit + 1):
             trial = self.balanced([*ranked[: count - 1], self.me])
-            if trial.total_s < best.total_s:
+            if trial.total_s < (1 - NOISE) * best.total_s:
                 best = trial
             elif count > len(best.group) + PATIENCE:
                 break
-        return self.improved(best)
+        alone_s = self.trial([self.me], [self.job.tokens]).total_s
+        return best if best.total_s > HOPELESS * alone_s else self.improved(best)
 
     def sized(self, group: Sequence[Candidate]) -> Trial:
         """Sizes for a group that is settled: in proportion to speed, unless others gain clearly."""

@@ -58,7 +58,13 @@ class PlainCodec:
         """See :class:`Codec`."""
         return PlainReceiver(self, known)
 
-    def encode(self, block: int, x: Tensor, first: int = 0) -> list[CodeArray]:
+    def fork(self) -> PlainCodec:
+        """See :class:`Sender`."""
+        return self
+
+    def encode(
+        self, block: int, x: Tensor, first: int = 0, stages: int | None = None
+    ) -> list[CodeArray]:
         """See :class:`Sender`."""
         n = self._model.block(block).normalize(x).float()
         if self.name in ("fp32", "fp16"):

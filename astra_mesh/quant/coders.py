@@ -166,6 +166,12 @@ class Memory:
         """Block 0 is the first in memory."""
         self._past[0] = self.known
 
+    def fork(self) -> Memory:
+        """Another one with the same past, between two blocks."""
+        other = Memory(self.history, self.known)
+        other._past = dict(self._past)  # what is kept of a block changes no more after it
+        return other
+
     def predict(self, block: int, book: BlockBook, rows: slice) -> Tensor:
         """The prediction (rows, D)."""
         assert book.center is not None

@@ -14,19 +14,27 @@ CodeArray = npt.NDArray[Any]  # (T, columns), uint8 or uint16
 class Sender(Protocol):
     """The sending end for some tokens of one request. Blocks come in ascending order."""
 
-    def encode(self, block: int, x: Tensor, first: int = 0) -> list[CodeArray]:
+    def encode(
+        self, block: int, x: Tensor, first: int = 0, stages: int | None = None
+    ) -> list[CodeArray]:
         """Codes of block input ``x`` (T, D), one array per stage.
 
         ``first`` is the place of the first row among the sender's tokens; pieces may come in any
-        order, each once per block.
+        order, each once per block. ``stages``: of this block; the sender's own number by default.
         """
+
+    def fork(self) -> Sender:
+        """Another one with the same past, between two blocks: they may go on differently."""
 
 
 class Receiver(Protocol):
     """The receiving end of the same tokens."""
 
     def decode(self, block: int, codes: Sequence[CodeArray], first: int = 0) -> Tensor:
-        """Raw keys and values (T, 2 kv_size) from the arrays of all stages."""
+        """Raw keys and values (T, 2 kv_size) from the arrays of all stages.
+
+        A codec that projects also takes blocks with fewer stages than the receiver's.
+        """
 
     def stand_in(self, block: int) -> Tensor:
         """Raw keys and values of all tokens for a block whose codes did not come: from what is

@@ -40,10 +40,19 @@ class VectorSender:
     def __init__(self, codec: VectorCodec, stages: int, known: Tensor | None) -> None:
         self._codec, self._stages, self._memory = codec, stages, codec.memory(known)
 
-    def encode(self, block: int, x: Tensor, first: int = 0) -> list[CodeArray]:
+    def fork(self) -> VectorSender:
         """See :class:`astra_mesh.quant.codes.Sender`."""
-        codec = self._codec
-        coder = codec.coder(block, self._stages)
+        other = copy.copy(self)
+        if self._memory is not None:
+            other._memory = self._memory.fork()
+        return other
+
+    def encode(
+        self, block: int, x: Tensor, first: int = 0, stages: int | None = None
+    ) -> list[CodeArray]:
+        """See :class:`astra_mesh.quant.codes.Sender`."""
+        codec, stages = self._codec, stages or self._stages
+        coder = codec.coder(block, stages)
         n = x.float()
         if coder.book.center is not None:
             n = codec.model.block(block).normalize(x).float()
@@ -52,7 +61,7 @@ class VectorSender:
         codes = coder.encode(n if predicted is None else n - predicted)
         found = [np.ascontiguousarray(one.T.astype(codec.dtype)) for one in codes]
         if self._memory is not None and predicted is not None:
-            added = codec.added(block, self._stages, found)
+            added = codec.added(block, stages, found)
             self._memory.keep(block, rows, predicted, added)
         return found
 
@@ -69,8 +78,8 @@ class VectorReceiver:
     def rebuild(self, block: int, codes: Sequence[CodeArray], first: int = 0) -> Tensor:
         """What was quantized, rebuilt: n^ (T, D), or the embedding for ``astra``."""
         codec = self._codec
-        book = codec.coder(block, self._stages).book
-        added = codec.added(block, self._stages, codes)
+        book = codec.coder(block, len(codes)).book
+        added = codec.added(block, len(codes), codes)
         rows = slice(first, first + len(added))
         predicted = codec.predicted(self._memory, block, book, rows)
         if self._memory is not None and predicted is not None:

@@ -21,13 +21,22 @@ class Usage(Struct, frozen=True, kw_only=True):
     completion_tokens: Count = 0
 
 
+class CompletionLogprobs(Struct, frozen=True, kw_only=True):
+    """Log-probabilities of a text's tokens, of one length."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[Count]
+
+
 class Choice(Struct, frozen=True, kw_only=True):
     """One text."""
 
     index: Count
     text: str
     finish_reason: Literal["stop", "length"]
-    logprobs: None = None
+    logprobs: CompletionLogprobs | None = None
 
 
 class CompletionAnswer(Struct, frozen=True, kw_only=True):
@@ -50,13 +59,34 @@ class AnswerMessage(Struct, frozen=True, kw_only=True):
     refusal: None = None
 
 
+class ProbableToken(Struct, frozen=True, kw_only=True):
+    """One of the most probable tokens."""
+
+    token: str
+    logprob: float
+    bytes: list[Annotated[int, Meta(ge=0, le=255)]] | None  # None: a part of a character
+
+
+class ChosenToken(ProbableToken, frozen=True, kw_only=True):
+    """A token of the answer."""
+
+    top_logprobs: list[ProbableToken]
+
+
+class ChatLogprobs(Struct, frozen=True, kw_only=True):
+    """Log-probabilities of an answer's tokens."""
+
+    content: list[ChosenToken]
+    refusal: None = None
+
+
 class ChatChoice(Struct, frozen=True, kw_only=True):
     """One answer."""
 
     index: Count
     message: AnswerMessage
     finish_reason: Literal["stop", "length"]
-    logprobs: None = None
+    logprobs: ChatLogprobs | None = None
 
 
 class ChatAnswer(Struct, frozen=True, kw_only=True):
@@ -130,6 +160,54 @@ class HealthAnswer(Struct, frozen=True, kw_only=True):
 
     status: Literal["ok"]
     version: str
+
+
+class PairedDevice(Struct, frozen=True, kw_only=True):
+    """A device of the mesh."""
+
+    id: str
+    name: str
+    self: bool
+    until: float | None  # seconds since 1970 at which its membership ends; None: never
+
+
+class PairingWindow(Struct, frozen=True, kw_only=True):
+    """A window that lets one device in by a code."""
+
+    open: bool  # whether a device may still come in
+    until: float  # seconds since 1970; of two windows never the same
+    seconds_left: Count
+    tries_left: Count
+    came: list[str]  # names of devices that came in
+
+
+class PairingAnswer(Struct, frozen=True, kw_only=True):
+    """Of ``/v1/pairing``: the devices of the mesh, and the window if there is one."""
+
+    object: Literal["pairing"]
+    devices: list[PairedDevice]
+    window: PairingWindow | None
+
+
+class QrDrawing(Struct, frozen=True, kw_only=True):
+    """A QR as the path of an SVG whose side is ``size``, its quiet zone included."""
+
+    size: Count
+    path: str
+
+
+class OpenedAnswer(PairingAnswer, frozen=True, kw_only=True):
+    """Of ``/v1/pairing/open``: the only answer with the code."""
+
+    code: str
+    uri: str  # what the QR holds
+    qr: QrDrawing
+
+
+class JoinedAnswer(PairingAnswer, frozen=True, kw_only=True):
+    """Of ``/v1/pairing/join``."""
+
+    paired: str  # name of the other device
 
 
 class ErrorEntry(Struct, frozen=True, kw_only=True):

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from msgspec import structs
 
+from astra_mesh.bundle.text import TextTokenizer
 from astra_mesh.client import Generation, Mesh
 from astra_mesh.errors import DeadlineError
+from astra_mesh.peer.likelihoods import Likelihoods, Noted
+from astra_mesh.web.logprobs import Scored, Scorer
 from astra_mesh.web.reports import Summary, of_generation
 from astra_mesh.web.requests import MeshOptions
 from astra_mesh.web.stops import StopFinder
@@ -33,14 +36,17 @@ class Wanted:
     seed: int | None
     stops: tuple[str, ...]
     options: MeshOptions
+    best: int | None = None  # log-probabilities, also of so many most probable tokens
+    tokenizer: TextTokenizer | None = None  # for those
 
 
 @dataclass(frozen=True)
 class Piece:
-    """More text of a choice."""
+    """More text of a choice, and its tokens if log-probabilities are wanted."""
 
     index: int
     text: str
+    tokens: tuple[Scored, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,12 @@ class Choices:
 
 @asynccontextmanager
 async def run_choices(
-    mesh: Mesh, wanted: Wanted, prompts: Sequence[Prompt], n: int, within_s: float
+    mesh: Mesh,
+    likelihoods: Likelihoods,
+    wanted: Wanted,
+    prompts: Sequence[Prompt],
+    n: int,
+    within_s: float,
 ) -> AsyncIterator[Choices]:
     """Generate ``n`` texts of each prompt: choice ``i * n + j`` is the j-th of prompt i.
 
@@ -99,7 +110,11 @@ async def run_choices(
     error: Exception | None = None
     async with asyncio.TaskGroup() as group:
         running = [
-            group.create_task(_run(mesh, wanted, prompt, at * n + copy, copy, choices, within_s))
+            group.create_task(
+                _run(
+                    _Text(mesh, likelihoods, wanted, prompt, at * n + copy, copy), choices, within_s
+                )
+            )
             for at, prompt in enumerate(prompts)
             for copy in range(n)
         ]
@@ -114,40 +129,62 @@ async def run_choices(
         raise error
 
 
-async def _run(
-    mesh: Mesh,
-    wanted: Wanted,
-    prompt: Prompt,
-    index: int,
-    copy: int,
-    choices: Choices,
-    within_s: float,
-) -> None:
+@dataclass(frozen=True)
+class _Text:
+    """One text that is to be made."""
+
+    mesh: Mesh
+    likelihoods: Likelihoods
+    wanted: Wanted
+    prompt: Prompt
+    index: int  # of the choice
+    copy: int  # of this prompt's texts
+
+    def start(self) -> Generation:
+        """The request, which starts with its first token."""
+        wanted = self.wanted
+        return self.mesh.generate(
+            wanted.model,
+            self.prompt,
+            max_new_tokens=wanted.max_tokens,
+            temperature=wanted.temperature,
+            top_k=wanted.top_k,
+            top_p=wanted.top_p,
+            seed=None if wanted.seed is None else wanted.seed + self.copy,
+            **structs.asdict(wanted.options),
+        )
+
+
+async def _run(text: _Text, choices: Choices, within_s: float) -> None:
     try:
         async with asyncio.timeout(within_s):
-            await _generate(mesh, wanted, prompt, index, copy, choices)
+            await _generate(text, choices)
     except TimeoutError:
-        text = f"the text was not complete within {within_s:g} s; ask for fewer tokens (max_tokens)"
-        await choices.put(DeadlineError(text))
+        sentence = (
+            f"the text was not complete within {within_s:g} s; ask for fewer tokens (max_tokens)"
+        )
+        await choices.put(DeadlineError(sentence))
     except Exception as error:
         await choices.put(error)
 
 
-async def _generate(
-    mesh: Mesh, wanted: Wanted, prompt: Prompt, index: int, copy: int, choices: Choices
-) -> None:
-    began, count = time.perf_counter(), 0
-    finder = StopFinder(wanted.stops)
-    async with _start(mesh, wanted, prompt, copy) as generation:
-        async for token in generation:
-            count += 1
-            text = finder.push(token.text)
-            if text:
-                await choices.put(Piece(index, text))
-            if finder.found:
-                break
-    if rest := finder.flush():
-        await choices.put(Piece(index, rest))
+async def _generate(text: _Text, choices: Choices) -> None:
+    began, count, index, wanted = time.perf_counter(), 0, text.index, text.wanted
+    finder, scorer = StopFinder(wanted.stops), Scorer(wanted.tokenizer)
+    async with text.start() as generation:
+        with _noting(text, generation) as noted:
+            async for token in generation:
+                count += 1
+                if noted is not None:
+                    scorer.push(token, noted.take(token.index))
+                if piece := finder.push(token.text):
+                    await choices.put(Piece(index, piece, scorer.pop(piece)))
+                if finder.found:
+                    break
+    rest = finder.flush()
+    tokens = () if finder.found else scorer.rest()
+    if rest or tokens:
+        await choices.put(Piece(index, rest, tokens))
     finish = "stop" if finder.found or generation.report is None else ""
     if generation.report is not None and not finder.found:
         finish = _FINISH.get(generation.report.finish, "stop")
@@ -155,15 +192,10 @@ async def _generate(
     await choices.put(Ended(index, finish, of_generation(generation, count, took)))
 
 
-def _start(mesh: Mesh, wanted: Wanted, prompt: Prompt, copy: int) -> Generation:
-    options = wanted.options
-    return mesh.generate(
-        wanted.model,
-        prompt,
-        max_new_tokens=wanted.max_tokens,
-        temperature=wanted.temperature,
-        top_k=wanted.top_k,
-        top_p=wanted.top_p,
-        seed=None if wanted.seed is None else wanted.seed + copy,
-        **structs.asdict(options),
-    )
+@contextmanager
+def _noting(text: _Text, generation: Generation) -> Iterator[Noted | None]:
+    if text.wanted.best is None:
+        yield None
+        return
+    with text.likelihoods.of(generation.request, text.wanted.best) as noted:
+        yield noted

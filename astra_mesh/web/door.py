@@ -7,7 +7,7 @@ import asyncio
 from astra_mesh.client import Mesh
 from astra_mesh.errors import AstraMeshError, NoPeerError
 from astra_mesh.peer import Peer
-from astra_mesh.peer.places import local_host
+from astra_mesh.peer.places import own_address
 
 
 class Door:
@@ -42,8 +42,8 @@ class Door:
             raise NoPeerError("the peer behind this API has stopped; start it again")
         try:
             config = self._peer.config
-            address = local_host(config.listen), self._peer.port
-            return await Mesh(address, trust_dir=config.trust_dir, stays=True).open()
+            place = own_address(config.listen, self._peer.port)
+            return await Mesh(place, trust_dir=config.trust_dir, stays=True).open()
         except AstraMeshError as error:
             raise NoPeerError(
                 f"the peer behind this API does not answer: {error.message}"

@@ -15,14 +15,20 @@ from astra_mesh.web.answers import (
     EmbeddingAnswer,
     ErrorAnswer,
     HealthAnswer,
+    JoinedAnswer,
     ModelAnswer,
     ModelsAnswer,
+    OpenedAnswer,
+    PairingAnswer,
 )
 from astra_mesh.web.requests import (
     ChatRequest,
     ClassifyRequest,
     CompletionRequest,
     EmbeddingRequest,
+    JoinRequest,
+    NothingRequest,
+    UnpairRequest,
 )
 from astra_mesh.web.unsupported import ALLOWED
 
@@ -32,8 +38,9 @@ _REFUSALS: Final = {
     400: "The request cannot be used; `param` names the field.",
     401: "The peer wants its API token.",
     403: "A page of another site, or a name that is not this machine's.",
-    404: "There is no such model.",
+    404: "There is no such model, or device.",
     408: "The body came too slowly.",
+    409: "The other device did not take the code, or it cannot be paired with.",
     413: "The body is too large.",
     415: "The body is no JSON.",
     429: "The peer has as many requests as it takes; Retry-After says when to ask again.",
@@ -88,12 +95,46 @@ _TABLE: Final[tuple[tuple[str, str, str, Any, Any, dict[str, Any]], ...]] = (
         ClassifyAnswer,
         {"description": _LABELS},
     ),
+    ("/v1/pairing", "get", "The devices of the mesh", None, PairingAnswer, {}),
+    (
+        "/v1/pairing/open",
+        "post",
+        "Let a device in: the only answer with the code",
+        NothingRequest,
+        OpenedAnswer,
+        {},
+    ),
+    (
+        "/v1/pairing/close",
+        "post",
+        "Let no device in any more",
+        NothingRequest,
+        PairingAnswer,
+        {},
+    ),
+    (
+        "/v1/pairing/join",
+        "post",
+        "Use the code of another device",
+        JoinRequest,
+        JoinedAnswer,
+        {},
+    ),
+    (
+        "/v1/pairing/unpair",
+        "post",
+        "Shut a device out, everywhere",
+        UnpairRequest,
+        PairingAnswer,
+        {},
+    ),
     ("/health", "get", "Whether the peer runs", None, HealthAnswer, {}),
     ("/metrics", "get", "Figures for Prometheus", None, None, {}),
 )
 _TEXT: Final[dict[str, Any]] = {"type": "string", "minLength": 1}
 _TOKEN: Final[dict[str, Any]] = {"type": "integer", "minimum": 0, "exclusiveMaximum": 2**31}
 _OPEN: Final = frozenset({"/health"})
+_NEEDS_PEER: Final = frozenset({"/health", "/v1/pairing"})
 
 
 @cache
@@ -126,8 +167,7 @@ def _say_more(fields: dict[str, Any]) -> None:
     for name in fields.keys() & ALLOWED.keys():
         allowed, sentence = ALLOWED[name]
         fields[name] = {"enum": [None, *allowed], "description": sentence}
-    if fields.pop("best_of", None):
-        fields["logprobs"]["enum"] = [None]  # a number in completions, where 0 asks for some
+    fields.pop("best_of", None)
     if "dimensions" in fields:
         fields["dimensions"] = {"enum": [None], "description": "The model decides."}
     for name in fields.keys() & {"prompt", "input"}:
@@ -161,7 +201,8 @@ def _responses(path: str, asked: Any, answer: Any) -> dict[str, Any]:
     found: dict[str, Any] = {"200": {"description": "Done.", "content": content}}
     codes = [*_OF_ALL, *(_OF_ASKING if asked is not None else ())]
     codes += [400, 404] if "{" in path else []
-    codes += [503] if path == "/health" else []
+    codes += [503] if path in _NEEDS_PEER else []
+    codes += [409] if asked is JoinRequest else []
     error = {_JSON: {"schema": _ref(ErrorAnswer)}}
     for code in sorted(set(codes)):
         found[str(code)] = {"description": _REFUSALS[code], "content": error}

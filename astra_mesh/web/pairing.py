@@ -8,38 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
-import msgspec
 from aiohttp import web
 
 from astra_mesh.client.addresses import show_address
 from astra_mesh.client.pairing_search import pair_nearby
-from astra_mesh.errors import InputError, NoPeerError
+from astra_mesh.errors import NoPeerError
 from astra_mesh.mesh.codes import as_uri, new_code, read_secret
 from astra_mesh.mesh.interfaces import own_addresses
 from astra_mesh.mesh.invitations import Invitations
 from astra_mesh.mesh.roster import RosterBook
 from astra_mesh.mesh.trust import Trust
 from astra_mesh.web.body import decode
+from astra_mesh.web.errors import ApiError
 from astra_mesh.web.jsons import json_response
 from astra_mesh.web.qr import drawing
+from astra_mesh.web.requests import JoinRequest, NothingRequest, UnpairRequest
 from astra_mesh.web.state import STATE
 
 _SHOWN: Final = 3  # addresses in a QR; more make it too large to scan
-
-
-class Join(msgspec.Struct):
-    """The code of another device, and where that is if it does not announce itself."""
-
-    code: Annotated[str, msgspec.Meta(max_length=400)]
-    at: Annotated[list[str], msgspec.Meta(max_length=4)] = []
-
-
-class Unpair(msgspec.Struct):
-    """The device to shut out: its whole id, so that no other can be meant."""
-
-    id: str
 
 
 async def show(request: web.Request) -> web.Response:
@@ -49,6 +37,7 @@ async def show(request: web.Request) -> web.Response:
 
 async def open_window(request: web.Request, data: bytes) -> web.Response:
     """Handle ``POST /v1/pairing/open``: a window of two minutes; the only answer with its code."""
+    decode(data, NothingRequest)
     trust, code = _trust(request), new_code()
     port = request.app[STATE].peer.port
     hosts = [str(ip) for ip in own_addresses() if not ip.is_link_local][:_SHOWN]
@@ -60,6 +49,7 @@ async def open_window(request: web.Request, data: bytes) -> web.Response:
 
 async def close(request: web.Request, data: bytes) -> web.Response:
     """Handle ``POST /v1/pairing/close``: the code holds no more; join keys stay."""
+    decode(data, NothingRequest)
     trust = _trust(request)
     await asyncio.to_thread(Invitations(trust.folder).close, b"")
     return json_response(await asyncio.to_thread(_status, trust))
@@ -67,19 +57,20 @@ async def close(request: web.Request, data: bytes) -> web.Response:
 
 async def join(request: web.Request, data: bytes) -> web.Response:
     """Handle ``POST /v1/pairing/join``: use the code that another device shows."""
-    asked, trust = decode(data, Join), _trust(request)
+    asked, trust = decode(data, JoinRequest), _trust(request)
     paired = await pair_nearby(trust, read_secret(asked.code), asked.at)
     return json_response(await asyncio.to_thread(_status, trust) | {"paired": paired.name})
 
 
 async def unpair(request: web.Request, data: bytes) -> web.Response:
     """Handle ``POST /v1/pairing/unpair``: shut a device out, everywhere."""
-    asked, trust = decode(data, Unpair), _trust(request)
+    asked, trust = decode(data, UnpairRequest), _trust(request)
 
     def decide(book: RosterBook) -> bool:
         found = [key for key, _ in book.find(asked.id) if key == asked.id]
         if not found:
-            raise InputError("no other device of this mesh has this id; /v1/pairing lists them")
+            text = "no other device of this mesh has this id; /v1/pairing lists them"
+            raise ApiError(404, text, "device_not_found", "id")
         book.shut_out(found[0])
         return True
 
@@ -105,6 +96,7 @@ def _status(trust: Trust) -> dict[str, Any]:
     if window is not None:
         shown = {
             "open": window.uses > 0 and window.tries > 0,
+            "until": window.until,  # of two windows never the same
             "seconds_left": max(0, round(window.until - time.time())),
             "tries_left": window.tries,
             "came": window.came,

@@ -87,4 +87,5 @@ def _of_peer(one: PeerReport, names: dict[str, str]) -> dict[str, Any]:
         "decode_s": one.decode_s,
         "wait_s": one.wait_s,
         "sent_bytes": {names.get(to, to[:8]): size for to, size in one.sent_bytes.items()},
+        "rates": {names.get(to, to[:8]): changes for to, changes in one.rates.items()},
     }

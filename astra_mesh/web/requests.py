@@ -28,6 +28,7 @@ class MeshOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     codec: Annotated[str, Meta(max_length=32)] = ""
     rate: Annotated[int, Meta(ge=0, lt=2**31)] = 0
     max_loss: Annotated[float, Meta(ge=0, le=1)] | None = None
+    late: Literal["wait", "adapt", "degrade"] = "wait"
 
 
 class Ignored(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -77,10 +78,10 @@ class CompletionRequest(Sampled, frozen=True, kw_only=True):
             list[Text | TokenId | Tokens], Meta(min_length=1, max_length=limits.PROMPT_TOKENS)
         ]
     )
+    logprobs: Annotated[int, Meta(ge=0, le=5)] | None = None
     # Refused where they ask for something.
     best_of: Annotated[int, Meta(ge=1)] | None = None
     echo: bool | None = None
-    logprobs: Annotated[int, Meta(ge=0, le=5)] | None = None
     suffix: str | None = None
 
 
@@ -109,9 +110,9 @@ class ChatRequest(Sampled, frozen=True, kw_only=True):
     reasoning_effort: str | None = None
     verbosity: str | None = None
     parallel_tool_calls: bool | None = None
-    # Refused where they ask for something.
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None  # with ``logprobs`` only
+    # Refused where they ask for something.
     tools: Anything = None
     tool_choice: Anything = None
     functions: Anything = None
@@ -150,3 +151,26 @@ class ClassifyRequest(Ignored, frozen=True, kw_only=True):
         ),
     ]
     top: Annotated[int, Meta(ge=1, le=100)] = 5
+
+
+class NothingRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``POST /v1/pairing/open`` and ``/close``: ``{}``."""
+
+
+class JoinRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``POST /v1/pairing/join``."""
+
+    code: Annotated[
+        str,
+        Meta(max_length=400, description="That another device shows, or a join key, or its QR."),
+    ]
+    at: Annotated[
+        list[str],
+        Meta(max_length=4, description="HOST:PORT of that device, if it does not announce itself."),
+    ] = []
+
+
+class UnpairRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``POST /v1/pairing/unpair``."""
+
+    id: Annotated[str, Meta(description="The whole id, so that no other device can be meant.")]

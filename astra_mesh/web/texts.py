@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from aiohttp import web
@@ -16,9 +16,10 @@ from astra_mesh.web.body import decode
 from astra_mesh.web.choices import Choices, Ended, Piece, Prompt, Wanted, run_choices
 from astra_mesh.web.errors import api_error, bad
 from astra_mesh.web.jsons import json_response
+from astra_mesh.web.logprobs import Scored
 from astra_mesh.web.reports import Summary, usage
 from astra_mesh.web.requests import ChatRequest, CompletionRequest, Sampled
-from astra_mesh.web.shapes import CHAT, COMPLETION, Shape
+from astra_mesh.web.shapes import CHAT, COMPLETION, Scores, Shape
 from astra_mesh.web.sse import EventStream, ReaderGoneError
 from astra_mesh.web.state import STATE, State
 from astra_mesh.web.unsupported import check_supported
@@ -39,12 +40,14 @@ class Answer:
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     created: int = field(default_factory=lambda: int(time.time()))
     texts: dict[int, list[str]] = field(default_factory=dict)
+    tokens: dict[int, list[Scored]] = field(default_factory=dict)
     ends: dict[int, Ended] = field(default_factory=dict)
 
     def take(self, event: Piece | Ended) -> None:
         """Keep an event."""
         if isinstance(event, Piece):
             self.texts.setdefault(event.index, []).append(event.text)
+            self.tokens.setdefault(event.index, []).extend(event.tokens)
         else:
             self.ends[event.index] = event
 
@@ -58,6 +61,10 @@ class Answer:
         about = {"id": f"{self.shape.prefix}-{self.id}", "object": kind, "created": self.created}
         return {**about, "model": self.model}
 
+    def scores(self, tokens: Iterable[Scored]) -> Scores:
+        """The log-probabilities of some tokens, if they were asked for."""
+        return None if self.wanted.best is None else list(tokens)
+
     def usage(self) -> dict[str, int]:
         """Tokens in all."""
         return usage(self.summaries[:: self.n], self.summaries)
@@ -70,12 +77,16 @@ class Answer:
 async def complete(request: web.Request, data: bytes) -> web.StreamResponse:
     """Handle ``POST /v1/completions``."""
     asked = decode(data, CompletionRequest)
-    request.app[STATE].peer.models.find(asked.model)  # named before anything else is judged
+    state = request.app[STATE]
+    model = state.peer.models.find(asked.model)  # named before anything else is judged
     check_supported(asked)
     prompts = prompts_of(asked.prompt)
     if len(prompts) > limits.API_PROMPTS:
         raise bad(f"at most {limits.API_PROMPTS} prompts fit in one request", "prompt")
     wanted = _wanted(asked, asked.max_tokens or _COMPLETION_TOKENS)
+    if asked.logprobs is not None:
+        loaded = await state.peer.models.load(model)
+        wanted = replace(wanted, best=asked.logprobs, tokenizer=loaded.tokenizer)
     return await _answer(request, asked, COMPLETION, prompts, wanted)
 
 
@@ -87,7 +98,10 @@ async def chat(request: web.Request, data: bytes) -> web.StreamResponse:
     loaded = await state.peer.models.load(model)
     prompt = await state.templates.prompt(loaded, asked.messages)
     most = asked.max_completion_tokens or asked.max_tokens or _CHAT_TOKENS
-    return await _answer(request, asked, CHAT, [prompt], _wanted(asked, most))
+    wanted = _wanted(asked, most)
+    if asked.logprobs:
+        wanted = replace(wanted, best=asked.top_logprobs or 0, tokenizer=loaded.tokenizer)
+    return await _answer(request, asked, CHAT, [prompt], wanted)
 
 
 def prompts_of(given: str | list[Any]) -> list[Prompt]:
@@ -127,7 +141,9 @@ async def _answer(
         raise bad(f"at most {limits.API_CHOICES} texts (prompts times n) in one request", "n")
     answer = Answer(shape, asked.model, prompts, n, wanted)
     mesh = await state.door.mesh()
-    async with run_choices(mesh, wanted, prompts, n, state.config.request_s) as choices:
+    async with run_choices(
+        mesh, state.peer.likelihoods, wanted, prompts, n, state.config.request_s
+    ) as choices:
         try:
             if not asked.stream:
                 return await _whole(answer, choices)
@@ -142,7 +158,12 @@ async def _whole(answer: Answer, choices: Choices) -> web.Response:
         answer.take(await choices.next())
     shape = answer.shape
     made = [
-        shape.choice(index, "".join(answer.texts.get(index, ())), end.finish)
+        shape.choice(
+            index,
+            "".join(answer.texts.get(index, ())),
+            end.finish,
+            answer.scores(answer.tokens.get(index, ())),
+        )
         for index, end in sorted(answer.ends.items())
     ]
     about = {"choices": made, "usage": answer.usage(), "x_astra_mesh": answer.reports()}
@@ -178,7 +199,8 @@ async def _stream(
             for chunk in shape.opening(event.index):
                 await stream.send(head | {"choices": [chunk]})
         if isinstance(event, Piece):
-            await stream.send(head | {"choices": [shape.delta(event.index, event.text)]})
+            delta = shape.delta(event.index, event.text, answer.scores(event.tokens))
+            await stream.send(head | {"choices": [delta]})
             continue
         last = choices.over() and not with_usage
         more = {"x_astra_mesh": answer.reports()} if last else {}

@@ -7,15 +7,12 @@ from typing import Any, Final
 from astra_mesh.web.errors import ApiError, bad
 from astra_mesh.web.requests import ChatRequest, CompletionRequest
 
-_LOGPROBS: Final = "the logits stay on the peer that answers, so there are no logprobs"
 _TOOLS: Final = "tools are not supported: leave them out, or describe them in a message"
 # Field -> values that ask for nothing, and what to say about others.
 ALLOWED: Final[dict[str, tuple[tuple[Any, ...], str]]] = {
     "frequency_penalty": ((0,), "penalties are not supported: leave it out, or give 0"),
     "presence_penalty": ((0,), "penalties are not supported: leave it out, or give 0"),
     "logit_bias": (({},), "logit_bias is not supported: leave it out"),
-    "logprobs": ((False,), f"{_LOGPROBS}: leave it out"),
-    "top_logprobs": ((), f"{_LOGPROBS}: leave it out"),
     "echo": ((False,), "echo is not supported: put the prompt before the answer yourself"),
     "suffix": (("",), "suffix is not supported: texts are continued at their end only"),
     "tools": (([],), _TOOLS),
@@ -36,13 +33,14 @@ def check_supported(request: CompletionRequest | ChatRequest) -> None:
         value = getattr(request, name, None)
         if value is not None and not any(_same(value, one) for one in allowed):
             raise _refused(name, sentence)
+    if getattr(request, "top_logprobs", None) is not None and not request.logprobs:
+        raise bad("top_logprobs needs logprobs: true beside it", "top_logprobs")
     best_of = getattr(request, "best_of", None)
     if best_of is not None and best_of != (request.n or 1):
         raise _refused("best_of", "best_of is not supported: leave it out, or give the same as n")
 
 
 def _same(value: Any, allowed: Any) -> bool:
-    # 0 is no False here: logprobs 0 asks for the logprob of each token.
     return isinstance(value, bool) == isinstance(allowed, bool) and bool(value == allowed)
 
 

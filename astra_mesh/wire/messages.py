@@ -212,7 +212,8 @@ class Late(enum.Enum):
     """What happens to codes that do not come in time."""
 
     WAIT = "wait"  # they are waited for: the answer is the plan's, whatever the network did
-    DEGRADE = "degrade"  # what is known of earlier blocks stands in, and the answer says so
+    ADAPT = "adapt"  # they are waited for, but senders take lower rates, and the answer says so
+    DEGRADE = "degrade"  # and what is known of earlier blocks stands in for what comes too late
 
 
 class LinkRate(Message, frozen=True):
@@ -354,6 +355,9 @@ class PeerReport(Message, frozen=True):
     sent_bytes: dict[str, int] = {}  # code bytes by receiving peer
     decode_steps: int = 0
     late_parts: int = 0  # codes of one shard and block that came too late: a prediction stood in
+    # By receiving peer, where the rate was not the plan's: a block, the bits per token from it on,
+    # the next block, and so on.
+    rates: dict[str, list[int]] = {}
 
 
 class Done(Message, frozen=True):

@@ -18,6 +18,7 @@ Check = Callable[[Any], bool]
 
 _HEX_ID: Final = re.compile(r"[0-9a-f]{64}")
 _TOKEN_LIMIT: Final = 2**31
+_RATE_BITS: Final = 2**31  # per token and block
 _HOUR_US: Final = 3_600_000_000
 _MARKS: Final = 6  # kinds of marks, as in astra_mesh.engine.timeline
 
@@ -107,6 +108,18 @@ def _texts(limit: int, chars: int) -> Check:
 
 def _by_peer(value: Collection[str]) -> bool:
     return len(value) <= limits.PEERS_PER_PLAN and all(map(_is_id, value))
+
+
+def _rate_changes(value: dict[str, list[int]]) -> bool:
+    """Pairs by peer: block, bits per token."""
+    most = 2 * (limits.RATE_CHANGES + limits.STAGES)
+    return _by_peer(value) and all(
+        len(one) % 2 == 0
+        and len(one) <= most
+        and all(0 <= block < limits.BLOCKS for block in one[::2])
+        and all(0 < bits <= _RATE_BITS for bits in one[1::2])
+        for one in value.values()
+    )
 
 
 def _marks(value: list[int]) -> bool:
@@ -211,6 +224,7 @@ _RULES: Final[dict[type[msgspec.Struct], dict[str, Check]]] = {
         "sent_bytes": _by_peer,
         "decode_steps": _between(0, limits.NEW_TOKENS),
         "late_parts": _between(0, limits.BLOCKS * limits.PEERS_PER_PLAN),
+        "rates": _rate_changes,
     },
     m.Cancel: {"text": _sentence},
     m.Fail: {"code": _word, "text": _sentence},

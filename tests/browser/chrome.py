@@ -45,6 +45,7 @@ class Tab:
         self._waiting: dict[int, asyncio.Future[Any]] = {}
         self.complaints: list[str] = []  # of the console, and errors of scripts
         self.loaded: list[str] = []  # addresses that the page asked for
+        self.questions: list[str] = []  # that the page asked in a dialog; all were agreed to
 
     async def read(self) -> None:
         async for message in self._socket:
@@ -59,6 +60,10 @@ class Tab:
                 self.complaints.append(str(found["params"]["entry"])[:500])
             elif found["method"] == "Network.requestWillBeSent":
                 self.loaded.append(found["params"]["request"]["url"])
+            elif found["method"] == "Page.javascriptDialogOpening":
+                self.questions.append(found["params"]["message"])
+                agree = {"method": "Page.handleJavaScriptDialog", "params": {"accept": True}}
+                await self._socket.send_json({"id": next(self._ids), **agree})
 
     async def call(self, method: str, **params: Any) -> Any:
         number = next(self._ids)

@@ -6,6 +6,7 @@ import asyncio
 import shutil
 import tempfile
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -25,8 +26,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-async def tab(request: pytest.FixtureRequest) -> AsyncIterator[Tab]:
+@asynccontextmanager
+async def browser() -> AsyncIterator[Tab]:
     if PATH is None:
         pytest.skip("no Chromium on this machine (Debian: apt install chromium)")
     folder = Path(tempfile.mkdtemp(prefix="astra-mesh-chrome-"))
@@ -35,6 +36,19 @@ async def tab(request: pytest.FixtureRequest) -> AsyncIterator[Tab]:
             yield found
     finally:  # a dying Chromium may still write there
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+
+@pytest.fixture
+async def tab() -> AsyncIterator[Tab]:
+    async with browser() as found:
+        yield found
+
+
+@pytest.fixture
+async def other_tab() -> AsyncIterator[Tab]:
+    """Of another person, whose browser knows nothing of the first."""
+    async with browser() as found:
+        yield found
 
 
 @pytest.fixture(scope="module")

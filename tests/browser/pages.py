@@ -13,6 +13,7 @@ from astra_mesh.bundle import open_bundle
 from astra_mesh.bundle.quality import DEFINITIONS, Measured, TaskQuality, recommend, save_quality
 from astra_mesh.peer import Peer
 from astra_mesh.web import ApiConfig, ApiServer, serving
+from tests.browser.chrome import Tab
 from tests.integration.mesh_fixtures import mesh_of
 
 TEMPLATE = "{{ bos_token }} {% for m in messages %}w2 {{ m.content }} {% endfor %}w3"
@@ -68,3 +69,9 @@ async def shown(models: Path, names: list[str], **settings: Any) -> AsyncIterato
         serving(peers[-1], ApiConfig(**{"port": 0, **settings})) as server,
     ):
         yield Shown(peers, server)
+
+
+async def no_complaints(tab: Tab, url: str) -> None:
+    """Nothing in the console, and nothing was loaded from anywhere but the peer."""
+    assert tab.complaints == []
+    assert [one for one in tab.loaded if not one.startswith((url, f"blob:{url}", "data:"))] == []

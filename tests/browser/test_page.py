@@ -12,7 +12,7 @@ import pytest
 
 from astra_mesh import limits
 from tests.browser.chrome import Tab
-from tests.browser.pages import shown
+from tests.browser.pages import no_complaints, shown
 
 PROMPT = " ".join(f"w{7 * i % 64}" for i in range(40))
 TOKEN = "a/token+of~the=tests"
@@ -241,12 +241,6 @@ async def test_text_stands_out_and_nothing_runs_off_a_small_phone(
             const box = one.getBoundingClientRect();
             return box.width > 0 && box.height < 40; }).map((one) => one.id)"""
         assert await tab.eval(small) == []
-
-
-async def no_complaints(tab: Tab, url: str) -> None:
-    """Nothing in the console, and nothing was loaded from anywhere but the peer."""
-    assert tab.complaints == []
-    assert [one for one in tab.loaded if not one.startswith((url, f"blob:{url}", "data:"))] == []
 
 
 async def test_more_pages_than_a_peer_takes(tab: Tab, models: Path) -> None:

@@ -20,6 +20,7 @@ from astra_mesh.client.line import UNREAD_EVENTS
 from astra_mesh.limits import WINDOW_BYTES, WINDOW_MIN_BYTES
 from astra_mesh.mesh.link import Link
 from astra_mesh.mesh.sockets import transport_of
+from astra_mesh.mesh.trust import Known
 from astra_mesh.wire.codec import AnyMessage
 from astra_mesh.wire.messages import (
     Ask,
@@ -326,6 +327,19 @@ async def test_someone_who_never_says_hello_is_given_up() -> None:
         port = server.sockets[0].getsockname()[1]
         with pytest.raises(errors.NoPeerError):
             async with connect(("127.0.0.1", port)):
+                pass
+
+
+async def test_a_peer_that_goes_before_its_hello_is_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def goes(self: FakePeer, link: Link, known: Known | None) -> None:
+        transport = transport_of(link._socket)
+        assert transport is not None
+        transport.abort()
+
+    monkeypatch.setattr(FakePeer, "run_link", goes)
+    async with fake_peer() as peer:
+        with pytest.raises(errors.NoPeerError, match="before it said hello"):
+            async with open_mesh(peer):
                 pass
 
 

@@ -3,30 +3,47 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from astra_mesh import limits
 from astra_mesh.bundle import open_bundle
 from astra_mesh.engine.pipeline import Pipeline
 from astra_mesh.engine.reference import decode, pooled, run_plan, run_solo
 from astra_mesh.engine.shard import ShardRun
 from astra_mesh.errors import PortInUseError
 from astra_mesh.families import ModelInput
+from astra_mesh.mesh.link import Link
+from astra_mesh.mesh.probe import Backlog
 from astra_mesh.peer import Peer, PeerConfig
+from astra_mesh.peer import requests as requests_module
+from astra_mesh.peer.exchange import MeshExchange
 from astra_mesh.peer.inputs import read_inputs
 from astra_mesh.peer.models import Loaded, _load
 from astra_mesh.plan.check import layout_of
 from astra_mesh.quant.codebook import UNLIMITED
 from astra_mesh.quant.codecs import VectorCodec
-from astra_mesh.wire.messages import Inputs, Options, Planned, Result, Sampling, Task, Use
+from astra_mesh.wire.messages import (
+    Inputs,
+    Late,
+    Options,
+    PeerId,
+    Planned,
+    Result,
+    Sampling,
+    Task,
+    Use,
+)
 from tests.integration.mesh_fixtures import client_of, make_models, mesh_of, picture, until
 
 PROMPT = [(7 * i) % 64 for i in range(40)]
 ALL = Options(use=Use.ALL)
+YEAR_S = 365 * 86_400.0
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +110,115 @@ async def test_text_over_three_peers_equals_the_reference(
     if codec == "fp32":
         solo = run_solo(loaded.model, ModelInput(tokens=torch.tensor(PROMPT)), "last", spare=64)
         assert reply.ids == decode([solo], sampling, loaded.stop_ids)
+
+
+async def test_memory_goes_back_once_nothing_runs_for_a_while(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_back: list[float] = []
+    monkeypatch.setattr(limits, "GIVE_BACK_S", 0.3)
+    monkeypatch.setattr(requests_module, "give_back", lambda: given_back.append(1))
+    async with mesh_of(["a"], models) as (peer,), client_of(peer) as client:
+        for _ in range(3):
+            sampling = Sampling(max_new_tokens=2)
+            request = client.send(Task.GENERATE, "words", tokens=PROMPT, sampling=sampling)
+            (await client.reply(request)).done()
+            given_back_between = list(given_back)
+        await until(lambda: given_back)
+        assert given_back_between == []
+        await asyncio.sleep(0.4)
+    assert len(given_back) == 1
+
+
+@pytest.mark.parametrize("jump_s", [-50 * YEAR_S, 10 * YEAR_S])
+async def test_a_clock_that_jumps_changes_nothing(
+    models: Path, monkeypatch: pytest.MonkeyPatch, jump_s: float
+) -> None:
+    """In the middle of a request; afterwards links are made anew, too."""
+    usual, jumped = time.time, asyncio.Event()
+    prefill = Pipeline.prefill
+
+    async def jumps(self: Pipeline) -> None:
+        monkeypatch.setattr(time, "time", lambda: usual() + jump_s)
+        jumped.set()
+        await prefill(self)
+
+    monkeypatch.setattr(Pipeline, "prefill", jumps)
+    sampling = Sampling(max_new_tokens=4)
+    async with mesh_of(["a", "b"], models) as peers, client_of(peers[1]) as client:
+        first, again = (
+            client.send(Task.GENERATE, "words", tokens=PROMPT, sampling=sampling, options=ALL)
+            for _ in range(2)
+        )
+        assert (await client.reply(first)).ids == (await client.reply(again)).ids
+        assert jumped.is_set()
+        link = peers[1].link(peers[0].id)
+        assert link is not None
+        await link.close()
+        await until(lambda: peers[1].link(peers[0].id) is None)
+        await until(lambda: peers[1].link(peers[0].id) is not None)
+        request = client.send(Task.GENERATE, "words", tokens=PROMPT, sampling=sampling, options=ALL)
+        report = (await client.reply(request)).done().report
+        assert len(report.plan.shards) == 2
+        assert report.notes == []
+
+
+async def test_text_at_rates_that_fell_equals_the_reference_at_these_rates(
+    models: Path, loaded_models: dict[str, Loaded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Links that seem to carry nothing from the second coded block on."""
+    monkeypatch.setattr(Link, "backlog", lambda self: Backlog(10**6, 8.0, None))
+    monkeypatch.setattr(MeshExchange, "stages", _first_as_planned())
+    sampling, loaded = Sampling(max_new_tokens=16), loaded_models["words"]
+    async with mesh_of(["a", "b", "c"], models) as peers, client_of(peers[2]) as client:
+        request = client.send(
+            Task.GENERATE,
+            "words",
+            tokens=PROMPT,
+            sampling=sampling,
+            options=Options(use=Use.ALL, codec="vq", late=Late.ADAPT),
+        )
+        reply = await client.reply(request)
+    report = reply.done().report
+    order = [shard.peer for shard in report.plan.shards]
+    codec = loaded.codec("vq", report.plan.codebook)
+    assert isinstance(codec, VectorCodec)
+    planned = report.plan.rates[0].stages
+    assert planned > min(codec.able)
+    by_bits = {codec.rate(stages): stages for stages in codec.able}
+    told = {
+        (order.index(one.peer), order.index(PeerId(to))): changes
+        for one in report.peers
+        for to, changes in one.rates.items()
+    }
+    assert set(told) == {(0, 2), (1, 2)}  # the second shard takes nothing for the last block
+    assert all(note.startswith("degraded: ") for note in report.notes)
+    assert len(report.notes) == 2
+
+    def sent(block: int, sender: int, receiver: int) -> int:
+        changes = told.get((sender, receiver), [])
+        past = [bits for at, bits in zip(changes[::2], changes[1::2], strict=True) if at <= block]
+        return by_bits[past[-1]] if past else planned
+
+    given, tokens = read_inputs(loaded, Inputs(tokens=PROMPT))
+    layout = layout_of(
+        report.plan, loaded.spec, Task.GENERATE, tokens, codec.first_block, codec.able
+    )
+    runs = run_plan(loaded.model, layout, codec.projecting(), given, spare=64, sent=sent)
+    assert reply.ids == decode(runs, sampling, loaded.stop_ids)
+    assert {sent(1, *link) for link in told} == {planned}
+    assert {sent(2, *link) for link in told} == {min(codec.able)}
+
+
+def _first_as_planned() -> Callable[..., Mapping[int, int]]:
+    choose = MeshExchange.stages
+
+    def stages(self: MeshExchange, block: int, busy_s: float) -> Mapping[int, int]:
+        if block > self.layout.first_block:
+            return choose(self, block, busy_s)
+        return {i: self.layout.stages[self.shard, i] for i in self.layout.receivers(self.shard, 1)}
+
+    return stages
 
 
 @pytest.mark.parametrize("class_token", ["single", "distributed"])

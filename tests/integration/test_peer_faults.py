@@ -224,6 +224,23 @@ async def test_without_a_report_the_answer_comes_anyway(
             await all_idle([peer])
 
 
+async def test_a_peer_that_dies_after_its_part_costs_only_its_report(models: Path) -> None:
+    def dies(one: Hostile, propose: Propose) -> None:
+        one.accept(propose)
+        one.send_codes(propose)
+        asyncio.get_running_loop().call_later(0.3, _abort, one.link)  # its codes have arrived
+
+    async with mesh_of(["a"], models) as (peer,):
+        await warm(peer)
+        async with hostile(peer, dies), client_of(peer) as client:
+            reply = await client.reply(ask_words(client))
+            report = reply.done().report
+            assert len(report.plan.shards) == 2
+            assert [one.peer for one in report.peers] == [peer.id]
+            assert "a peer sent no report in time" in report.notes
+            await all_idle([peer])
+
+
 async def test_all_participants_may_fail(
     models: Path, alone: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

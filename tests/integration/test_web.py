@@ -18,14 +18,7 @@ from tests.integration.web_fixtures import (
     PROMPT,
     busy,
     live,
-    make_web_models,
 )
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_web_models(tmp_path_factory.mktemp("models") / "all")
-
 
 # --- texts ----------------------------------------------------------------------------------------
 

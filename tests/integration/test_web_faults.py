@@ -21,15 +21,8 @@ from tests.integration.web_fixtures import (
     PROMPT,
     busy,
     live,
-    make_web_models,
 )
 from tests.timings import patient
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_web_models(tmp_path_factory.mktemp("models") / "all")
-
 
 # --- errors ---------------------------------------------------------------------------------------
 

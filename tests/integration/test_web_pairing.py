@@ -3,38 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+import msgspec
 import pytest
 
-from astra_mesh.peer import Peer, PeerConfig
-from astra_mesh.web import ApiConfig, serving
+from astra_mesh.web.answers import JoinedAnswer, OpenedAnswer, PairingAnswer
+from tests.integration.web_fixtures import Device, strangers
 
 
 @pytest.fixture
-async def roots(tmp_path: Path) -> AsyncIterator[tuple[list[str], list[Peer]]]:
-    """The APIs of two devices that are strangers, and their peers."""
-    async with AsyncExitStack() as stack:
-        urls, peers = [], []
-        for name in ("one", "two"):
-            config = PeerConfig(
-                name=name,
-                port=0,
-                discovery=False,
-                listen="127.0.0.1",
-                threads=1,
-                ephemeral=True,
-                models=(),
-                trust_dir=tmp_path / name,
-            )
-            peer = await stack.enter_async_context(Peer(config))
-            server = await stack.enter_async_context(serving(peer, ApiConfig(port=0)))
-            urls.append(server.url.removesuffix("/v1"))
-            peers.append(peer)
-        yield urls, peers
+async def devices(tmp_path: Path) -> AsyncIterator[list[Device]]:
+    async with strangers(tmp_path, "one", "two") as found:
+        yield found
 
 
 async def post(http: aiohttp.ClientSession, url: str, body: Any, **headers: str) -> tuple[int, Any]:
@@ -42,20 +25,25 @@ async def post(http: aiohttp.ClientSession, url: str, body: Any, **headers: str)
         return answer.status, await answer.json()
 
 
-async def test_two_devices_pair_and_part(roots: tuple[list[str], list[Peer]]) -> None:
-    (one, two), peers = roots
-    at = [f"127.0.0.1:{peers[0].port}"]
+async def test_two_devices_pair_and_part(devices: list[Device]) -> None:
+    one, two = (device.root for device in devices)
+    at = [devices[0].place]
     async with aiohttp.ClientSession() as http:
         status, shown = await post(http, f"{one}/v1/pairing/open", {})
         assert status == 200, shown
+        msgspec.convert(shown, OpenedAnswer)
         assert shown["window"]["open"]
         assert shown["qr"]["path"].startswith("M4 4h1")
         async with http.get(f"{one}/v1/pairing") as answer:
             assert shown["code"] not in await answer.text()  # told once
+            now = msgspec.json.decode(await answer.read(), type=PairingAnswer)
+        assert now.window is not None
+        assert now.window.until == shown["window"]["until"]
         status, joined = await post(
             http, f"{two}/v1/pairing/join", {"code": shown["code"], "at": at}
         )
         assert status == 200, joined
+        msgspec.convert(joined, JoinedAnswer)
         assert len(joined["devices"]) == 2
         (other,) = (entry for entry in joined["devices"] if not entry["self"])
         status, again = await post(
@@ -67,8 +55,8 @@ async def test_two_devices_pair_and_part(roots: tuple[list[str], list[Peer]]) ->
         assert [entry["self"] for entry in left["devices"]] == [True]
 
 
-async def test_what_is_refused(roots: tuple[list[str], list[Peer]]) -> None:
-    (one, _), _peers = roots
+async def test_what_is_refused(devices: list[Device]) -> None:
+    one = devices[0].root
     async with aiohttp.ClientSession() as http:
         for name in ("open", "close", "join", "unpair"):
             url = f"{one}/v1/pairing/{name}"
@@ -80,7 +68,9 @@ async def test_what_is_refused(roots: tuple[list[str], list[Peer]]) -> None:
         assert status == 400
         assert "mistyped" in error["error"]["message"]
         status, error = await post(http, f"{one}/v1/pairing/unpair", {"id": "00"})
-        assert status == 400
+        assert (status, error["error"]["code"]) == (404, "device_not_found")
+        status, error = await post(http, f"{one}/v1/pairing/open", {"minutes": 5})
+        assert (status, error["error"]["param"]) == (400, "minutes")
         await post(http, f"{one}/v1/pairing/open", {})
         _, closed = await post(http, f"{one}/v1/pairing/close", {})
         assert closed["window"] is None

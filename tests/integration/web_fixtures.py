@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 from openai import AsyncOpenAI
 
-from astra_mesh.peer import Peer
+from astra_mesh.peer import Peer, PeerConfig
 from astra_mesh.web import ApiConfig, ApiServer, serving
 from tests.bundles import GPT2, gpt2_tensors, write_bundle
 from tests.integration.mesh_fixtures import make_models, mesh_of
@@ -60,6 +60,44 @@ async def live(models: Path, count: int = 2, **settings: Any) -> AsyncIterator[L
         aiohttp.ClientSession() as http,
     ):
         yield Live(peers, server, client, http)
+
+
+@dataclass
+class Device:
+    """A peer with trust of its own, and its API."""
+
+    peer: Peer
+    server: ApiServer
+
+    @property
+    def root(self) -> str:
+        return self.server.url.removesuffix("/v1")
+
+    @property
+    def place(self) -> str:
+        return f"127.0.0.1:{self.peer.port}"
+
+
+@asynccontextmanager
+async def strangers(folder: Path, *names: str) -> AsyncIterator[list[Device]]:
+    """Devices that are not paired."""
+    async with AsyncExitStack() as stack:
+        found = []
+        for name in names:
+            config = PeerConfig(
+                name=name,
+                port=0,
+                discovery=False,
+                listen="127.0.0.1",
+                threads=1,
+                ephemeral=True,
+                models=(),
+                trust_dir=folder / name,
+            )
+            peer = await stack.enter_async_context(Peer(config))
+            server = await stack.enter_async_context(serving(peer, ApiConfig(port=0)))
+            found.append(Device(peer, server))
+        yield found
 
 
 def busy(peer: Peer) -> bool:

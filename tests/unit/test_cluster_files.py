@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import kubernetes_validate
 import pytest
 import yaml
 from typer.testing import CliRunner
@@ -36,6 +37,16 @@ def test_the_list_names_every_file() -> None:
         "daemonset.yaml": ("apps/v1", "DaemonSet"),
     }
     assert load("kustomization.yaml")["namespace"] == load("namespace.yaml")["metadata"]["name"]
+
+
+@pytest.mark.parametrize("version", ["1.25", kubernetes_validate.latest_version()])
+@pytest.mark.parametrize("name", ["namespace.yaml", "service.yaml", "daemonset.yaml"])
+def test_kubernetes_takes_the_files(name: str, version: str) -> None:
+    found = load(name)
+    kubernetes_validate.validate(found, version, strict=True)
+    found["spec" if "spec" in found else "metadata"]["hostNetwrk"] = True
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(found, version, strict=True)
 
 
 def test_the_service_finds_the_peers_and_they_ask_for_its_name(daemon: dict[str, Any]) -> None:

@@ -218,12 +218,18 @@ def predictive(spec: ModelSpec, model: ModelId) -> Codebook:
     return _codebook(spec, model, UNLIMITED, PREDICTIVE[max(PREDICTIVE)], PREDICTIVE)
 
 
+def staged(spec: ModelSpec, model: ModelId, groups: tuple[int, ...], size: int) -> Codebook:
+    """``vq`` without history, with so many groups of ``size`` codewords in each stage."""
+    return _codebook(spec, model, 0, groups, {len(groups): groups}, size)
+
+
 def _codebook(
     spec: ModelSpec,
     model: ModelId,
     history: int,
     groups: tuple[int, ...],
     levels: Mapping[int, Sequence[int]],
+    size: int = CODEWORDS,
 ) -> Codebook:
     g = torch.Generator().manual_seed(1)
     d = spec.hidden_size
@@ -235,11 +241,11 @@ def _codebook(
         first_block=1,
         history=history,
         groups=groups,
-        size=CODEWORDS,
+        size=size,
         default_stages=max(levels),
         levels={
             stages: tuple(
-                _block_book(cuts, turn, history, g) for _ in range(1, spec.num_hidden_layers)
+                _block_book(cuts, turn, history, g, size) for _ in range(1, spec.num_hidden_layers)
             )
             for stages, cuts in levels.items()
         },
@@ -248,13 +254,15 @@ def _codebook(
     return book
 
 
-def _block_book(groups: Sequence[int], turn: Tensor, history: int, g: torch.Generator) -> BlockBook:
+def _block_book(
+    groups: Sequence[int], turn: Tensor, history: int, g: torch.Generator, size: int
+) -> BlockBook:
     """Random codewords in randomly rotated coordinates; the prediction is most of what was."""
     d = len(turn)
     rank = round(RANK * d)
     return as_stored(
         BlockBook(
-            tuple(torch.randn(n, CODEWORDS, -(-rank // n), generator=g) * 0.3 for n in groups),
+            tuple(torch.randn(n, size, -(-rank // n), generator=g) * 0.3 for n in groups),
             tuple(_order(n, rank, g) for n in groups),
             torch.zeros(d),
             turn[:rank].contiguous(),

@@ -17,7 +17,17 @@ KINDS: Final[dict[str, tuple[float, float]]] = {
     "slow": (2.0, 6.0),  # the cable carries 2 Mbit/s
     "lossy": (2.0, 6.0),  # it loses 2 % of the frames
 }
-AWAY: Final = ("kill", "leave", "stop", "blip", "partition")  # the peer cannot be reached meanwhile
+# One of these is added to each schedule, where it fits.
+RARE: Final[dict[str, tuple[float, float]]] = {
+    "suspend": (12.0, 20.0),  # SIGSTOP, and the cable is out: a closed laptop
+    "address": (6.0, 9.0),  # another IPv4 address from now on; others find it meanwhile
+    "newcomer": (1.0, 3.0),  # SIGKILL, and a device that nobody knows comes with its name
+    "namesake": (4.0, 8.0),  # a second peer with the name of the first runs on the device
+}
+# The peer cannot be reached meanwhile.
+AWAY: Final = ("kill", "leave", "stop", "blip", "partition", "suspend", "address", "newcomer")
+RESTARTS: Final = ("kill", "leave", "newcomer")  # it is back when a new process is ready
+_TRIES: Final = 20
 GAP_S: Final = (0.2, 2.5)  # between the beginnings of two faults
 
 
@@ -37,7 +47,10 @@ class Fault:
 
 
 def draw(seed: int, devices: Sequence[str], seconds: float) -> list[Fault]:
-    """The schedule of a seed: at each time at least one peer is in reach, one fault each."""
+    """The schedule of a seed: at each time at least one peer is in reach, one fault each.
+
+    In the order in which the faults begin.
+    """
     source = random.Random(f"faults-{seed}")
     found: list[Fault] = []
     at = source.uniform(0.5, 1.5)
@@ -50,13 +63,34 @@ def draw(seed: int, devices: Sequence[str], seconds: float) -> list[Fault]:
         if _fits(fault, found, len(devices)):
             found.append(fault)
         at += source.uniform(*GAP_S)
-    return found
+    found += _rare(seed, devices, seconds, found)
+    return sorted(found, key=lambda fault: fault.at_s)
+
+
+def _rare(
+    seed: int, devices: Sequence[str], seconds: float, others: Sequence[Fault]
+) -> list[Fault]:
+    """One more fault, or none if there is no room for it."""
+    source = random.Random(f"rare-{seed}")
+    kind = source.choice(list(RARE))
+    shortest, longest = RARE[kind]
+    for _ in range(_TRIES):
+        at = source.uniform(0.5, seconds)
+        until_s = at + source.uniform(shortest, longest)
+        fault = Fault(kind, source.choice(list(devices)), at, until_s)
+        if _fits(fault, others, len(devices)):
+            return [fault]
+    return []
 
 
 def _fits(fault: Fault, others: Sequence[Fault], devices: int) -> bool:
     """One fault of a device at a time with a pause after it, and not all devices away at once."""
     pause_s = 1.0
-    meanwhile = [other for other in others if other.until_s + pause_s > fault.at_s]
+    meanwhile = [
+        other
+        for other in others
+        if other.until_s + pause_s > fault.at_s and fault.until_s + pause_s > other.at_s
+    ]
     if any(other.device == fault.device for other in meanwhile):
         return False
     away = {other.device for other in meanwhile if other.is_away}

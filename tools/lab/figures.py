@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from tools.lab import rates
 from tools.lab.client import AskError
 from tools.lab.history import held
 from tools.lab.house import House, Say
@@ -110,16 +111,22 @@ def halved(say: Say) -> str:
 
 def slow_third(say: Say) -> str:
     """A peer five times slower joins two equal ones."""
-    fast, slow = Device(cpu=0.3), Device(cpu=0.06)
-    with house(say, {"attic": fast, "cellar": fast}) as one:
-        two_s = usual_s(one, ask("attic", use="auto", codec=""), 15)
+    fast, slow = Device(cpu=0.3), Device(cpu=0.06, start=False)
+    request, two = ask("attic", use="auto", codec=""), []
     with house(say, {"attic": fast, "cellar": fast, "shed": slow}) as one:
-        request = ask("attic", use="auto", codec="")
+        two.append(usual_s(one, request, 15))
+        one.start("shed")
+        one.meet()
         three_s = usual_s(one, request, 15)
         used = len(one.ask(request)["report"]["plan"]["shards"])
+        one.apply(Kill(device="shed", at_s=0))
+        one.meet()
+        two.append(usual_s(one, request, 15))
+    two_s = statistics.mean(two)
     return (
         f"a third peer, five times slower: {1e3 * three_s:.0f} ms with it ({used} took part), "
-        f"{1e3 * two_s:.0f} ms without ({three_s / two_s:.2f}, target 1.0)"
+        f"{1e3 * two[0]:.0f} ms before it came, {1e3 * two[1]:.0f} ms after it left "
+        f"({three_s / two_s:.2f}, target 1.0; medians of 15)"
     )
 
 
@@ -164,10 +171,22 @@ def crowd(say: Say) -> str:
     )
 
 
+def fallen(say: Say) -> str:
+    """100 Mbit/s become 5 in the middle of a request."""
+    return rates.figure(100.0, 5.0, say)
+
+
+def halved_within(say: Say) -> str:
+    """The rate of all cables is halved in the middle of a request."""
+    return rates.figure(6.0, 3.0, say)
+
+
 FIGURES: dict[str, Callable[[Say], str]] = {
     "prefill": killed_in_prefill,
     "decode": coordinator_lost_in_decode,
     "halved": halved,
+    "halved-within": halved_within,
+    "fallen": fallen,
     "slow": slow_third,
     "lossy": lossy,
     "crowd": crowd,

@@ -49,7 +49,7 @@ from tools.lab.scenario import (
 from tools.lab.system import LabError, orphans, stop
 
 LOOK_S = 0.2  # between two looks at who has met
-LEAVE_S = 10.0  # for a peer's goodbye, also with little CPU
+LEAVE_S = 30.0  # for a goodbye, also with little CPU or on a busy machine
 CLI_S = 60.0
 
 Say = Callable[[str], None]  # takes a line of progress
@@ -84,6 +84,7 @@ class House:
         self.peers: dict[str, DevicePeer] = {}
         self._groups: dict[str, cpu.CpuGroup] = {}
         self._askers: dict[str, tuple[subprocess.Popen[str], Asker]] = {}
+        self._namesakes: dict[str, subprocess.Popen[Any]] = {}
         self._asker_lock = threading.Lock()
 
     # --- life -------------------------------------------------------------------------------------
@@ -323,6 +324,28 @@ class House:
             self.start(event.device)
         else:
             self._signal(event)
+
+    def start_namesake(self, device: str) -> None:
+        """Start a second peer on a device, with the name of the first."""
+        argv = [sys.executable, "-m", "astra_mesh", "peer", "--name", device, "--no-api"]
+        argv += [
+            "--stop-with-stdin",
+            *(x for name in self.scenario.offer for x in ("--model", name)),
+        ]
+        argv += self.scenario.devices[device].options
+        self._namesakes[device] = self.popen(
+            device, argv, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
+        )
+
+    def stop_namesake(self, device: str) -> None:
+        """End that again, with a goodbye."""
+        process = self._namesakes.pop(device)
+        process.send_signal(signal.SIGTERM)
+        process.wait(LEAVE_S)
+
+    def forget(self, device: str) -> None:
+        """Remove all that a device's peer knows, its identity too; it must not run."""
+        shutil.rmtree(self.device_folder(device) / "home", ignore_errors=True)
 
     def _signal(self, event: Kill | Leave | Pause | Go) -> None:
         signals = {Kill: signal.SIGKILL, Leave: signal.SIGTERM}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
-from tools.lab.faults import Fault
+from tools.lab.faults import RESTARTS, Fault
 from tools.lab.history import Asked, History, Seen
 
 # The promises, seconds; ``slack`` is for the laboratory itself: its looks, and a busy machine.
@@ -32,12 +33,30 @@ def violations(
         deadline_s: in which every request has to end.
         slack_s: added to the times in which others are to notice.
     """
+    history = replace(history, faults=[_as_it_was(history, fault) for fault in history.faults])
     return [
         *_requests(history, expected, deadline_s),
         *_membership(history, slack_s),
         *_resources(history),
         *_logs(history),
     ]
+
+
+def _as_it_was(history: History, fault: Fault) -> Fault:
+    """A killed peer is away until it is ready again; how long a program takes to start, on this
+    machine at this time, is no promise."""
+    if fault.kind not in RESTARTS:
+        return fault
+    ready = [
+        one.at_s
+        for one in history.seen
+        if (one.observer, one.kind) == (fault.device, "started") and one.at_s > fault.at_s
+    ]
+    later = [one.at_s for one in history.faults if one.device == fault.device]
+    until_s = min(
+        [*ready, *(at_s for at_s in later if at_s > fault.until_s)], default=fault.until_s
+    )
+    return replace(fault, until_s=max(fault.until_s, until_s))
 
 
 # --- requests -------------------------------------------------------------------------------------
@@ -60,10 +79,22 @@ def _planned_again(history: History, asked: Asked, where: str) -> Iterator[str]:
     """A blip is ridden out: only what takes a peer away for longer may cost a new plan."""
     notes = [n for n in asked.answer.get("report", {}).get("notes", []) if REPLANNED in n]
     longer = [fault for fault in history.faults if fault.kind != "blip"]
-    if notes and not any(
-        disturbed(longer, device, asked.began_s, asked.ended_s) for device in history.devices
+    if (
+        notes
+        and not any(
+            disturbed(longer, device, asked.began_s, asked.ended_s) for device in history.devices
+        )
+        and not _namesake_left(history, asked)
     ):
         yield f"{where} was {notes[0]}, though no peer was away for longer than a blip"
+
+
+def _namesake_left(history: History, asked: Asked) -> bool:
+    """It may have had a shard."""
+    return any(
+        fault.kind == "namesake" and asked.began_s - 1.0 < fault.until_s < asked.ended_s
+        for fault in history.faults
+    )
 
 
 def _failed(history: History, asked: Asked, where: str) -> Iterator[str]:
@@ -80,7 +111,7 @@ def _refuge(history: History, asked: Asked) -> str:
     """A peer that the client could have gone on with; empty: none, or its network was away."""
     span = asked.began_s, asked.ended_s
     if any(
-        fault.device == asked.device and fault.kind in ("blip", "partition")
+        fault.device == asked.device and fault.kind in ("blip", "partition", "suspend", "address")
         for fault in history.faults
         if fault.at_s < span[1] and span[0] < fault.until_s + BACK_S
     ):
@@ -120,7 +151,7 @@ def disturbed(faults: Sequence[Fault], device: str, began_s: float, ended_s: flo
 
 def _membership(history: History, slack_s: float) -> Iterator[str]:
     for fault in history.faults:
-        if not fault.is_away:
+        if not fault.is_away or fault.kind == "address":  # that may go unnoticed
             continue
         for observer in history.devices:
             if observer != fault.device:
@@ -173,7 +204,7 @@ def _first(
 def _reachable_at(history: History, fault: Fault) -> float | None:
     """When the device could be reached again, if it stayed so for long enough to notice."""
     at_s: float | None = fault.until_s
-    if fault.kind in ("kill", "leave"):
+    if fault.kind in RESTARTS:
         started = [
             one.at_s
             for one in history.seen

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from astra_mesh import limits
 from astra_mesh.bundle import open_bundle
 from astra_mesh.bundle.tensors import load_weights
 from astra_mesh.engine.reference import decode, run_solo
@@ -54,6 +55,7 @@ NEW_TOKENS = (4, 24)
 PAUSE_S = (0.0, 0.4)  # between two requests of one device
 CANCELLED = 0.1  # share of requests whose callers do not wait
 CANCEL_S = (0.02, 0.3)
+READY_S = 120.0  # until peers that were started again are ready, on a busy machine
 CALM_S = 25.0  # until all see each other again; what is promised is checked from the history
 
 
@@ -101,10 +103,13 @@ def torment(seed: int, settings: Settings, say: Say) -> History:
     names = settings.names
     history = History(seed, names, draw(seed, names, settings.seconds))
     device = Device(rate_mbps=50.0, options=("--dtype", "fp32"))
-    scenario = Scenario(devices=dict.fromkeys(names, device), offer=(MODEL,), seed=seed)
+    scenario = Scenario(
+        devices=dict.fromkeys(names, device), offer=(MODEL,), seed=seed, meet_s=READY_S
+    )
     with House(scenario, say, timelines=False) as house:
         for name in names:  # loads and measures the model everywhere, and fills caches
             house.ask(random_request(name, random.Random(0)))
+        time.sleep(1.0 + limits.GIVE_BACK_S)
         history.before = {name: held(house.peers[name].process.pid) for name in names}
         _Run(house, history, settings, say).run()
     return history
@@ -131,7 +136,7 @@ class _Run:
         finally:
             watcher.close()
         history.lasted_s = self._now()
-        time.sleep(1.0)  # what ended is freed
+        time.sleep(1.0 + limits.GIVE_BACK_S)  # what ended is freed, and memory given back
         history.after = {
             name: held(peer.process.pid)
             for name, peer in self.house.peers.items()
@@ -201,18 +206,25 @@ class _Run:
 
     def _calm(self) -> None:
         """Wait until all see each other, or it takes too long."""
-        names, deadline = set(self.history.devices), self._now() + CALM_S
+        ready_by_s = self._now() + READY_S
+        while self._now() < ready_by_s and not self._all_ready():
+            time.sleep(0.2)
+        names, deadline = sorted(self.history.devices), self._now() + CALM_S
         while True:
-            seen = {name: self._names(name) for name in sorted(names)}
-            self.history.finally_seen = {name: sorted(found) for name, found in seen.items()}
-            if all(found == names for found in seen.values()) or self._now() > deadline:
+            self.history.finally_seen = {name: self._names(name) for name in names}
+            met = all(found == names for found in self.history.finally_seen.values())
+            if met or self._now() > deadline:
                 return
             time.sleep(0.2)
 
-    def _names(self, device: str) -> set[str]:
+    def _all_ready(self) -> bool:
+        return all(peer.port is not None for peer in self.house.peers.values() if peer.runs)
+
+    def _names(self, device: str) -> list[str]:
+        """Who a device sees, sorted; two of one name are two."""
         with suppress(AskError):
-            return self.house.names(device)
-        return set()
+            return sorted(one["name"] for one in self.house.view(device))
+        return []
 
 
 def random_request(device: str, source: random.Random, use: str = "") -> Request:
@@ -233,7 +245,27 @@ def _with_patience(request: Request, seconds: float) -> Request:
 
 Act = Callable[[House, str], None]
 
+
+def _newcomer(house: House, device: str) -> None:
+    house.forget(device)
+    house.apply(Start(device=device, at_s=0))
+
+
+def _suspend(house: House, device: str) -> None:
+    house.apply(Pause(device=device, at_s=0))
+    house.apply(Unplug(device=device, at_s=0))
+
+
+def _resume(house: House, device: str) -> None:
+    house.apply(Go(device=device, at_s=0))
+    house.apply(Plug(device=device, at_s=0))
+
+
 _BEGIN: dict[str, Act] = {
+    "suspend": _suspend,
+    "address": lambda house, device: house.lan.readdress(device),
+    "newcomer": lambda house, device: house.apply(Kill(device=device, at_s=0)),
+    "namesake": lambda house, device: house.start_namesake(device),
     "kill": lambda house, device: house.apply(Kill(device=device, at_s=0)),
     "leave": lambda house, device: house.apply(Leave(device=device, at_s=0)),
     "stop": lambda house, device: house.apply(Pause(device=device, at_s=0)),
@@ -247,6 +279,10 @@ _BEGIN: dict[str, Act] = {
     ),
 }
 _END: dict[str, Act] = {
+    "suspend": _resume,
+    "address": lambda house, device: None,  # it keeps the new one
+    "newcomer": _newcomer,
+    "namesake": lambda house, device: house.stop_namesake(device),
     "kill": lambda house, device: house.apply(Start(device=device, at_s=0)),
     "leave": lambda house, device: house.apply(Start(device=device, at_s=0)),
     "stop": lambda house, device: house.apply(Go(device=device, at_s=0)),

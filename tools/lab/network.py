@@ -81,6 +81,7 @@ class Lan:
         self._line: DelayLine | None = None
         self._processes: list[subprocess.Popen[Any]] = []
         self._namespaces: list[str] = []  # made so far
+        self._moves: dict[str, int] = {}  # how often a device got another address
         self._used = False
 
     def __enter__(self) -> Self:
@@ -114,7 +115,8 @@ class Lan:
 
     def address(self, device: str) -> str:
         """The device's IPv4 address in the LAN."""
-        return f"10.77.0.{self._index(device) + 1}"
+        moved = len(self.devices) * self._moves.get(device, 0)
+        return f"10.77.0.{self._index(device) + 1 + moved}"
 
     def popen(
         self, device: str, argv: Sequence[str | Path], **options: Any
@@ -186,6 +188,19 @@ class Lan:
     def plug(self, device: str) -> None:
         """Puts the cable back."""
         command(["ip", "-n", self._switch, "link", "set", self._port(device), "up"])
+
+    def readdress(self, device: str) -> None:
+        """Gives the device another IPv4 address, as a router may after a while."""
+        old = self.address(device)
+        self._moves[device] = self._moves.get(device, 0) + 1
+        batch(
+            self.namespace(device),
+            [
+                f"address delete {old}/24 dev eth0",
+                f"address add {self.address(device)}/24 dev eth0",
+                "route replace 224.0.0.0/4 dev eth0",  # it went with the last address
+            ],
+        )
 
     def delay_cpu_s(self) -> float:
         """CPU time that holding frames took so far."""

@@ -3,10 +3,19 @@
 import { json } from "./api.js";
 import { $, h, picture, s, say } from "./dom.js";
 
+const KEPT = "astra-mesh-window"; // the window that this page opened, until its tab is closed
+const REFRESH_MS = 1000;
+
 let timer = 0;
+let turn = 0; // counts what was asked and shown: an answer that was overtaken says nothing any more
+let left = 0; // seconds that the open window still had
 
 export function startPairing() {
-  $("pair-open").onclick = () => act(async () => showCode(await json("/v1/pairing/open", {})));
+  $("pair-open").onclick = () => act(async () => {
+    const found = await json("/v1/pairing/open", {});
+    keep(found);
+    showStatus(found);
+  });
   $("pair-close").onclick = () => act(async () => {
     showStatus(await json("/v1/pairing/close", {}));
     say($("pair-state"), "Closed: the code holds no more.");
@@ -17,15 +26,29 @@ export function startPairing() {
   };
 }
 
-/** The devices of the mesh as the peer lists them. */
-export const refresh = () => act(async () => showStatus(await json("/v1/pairing")));
+/** The devices of the mesh as the peer lists them. What was said stays, errors too. */
+export async function refresh() {
+  const asked = ++turn;
+  clearTimeout(timer);
+  try {
+    const found = await json("/v1/pairing");
+    if (asked === turn) showStatus(found);
+  } catch {
+    // The top of the page says that the peer is gone; this tries on while a window is shown.
+    if (asked === turn && !$("pair-window").hidden) timer = setTimeout(refresh, REFRESH_MS);
+  }
+}
 
+/** Something that a person asked for. */
 async function act(work) {
+  turn += 1;
+  clearTimeout(timer);
   say($("pair-problem"), "");
   try {
     await work();
   } catch (error) {
     say($("pair-problem"), error.message);
+    if (!$("pair-window").hidden) timer = setTimeout(refresh, REFRESH_MS);
   }
 }
 
@@ -46,28 +69,55 @@ async function join() {
   }
 }
 
-function showCode(found) {
-  const { size, path } = found.qr;
-  $("pair-qr").replaceChildren(picture(size, size, "QR code", `It holds the code ${found.code}`,
-    s("rect", { width: size, height: size, fill: "#fff" }), s("path", { d: path, fill: "#000" })));
-  say($("pair-shown"), found.code);
-  say($("pair-state"), `On the other device: astra-mesh pair ${found.code}. It holds for two minutes.`);
-  showStatus(found);
+/** The code is told once, so a page that is loaded again needs a note of it. */
+function keep({ code, qr, window: state }) {
+  sessionStorage.setItem(KEPT, JSON.stringify({ code, qr, until: state.until }));
+}
+
+function showCode(until) {
+  const kept = JSON.parse(sessionStorage.getItem(KEPT));
+  const known = kept?.until === until;
+  if (known && $("pair-shown").textContent === kept.code) return;
+  if (known) say($("pair-state"), `On the other device: astra-mesh pair ${kept.code}. It holds for two minutes.`);
+  say($("pair-shown"), known ? kept.code : "A window is open; its code is shown where it was opened.");
+  $("pair-qr").replaceChildren(...(known ? [drawing(kept)] : []));
+}
+
+function drawing({ code, qr: { size, path } }) {
+  return picture(size, size, "QR code", `It holds the code ${code}`,
+    s("rect", { width: size, height: size, fill: "#fff" }), s("path", { d: path, fill: "#000" }));
 }
 
 function showStatus({ devices, window: state }) {
   const open = Boolean(state?.open);
   const was = !$("pair-window").hidden;
-  $("pair-window").hidden = !open;
+  turn += 1;
   clearTimeout(timer);
-  if (open) timer = setTimeout(refresh, 1000);
-  else if (was) say($("pair-state"), ended(state));
-  $("pair-devices").replaceChildren(...devices.map(item));
+  if (open) {
+    showCode(state.until);
+    left = state.seconds_left;
+    timer = setTimeout(refresh, REFRESH_MS);
+  } else {
+    sessionStorage.removeItem(KEPT);
+    if (was) say($("pair-state"), ended(state));
+    if ($("pair-window").contains(document.activeElement)) $("pair-open").focus(); // not lost
+  }
+  $("pair-window").hidden = !open;
+  list($("pair-devices"), devices);
 }
 
 function ended(state) {
   if (state?.came.length) return `Paired with ${state.came[0]}.`;
-  return state ? "Three wrong codes were given, so the window is closed." : "Nobody came in time; the code holds no more.";
+  if (state) return "Three wrong codes were given, so the window is closed.";
+  return left > 2 ? "The window was closed; the code holds no more." : "Nobody came in time; the code holds no more.";
+}
+
+/** Made anew only if something changed, so that the focus stays. */
+function list(element, devices) {
+  const wanted = JSON.stringify(devices);
+  if (element.dataset.devices === wanted) return;
+  element.dataset.devices = wanted;
+  element.replaceChildren(...devices.map(item));
 }
 
 function item(device) {

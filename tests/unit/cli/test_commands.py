@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from typer.testing import CliRunner, Result
 
 from astra_mesh import client
+from astra_mesh.cli import ask
 from astra_mesh.cli.app import app
 from astra_mesh.errors import BadImageError, NoPeerError, PromptTooLongError, UnknownModelError
+from astra_mesh.wire.messages import CodebookId, CodebookOffer
 from tests.unit.cli.stub import StubMesh
 
 
@@ -58,6 +62,28 @@ def test_run_reads_standard_input_and_names_addresses(mesh: StubMesh) -> None:
     assert result.exit_code == 0
     assert mesh.asked["prompt"] == "Hi"
     assert (mesh.asked["address"], mesh.asked["peers"]) == ("h:1", ["a:2", "b"])
+
+
+async def test_whoever_waits_hears_who_loads_the_model(mesh: StubMesh) -> None:
+    found: Any = mesh
+    assert (
+        await ask._what_happens(found, "toy") == "asking here; first toy is loaded by here, there"
+    )
+    assert await ask._what_happens(found, "other") == "asking here"
+
+
+async def test_a_hint_where_a_codebook_is_missing(mesh: StubMesh) -> None:
+    found = await mesh.peers()
+    model = found[0].models[0].id
+    assert ask.without_codebook(found, model) == ""
+    book = CodebookOffer(id=CodebookId("d" * 64), codec="vq", rates=[16], default_rate=16)
+    offer = replace(found[1].models[0], codebooks=[book])
+    found[1] = replace(found[1], models=[offer])
+    assert ask.without_codebook(found, model) == (
+        f"{found[0].name} without the codebook of toy that others have: there, "
+        "`astra-mesh models pull toy` gets it"
+    )
+    assert ask.without_codebook(found[1:], model) == ""
 
 
 def test_run_as_json_lines(mesh: StubMesh) -> None:
@@ -191,6 +217,13 @@ def test_peers_as_table_and_json(mesh: StubMesh) -> None:
 # --- help -----------------------------------------------------------------------------------------
 
 COMMANDS = ("peer", "peers", "demo", "run", "classify", "embed", "fit", "eval", "models")
+
+
+def test_the_shell_completes_commands() -> None:
+    words = {"COMP_WORDS": "astra-mesh mo", "COMP_CWORD": "1"}
+    asked = {"_ASTRA_MESH_COMPLETE": "complete_bash", **words}
+    result = CliRunner().invoke(app, [], prog_name="astra-mesh", env=asked)
+    assert result.stdout.split() == ["models"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -41,6 +41,9 @@ class ShuffledExchange:
         for _ in range(self._rng.randrange(20)):
             await asyncio.sleep(0)
 
+    def stages(self, block: int, busy_s: float) -> Mapping[int, int]:
+        return self._inner.stages(block, busy_s)
+
     async def send_codes(self, block: int, codes: Mapping[int, Sequence[CodeArray]]) -> None:
         await self._dawdle()
         await self._inner.send_codes(block, codes)
@@ -122,6 +125,43 @@ async def test_mesh_equals_the_reference_bit_for_bit(kind: str, shards: int, his
         if model.spec.causal:
             options = Sampling(max_new_tokens=6, temperature=1.0, seed=seed)
             assert decode(runs, options) == decode(wanted, options)
+
+
+def any_stages(block: int, sender: int, receiver: int) -> int:
+    """A rate that changes from block to block, on each link in its own way."""
+    return random.Random(f"{block} {sender} {receiver}").randint(1, 3)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "bert"])
+@pytest.mark.parametrize("history", HISTORIES)
+async def test_rates_that_change_from_block_to_block(
+    kind: str, history: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both ends hold the same of each token, whatever rates its blocks had."""
+    model, inputs = deep_model(kind), input_of(deep_model(kind), 16)
+    book = random_codec(model, stages=3, history=history).codebook
+    codec = VectorCodec(model, book, "project")
+    layout = make_layout(
+        model.spec,
+        [(0, 3), (3, 8), (8, 11), (11, 16)],
+        pooling="last" if model.spec.causal else "class",
+        stages=3,
+    )
+
+    def stages(self: LocalExchange, block: int, busy_s: float) -> Mapping[int, int]:
+        assert busy_s > 0
+        me = self._shard
+        return {i: any_stages(block, me, i) for i in layout.receivers(me, block)}
+
+    monkeypatch.setattr(LocalExchange, "stages", stages)
+    wanted = run_plan(model, layout, codec, inputs, sent=any_stages)
+    runs, rows = await run_mesh(model, layout, codec, inputs, 1)
+    for run, reference in zip(runs, wanted, strict=True):
+        assert torch.equal(run.x, reference.x)
+    answer = rows[layout.answering()]
+    assert answer is not None
+    assert torch.equal(answer, pooled(wanted))
+    assert not torch.equal(answer, pooled(run_plan(model, layout, codec, inputs)))
 
 
 @pytest.mark.parametrize("decoder", ["table", "project"])

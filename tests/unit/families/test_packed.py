@@ -39,7 +39,8 @@ def test_answers_stay(kind: str, precision: Precision) -> None:
     pack(model)
     tolerance = 1e-5 if precision == "fp32" else 0.02
     assert float((rows(model) - before).norm() / before.norm()) <= tolerance
-    assert type(model.block(0).qkv) is PackedLinear
+    able = can_pack(model.block(0).qkv.dtype)  # without the kernels the layer stays as it is
+    assert (type(model.block(0).qkv) is PackedLinear) == able
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

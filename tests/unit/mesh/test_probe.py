@@ -1,5 +1,7 @@
 """Throughput from times and sizes."""
 
+import math
+
 import pytest
 
 from astra_mesh.mesh.probe import Meter, train_bps
@@ -117,3 +119,31 @@ def test_a_probe_replaces_what_was_thought() -> None:
     wire.meter.probed(80e6, wire.now)
     assert wire.meter.bps == 80e6
     assert wire.meter.measured == wire.now
+
+
+# --- what is under way ----------------------------------------------------------------------------
+
+
+def test_what_is_under_way_bounds_the_rate() -> None:
+    meter = Meter()
+    assert meter.backlog(0.0, 0, None) == (0, math.inf, None)
+    meter.probed(100e6, 0.0)
+    meter.wrote(50_000, 1.0)
+    assert meter.idle(1.0)
+    meter.mark(1.0)
+    assert meter.backlog(1.005, 0, 0.004) == (50_000, math.inf, 100e6)  # it may well be there
+    size, bps, measured = meter.backlog(1.114, 7_000, 0.004)
+    assert (size, measured) == (57_000, 100e6)
+    assert bps == pytest.approx(8 * 50_000 / 0.1)  # 10 ms are left to busy devices
+    meter.pong(1.12, 0.004)
+    assert meter.backlog(1.2, 0, 0.004)[:2] == (0, math.inf)
+
+
+def test_a_run_that_goes_on_is_under_way_too() -> None:
+    """More is queued than the system takes: so much was taken in so long."""
+    meter = Meter()
+    meter.wrote(64_000, 1.0)
+    meter.wrote(16_000, 1.1)
+    size, bps, _ = meter.backlog(1.21, 500_000, 0.0)
+    assert size == 580_000
+    assert bps == pytest.approx(8 * 80_000 / 0.2)

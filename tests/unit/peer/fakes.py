@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 from astra_mesh.errors import MeshError, PeerLostError
 from astra_mesh.families import Model, build_model
 from astra_mesh.mesh.link import Link
+from astra_mesh.mesh.probe import Backlog
 from astra_mesh.peer.exchange import MeshExchange, partners
 from astra_mesh.peer.models import AnyCodec
 from astra_mesh.plan.layout import Layout, make_layout
@@ -54,6 +56,10 @@ class FakeLink:
     ended: list[RequestId] = field(default_factory=list)
     refused: list[tuple[Reason, str]] = field(default_factory=list)
     queued_bytes: int = 0
+    under_way: Backlog = field(default_factory=lambda: Backlog(0, math.inf, None))
+
+    def backlog(self) -> Backlog:
+        return self.under_way
 
     @property
     def session(self) -> FakeLink:

@@ -13,9 +13,10 @@ import torch
 from astra_mesh import limits
 from astra_mesh.errors import DeadlineError, PeerLostError, ProtocolError
 from astra_mesh.families import Model, ModelInput
-from astra_mesh.peer.exchange import MeshExchange, partners
+from astra_mesh.mesh.probe import Backlog
+from astra_mesh.peer.exchange import MeshExchange, Patience, partners
 from astra_mesh.quant.codebook import UNLIMITED
-from astra_mesh.quant.codecs import make_codec
+from astra_mesh.quant.codecs import CodeArray, make_codec
 from astra_mesh.quant.fit import fit_codebook
 from astra_mesh.quant.options import FitOptions
 from astra_mesh.wire.messages import Codes, ModelId, Pooled
@@ -117,7 +118,7 @@ async def test_each_link_gets_its_own_number_of_stages(
         [rng.integers(0, 16, (10, groups)).astype(np.uint8) for groups in (4, 5, 3)[:count]]
         for count in (1, 3)
     )
-    await exchange.send_codes(1, {1: few, 3: all_})
+    await exchange.send_codes(1, {1: few, 2: all_})
     sent = {peer: link.sent for peer, link in exchange.links.items()}  # type: ignore[attr-defined]
     assert [message.stage for message in sent[B]] == [0]
     assert [message.stage for message in sent[C]] == ([0] if joined else [0, 1, 2])
@@ -144,7 +145,7 @@ async def test_stages_of_different_widths_are_cut_and_put_together(
     sender, receiver = (exchange_of(words, layout, shard, codec) for shard in (0, 1))
     rng = np.random.default_rng(0)
     wanted = [rng.integers(0, 16, (45, groups)).astype(np.uint8) for groups in (4, 5, 3)[:stages]]
-    await sender.send_codes(1, {stages: wanted})
+    await sender.send_codes(1, {1: wanted})
     messages = list(sender.links[B].sent)  # type: ignore[attr-defined]
     assert all(len(message.data) <= max(size, 3) for message in messages)
     for at in rng.permutation(len(messages)):
@@ -184,9 +185,81 @@ def test_payloads_that_no_stages_take(
 async def test_a_link_that_is_over_is_named(words: Model) -> None:
     exchange = exchange_of(words, layout_for(words, THREE, "generate"), 0)
     exchange.links[C].is_open = False  # type: ignore[misc]
+    rows = [np.zeros((10, ROW), dtype=np.uint8)]
     with pytest.raises(PeerLostError, match=C[:8]):
-        await exchange.send_codes(1, {1: [np.zeros((10, ROW), dtype=np.uint8)]})
+        await exchange.send_codes(1, {1: rows, 2: rows})
     assert exchange.links[B].sent == []  # type: ignore[attr-defined]
+
+
+# --- rates that may fall --------------------------------------------------------------------------
+
+ADAPTS = Patience(predicted_s=3.0, blocks=3, adapt=True)  # a second for a block
+SLOW = Backlog(100, 8.0, None)  # a byte a second
+
+
+def adapting(model: Model, shard: int, stages: int = 3) -> MeshExchange:
+    codec = random_codec(model, stages=3, history=1)
+    layout = layout_for(model, [(0, 45), (45, 96)], "generate", stages=stages)
+    peers = [A, B]
+    links = {peers[1 - shard]: link_to(peers[1 - shard])}
+    return MeshExchange(REQUEST, layout, peers, shard, codec, 32, links, ADAPTS)
+
+
+def rows_of(stages: int) -> list[CodeArray]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 16, (45, groups)).astype(np.uint8) for groups in (4, 5, 3)[:stages]]
+
+
+def test_the_plan_holds_where_it_has_to(words: Model) -> None:
+    """Also on a link that carries nothing."""
+    exchange = exchange_of(words, layout_for(words, THREE, "generate", stages=3), 0)
+    for link in exchange.links.values():
+        link.under_way = SLOW  # type: ignore[attr-defined]
+    assert exchange.stages(1, 0.0) == {1: 3, 2: 3}
+    assert exchange.rates == {}
+
+
+@pytest.mark.parametrize("planned", [2, 3])
+def test_rates_fall_with_the_link_and_that_is_reported(words: Model, planned: int) -> None:
+    exchange = adapting(words, 0, planned)
+    assert exchange.stages(1, 0.0) == {1: planned}
+    assert exchange.rates == {}
+    exchange.links[B].under_way = SLOW  # type: ignore[attr-defined]
+    assert exchange.stages(2, 0.0) == {1: 1}
+    assert exchange.rates == {B: [2, 16]}  # 4 codes of 4 bits
+
+
+@pytest.mark.parametrize("stages", [1, 2, 3])
+@pytest.mark.parametrize("size", [7, 20, 4096])
+async def test_each_message_says_how_many_stages_there_are(
+    words: Model, monkeypatch: pytest.MonkeyPatch, stages: int, size: int
+) -> None:
+    """Whatever the plan allows, a receiver takes what was sent."""
+    monkeypatch.setattr(limits, "CODES_DATA_BYTES", size)
+    sender, receiver, wanted = adapting(words, 0), adapting(words, 1), rows_of(stages)
+    await sender.send_codes(1, {1: wanted})
+    messages = list(sender.links[B].sent)  # type: ignore[attr-defined]
+    assert {message.stage for message in messages} == {0}
+    for at in np.random.default_rng(1).permutation(len(messages)):
+        receiver.take(A, messages[at])
+    source, arrays = await receiver.receive_codes(1)
+    assert source == 0
+    for one, other in zip(arrays, wanted, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_what_no_rate_can_have_sent(words: Model) -> None:
+    receiver = adapting(words, 1, stages=2)
+    for stage, size, says in (
+        (0, 60, "no whole number"),  # three stages, one more than planned
+        (0, 21, "no whole number"),
+        (1, 25, "each message has the first stages"),
+    ):
+        with pytest.raises(ProtocolError, match=says):
+            receiver.take(A, Codes(REQUEST, 1, stage, 0, 10, bytes(size)))
+    receiver.take(A, Codes(REQUEST, 1, 0, 0, 10, bytes(20)))
+    with pytest.raises(ProtocolError, match="two rates"):
+        receiver.take(A, Codes(REQUEST, 1, 0, 10, 10, bytes(45)))
 
 
 # --- in -------------------------------------------------------------------------------------------

@@ -114,6 +114,15 @@ def test_a_useless_device_is_left_out() -> None:
     assert set(sizes(choice)) == {"me", "a", "b"}
 
 
+@pytest.mark.parametrize(("token_s", "taken"), [(1e-4, True), (5e-4, True), (7e-4, False)])
+def test_one_more_device_has_to_gain_clearly(token_s: float, taken: bool) -> None:
+    """Seven times slower than the two others it would gain 2 %."""
+    peers = [device("a"), device("b"), device("c", token_s)]
+    choice = choose(job(2000), peers[0], peers[1:], links(peers))
+    assert ("c" in sizes(choice)) is taken
+    assert {"a", "b"} <= sizes(choice).keys()
+
+
 def test_a_fast_device_on_a_hopeless_link_is_left_out() -> None:
     """Speed alone would rank it first."""
     me, good, far = device("me"), device("good"), device("far", 2e-5)

@@ -18,7 +18,7 @@ from tools import make_vectors
 
 VECTORS: list[dict[str, Any]] = json.loads(make_vectors.PATH.read_text())
 FRAMES = {vector["name"]: bytes.fromhex(vector["frame"]) for vector in VECTORS}
-A, REQUEST = make_vectors.A, make_vectors.REQUEST
+A, B, REQUEST = make_vectors.A, make_vectors.B, make_vectors.REQUEST
 BY_NAME = {kind.__name__: kind for kind in m.TYPES.values()}
 
 
@@ -232,6 +232,11 @@ RANGES: list[tuple[str, dict[str, Any]]] = [
     ("done", {"report": {**body_of("done")["report"], "wait_s": math.inf}}),
     ("done", {"report": {**body_of("done")["report"], "wait_s": -0.5}}),
     ("done", {"report": {**body_of("done")["report"], "sent_bytes": {"b2": 1}}}),
+    ("done", {"report": {**body_of("done")["report"], "rates": {"b2": [1, 16]}}}),
+    ("done", {"report": {**body_of("done")["report"], "rates": {B: [1]}}}),
+    ("done", {"report": {**body_of("done")["report"], "rates": {B: [1, 0]}}}),
+    ("done", {"report": {**body_of("done")["report"], "rates": {B: [512, 16]}}}),
+    ("done", {"report": {**body_of("done")["report"], "rates": {B: [1, 16] * 97}}}),
     ("done", {"report": {**body_of("done")["report"], "tokens": limits.PROMPT_TOKENS + 1}}),
     ("ask for text", {"tokens": [1]}),
     ("ask for text", {"text": None}),

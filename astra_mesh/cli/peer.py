@@ -1,0 +1,296 @@
+"""The command ``peer``: runs one."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+from rich.text import Text
+
+from astra_mesh.cli.console import clean, err, hint, out, print_json, reporting, run_async
+from astra_mesh.cli.lan import api_config as make_api_config
+from astra_mesh.cli.lan import page_addresses
+from astra_mesh.cli.options import SHORT_ID, Json, Typed
+
+if TYPE_CHECKING:
+    from astra_mesh.peer import Peer, PeerConfig
+    from astra_mesh.web import ApiConfig
+    from astra_mesh.wire.messages import Event
+
+EXAMPLE: Final = "Example:  astra-mesh peer --name kitchen --model tiny-gpt2"
+
+
+class LogLevel(enum.Enum):
+    """How much is logged to standard error."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class Dtype(enum.Enum):
+    """Number formats that a peer can compute in."""
+
+    AUTO = "auto"
+    FP32 = "fp32"
+    BF16 = "bf16"
+    FP16 = "fp16"
+    INT8 = "int8"
+
+
+def _port(of: str, usual: int) -> Any:
+    return typer.Option(min=0, max=65535, help=f"{of}; 0: any free one. Default: {usual}, if free.")
+
+
+def peer(
+    name: Annotated[str, typer.Option(help="Name shown to people. Default: the host name.")] = "",
+    port: Annotated[int | None, _port("Port to listen on", 7475)] = None,
+    listen: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Listen on this address only.")
+    ] = None,
+    peer: Typed = None,
+    peers_at: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--peers-at",
+            metavar="NAME:PORT",
+            help="A name with an address for each peer, as a cluster's headless service has it. "
+            "May be repeated.",
+        ),
+    ] = None,
+    threads: Annotated[
+        int, typer.Option(min=0, help="Threads for computing; 0: the cores it may use.")
+    ] = 0,
+    dtype: Annotated[
+        Dtype,
+        typer.Option(
+            help="Number format to compute in. auto: the fastest here that keeps the answers."
+        ),
+    ] = Dtype.AUTO,
+    discovery: Annotated[
+        bool, typer.Option("--discovery/--no-discovery", help="Find others by mDNS.")
+    ] = True,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="Offer this model only. May be repeated. Default: all on this device."),
+    ] = None,
+    join_key: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY",
+            envvar="ASTRA_MESH_JOIN_KEY",
+            show_envvar=True,
+            help="Join the mesh of the device that made this key (`astra-mesh pair --join-key`).",
+        ),
+    ] = None,
+    state_dir: Annotated[
+        Path | None, typer.Option(help="Where this peer keeps its identity.", hidden=True)
+    ] = None,
+    record: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Write when each step of each request happened, one JSON file per request.",
+        ),
+    ] = None,
+    fetch: Annotated[
+        bool,
+        typer.Option(
+            "--fetch/--no-fetch",
+            help="Get codebooks from other peers for models of this user that have none.",
+        ),
+    ] = True,
+    api: Annotated[
+        bool, typer.Option("--api/--no-api", help="Serve the page and the HTTP API.")
+    ] = True,
+    api_port: Annotated[int | None, _port("Port of the API", 7476)] = None,
+    api_token: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TOKEN",
+            envvar="ASTRA_MESH_API_TOKEN",
+            show_envvar=True,
+            help="Who shows it may use the API from other machines. Default: none may.",
+        ),
+    ] = None,
+    lan: Annotated[
+        bool,
+        typer.Option(
+            "--lan",
+            help="Let phones and other devices of the network open the page and use the API: "
+            "prints an address that holds the token, which is made once and kept.",
+        ),
+    ] = False,
+    stop_with_stdin: Annotated[
+        bool, typer.Option(help="End when standard input is closed.", hidden=True)
+    ] = False,
+    log_level: Annotated[LogLevel, typer.Option(help="Log to standard error.")] = LogLevel.WARNING,
+    as_json: Json = False,
+) -> None:
+    """Run a peer until Ctrl-C: it finds the others, and takes its share of every request."""
+    with reporting(as_json):
+        import logging
+
+        from astra_mesh.client.addresses import parse_address
+
+        logging.basicConfig(
+            level=log_level.value.upper(),
+            format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        )
+        typed = tuple(parse_address(text) for text in peer or ())
+        names = tuple(parse_address(text) for text in peers_at or ())
+        with err.status("starting", spinner="dots"):
+            from astra_mesh.peer import PeerConfig
+        config = PeerConfig(
+            name=name,
+            port=port,
+            listen=listen,
+            peers=typed,
+            names=names,
+            threads=threads,
+            precision=dtype.value,
+            discovery=discovery,
+            state_dir=state_dir,
+            models=tuple(model) if model else None,
+            record=record,
+        )
+        api_config = make_api_config(api_port, api_token, lan, state_dir) if api else None
+        if join_key:
+            from astra_mesh.mesh.codes import read_secret
+
+            read_secret(join_key)  # a mistyped one is an error at once
+        run_async(_serve(config, api_config, join_key, fetch, as_json, stop_with_stdin))
+
+
+async def _serve(
+    config: PeerConfig,
+    api: ApiConfig | None,
+    join_key: str | None,
+    fetch: bool,
+    as_json: bool,
+    stop_with_stdin: bool,
+) -> None:
+    """One peer until SIGINT or SIGTERM (or the end of stdin); then it says goodbye."""
+    from astra_mesh.peer import Peer
+
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    if stop_with_stdin:
+        loop.add_reader(sys.stdin.fileno(), _read_stdin, stop)
+    try:
+        async with AsyncExitStack() as stack:
+            running = await stack.enter_async_context(
+                Peer(config, on_event=lambda event: show_event(event, as_json))
+            )
+            url = await _serve_api(stack, running, api)
+            _introduce(running, url, api, as_json)
+            async with _joining(running, join_key), _fetching(running if fetch else None):
+                await stop.wait()
+            hint("leaving")
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+
+async def _serve_api(stack: AsyncExitStack, peer: Peer, config: ApiConfig | None) -> str | None:
+    """The address of the API, which ends with ``stack``; None without one."""
+    if config is None:
+        return None
+    from astra_mesh.web import serving
+
+    return (await stack.enter_async_context(serving(peer, config))).url
+
+
+@asynccontextmanager
+async def _joining(peer: Peer, key: str | None) -> AsyncIterator[None]:
+    """Meanwhile, with a join key: look for the mesh that it belongs to."""
+    if not key or peer.trust is None:
+        yield
+        return
+    from astra_mesh.client.addresses import show_address
+    from astra_mesh.client.pairing_search import join_by_key
+
+    at = [show_address(address) for address in peer.config.peers]
+    async with _meanwhile(join_by_key(peer.trust, key, at)):
+        yield
+
+
+@asynccontextmanager
+async def _fetching(peer: Peer | None) -> AsyncIterator[None]:
+    """Meanwhile get codebooks that models of this peer lack."""
+    if peer is None:
+        yield
+        return
+    from astra_mesh.client.keeping import keep_codebooks
+
+    async with _meanwhile(keep_codebooks(peer)):
+        yield
+
+
+@asynccontextmanager
+async def _meanwhile(work: Coroutine[Any, Any, object]) -> AsyncIterator[None]:
+    """It ends with the ``async with``."""
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+def _read_stdin(stop: asyncio.Event) -> None:
+    if not os.read(sys.stdin.fileno(), 4096):
+        asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
+        stop.set()
+
+
+def _introduce(peer: Peer, api: str | None, config: ApiConfig | None, as_json: bool) -> None:
+    """The first lines: who this is, where, with what."""
+    from astra_mesh.client.addresses import show_address
+    from astra_mesh.mesh.interfaces import own_addresses
+
+    hosts = [peer.config.listen] if peer.config.listen else [str(ip) for ip in own_addresses()]
+    addresses = [show_address((host, peer.port)) for host in hosts]
+    models = [offer.name for offer in peer.models.offers()]
+    pages = page_addresses(peer, config, api) if config is not None and api is not None else []
+    if as_json:
+        about = {"name": peer.name, "id": peer.id, "port": peer.port, "addresses": addresses}
+        print_json({"type": "started", **about, "models": models, "api": api, "pages": pages})
+        return
+    title = Text(clean(peer.name), style="bold").append(f"  {peer.id[:SHORT_ID]}", style="dim")
+    out.print(title)
+    out.print(f"  at      {', '.join(addresses)}", markup=False, soft_wrap=True)
+    out.print(f"  models  {', '.join(models) or 'none'}", markup=False, soft_wrap=True)
+    if api is not None:
+        out.print(f"  API     {api}", markup=False, soft_wrap=True)
+    for page in pages:
+        out.print(f"  page    {page}", markup=False, soft_wrap=True)
+    out.print("  Ctrl-C ends it.", style="dim")
+
+
+def show_event(event: Event, as_json: bool) -> None:
+    """One line for something that happened."""
+    if as_json:
+        print_json({"type": "event", "event": event})
+        return
+    if event.kind == "unpaired-found":
+        hint(f"{clean(event.name)} is near and not paired with this device: astra-mesh pair")
+        return
+    style = {"peer-joined": "green", "peer-left": "yellow"}.get(event.kind, "cyan")
+    line = Text(event.kind.replace("-", " "), style=style)
+    if event.name:
+        line.append(f"  {clean(event.name)} {event.peer[:SHORT_ID]}", style="default")
+    if event.text:
+        line.append(f"  {clean(event.text)}", style="dim")
+    out.print(line, soft_wrap=True)

@@ -1,0 +1,176 @@
+"""Pairing on the pages of two devices that are strangers, each in a Chromium of its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from astra_mesh.mesh.codes import new_code
+from astra_mesh.mesh.pairing_host import own_name
+from tests.browser.chrome import Tab
+from tests.browser.pages import no_complaints
+from tests.integration.web_fixtures import Device, strangers
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+
+NAME = own_name()  # of both: devices are called as their machine is
+OPEN = "!document.getElementById('pair-window').hidden"
+CODE = "/^[2-9A-HJKMNP-Z]{4}-[2-9A-HJKMNP-Z]{4}$/"
+PROBLEM = "!document.getElementById('pair-problem').hidden"
+REFRESHED = """(async () => {
+    const asked = () => performance.getEntriesByType('resource')
+        .filter((one) => one.name.endsWith('/v1/pairing')).length;
+    const before = asked();
+    while (asked() < before + 2) await new Promise((go) => setTimeout(go, 20));
+    return true;
+})()"""
+
+
+@pytest.fixture
+async def devices(tmp_path: Path) -> AsyncIterator[list[Device]]:
+    async with strangers(tmp_path / "trust", "kitchen", "attic") as found:
+        yield found
+
+
+def listed(count: int) -> str:
+    return f"document.querySelectorAll('#pair-devices li').length === {count}"
+
+
+async def start(tab: Tab, device: Device) -> None:
+    await tab.open(f"{device.root}/")
+    await tab.until(listed(1))
+
+
+async def open_window(tab: Tab) -> str:
+    """The code that is shown."""
+    before = await tab.eval("document.getElementById('pair-shown').textContent")
+    await tab.click("#pair-open")
+    shown = "document.getElementById('pair-shown').textContent"
+    await tab.until(f"{OPEN} && {CODE}.test({shown}) && {shown} !== {json.dumps(before)}")
+    return await tab.text("#pair-shown")
+
+
+async def give(tab: Tab, code: str, at: str) -> None:
+    for selector, text in (("#pair-code", code), ("#pair-at", at)):
+        await tab.eval(f"document.querySelector('{selector}').value = ''")
+        await tab.type(selector, text)
+    await tab.key("Enter", 13, text="\r")
+
+
+async def test_a_code_of_one_page_is_typed_into_the_other(
+    tab: Tab, other_tab: Tab, devices: list[Device]
+) -> None:
+    kitchen, attic = devices
+    await start(tab, kitchen)
+    await start(other_tab, attic)
+    code = await open_window(tab)
+    assert code in await tab.text("#pair-state")
+    (named,) = [name for role, name in await tab.names() if name.startswith("QR code")]
+    assert code in named
+
+    wrong = new_code()
+    assert wrong != code
+    await give(other_tab, wrong, kitchen.place)
+    await other_tab.until(PROBLEM)
+    said = await other_tab.text("#pair-problem")
+    assert "code" in said, said
+    assert await other_tab.eval("document.getElementById('pair-code').value") == wrong
+    assert await tab.eval(OPEN)  # two tries are left
+
+    await give(other_tab, code, kitchen.place)
+    await other_tab.until(listed(2))
+    assert await other_tab.text("#pair-state") == f"Paired with {NAME}."
+    assert await other_tab.eval("document.getElementById('pair-problem').hidden")
+    await tab.until(listed(2))
+    assert not await tab.eval(OPEN)
+    assert await tab.text("#pair-state") == f"Paired with {NAME}."
+    for page in (tab, other_tab):
+        text = await page.text("#pair-devices")
+        assert f"{NAME} (this one)" in text
+        assert f"{NAME} Unpair" in text
+
+    await other_tab.click("#pair-devices button")
+    await other_tab.until(listed(1))
+    assert other_tab.questions == [f"Shut {NAME} out of the mesh, on all devices?"]
+    await no_complaints(tab, f"{kitchen.root}/")
+
+
+async def test_a_window_closes_by_its_button_and_after_three_wrong_codes(
+    tab: Tab, other_tab: Tab, devices: list[Device]
+) -> None:
+    kitchen, attic = devices
+    await start(tab, kitchen)
+    await start(other_tab, attic)
+    code = await open_window(tab)
+    await tab.click("#pair-close")
+    await tab.until(f"!({OPEN})")
+    assert await tab.text("#pair-state") == "Closed: the code holds no more."
+    assert await tab.eval("document.activeElement.id") == "pair-open"
+    await give(other_tab, code, kitchen.place)
+    await other_tab.until(PROBLEM)
+    assert "window" in await other_tab.text("#pair-problem")
+
+    await open_window(tab)
+    await tab.eval("document.getElementById('pair-close').focus()")
+    for _ in range(3):
+        await give(other_tab, new_code(), kitchen.place)
+        await other_tab.until("document.getElementById('pair-join').disabled === false")
+        await other_tab.until(PROBLEM)
+    await tab.until(f"!({OPEN})")
+    assert "Three wrong codes" in await tab.text("#pair-state")
+    assert await tab.eval("document.activeElement.id") == "pair-open"
+    assert await tab.eval(listed(1))
+
+
+async def test_a_page_that_is_loaded_again_shows_its_code_and_no_other_page_does(
+    tab: Tab, other_tab: Tab, devices: list[Device]
+) -> None:
+    kitchen = devices[0]
+    await start(tab, kitchen)
+    code = await open_window(tab)
+    path = await tab.eval("document.querySelector('#pair-qr path').getAttribute('d')")
+    await tab.open("about:blank")
+    await start(tab, kitchen)
+    await tab.until(OPEN)
+    assert await tab.text("#pair-shown") == code
+    assert await tab.eval("document.querySelector('#pair-qr path').getAttribute('d')") == path
+
+    await start(other_tab, kitchen)
+    await other_tab.until(OPEN)
+    assert "shown where it was opened" in await other_tab.text("#pair-shown")
+    assert await other_tab.eval("document.getElementById('pair-qr').childElementCount") == 0
+
+    newer = await open_window(other_tab)  # the older window is closed by it
+    assert newer != code
+    await tab.until("document.getElementById('pair-shown').textContent.includes('where it was')")
+    assert code not in await tab.eval("document.body.innerText.replace(/.*astra-mesh pair.*/, '')")
+
+
+async def test_what_happens_each_second_disturbs_nobody(tab: Tab, devices: list[Device]) -> None:
+    kitchen, attic = devices
+    async with aiohttp.ClientSession() as http:  # attic is a member, so it has a button
+        async with http.post(f"{kitchen.root}/v1/pairing/open", json={}) as answer:
+            code = (await answer.json())["code"]
+        body = {"code": code, "at": [kitchen.place]}
+        async with http.post(f"{attic.root}/v1/pairing/join", json=body) as answer:
+            assert answer.status == 200, await answer.text()
+    await tab.open(f"{kitchen.root}/")
+    await tab.until(listed(2))
+    await open_window(tab)
+    await tab.eval("document.querySelector('#pair-devices button').focus()")
+    await tab.eval("document.activeElement.dataset.seen = 'yes'")
+    assert await tab.eval(REFRESHED)
+    assert await tab.eval("document.activeElement.dataset.seen") == "yes"
+
+    await give(tab, "2345-678A", "")
+    await tab.until(PROBLEM)
+    said = await tab.text("#pair-problem")
+    assert "mistyped" in said
+    assert await tab.eval(REFRESHED)
+    assert await tab.text("#pair-problem") == said
+    assert await tab.eval("document.activeElement.id") == "pair-at"
+    assert await tab.eval(OPEN)
