@@ -139,6 +139,7 @@ RESOLVE_TIMEOUT_S: Final = 3.0  # an mDNS instance name to its address and TXT r
 
 # --- trust ----------------------------------------------------------------------------------------
 CERTIFICATE_BYTES: Final = 2_048  # a P-256 certificate of ours has 400
+POINT_BYTES: Final = 65  # a public key of P-256, uncompressed
 SIGNATURE_BYTES: Final = 80  # ECDSA over P-256 in DER: 72 at most
 MESH_ID_BYTES: Final = 16
 ROSTER_ENTRIES: Final = 256  # devices that are or were members of a mesh

@@ -2,7 +2,9 @@
 
 A *device* has one EC P-256 key and a self-signed certificate, made at the first start and shared by
 all programs of one user there. That is what people pair. Each *peer* (and each client) has a key
-and certificate of its own, signed by its device: whoever trusts a device knows its peers.
+and certificate of its own, signed by its device: whoever trusts a device knows its peers. A *tab*
+is a browser that takes part through a peer: its certificate, signed by that peer's device for some
+hours, never counts on TLS (docs/browser-peer.md).
 """
 
 from __future__ import annotations
@@ -37,6 +39,8 @@ _FILE_BYTES: Final = 65_536  # the file has about 900
 _FROM: Final = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _UNTIL: Final = datetime.datetime(9999, 12, 31, 23, 59, 59, tzinfo=datetime.UTC)
 _ECDSA: Final = ec.ECDSA(hashes.SHA256())
+_PEER_NAME: Final = "astra-mesh peer"
+_TAB_NAME: Final = "astra-mesh tab"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +70,19 @@ class DeviceKey:
     def issue(self, key: ec.EllipticCurvePrivateKey | None = None) -> Identity:
         """An identity of this device, for a new key by default."""
         key = key or ec.generate_private_key(ec.SECP256R1())
-        subject = _name("astra-mesh peer")
         issuer = self._certificate.subject
-        return _identity(key, _certificate(key.public_key(), subject, issuer, self._key))
+        return _identity(key, _certificate(key.public_key(), _name(_PEER_NAME), issuer, self._key))
+
+    def issue_tab(self, point: bytes, until: int) -> bytes:
+        """A certificate (DER) for the key of a tab, which holds until then (seconds since 1970).
+
+        Raises:
+            ValueError: ``point`` is no public key (see :func:`read_point`).
+        """
+        issuer = self._certificate.subject
+        end = datetime.datetime.fromtimestamp(until, datetime.UTC)
+        made = _certificate(read_point(point), _name(_TAB_NAME), issuer, self._key, until=end)
+        return made.public_bytes(serialization.Encoding.DER)
 
     def issued(self, certificate_pem: bytes) -> bool:
         """Whether an identity is of this device."""
@@ -131,6 +145,22 @@ def read_certificate(der: bytes) -> x509.Certificate:
     return certificate
 
 
+def read_point(point: bytes) -> ec.EllipticCurvePublicKey:
+    """A public key that somebody sent: an uncompressed point of P-256.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if len(point) != limits.POINT_BYTES or point[0] != 4:
+        raise ValueError("a public key of another kind")
+    return ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), point)
+
+
+def is_tab(certificate: x509.Certificate) -> bool:
+    """Whether a certificate is one of :meth:`DeviceKey.issue_tab`."""
+    return certificate.subject == _name(_TAB_NAME)
+
+
 def is_issued_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
     """Whether the issuer's key signed a certificate, and their names fit."""
     try:
@@ -171,6 +201,7 @@ def _certificate(
     issuer: x509.Name,
     signer: ec.EllipticCurvePrivateKey,
     authority: bool = False,
+    until: datetime.datetime = _UNTIL,
 ) -> x509.Certificate:
     return (
         x509.CertificateBuilder()
@@ -179,7 +210,7 @@ def _certificate(
         .public_key(key)
         .serial_number(x509.random_serial_number())
         .not_valid_before(_FROM)
-        .not_valid_after(_UNTIL)
+        .not_valid_after(until)
         .add_extension(
             x509.BasicConstraints(ca=authority, path_length=0 if authority else None),
             critical=True,
