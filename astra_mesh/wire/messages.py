@@ -149,7 +149,8 @@ class Hello(Message, frozen=True):
     window_bytes: int  # credit given to the other end for codes
     device: Device | None = None  # None for clients
     models: list[ModelOffer] = []
-    port: int = 0  # where it listens; 0 for clients
+    port: int = 0  # where it listens; 0 for clients and tabs
+    via: PeerId = PeerId("")  # of a browser tab: the peer that relays for it; "" for all others
 
 
 class Status(Message, frozen=True):
@@ -502,6 +503,7 @@ class PeerInfo(Message, frozen=True):
     send_bps: float | None = None  # bits per second towards that peer
     receive_bps: float | None = None
     port: int = 0  # where it listens, 0 if it does not tell
+    via: PeerId = PeerId("")  # of a browser tab: the peer that relays for it; "" for all others
 
 
 class Peers(Message, frozen=True):

@@ -175,6 +175,7 @@ _RULES: Final[dict[type[msgspec.Struct], dict[str, Check]]] = {
         "window_bytes": _between(limits.WINDOW_MIN_BYTES, limits.WINDOW_MAX_BYTES),
         "models": _models,
         "port": _port,
+        "via": _is_id_or_empty,
     },
     m.Status: {"models": _models},
     m.LinkRefused: {"text": _sentence},
@@ -273,6 +274,7 @@ _RULES: Final[dict[type[msgspec.Struct], dict[str, Check]]] = {
         "address": _text(128),
         "models": _models,
         "port": _port,
+        "via": _is_id_or_empty,
     },
     m.Peers: {"peers": _size(limits.LINKS)},
     m.Event: {
