@@ -11,6 +11,7 @@ MIB: Final = 1024 * KIB
 # One WebSocket frame holds one message. The largest is a proposal with a compressed image; codes
 # and pooled vectors are cut to CODES_DATA_BYTES before they are sent.
 FRAME_BYTES: Final = 12 * MIB
+SEALED_FRAME_BYTES: Final = FRAME_BYTES + 16  # with the tag of a sealed channel
 # One Codes message: at 10 Mbps 64 KiB are on the wire for 52 ms, the longest that control waits.
 CODES_DATA_BYTES: Final = 64 * KIB
 # All stages of a block go in one message up to this: it is on the wire for 3.3 ms at 10 Mbps. Above
@@ -159,6 +160,20 @@ PAIR_EXCHANGE_S: Final = 10.0  # a whole pairing: four messages, 0.2 s of arithm
 PAIR_FRAME_BYTES: Final = 1024 * KIB  # the largest message of it holds a roster
 JOIN_KEYS: Final = 64  # open ones of one device
 JOIN_KEY_S: Final = 86_400.0  # a join key is valid for so long unless told otherwise
+
+# --- browser tabs ---------------------------------------------------------------------------------
+TABS: Final = 8  # that one peer serves at once: a phone for each person in a room
+TAB_S: Final = 43_200.0  # that a tab's certificate holds; it joins again by itself
+TAB_JOIN_S: Final = 5.0  # from the upgrade to its first message
+TAB_BEAT_S: Final = 5.0  # a ping after so much silence; half as long without a pong ends the tab
+TAB_CONTROL_BYTES: Final = 4 * KIB  # one JSON message of a tab; the longest, an open, has 130
+# At once: to each other peer of a plan, and as many of other tabs.
+TAB_CHANNELS: Final = 2 * PEERS_PER_PLAN
+TAB_DIALS: Final = 8  # channels being opened at once, of all tabs: each is a TLS handshake
+# Read from a tab and not yet taken by the peers that it is for; past it no more is read. The window
+# of one link that stands still (16 MiB) leaves the others room.
+TAB_WAITING_BYTES: Final = 48 * MIB
+TAB_LOOK_S: Final = 1.0  # between two looks for peers that came, where no event tells of it
 
 # --- files ----------------------------------------------------------------------------------------
 SAFETENSORS_HEADER_BYTES: Final = 100 * MIB  # the format's own cap

@@ -10,8 +10,6 @@ from astra_mesh.mesh.connect import Address
 
 DEFAULT_PORT: Final = 7475
 
-
-_ALL: Final = (None, "", "0.0.0.0", "::")
 _FORM: Final = re.compile(
     r"(?:\[(?P<ipv6>[0-9A-Fa-f:.]+(?:%\w+)?)\]|(?P<host>[\w.-]+))(?::(?P<port>[0-9]{1,5}))?"
     r"|(?P<bare>[0-9A-Fa-f.]*(?::[0-9A-Fa-f.]*){2,}(?:%\w+)?)"
@@ -37,8 +35,3 @@ def show_address(address: Address) -> str:
     """The inverse of :func:`parse_address`."""
     host, port = address
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def own_address(listen: str | None, port: int) -> Address:
-    """Where this machine reaches a peer of its own that listens there."""
-    return ("127.0.0.1" if listen is None or listen in _ALL else listen, port)

@@ -12,12 +12,12 @@ import time
 from astra_mesh import limits
 from astra_mesh.bundle import Bundle
 from astra_mesh.bundle.store import user_models_path
-from astra_mesh.client.addresses import own_address
 from astra_mesh.client.fetch_codebooks import CodebookFetch, lacking
 from astra_mesh.client.finding import own_way
 from astra_mesh.client.mesh import Mesh
 from astra_mesh.errors import AstraMeshError
 from astra_mesh.peer import Peer
+from astra_mesh.peer.places import own_address
 from astra_mesh.wire.messages import ModelId
 
 log = logging.getLogger(__name__)

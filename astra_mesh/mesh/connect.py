@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -53,6 +53,7 @@ async def dial(
     host: str,
     port: int,
     *,
+    path: str = PATH,
     timings: Timings | None = None,
     secure: Secure | None = None,
 ) -> aiohttp.ClientWebSocketResponse:
@@ -62,6 +63,7 @@ async def dial(
         http: Whose connections are used.
         host: Name or address.
         port: Of the peer.
+        path: Where links are, or a tab's way through another peer.
         timings: Deadlines.
         secure: How; None: without TLS, for tests of what lies above it.
 
@@ -72,11 +74,11 @@ async def dial(
     timings = timings if timings is not None else Timings()
     where = f"{host}:{port}" if ":" not in host else f"[{host}]:{port}"
     try:
-        url = URL.build(scheme="https" if secure else "http", host=host, port=port, path=PATH)
+        url = URL.build(scheme="https" if secure else "http", host=host, port=port, path=path)
         async with asyncio.timeout(timings.dial_s):
             socket = await http.ws_connect(
                 url,
-                max_msg_size=limits.FRAME_BYTES,
+                max_msg_size=limits.SEALED_FRAME_BYTES,
                 compress=0,
                 autoping=True,
                 heartbeat=None,  # the session has its own, which dripping bytes do not defeat
@@ -106,6 +108,7 @@ async def dial_any(
     http: aiohttp.ClientSession,
     addresses: Sequence[Address],
     *,
+    path: str = PATH,
     timings: Timings | None = None,
     secure: Secure | None = None,
 ) -> tuple[aiohttp.ClientWebSocketResponse, Address]:
@@ -121,7 +124,7 @@ async def dial_any(
     async def attempt(place: int, address: Address) -> None:
         await asyncio.sleep(place * _STAGGER_S)
         try:
-            socket = await dial(http, *address, timings=timings, secure=secure)
+            socket = await dial(http, *address, path=path, timings=timings, secure=secure)
         except (NoPeerError, NotPairedError) as exc:
             errors.append(exc)
         else:
@@ -155,13 +158,65 @@ async def _drop(socket: aiohttp.ClientWebSocketResponse) -> None:
             await socket.close()
 
 
+class Places:
+    """How many connections there may be, and of one device."""
+
+    def __init__(self, most: int = limits.LINKS) -> None:
+        self._most = most
+        self._taken: Counter[DeviceId | None] = Counter()
+
+    @contextmanager
+    def take(self, device: DeviceId | None) -> Iterator[None]:
+        """A place, as long as the ``with`` lasts.
+
+        Raises:
+            web.HTTPServiceUnavailable: There is none.
+        """
+        if self._taken.total() >= self._most or self._taken[device] >= limits.LINKS_PER_DEVICE:
+            raise web.HTTPServiceUnavailable(text="this peer has as many links as it takes\n")
+        self._taken[device] += 1
+        try:
+            yield
+        finally:
+            self._taken[device] -= 1
+            if not self._taken[device]:
+                del self._taken[device]
+
+
+async def upgrade(
+    request: web.Request, max_bytes: int, close_s: float
+) -> web.WebSocketResponse | None:
+    """The WebSocket that was asked for; None if whoever asked is gone.
+
+    Raises:
+        web.HTTPException: A page asks, or no WebSocket is asked for.
+    """
+    if "Origin" in request.headers:
+        raise web.HTTPForbidden(text="web pages cannot open links to this peer\n")
+    socket = web.WebSocketResponse(
+        timeout=close_s,
+        autoping=True,
+        heartbeat=None,
+        compress=False,
+        max_msg_size=max_bytes,
+        writer_limit=limits.UNSENT_BYTES // 4,
+    )
+    if not socket.can_prepare(request).ok:
+        raise web.HTTPUpgradeRequired(text="this is the address of a WebSocket\n")
+    try:
+        await socket.prepare(request)
+    except ConnectionError:  # whoever dialled gave up: this process stood still meanwhile
+        return None
+    return socket
+
+
 def websocket_handler(
     make_session: Callable[[Known | None], Session],
     on_link: Callable[[Link, Known | None], Awaitable[None]],
     *,
     whose: Callable[[ssl.SSLObject | None], Known | None] = lambda secure: None,
     timings: Timings | None = None,
-    max_links: int = limits.LINKS,
+    places: Places | None = None,
     upgraded: Callable[[asyncio.Transport | None], None] = lambda transport: None,
 ) -> Handler:
     """The aiohttp handler of :data:`PATH`.
@@ -171,50 +226,29 @@ def websocket_handler(
         on_link: Runs the link; the connection ends when it returns.
         whose: Who is at the other end of a TLS connection.
         timings: Deadlines.
-        max_links: Connections at once; more are told to come back later (HTTP 503).
+        places: For connections at once; more are told to come back later (HTTP 503).
         upgraded: Told the transport of each connection that became a WebSocket.
     """
     timings = timings if timings is not None else Timings()
-    served: Counter[DeviceId | None] = Counter()
+    places = places if places is not None else Places()
 
     async def handle(request: web.Request) -> web.StreamResponse:
-        if "Origin" in request.headers:
-            return web.Response(status=403, text="web pages cannot open links to this peer\n")
         known = whose(request.get_extra_info("ssl_object"))
-        device = known.device if known is not None else None
-        if served.total() >= max_links or served[device] >= limits.LINKS_PER_DEVICE:
-            return web.Response(status=503, text="this peer has as many links as it takes\n")
-        socket = web.WebSocketResponse(
-            timeout=timings.close_s,
-            autoping=True,
-            heartbeat=None,
-            compress=False,
-            max_msg_size=limits.FRAME_BYTES,
-            writer_limit=limits.UNSENT_BYTES // 4,
-        )
-        if not socket.can_prepare(request).ok:
-            return web.Response(status=426, text="this is the address of a WebSocket\n")
-        try:
-            await socket.prepare(request)
-        except ConnectionError:  # whoever dialled gave up: this process stood still meanwhile
-            return web.Response(status=408)
-        upgraded(request.transport)
-        link = Link(
-            socket, make_session(known), timings=timings, dialled=False, address=_remote(request)
-        )
-        served[device] += 1
-        try:
+        with places.take(known.device if known is not None else None):
+            socket = await upgrade(request, limits.FRAME_BYTES, timings.close_s)
+            if socket is None:
+                return web.Response(status=408)
+            upgraded(request.transport)
+            session, address = make_session(known), remote(request)
+            link = Link(socket, session, timings=timings, dialled=False, address=address)
             await on_link(link, known)
-        finally:
-            served[device] -= 1
-            if not served[device]:
-                del served[device]
         return socket
 
     return handle
 
 
-def _remote(request: web.Request) -> str:
+def remote(request: web.Request) -> str:
+    """Where a connection comes from, for people."""
     name = request.transport.get_extra_info("peername") if request.transport else None
     if not isinstance(name, tuple):
         return "?"

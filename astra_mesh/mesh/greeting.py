@@ -37,6 +37,7 @@ def check_first(
     own: Hello,
     expected: PeerId | None,
     proven: PeerId | None = None,
+    via: PeerId | None = None,
 ) -> Hello | LinkRefused | Goodbye:
     """The first message of the other end.
 
@@ -45,6 +46,7 @@ def check_first(
         own: The hello of this end.
         expected: Who should be there; None: anybody.
         proven: Who is there, as its certificate says; None on links without TLS (tests).
+        via: Of a tab: the peer through which it comes, likewise.
 
     Raises:
         LinkRefusal: A hello that this end cannot accept.
@@ -64,6 +66,12 @@ def check_first(
     if proven is not None and message.peer != proven:
         text = f"the hello says {message.peer[:8]}, the certificate {proven[:8]}"
         raise LinkRefusal(Reason.WRONG_PEER, text, RefusedError(text))
+    if proven is not None and message.via != (via or ""):
+        through = message.via[:8] or "nobody"
+        text = f"the hello says that it comes through {through}, which is not so"
+        raise LinkRefusal(Reason.WRONG_PEER, text, RefusedError(text))
+    if message.via and message.role is Role.CLIENT:
+        raise ProtocolError("a client that comes through a peer")
     if expected is not None and message.peer != expected:
         text = f"peer {message.peer[:8]} answers instead of {expected[:8]}"
         raise LinkRefusal(Reason.WRONG_PEER, text, RefusedError(text))

@@ -9,39 +9,36 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import socket as sockets
-import sys
 import time
 from collections.abc import Callable
-from typing import Final, cast
+from typing import Final
 
 import aiohttp
-from aiohttp import WSMsgType, web
+from aiohttp import WSMsgType
 
 from astra_mesh import limits
 from astra_mesh.errors import DeadlineError, MeshError, PeerLostError, ProtocolError
 from astra_mesh.mesh.flow import cost
 from astra_mesh.mesh.probe import Backlog, Meter, train_bps
 from astra_mesh.mesh.session import Session, State
+from astra_mesh.mesh.sockets import Socket, close_soon, tune
 from astra_mesh.mesh.timings import Timings
 from astra_mesh.wire.codec import AnyMessage
 from astra_mesh.wire.messages import Hello, Pong, Reason, RequestId, Role, Throughput
 
 log = logging.getLogger(__name__)
 
-Socket = web.WebSocketResponse | aiohttp.ClientWebSocketResponse
 OnMessage = Callable[[AnyMessage], None]
 
 _FAIR_FRAMES: Final = 32  # read in a row before other tasks get a turn
 _TRAIN_PINGS: Final = 6
-_TCP_RTO_MAX_MS: Final = 44 if sys.platform == "linux" else None  # since Linux 6.15; no name yet
 
 
 class Link:
     """A session over an open WebSocket.
 
     Args:
-        socket: Opened with :func:`astra_mesh.mesh.connect.dial` or by its handler.
+        socket: Opened with :func:`astra_mesh.mesh.connect.dial` or by its handler, or sealed.
         session: Fresh.
         timings: Deadlines of closing and probing; those of the session by default.
         dialled: Whether this end opened the connection.
@@ -274,7 +271,7 @@ class Link:
         if self._started:
             raise RuntimeError("a link runs once")
         self._started = True
-        self._tune()
+        tune(self._socket)
         self.session.start(_now())
         try:
             async with asyncio.TaskGroup() as group:
@@ -303,7 +300,7 @@ class Link:
             if message.type is WSMsgType.BINARY:
                 self._take(message.data, on_message)
             elif message.type is WSMsgType.ERROR:
-                self.session.lost(f"what it sent is no valid WebSocket frame: {message.data}")
+                self.session.lost(f"what it sent is no valid frame: {message.data}")
             elif message.type in (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED):
                 self.session.lost("the connection was closed without a goodbye")
             else:
@@ -402,39 +399,8 @@ class Link:
 
     async def _close_socket(self) -> None:
         """The closing handshake, except with a lost peer; afterwards the socket is gone."""
-        transport = _transport(self._socket)
-        patience = 0.0 if isinstance(self.close_error, PeerLostError) else self._timings.close_s
-        try:
-            async with asyncio.timeout(patience):
-                await self._socket.close()
-        except TimeoutError:
-            pass
-        finally:
-            if transport is not None and not transport.is_closing():
-                transport.abort()
-
-    def _tune(self) -> None:
-        """Keep little in the buffers below, so that control need not queue behind codes there."""
-        transport = _transport(self._socket)
-        if transport is None:
-            return
-        transport.set_write_buffer_limits(high=limits.UNSENT_BYTES // 4)
-        writer = getattr(self._socket, "_writer", None)
-        if writer is not None and hasattr(
-            writer, "_limit"
-        ):  # bytes between looks at those limits: 256 KiB by default
-            writer._limit = limits.UNSENT_BYTES // 4
-        raw = transport.get_extra_info("socket")
-        options = {
-            getattr(sockets, "TCP_NOTSENT_LOWAT", None): limits.UNSENT_BYTES,
-            _TCP_RTO_MAX_MS: limits.RESEND_MS,
-        }
-        for option, value in options.items() if raw is not None else ():
-            try:
-                if option is not None:
-                    raw.setsockopt(sockets.IPPROTO_TCP, option, value)
-            except OSError as exc:
-                log.debug("no option %s of TCP here: %s", option, exc)
+        lost = isinstance(self.close_error, PeerLostError)
+        await close_soon(self._socket, 0.0 if lost else self._timings.close_s)
 
 
 def _nothing() -> None:
@@ -444,12 +410,3 @@ def _nothing() -> None:
 def _now() -> float:
     """The clock of sessions, seconds; uvloop's own has steps of 1 ms."""
     return time.monotonic()
-
-
-def _transport(socket: Socket) -> asyncio.Transport | None:
-    """The transport under a WebSocket; on the client's side aiohttp has no public name for it."""
-    writer = getattr(socket, "_writer", None)
-    transport = getattr(writer, "transport", None)
-    if not hasattr(transport, "abort") or not hasattr(transport, "set_write_buffer_limits"):
-        return None
-    return cast(asyncio.Transport, transport)  # uvloop's is no subclass

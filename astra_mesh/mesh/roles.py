@@ -62,6 +62,18 @@ _TABLE: Final[dict[tuple[Role, Role], set[type]]] = {
 }
 
 
-def may_send(kind: type, sender: Role, receiver: Role) -> bool:
+# A tab takes shards. It never plans, so nobody answers it, and it decides about no device.
+_NOT_FROM_TABS: Final = {Roster, Prepare, Propose, Token}
+_NOT_TO_TABS: Final = {Roster, Token}
+
+
+def may_send(kind: type, sender: Hello, receiver: Hello) -> bool:
     """Whether a message of this type may go from ``sender`` to ``receiver``."""
-    return kind in _TABLE[sender, receiver]
+    if (sender.via and kind in _NOT_FROM_TABS) or (receiver.via and kind in _NOT_TO_TABS):
+        return False
+    return kind in _TABLE[sender.role, receiver.role]
+
+
+def kind_of(end: Hello) -> str:
+    """Who an end is, for people."""
+    return "tab" if end.via else end.role.value

@@ -15,6 +15,7 @@ nonce: one that was altered, left out, repeated or moved does not open.
 from __future__ import annotations
 
 import hashlib
+import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
@@ -27,10 +28,9 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from astra_mesh import limits
 from astra_mesh.errors import ProtocolError
-from astra_mesh.mesh.identity import peer_id, read_certificate, read_point, verify
+from astra_mesh.mesh.identity import Identity, peer_id, read_certificate, read_point, verify
 from astra_mesh.wire.messages import PeerId
 
-TAG_BYTES: Final = 16  # that a sealed frame is longer
 _MAGIC: Final = b"amt1"
 _ABOUT: Final = b"astra-mesh tab 1"
 _KEY_BYTES: Final = 32
@@ -47,6 +47,13 @@ class Speaker:
 
     certificate: bytes
     sign: Sign = field(repr=False)
+
+    @classmethod
+    def of(cls, identity: Identity) -> Speaker:
+        """A peer."""
+        key = serialization.load_pem_private_key(identity.key_pem, password=None)
+        assert isinstance(key, ec.EllipticCurvePrivateKey)
+        return cls.with_key(ssl.PEM_cert_to_DER_cert(identity.certificate_pem.decode()), key)
 
     @classmethod
     def with_key(cls, certificate: bytes, key: ec.EllipticCurvePrivateKey) -> Speaker:

@@ -17,7 +17,7 @@ from astra_mesh.mesh.flow import ORDERED, Outbox, Window, cost
 from astra_mesh.mesh.greeting import LinkRefusal, check_first, explain, refusal_error
 from astra_mesh.mesh.pings import Pings
 from astra_mesh.mesh.requests import RequestTable
-from astra_mesh.mesh.roles import may_send
+from astra_mesh.mesh.roles import kind_of, may_send
 from astra_mesh.mesh.timings import Timings
 from astra_mesh.wire.codec import AnyMessage, decode, encode, sanitise
 from astra_mesh.wire.messages import (
@@ -68,6 +68,7 @@ class Session:
         timings: Deadlines.
         expected: The peer that must be at the other end; None for any.
         proven: The peer that is there, as its certificate proves; None on links without TLS.
+        via: Of a tab: the peer through which it comes, likewise.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Session:
         timings: Timings | None = None,
         expected: PeerId | None = None,
         proven: PeerId | None = None,
+        via: PeerId | None = None,
     ) -> None:
         self.state = State.FRESH
         self.hello = hello
@@ -86,7 +88,7 @@ class Session:
         self.receive_bps: float | None = None  # bits per second, as the other end measured
         self.timings = timings if timings is not None else Timings()
         self._expected = expected
-        self._proven = proven
+        self._proven, self._via = proven, via
         self._outbox = Outbox()
         self._window = Window(hello.window_bytes)
         self._requests = RequestTable()
@@ -133,9 +135,9 @@ class Session:
         """
         if self.state is not State.OPEN or self.peer_hello is None:
             raise self.close_error or PeerLostError("the link is not open")
-        if not may_send(type(message), self.hello.role, self.peer_hello.role):
+        if not may_send(type(message), self.hello, self.peer_hello):
             kind = type(message).__name__
-            raise ProtocolError(f"{kind} does not go from a {self.hello.role.value} to this end")
+            raise ProtocolError(f"{kind} does not go from a {kind_of(self.hello)} to this end")
         frame = encode(message)
         if not self._requests.sending(message):
             return
@@ -264,7 +266,7 @@ class Session:
         return []
 
     def _greet(self, frame: bytes | bytearray | memoryview, now: float) -> list[AnyMessage]:
-        message = check_first(frame, self.hello, self._expected, self._proven)
+        message = check_first(frame, self.hello, self._expected, self._proven, self._via)
         if not isinstance(message, Hello):
             return self._dispatch(message, now)
         self.peer_hello = message
@@ -296,9 +298,9 @@ class Session:
         assert self.peer_hello is not None
         if isinstance(message, Hello):
             raise ProtocolError("a second hello")
-        if not may_send(type(message), self.peer_hello.role, self.hello.role):
-            role = self.peer_hello.role.value
-            raise ProtocolError(f"{type(message).__name__} does not come from a {role}")
+        if not may_send(type(message), self.peer_hello, self.hello):
+            kind = type(message).__name__
+            raise ProtocolError(f"{kind} does not come from a {kind_of(self.peer_hello)}")
         size = cost(message)
         self._window.received(size)
         if not self._requests.receiving(message):

@@ -18,6 +18,7 @@ class Timings:
     close_s: float = limits.CLOSE_TIMEOUT_S
     dial_s: float = limits.DIAL_TIMEOUT_S
     probe_s: float = limits.PROBE_TIMEOUT_S
+    handshake_s: float = limits.HANDSHAKE_S  # of a sealed channel
 
     def scaled(self, factor: float) -> Timings:
         """All times multiplied by ``factor``."""

@@ -6,12 +6,14 @@ the API of a laptop need no pairing among themselves. Calls that say so read fil
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import ssl
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +30,7 @@ from astra_mesh.mesh.identity import (
     DeviceKey,
     Identity,
     is_issued_by,
+    is_tab,
     load_device,
     peer_id,
     read_certificate,
@@ -46,10 +49,19 @@ _LOCK_FILE: Final = "lock"
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """Who is at the other end of a link, as its certificate proves."""
+    """Who is at the other end of a link, as its certificate proves.
+
+    Attributes:
+        peer: Its id.
+        device: Which device signed its certificate.
+        via: Of a tab: the peer through which it comes, which is of that device.
+        until: Of a tab: when its certificate ends, seconds since 1970.
+    """
 
     peer: PeerId
     device: DeviceId
+    via: PeerId | None = None
+    until: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -183,7 +195,7 @@ class Trust:
     # --- who is who -------------------------------------------------------------------------------
 
     def whose(self, certificate: bytes | None) -> Known | None:
-        """Who has this certificate (DER); None if no member of the mesh does."""
+        """Who has this certificate (DER); None if no member of the mesh does, or it is a tab's."""
         if certificate is None or len(certificate) > limits.CERTIFICATE_BYTES:
             return None
         if self._whose_version != self.version or len(self._whose) >= limits.KNOWN_CERTIFICATES:
@@ -198,11 +210,40 @@ class Trust:
         """Who is at the other end of a TLS connection; None if no member of the mesh."""
         return self.whose(secure.getpeercert(binary_form=True)) if secure is not None else None
 
+    def whose_tab(
+        self, certificate: bytes, host: Known, clock: Callable[[], float] = time.time
+    ) -> Known:
+        """Which tab has this certificate (DER), given the peer that relays for it.
+
+        Raises:
+            ProtocolError: It is no certificate of a tab, or the host's device did not sign it, or
+                is no member, or its time is over.
+        """
+        entry = self._book.members().get(host.device)
+        try:
+            leaf = read_certificate(certificate)
+        except ValueError as error:
+            raise ProtocolError(str(error)) from None
+        if entry is None or not is_tab(leaf):
+            raise ProtocolError("a certificate that is none of a tab of this mesh")
+        issuer = x509.load_der_x509_certificate(entry.certificate)
+        if leaf.issuer != issuer.subject or not is_issued_by(leaf, issuer):
+            raise ProtocolError("a tab with a certificate of another device than it comes through")
+        until = leaf.not_valid_after_utc.timestamp()
+        if until <= clock():
+            raise ProtocolError(
+                "a tab whose certificate has ended: it joins again by itself, unless the clocks of "
+                "the two devices differ by hours"
+            )
+        return Known(peer_id(certificate), host.device, host.peer, until)
+
     def _search(self, certificate: bytes) -> Known | None:
         try:
             leaf = read_certificate(certificate)
         except ValueError:
             return None
+        if is_tab(leaf):
+            return None  # it counts in the handshake of a sealed channel only
         for device, entry in self._book.members().items():
             issuer = x509.load_der_x509_certificate(entry.certificate)
             if leaf.issuer == issuer.subject and is_issued_by(leaf, issuer):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import random
 import socket
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,23 +16,29 @@ from aiohttp import web
 from astra_mesh import limits
 from astra_mesh.errors import (
     MeshError,
+    NoPeerError,
     NotPairedError,
     PortInUseError,
-    ProtocolError,
 )
-from astra_mesh.mesh.connect import PATH, Address, dial_any, websocket_handler
+from astra_mesh.mesh.connect import PATH, Address, Places, dial_any, websocket_handler
 from astra_mesh.mesh.discovery import Discovery
 from astra_mesh.mesh.doorman import Doorman
 from astra_mesh.mesh.link import Link
 from astra_mesh.mesh.listening import listen, port_of
 from astra_mesh.mesh.membership import Candidate, Membership
 from astra_mesh.mesh.pairing_host import PairingHost
+from astra_mesh.mesh.relay import Relay, path_to
 from astra_mesh.mesh.session import Session
 from astra_mesh.mesh.trust import Known
 from astra_mesh.peer import tasks
+from astra_mesh.peer.complaints import Complaints
 from astra_mesh.peer.config import DEFAULT_PORT, PeerConfig
 from astra_mesh.peer.names import watch_names
+from astra_mesh.peer.places import dial_address, own_address, shown
+from astra_mesh.peer.probing import probe
+from astra_mesh.peer.rosters import Rosters
 from astra_mesh.peer.security import Security
+from astra_mesh.peer.tabs import Tabs, host_of
 from astra_mesh.wire.codec import AnyMessage
 from astra_mesh.wire.messages import Hello, PeerId, Reason, Role, Roster
 
@@ -55,6 +60,7 @@ class LinkKeeper:
         on_stranger: called with id and name of a peer that was found and is not paired.
         on_silence: called when nothing is heard on a link any more, or something is again.
         add_routes: adds what else is served at the port.
+        tabs: that this peer serves.
     """
 
     def __init__(
@@ -67,20 +73,21 @@ class LinkKeeper:
         on_stranger: Callable[[PeerId, str], None],
         on_silence: Callable[[Link], None] = lambda link: None,
         add_routes: Callable[[web.Application], None] = lambda app: None,
+        tabs: Tabs | None = None,
     ) -> None:
         self._config, self._security, self._make_hello = config, security, make_hello
         self._me = security.identity.peer_id
         self._on_message, self._on_closed = on_message, on_closed
         self._on_stranger, self._on_silence = on_stranger, on_silence
-        self._add_routes = add_routes
+        self._add_routes, self._tabs = add_routes, tabs or Tabs()
         self._membership: Membership[Link] = Membership(self._me)
         self._links: dict[Link, Known] = {}  # and who is there, by its certificate
-        self._rosters: dict[Link, Roster] = {}  # that came and were not judged yet
+        self._rosters = Rosters(security, self._trust_changed)
         self._near: dict[PeerId, str] = {}  # names of those who announce themselves
         self._strangers: set[PeerId] = set()  # of these, those that are not paired
         self._running = asyncio.Event()  # links that come in wait for it
         self._leaving = False
-        self._complaints: set[str] = set()  # each is logged once
+        self._complaints = Complaints()
         self._wake = asyncio.Event()
         self._group: asyncio.TaskGroup | None = None
         self._http: aiohttp.ClientSession | None = None
@@ -93,16 +100,28 @@ class LinkKeeper:
 
     async def listen(self) -> None:
         """Open the port; PortInUseError if it is taken."""
-        app = web.Application()
+        app, trust, places = web.Application(), self._security.trust, Places()
         handler = websocket_handler(
             self._session,
             self._serve,
             timings=self._config.timings,
-            max_links=limits.LINKS,
-            whose=self._security.trust.whose_connection,
+            places=places,
+            whose=trust.whose_connection,
             upgraded=self._upgraded,
         )
         app.router.add_get(PATH, handler)
+        relay = Relay(
+            me=self._me,
+            speaker=self._security.speaker,
+            trust=trust,
+            hosted=self._tabs.forward,
+            make_session=self._session,
+            on_link=self._serve,
+            timings=self._config.timings,
+            places=places,
+            upgraded=self._upgraded,
+        )
+        relay.add_routes(app)
         self._add_routes(app)
         # No handler_cancellation: a link sees by itself that its socket is gone, and says so.
         self._runner = web.AppRunner(
@@ -114,7 +133,6 @@ class LinkKeeper:
         await self._runner.setup()
         server = self._runner.server
         assert server is not None
-        trust = self._security.trust
         sockets = await self._sockets()
         self.port = port_of(sockets[0])
         self._doorman = Doorman(
@@ -193,9 +211,9 @@ class LinkKeeper:
 
     def place(self, peer: PeerId) -> str:
         """Where others can dial a peer, by what it announced; empty if that is not known."""
-        for host, port in self._membership.addresses(peer):
-            if not host.startswith("fe80:"):  # those hold on one machine only
-                return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        for address in self._membership.addresses(peer):
+            if not address[0].startswith("fe80:"):  # those hold on one machine only
+                return shown(address)
         return ""
 
     def _found(self, peer: PeerId, name: str, addresses: list[Address]) -> None:
@@ -223,41 +241,12 @@ class LinkKeeper:
         """The roster is another one now: tell the others, part from whom it does not hold."""
         trust = self._security.trust
         for link, known in list(self._links.items()):
-            self._tell_roster(link, known)
+            self._rosters.tell(link, known)
             if not trust.book.is_member(known.device):
                 link.refuse(Reason.UNPAIRED)
         self._strangers.clear()
         self._membership.retry(_now())
         self._wake.set()
-
-    def _tell_roster(self, link: Link, known: Known) -> None:
-        """Other devices are told whom this one trusts; programs of this device read its file."""
-        trust = self._security.trust
-        is_peer = link.peer is not None and link.peer.role is Role.PEER
-        if is_peer and link.is_open and known.device != trust.device.id:
-            link.send(trust.book.message())
-
-    def _queue_roster(self, link: Link, roster: Roster) -> None:
-        """One at a time is judged for each link, and of those that wait only the newest."""
-        assert self._group is not None
-        busy = link in self._rosters
-        self._rosters[link] = roster
-        if not busy:
-            tasks.start(self._group, "the roster", self._take_rosters, link)
-
-    async def _take_rosters(self, link: Link) -> None:
-        taken: Roster | None = None
-        try:
-            while link in self._links and (roster := self._rosters[link]) is not taken:
-                taken = roster
-                device = self._links[link].device
-                await self._security.take(roster, device, self._trust_changed)
-        except ProtocolError as error:
-            link.refuse(Reason.BAD_MESSAGE, error.message)
-        except MeshError as error:
-            log.error("%s", error.message)
-        finally:
-            del self._rosters[link]
 
     # --- dialling ---------------------------------------------------------------------------------
 
@@ -290,15 +279,44 @@ class LinkKeeper:
             if isinstance(error, NotPairedError):
                 self._note_stranger(candidate.expected)
             if candidate.expected is None:
-                self._complain(error.message)
+                self._complaints.make(error.message)
             else:
                 log.debug("%s", error.message)
             return
         known = secure.known(opened)
         session = self._session(known, candidate.expected)
-        shown = f"{address[0]}:{address[1]}"
-        link = Link(opened, session, timings=timings, dialled=True, address=shown)
+        link = Link(opened, session, timings=timings, dialled=True, address=shown(address))
         await self._drive(link, known, candidate.key)
+
+    async def open_relay(self, to: PeerId, hello: Hello | None) -> aiohttp.ClientWebSocketResponse:
+        """A WebSocket for a channel of a tab that this peer serves.
+
+        Args:
+            to: Whom the channel is for: a linked peer, another tab, or this peer itself.
+            hello: Of it; None for this peer.
+
+        Raises:
+            NoPeerError, NotPairedError: It cannot be reached.
+        """
+        if self._http is None:
+            raise NoPeerError("this peer is about to start or to end")
+        socket, _ = await dial_any(
+            self._http,
+            self._ways_to(host_of(to, hello)),
+            path=path_to(to),
+            timings=self._config.timings,
+            secure=self._security.dialling(),
+        )
+        return socket
+
+    def _ways_to(self, peer: PeerId) -> list[Address]:
+        """Where a peer can be dialled, this one too."""
+        if peer == self._me:
+            return [own_address(self._config.listen, self.port)]
+        link = self.link(peer)
+        told = dial_address(link, link.peer) if link is not None and link.peer is not None else None
+        announced = self._membership.addresses(peer)
+        return [*announced, told] if told is not None and told not in announced else [*announced]
 
     def _note_stranger(self, peer: PeerId | None) -> None:
         if peer in self._near and peer not in self._strangers:
@@ -308,7 +326,8 @@ class LinkKeeper:
     def _session(self, known: Known | None, expected: PeerId | None = None) -> Session:
         # Whoever was shut out between its handshake and now matches no id at all.
         proven = known.peer if known is not None else PeerId("")
-        return Session(self._make_hello(), self._config.timings, expected, proven)
+        via = known.via if known is not None else None
+        return Session(self._make_hello(), self._config.timings, expected, proven, via)
 
     async def _serve(self, link: Link, known: Known | None) -> None:
         await self._running.wait()
@@ -332,7 +351,8 @@ class LinkKeeper:
         if isinstance(message, Hello) and message.role is Role.PEER:
             self._opened(link, message, key)
         if isinstance(message, Roster):
-            self._queue_roster(link, message)
+            assert self._group is not None
+            self._rosters.came(self._group, link, self._links[link], message)
         else:
             self._on_message(link, message)
 
@@ -342,8 +362,8 @@ class LinkKeeper:
             other.refuse(Reason.DUPLICATE)
         if link not in extra and not self._leaving:
             assert self._group is not None  # links are driven from run on
-            tasks.start(self._group, "a probe", _probe, link)
-            self._tell_roster(link, self._links[link])
+            tasks.start(self._group, "a probe", probe, link)
+            self._rosters.tell(link, self._links[link])
 
     def _silence(self, link: Link) -> None:
         hello = link.peer
@@ -360,39 +380,12 @@ class LinkKeeper:
             own = self._me if link.session.close_reason is Reason.SELF else None
             self._membership.failed(key, now, own)
         if hello is None:
-            self._complain_of(link, key, error)
+            self._complaints.never_opened(link, error, dialled=key is not None)
         else:
             left = error is None
             last = joined and self._membership.closed(link, hello.peer, now, left=left)
             self._on_closed(link, error, last)
         self._wake.set()
-
-    # --- what the log is told ---------------------------------------------------------------------
-
-    def _complain_of(self, link: Link, key: str | None, error: MeshError | None) -> None:
-        """A link that never opened. Those that come in have another port each time."""
-        why = error.message if error is not None else "it left without a hello"
-        self._complain(f"{link.address if key else link.address.rpartition(':')[0]}: {why}")
-
-    def _complain(self, text: str) -> None:
-        """Warn once: what fails is tried again for ever, and others may knock as often."""
-        if text in self._complaints or len(self._complaints) >= limits.CANDIDATES:
-            log.debug("%s", text)
-            return
-        self._complaints.add(text)
-        log.warning("%s", text)
-
-
-async def _probe(link: Link) -> None:
-    """Measure a link, and again when its traffic has not for a while, until it is over."""
-    while True:
-        try:
-            if not link.is_measured and not link.is_silent:
-                await link.probe()
-        except MeshError as error:
-            log.debug("no throughput of %s: %s", link.address, error.message)
-        if await link.wait_closed(limits.PROBE_EVERY_S * random.uniform(0.8, 1.2)):
-            return
 
 
 def _now() -> float:

@@ -10,17 +10,18 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
+import aiohttp
 import platformdirs
 import torch
 from msgspec.structs import replace
 
 from astra_mesh import limits
 from astra_mesh.engine.compute import ComputeThread
-from astra_mesh.errors import MeshError, PeerLostError, ProtocolError
+from astra_mesh.errors import MeshError, NoPeerError, PeerLostError, ProtocolError
 from astra_mesh.mesh.identity import load_identity
 from astra_mesh.mesh.link import Link
 from astra_mesh.mesh.trust import Trust
-from astra_mesh.peer import tasks
+from astra_mesh.peer import tasks, view
 from astra_mesh.peer.config import PeerConfig
 from astra_mesh.peer.device import this_device
 from astra_mesh.peer.likelihoods import Likelihoods
@@ -33,6 +34,7 @@ from astra_mesh.peer.security import Security
 from astra_mesh.peer.sending import send_if_open
 from astra_mesh.peer.share import Share
 from astra_mesh.peer.slots import Slot, claim
+from astra_mesh.peer.tabs import Tabs
 from astra_mesh.peer.watch import Watch
 from astra_mesh.wire.codec import AnyMessage, sanitise
 from astra_mesh.wire.messages import (
@@ -78,6 +80,7 @@ class Peer:
         )
         self.watch = Watch()
         self.likelihoods = Likelihoods()
+        self.tabs = Tabs()  # that take part through this peer
         self._hellos: dict[PeerId, Hello] = {}
         self._away: set[PeerId] = set()  # of those: nothing is heard of them
         self._subscribers: dict[tuple[Link, RequestId], None] = {}
@@ -125,6 +128,7 @@ class Peer:
             lambda peer, name: self.tell("unpaired-found", peer, name),
             self._on_silence,
             share.add_routes,
+            self.tabs,
         )
         await self._links.listen()
         if not self.config.ephemeral:
@@ -226,6 +230,17 @@ class Peer:
     def link(self, peer: PeerId) -> Link | None:
         """The open link to a peer."""
         return self._links.link(peer) if self._links is not None else None
+
+    async def open_relay(self, to: PeerId) -> aiohttp.ClientWebSocketResponse:
+        """A WebSocket for a channel of a tab that this peer serves, to a linked peer or itself.
+
+        Raises:
+            NoPeerError, NotPairedError: It cannot be reached.
+        """
+        hello = self.others().get(to)
+        if self._links is None or (hello is None and to != self.id):
+            raise NoPeerError("there is no link to that peer")
+        return await self._links.open_relay(to, hello)
 
     def others(self) -> dict[PeerId, Hello]:
         """Peers with an open link, and what they last told."""
@@ -351,56 +366,16 @@ class Peer:
             send_if_open(link, replace(event, request=request))
 
     def elsewhere(self, model: ModelId) -> list[str]:
-        """Addresses of other peers that hold a model."""
-        found = []
-        for peer, hello in self.others().items():
-            link = self.link(peer)
-            if link is not None and any(offer.id == model for offer in hello.models):
-                found.append(self._place(link, hello))
-        return found[: limits.CLIENT_PLACES]
+        """Addresses of other peers that hold a model and answer for it."""
+        return view.elsewhere(self, model)
 
-    def _place(self, link: Link, hello: Hello) -> str:
-        """Where a peer can be dialled."""
-        announced = self._links.place(hello.peer) if self._links is not None else ""
-        return announced or dial_address(link, hello)
+    def announced(self, peer: PeerId) -> str:
+        """Where a peer said that it can be dialled; empty if it did not."""
+        return self._links.place(peer) if self._links is not None else ""
 
     def peer_list(self) -> list[PeerInfo]:
         """The mesh as this peer sees it, itself first."""
-        mine = PeerInfo(
-            peer=self.id,
-            name=self.name,
-            address=f"port {self.port}",
-            self=True,
-            device=self.device,
-            models=self.models.offers(),
-            port=self.port,
-        )
-        found = [mine]
-        for peer, hello in self.others().items():
-            link = self.link(peer)
-            if link is None or hello.device is None:
-                continue
-            found.append(
-                PeerInfo(
-                    peer=peer,
-                    name=hello.name,
-                    address=self._place(link, hello),
-                    self=False,
-                    device=hello.device,
-                    models=hello.models,
-                    round_trip_s=link.round_trip_s,
-                    send_bps=link.send_bps,
-                    receive_bps=link.receive_bps,
-                    port=hello.port,
-                )
-            )
-        return found
-
-
-def dial_address(link: Link, hello: Hello) -> str:
-    """Where the peer at the other end of a link listens, also if it dialled the link itself."""
-    host = link.address.rpartition(":")[0]
-    return link.address if link.dialled or not hello.port else f"{host}:{hello.port}"
+        return view.peer_list(self)
 
 
 def _try_to_write(record: LocalPeer) -> None:

@@ -11,6 +11,7 @@ from astra_mesh import limits
 from astra_mesh.errors import IdentityError
 from astra_mesh.mesh.connect import Secure
 from astra_mesh.mesh.identity import Identity
+from astra_mesh.mesh.sealed import Speaker
 from astra_mesh.mesh.trust import TlsPair, Trust
 from astra_mesh.wire.messages import DeviceId, Roster
 
@@ -27,6 +28,7 @@ class Security:
 
     def __init__(self, trust: Trust, identity: Identity) -> None:
         self.trust, self.identity = trust, identity
+        self.speaker = Speaker.of(identity)
         self._tls: TlsPair = trust.tls(identity)
         self._members = frozenset(trust.members())
         self._turn = asyncio.Lock()  # one change is carried through before the next

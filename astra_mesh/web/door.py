@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 
 from astra_mesh.client import Mesh
-from astra_mesh.client.addresses import own_address
 from astra_mesh.errors import AstraMeshError, NoPeerError
 from astra_mesh.peer import Peer
+from astra_mesh.peer.places import own_address
 
 
 class Door:

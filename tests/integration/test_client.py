@@ -19,6 +19,7 @@ from astra_mesh.client import Mesh, connect
 from astra_mesh.client.line import UNREAD_EVENTS
 from astra_mesh.limits import WINDOW_BYTES, WINDOW_MIN_BYTES
 from astra_mesh.mesh.link import Link
+from astra_mesh.mesh.sockets import transport_of
 from astra_mesh.wire.codec import AnyMessage
 from astra_mesh.wire.messages import (
     Ask,
@@ -268,7 +269,9 @@ async def test_a_peer_that_dies_in_the_middle_is_named_after_what_it_said() -> N
         async def read() -> None:
             async for token in generation:
                 if token.index == 1:
-                    peer.links[0]._socket._writer.transport.abort()  # type: ignore[union-attr]
+                    transport = transport_of(peer.links[0]._socket)
+                    assert transport is not None
+                    transport.abort()
 
         with pytest.raises(errors.PeerLostError, match=r"fake at 127\.0\.0\.1:\d+ went away"):
             await read()

@@ -14,7 +14,7 @@ from astra_mesh.engine.reference import decode, run_solo
 from astra_mesh.engine.sampling import Sampler
 from astra_mesh.errors import PeerLostError
 from astra_mesh.families import ModelInput
-from astra_mesh.mesh.link import _transport
+from astra_mesh.mesh.sockets import transport_of
 from astra_mesh.peer import Peer
 from astra_mesh.peer.answer import Answer
 from astra_mesh.peer.models import _load
@@ -48,7 +48,7 @@ async def vanish(peer: Peer) -> None:
     """As if its process were killed: all its sockets end without a word."""
     assert peer._links is not None
     for link in list(peer._links._links):
-        transport = _transport(link._socket)
+        transport = transport_of(link._socket)
         assert transport is not None
         transport.abort()
     await peer.stop()

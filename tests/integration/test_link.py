@@ -23,9 +23,10 @@ from astra_mesh.errors import (
     RefusedError,
     VersionMismatchError,
 )
-from astra_mesh.mesh.connect import PATH, dial, dial_any, websocket_handler
+from astra_mesh.mesh.connect import PATH, Places, dial, dial_any, websocket_handler
 from astra_mesh.mesh.link import Link
 from astra_mesh.mesh.session import Session
+from astra_mesh.mesh.sockets import transport_of
 from astra_mesh.mesh.timings import Timings
 from astra_mesh.wire import messages as m
 from astra_mesh.wire.codec import AnyMessage, decode, encode
@@ -98,7 +99,7 @@ async def serving(
         return Session(hello(B, server.window), timings)
 
     app = web.Application()
-    app.router.add_get(PATH, websocket_handler(session, on_link, timings=timings, max_links=3))
+    app.router.add_get(PATH, websocket_handler(session, on_link, timings=timings, places=Places(3)))
     runner = web.AppRunner(app, shutdown_timeout=1.0)
     await runner.setup()
     try:
@@ -181,7 +182,9 @@ async def test_the_round_trip_is_known_at_once() -> None:
 async def test_the_sockets_are_tuned() -> None:
     async with serving() as server, linked(server) as (near, far):
         for end in (near, far):
-            raw_socket = end.link._socket.get_extra_info("socket")
+            transport = transport_of(end.link._socket)
+            assert transport is not None
+            raw_socket = transport.get_extra_info("socket")
             assert raw_socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
             lowat = raw_socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT)
             assert lowat == limits.UNSENT_BYTES
@@ -426,7 +429,8 @@ async def test_two_ends_that_answer_stay() -> None:
 
 async def test_a_cut_connection() -> None:
     async with serving() as server, linked(server) as (near, far):
-        transport = near.link._socket._writer.transport  # type: ignore[union-attr]
+        transport = transport_of(near.link._socket)
+        assert transport is not None
         transport.abort()
         await until(lambda: near.over.is_set() and far.over.is_set())
         assert isinstance(near.result, PeerLostError)

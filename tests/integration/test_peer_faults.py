@@ -19,7 +19,8 @@ from astra_mesh.bundle import open_bundle
 from astra_mesh.engine.pipeline import Pipeline
 from astra_mesh.engine.reference import decode, run_plan, run_solo
 from astra_mesh.families import ModelInput
-from astra_mesh.mesh.link import Link, _transport
+from astra_mesh.mesh.link import Link
+from astra_mesh.mesh.sockets import transport_of
 from astra_mesh.peer import Peer
 from astra_mesh.peer.answer import Answer, new_request
 from astra_mesh.peer.candidates import Candidates
@@ -153,7 +154,7 @@ def blame(one: Hostile, propose: Propose) -> None:
 
 def vanish(one: Hostile, propose: Propose) -> None:
     one.accept(propose)
-    transport = _transport(one.link._socket)
+    transport = transport_of(one.link._socket)
     assert transport is not None
     transport.abort()
 
@@ -302,7 +303,7 @@ async def test_only_the_lost_peer_is_left_out(
 
 
 def _abort(link: Link) -> None:
-    transport = _transport(link._socket)
+    transport = transport_of(link._socket)
     assert transport is not None
     transport.abort()
 

@@ -23,7 +23,8 @@ from astra_mesh.errors import (
 )
 from astra_mesh.mesh import connect, listening
 from astra_mesh.mesh.discovery import Discovery
-from astra_mesh.mesh.link import Link, _transport
+from astra_mesh.mesh.link import Link
+from astra_mesh.mesh.sockets import transport_of
 from astra_mesh.peer import Peer, PeerConfig, links
 from astra_mesh.peer.links import LinkKeeper
 from astra_mesh.peer.local import _folder, local_peers
@@ -459,7 +460,7 @@ async def test_a_broken_connection_is_seen_and_made_again(end: int) -> None:
     async with pair(events) as (stays, leaves):
         began = time.monotonic()
         (link,) = links_of((stays, leaves)[end])
-        transport = _transport(link._socket)
+        transport = transport_of(link._socket)
         assert transport is not None
         transport.abort()
         seconds, why = await left(stays, events, began)

@@ -1,0 +1,31 @@
+"""What the log is told about links that fail: once, however often they do."""
+
+from __future__ import annotations
+
+import logging
+
+from astra_mesh import limits
+from astra_mesh.errors import MeshError
+from astra_mesh.mesh.link import Link
+
+log = logging.getLogger(__name__)
+
+
+class Complaints:
+    """Warnings of one peer."""
+
+    def __init__(self) -> None:
+        self._made: set[str] = set()
+
+    def never_opened(self, link: Link, error: MeshError | None, *, dialled: bool) -> None:
+        """A link without a hello. Those that come in have another port each time."""
+        why = error.message if error is not None else "it left without a hello"
+        self.make(f"{link.address if dialled else link.address.rpartition(':')[0]}: {why}")
+
+    def make(self, text: str) -> None:
+        """Warn once: what fails is tried again for ever, and others may knock as often."""
+        if text in self._made or len(self._made) >= limits.CANDIDATES:
+            log.debug("%s", text)
+            return
+        self._made.add(text)
+        log.warning("%s", text)

@@ -1,0 +1,67 @@
+"""The mesh as one of its peers sees it, for clients."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from astra_mesh import limits
+from astra_mesh.mesh.link import Link
+from astra_mesh.peer.places import TAB, dial_address, shown
+from astra_mesh.wire.messages import Hello, ModelId, PeerInfo
+
+if TYPE_CHECKING:
+    from astra_mesh.peer.peer import Peer
+
+
+def peer_list(peer: Peer) -> list[PeerInfo]:
+    """The peer itself first."""
+    mine = PeerInfo(
+        peer=peer.id,
+        name=peer.name,
+        address=f"port {peer.port}",
+        self=True,
+        device=peer.device,
+        models=peer.models.offers(),
+        port=peer.port,
+    )
+    return [mine, *(_info(peer, link, hello) for link, hello in _linked(peer))]
+
+
+def elsewhere(peer: Peer, model: ModelId) -> list[str]:
+    """Addresses of other peers that hold a model and answer for it."""
+    holders = [
+        _place(peer, link, hello)
+        for link, hello in _linked(peer)
+        if not hello.via and any(offer.id == model for offer in hello.models)
+    ]
+    return holders[: limits.CLIENT_PLACES]
+
+
+def _linked(peer: Peer) -> list[tuple[Link, Hello]]:
+    found = [(peer.link(other), hello) for other, hello in peer.others().items()]
+    return [(link, hello) for link, hello in found if link is not None and hello.device is not None]
+
+
+def _info(peer: Peer, link: Link, hello: Hello) -> PeerInfo:
+    assert hello.device is not None
+    return PeerInfo(
+        peer=hello.peer,
+        name=hello.name,
+        address=_place(peer, link, hello),
+        self=False,
+        device=hello.device,
+        models=hello.models,
+        round_trip_s=link.round_trip_s,
+        send_bps=link.send_bps,
+        receive_bps=link.receive_bps,
+        port=hello.port,
+        via=hello.via,
+    )
+
+
+def _place(peer: Peer, link: Link, hello: Hello) -> str:
+    """Where a peer can be dialled; of one that cannot: where its link comes from."""
+    if hello.via:
+        return TAB
+    told = dial_address(link, hello)
+    return peer.announced(hello.peer) or (shown(told) if told is not None else link.address)
