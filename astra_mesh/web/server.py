@@ -23,7 +23,18 @@ from aiohttp.typedefs import Middleware
 from astra_mesh import limits
 from astra_mesh.errors import MeshError, PortInUseError
 from astra_mesh.peer import Peer
-from astra_mesh.web import files, listing, live, page, pairing, pictures, quality, texts, vectors
+from astra_mesh.web import (
+    files,
+    listing,
+    live,
+    page,
+    pairing,
+    pictures,
+    quality,
+    tab,
+    texts,
+    vectors,
+)
 from astra_mesh.web.body import expected_bytes, read_body
 from astra_mesh.web.config import DEFAULT_PORT, LOOPBACK, ApiConfig
 from astra_mesh.web.door import Door
@@ -37,6 +48,7 @@ log = logging.getLogger(__name__)
 _KEEPALIVE_S: Final = 10.0  # of idle connections
 _LINGER_S: Final = 2.0  # for the rest of a body that is refused, so that its sender reads why
 _SHUTDOWN_S: Final = 0.5  # for requests that run when the API closes; then they are cancelled
+_LONG: Final = (live.PATH, tab.PATH)  # pages that stay, which have a cap of their own
 _LEFT: Final = 499  # the caller went away, in the figures
 _HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
@@ -175,6 +187,7 @@ def make_app(state: State, page_files: Sequence[files.PageFile]) -> web.Applicat
     for one in page_files:
         add.add_get(one.address, one.serve)
     add.add_get(live.PATH, live.live)
+    add.add_get(tab.PATH, tab.tab)
     add.add_get("/health", listing.health)
     add.add_get("/metrics", listing.metrics)
     add.add_get("/docs", page.docs)
@@ -223,7 +236,7 @@ def _outer(state: State, guard: Guard) -> Middleware:
     async def outer(request: web.Request, handler: Handler) -> web.StreamResponse:
         nonlocal running
         began, status = time.perf_counter(), _LEFT
-        counted = int(request.path != live.PATH)  # pages that look on have a cap of their own
+        counted = int(request.path not in _LONG)
         running += counted
         state.metrics.running.set(running)
         try:

@@ -26,6 +26,7 @@ class State:
     templates: Templates = field(default_factory=Templates)
     budget: Budget = field(default_factory=Budget)
     pages: int = 0  # that look on
+    tabs: int = 0  # that take part
 
 
 STATE: Final = web.AppKey("state", State)
