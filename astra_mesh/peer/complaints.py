@@ -20,7 +20,8 @@ class Complaints:
     def never_opened(self, link: Link, error: MeshError | None, *, dialled: bool) -> None:
         """A link without a hello. Those that come in have another port each time."""
         why = error.message if error is not None else "it left without a hello"
-        self.make(f"{link.address if dialled else link.address.rpartition(':')[0]}: {why}")
+        place = link.address if dialled else link.address.rpartition(":")[0] or link.address
+        self.make(f"{place}: {why}")
 
     def make(self, text: str) -> None:
         """Warn once: what fails is tried again for ever, and others may knock as often."""

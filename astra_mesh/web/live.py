@@ -158,6 +158,7 @@ def _peer(one: PeerInfo) -> dict[str, Any]:
         "name": one.name,
         "self": one.self,
         "address": one.address,
+        "via": one.via,
         "system": one.device.system,
         "cores": one.device.cores,
         "host": one.device.host,

@@ -97,10 +97,13 @@ class TabClient:
     async def say(self, **message: object) -> None:
         await self.socket.send_str(json.dumps(message))
 
-    async def join(self, name: str = "tab") -> None:
+    @property
+    def point(self) -> bytes:
         form = serialization.PublicFormat.UncompressedPoint
-        point = self.key.public_key().public_bytes(serialization.Encoding.X962, form)
-        await self.say(type="join", key=b64encode(point).decode(), name=name)
+        return self.key.public_key().public_bytes(serialization.Encoding.X962, form)
+
+    async def join(self, name: str = "tab") -> None:
+        await self.say(type="join", key=b64encode(self.point).decode(), name=name)
 
     async def read(self) -> None:
         """Take what comes until the connection ends; then all channels are over."""

@@ -636,3 +636,76 @@ def test_consuming_after_the_end() -> None:
     session.lost("gone")
     session.consumed(60_064)
     assert session.unconsumed_bytes == 0
+
+
+# --- tabs -----------------------------------------------------------------------------------------
+
+
+def tab_session(own: m.Hello, via: m.PeerId | None, proven: m.PeerId = B) -> Session:
+    session = Session(own, TIMINGS, None, proven, via)
+    session.start(0.0)
+    sent(session)
+    return session
+
+
+def test_a_tab_comes_through_the_peer_that_it_states() -> None:
+    session = tab_session(hello(A), via=C)
+    assert session.receive(encode(hello(B, via=C)), 0.0) == [hello(B, via=C)]
+
+
+@pytest.mark.parametrize(
+    ("stated", "via"), [(A, C), ("", C), (C, None)], ids=["another", "none", "no tab"]
+)
+def test_a_hello_through_another_peer_than_it_says(stated: m.PeerId, via: m.PeerId | None) -> None:
+    session = tab_session(hello(A), via=via)
+    assert session.receive(encode(hello(B, via=stated)), 0.0) == []
+    assert session.close_reason is m.Reason.WRONG_PEER
+
+
+def test_a_tab_is_no_client() -> None:
+    session = tab_session(hello(A), via=C)
+    assert session.receive(encode(hello(B, m.Role.CLIENT, via=C)), 0.0) == []
+    assert session.close_reason is m.Reason.BAD_MESSAGE
+
+
+PROPOSE = m.Propose(
+    request=R1,
+    task=m.Task.EMBED,
+    plan=m.Plan(
+        model=MODEL,
+        codec="fp16",
+        codebook=m.CodebookId(""),
+        shards=[m.Shard(peer=A, start=0, stop=1), m.Shard(peer=B, start=1, stop=2)],
+        rates=[],
+        answering=B,
+        class_token="none",
+    ),
+    inputs=m.Inputs(tokens=[1, 2]),
+)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        m.Roster(mesh=bytes(16), entries=[]),
+        m.Prepare(request=R1, model=MODEL),
+        PROPOSE,
+        m.Token(R1, 0, 5),
+    ],
+    ids=lambda message: type(message).__name__,
+)
+def test_tabs_neither_plan_nor_decide(message: AnyMessage) -> None:
+    session = tab_session(hello(A), via=C)
+    session.receive(encode(hello(B, via=C)), 0.0)
+    assert session.receive(encode(message), 0.0) == []
+    assert session.close_reason is m.Reason.BAD_MESSAGE
+    assert "does not come from a tab" in str(session.close_error)
+
+
+def test_tabs_are_not_told_whom_others_trust() -> None:
+    session = tab_session(hello(A), via=C)
+    session.receive(encode(hello(B, via=C)), 0.0)
+    with pytest.raises(ProtocolError, match="does not go"):
+        session.send(m.Roster(mesh=bytes(16), entries=[]))
+    session.send(PROPOSE)
+    assert sent(session) == [PROPOSE]

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from astra_mesh.mesh.connect import Address
+from astra_mesh.peer.places import dial_address, local_host, shown
+from astra_mesh.peer.tabs import host_of
+from tests.unit.mesh.sessions import A, B, hello
+
+
+@dataclass
+class FakeLink:
+    address: str
+    dialled: bool
+
+
+@pytest.mark.parametrize(
+    ("address", "dialled", "port", "found"),
+    [
+        ("192.0.2.7:7100", True, 7100, ("192.0.2.7", 7100)),
+        ("192.0.2.7:50000", False, 7475, ("192.0.2.7", 7475)),
+        ("[fe80::1%3]:50000", False, 7475, ("fe80::1%3", 7475)),
+        ("[2001:db8::1]:7475", True, 0, ("2001:db8::1", 7475)),
+        ("192.0.2.7:50000", False, 0, None),
+        ("?", False, 7475, None),
+        ("board:7475", True, 1, ("board", 7475)),
+    ],
+)
+def test_where_a_peer_listens(
+    address: str, dialled: bool, port: int, found: Address | None
+) -> None:
+    link = FakeLink(address, dialled)
+    assert dial_address(link, hello(B, port=port)) == found  # type: ignore[arg-type]
+    if found is not None and dialled:
+        assert shown(found) == address
+
+
+def test_a_tab_listens_nowhere() -> None:
+    """Whatever its link's address and its hello say."""
+    link = FakeLink("192.0.2.7:50000", dialled=False)
+    assert dial_address(link, hello(B, port=7475, via=A)) is None  # type: ignore[arg-type]
+
+
+def test_who_is_dialled_for_a_peer() -> None:
+    assert host_of(B, None) == B
+    assert host_of(B, hello(B)) == B
+    assert host_of(B, hello(B, via=A)) == A
+
+
+@pytest.mark.parametrize("listen", [None, "", "0.0.0.0", "::"])
+def test_all_addresses_are_reached_by_loopback(listen: str | None) -> None:
+    assert local_host(listen) == "127.0.0.1"
+    assert local_host("192.0.2.7") == "192.0.2.7"
+    assert local_host("::1") == "::1"
