@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import aiohttp
 from aiohttp import WSMessage, WSMsgType
@@ -25,7 +26,6 @@ from astra_mesh.mesh.sealed_socket import SealedSocket, answer_sealed, open_seal
 from astra_mesh.mesh.session import Session
 from astra_mesh.mesh.trust import Known, Trust
 from astra_mesh.peer import Peer, PeerConfig, tasks
-from astra_mesh.peer import peer as peer_module
 from astra_mesh.peer.links import LinkKeeper
 from astra_mesh.peer.security import Security
 from astra_mesh.web import ApiServer
@@ -272,13 +272,9 @@ async def tab_peer(
             **({} if timings is None else {"timings": timings}),
         )
         peer = TabPeer(config, tab)
-        keeper = peer_module.LinkKeeper
         made = type("Keeper", (TabKeeper,), {"tab": tab})
-        peer_module.LinkKeeper = made  # type: ignore[misc]
-        try:
+        with patch("astra_mesh.peer.peer.LinkKeeper", made):
             await peer.start()
-        finally:
-            peer_module.LinkKeeper = keeper  # type: ignore[misc]
         try:
             yield peer
         finally:
