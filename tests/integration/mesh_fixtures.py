@@ -18,6 +18,7 @@ from astra_mesh.bundle.tensors import load_weights
 from astra_mesh.families import ModelInput, build_model
 from astra_mesh.mesh.link import Link
 from astra_mesh.mesh.session import Session
+from astra_mesh.mesh.timings import Timings
 from astra_mesh.peer import Peer, PeerConfig
 from astra_mesh.peer.answer import new_request
 from astra_mesh.quant.codebook import UNLIMITED
@@ -202,7 +203,9 @@ async def client_of(peer: Peer) -> AsyncIterator[TestClient]:
 
 
 @asynccontextmanager
-async def mesh_of(names: list[str], models: Path | list[Path]) -> AsyncIterator[list[Peer]]:
+async def mesh_of(
+    names: list[str], models: Path | list[Path], timings: Timings | None = None
+) -> AsyncIterator[list[Peer]]:
     """Peers that all know each other; each offers the models of its folder."""
     folders = models if isinstance(models, list) else [models] * len(names)
     async with AsyncExitStack() as stack:
@@ -217,6 +220,7 @@ async def mesh_of(names: list[str], models: Path | list[Path]) -> AsyncIterator[
                 discovery=False,
                 ephemeral=True,
                 models=tuple(str(path) for path in sorted(folder.iterdir())),
+                timings=timings or Timings(),
             )
             peers.append(await stack.enter_async_context(Peer(config)))
         await until(lambda: all(len(peer.others()) == len(peers) - 1 for peer in peers))

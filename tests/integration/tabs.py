@@ -24,6 +24,7 @@ from astra_mesh.mesh.link import Link
 from astra_mesh.mesh.sealed import Speaker
 from astra_mesh.mesh.sealed_socket import SealedSocket, answer_sealed, open_sealed
 from astra_mesh.mesh.session import Session
+from astra_mesh.mesh.timings import Timings
 from astra_mesh.mesh.trust import Known, Trust
 from astra_mesh.peer import Peer, PeerConfig, tasks
 from astra_mesh.peer.links import LinkKeeper
@@ -259,7 +260,7 @@ class TabPeer(Peer):
 
 @asynccontextmanager
 async def tab_peer(
-    server: ApiServer, name: str, models: Path, timings: Any = None
+    server: ApiServer, name: str, models: Path, timings: Timings | None = None
 ) -> AsyncIterator[TabPeer]:
     """A tab that computes, linked to its host."""
     async with joined(server) as tab:
@@ -269,7 +270,7 @@ async def tab_peer(
             discovery=False,
             ephemeral=True,
             models=tuple(str(path) for path in sorted(models.iterdir())),
-            **({} if timings is None else {"timings": timings}),
+            timings=timings or Timings(),
         )
         peer = TabPeer(config, tab)
         made = type("Keeper", (TabKeeper,), {"tab": tab})

@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from astra_mesh.errors import ProtocolError
 from astra_mesh.mesh.identity import DeviceKey, Identity, peer_id
+from astra_mesh.mesh.roster import RosterBook
 from astra_mesh.mesh.trust import Known, Trust
 from astra_mesh.wire.messages import DeviceId, PeerId
 
@@ -34,6 +35,14 @@ def trust(tmp_path: Path) -> Trust:
 
 def host_of(trust: Trust) -> Known:
     return Known(HOST, trust.device.id)
+
+
+def let_in(trust: Trust, other: DeviceKey) -> None:
+    def decide(book: RosterBook) -> bool:
+        book.let_in(other.certificate, "other")
+        return True
+
+    trust.change(decide)
 
 
 def test_a_tab_counts_through_a_peer_of_its_device(trust: Trust) -> None:
@@ -67,13 +76,13 @@ def test_a_tab_whose_time_is_over(trust: Trust) -> None:
 
 def test_a_board_without_a_clock_lets_tabs_in(trust: Trust) -> None:
     certificate = trust.device.issue_tab(POINT, int(time.time()) + HOUR_S)
-    assert trust.whose_tab(certificate, host_of(trust), clock=lambda: 0.0)
+    assert trust.whose_tab(certificate, host_of(trust), clock=lambda: 0.0).via == HOST
 
 
 def test_a_tab_comes_through_its_own_device_only(trust: Trust, tmp_path: Path) -> None:
     """Both devices are members: each vouches for its own tabs alone."""
     other = DeviceKey.new()
-    trust.change(lambda book: book.let_in(other.certificate, "other") or True)
+    let_in(trust, other)
     until = int(time.time()) + HOUR_S
     certificate = other.issue_tab(POINT, until)
     assert trust.whose_tab(certificate, Known(HOST, other.id)).device == other.id
@@ -87,9 +96,14 @@ def test_tabs_of_strangers_and_of_those_shut_out(trust: Trust) -> None:
     for known in (Known(HOST, other.id), Known(HOST, DeviceId("b" * 64))):
         with pytest.raises(ProtocolError, match="none of a tab of this mesh"):
             trust.whose_tab(certificate, known)
-    trust.change(lambda book: book.let_in(other.certificate, "other") or True)
-    assert trust.whose_tab(certificate, Known(HOST, other.id))
-    trust.change(lambda book: book.shut_out(other.id) or True)
+    let_in(trust, other)
+    assert trust.whose_tab(certificate, Known(HOST, other.id)).device == other.id
+
+    def shut_out(book: RosterBook) -> bool:
+        book.shut_out(other.id)
+        return True
+
+    trust.change(shut_out)
     with pytest.raises(ProtocolError, match="none of a tab of this mesh"):
         trust.whose_tab(certificate, Known(HOST, other.id))
 
