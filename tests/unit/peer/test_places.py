@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 
 from astra_mesh.mesh.connect import Address
-from astra_mesh.peer.places import dial_address, local_host, shown
+from astra_mesh.peer.places import dial_address, own_address, shown
 from astra_mesh.peer.tabs import host_of
 from tests.unit.mesh.sessions import A, B, hello
 
@@ -51,6 +51,5 @@ def test_who_is_dialled_for_a_peer() -> None:
 
 @pytest.mark.parametrize("listen", [None, "", "0.0.0.0", "::"])
 def test_all_addresses_are_reached_by_loopback(listen: str | None) -> None:
-    assert local_host(listen) == "127.0.0.1"
-    assert local_host("192.0.2.7") == "192.0.2.7"
-    assert local_host("::1") == "::1"
+    assert own_address(listen, 7475) == ("127.0.0.1", 7475)
+    assert own_address("::1", 7475) == ("::1", 7475)
