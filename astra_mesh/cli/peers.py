@@ -317,7 +317,7 @@ def peer_table(found: list[PeerInfo]) -> Table:
         texts = (
             one.name + (" (asked)" if one.self else ""),
             one.peer[:SHORT_ID],
-            one.address,
+            _place(one, found),
             one.device.system,
             f"{one.device.cores:g}",
             "" if one.round_trip_s is None else f"{one.round_trip_s * 1000:.1f} ms",
@@ -326,6 +326,14 @@ def peer_table(found: list[PeerInfo]) -> Table:
         )
         table.add_row(*(Text(clean(text)) for text in texts))
     return table
+
+
+def _place(one: PeerInfo, found: list[PeerInfo]) -> str:
+    """Where a peer is: its address, or the peer that a browser tab comes through."""
+    if not one.via:
+        return one.address
+    names = {peer.peer: peer.name for peer in found}
+    return f"tab of {names.get(one.via, one.via[:SHORT_ID])}"
 
 
 def model_lines(found: list[PeerInfo]) -> list[Text]:

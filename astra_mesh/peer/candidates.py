@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -46,6 +47,7 @@ class Candidates:
         self._peer = peer
         self.experience = Experience()  # what finished requests taught of their pace
         self._asked: dict[RequestId, PeerId] = {}  # to prepare, and did not fail yet
+        self._tabs: dict[tuple[PeerId, ModelId], float] = {}  # until when they are waited for
         self._preparing: dict[tuple[Link, ModelId], set[RequestId]] = {}  # for others
 
     def me(self, loaded: Loaded) -> Candidate:
@@ -63,10 +65,11 @@ class Candidates:
         """
         model = loaded.bundle.model_id
         asked: dict[PeerId, RequestId] = {}
+        end = _now() + limits.PREPARE_TIMEOUT_S
         try:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(limits.PREPARE_TIMEOUT_S):
-                    while self._unready(self._offers(model, codebooks), asked):
+            while (wait_s := self._unready(self._offers(model, codebooks), asked, end)) > 0:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(wait_s):
                         await self._peer.others_changed()
         finally:
             for request in asked.values():
@@ -91,16 +94,27 @@ class Candidates:
                     found[peer] = offer
         return found
 
-    def _unready(self, offers: Mapping[PeerId, ModelOffer], asked: dict[PeerId, RequestId]) -> bool:
-        """Ask those that have not loaded the model; whether one of them may still do so."""
-        waiting = False
+    def _unready(
+        self, offers: Mapping[PeerId, ModelOffer], asked: dict[PeerId, RequestId], end: float
+    ) -> float:
+        """Ask those that have not loaded the model; how long they are still waited for, seconds."""
+        ends = [0.0]
         for peer, offer in offers.items():
             if offer.timing is not None:
                 continue
             if peer not in asked:
                 asked[peer] = self._ask_to_prepare(peer, offer.id)
-            waiting |= asked[peer] in self._asked
-        return waiting
+            if asked[peer] in self._asked:
+                ends.append(min(end, self._patience_with(peer, offer.id)))
+        return max(ends) - _now()
+
+    def _patience_with(self, peer: PeerId, model: ModelId) -> float:
+        """Until when a peer is waited for. A tab has to fetch the model: once a little, and when
+        it is ready later requests count on it.
+        """
+        if not self._peer.others()[peer].via:
+            return math.inf
+        return self._tabs.setdefault((peer, model), _now() + limits.TAB_PREPARE_S)
 
     def _ask_to_prepare(self, peer: PeerId, model: ModelId) -> RequestId:
         request, link = new_request(), self._peer.link(peer)
@@ -119,6 +133,8 @@ class Candidates:
         """It will not prepare either; if it comes back, it is not waited for."""
         for request in [request for request, one in self._asked.items() if one == peer]:
             del self._asked[request]
+        for key in [key for key in self._tabs if key[0] == peer]:
+            del self._tabs[key]
 
     def links(self) -> Mapping[tuple[PeerId, PeerId], LinkProfile]:
         """Links of this peer, both ways, as measured.
@@ -167,6 +183,10 @@ class Candidates:
         for request in requests:
             text = sanitise(error.message)
             send_if_open(link, Fail(request=request, code=error.code, text=text))
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _books(offer: ModelOffer) -> Books:

@@ -68,6 +68,10 @@ class Tab:
         assert "error" not in answer, (method, answer)
         return answer["result"]
 
+    async def fire(self, method: str) -> None:
+        """Call what gives no answer: it ends the page."""
+        await self._socket.send_json({"id": next(self._ids), "method": method})
+
     async def start(self, width: int = 390, height: int = 844, dark: bool = False) -> None:
         for domain in ("Page", "Runtime", "Log", "Network", "DOM", "Accessibility"):
             await self.call(f"{domain}.enable")

@@ -262,7 +262,7 @@ class TabPeer(Peer):
 async def tab_peer(
     server: ApiServer, name: str, models: Path, timings: Timings | None = None
 ) -> AsyncIterator[TabPeer]:
-    """A tab that computes, linked to its host."""
+    """A tab that computes, its models loaded."""
     async with joined(server) as tab:
         config = PeerConfig(
             name=name,
@@ -277,6 +277,8 @@ async def tab_peer(
         with patch("astra_mesh.peer.peer.LinkKeeper", made):
             await peer.start()
         try:
+            for offer in peer.models.offers():  # coordinators wait for tabs only a little
+                await peer.models.load(offer.id)
             yield peer
         finally:
             await peer.stop()

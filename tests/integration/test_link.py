@@ -338,7 +338,7 @@ async def test_an_oversize_frame() -> None:
             await websocket.send_bytes(bytes(limits.FRAME_BYTES + 100))
         await until(end.over.is_set)
         assert isinstance(end.result, PeerLostError)
-        assert "WebSocket" in end.result.message
+        assert "exceeds limit" in end.result.message
 
 
 async def test_a_refused_duplicate() -> None:

@@ -246,7 +246,7 @@ async def test_stop_while_requests_run(models: Path, monkeypatch: pytest.MonkeyP
 # --- errors in tasks around links -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["dial_any", "_probe"])
+@pytest.mark.parametrize("name", ["dial_any", "probe"])
 async def test_an_error_around_a_link_ends_only_that(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:

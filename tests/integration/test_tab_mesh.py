@@ -57,8 +57,20 @@ def ask_words(client: TestClient, options: Options = ALL) -> RequestId:
 
 
 def all_linked(*peers: Peer) -> Any:
-    """Whether each has a link to all others."""
-    return lambda: all(len(peer.others()) == len(peers) - 1 for peer in peers)
+    """Whether each has a link to all others, and knows that tabs are ready."""
+    tabs = [peer.id for peer in peers if isinstance(peer, TabPeer)]
+
+    def holds() -> bool:
+        known = [peer.others() for peer in peers]
+        ready = all(
+            offer.timing is not None
+            for others in known
+            for tab in tabs
+            for offer in (others[tab].models if tab in others else ())
+        )
+        return ready and all(len(others) == len(peers) - 1 for others in known)
+
+    return holds
 
 
 def owners(reply: Reply) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import struct
 import tempfile
@@ -18,12 +19,14 @@ import msgspec
 from astra_mesh.errors import AstraMeshError, InputError, PairingError, ProtocolError
 from astra_mesh.mesh import codes, pairing
 from astra_mesh.mesh.discovery import SERVICE, Discovery
-from astra_mesh.mesh.identity import DeviceKey, device_certificate
+from astra_mesh.mesh.identity import DeviceKey, device_certificate, peer_id
 from astra_mesh.mesh.roster import RosterBook
+from astra_mesh.mesh.sealed import Answerer, Channel, Opener
 from astra_mesh.mesh.session import Session, State
 from astra_mesh.wire.bits import pack, unpack
 from astra_mesh.wire.codec import decode, encode, hello_version
 from astra_mesh.wire.messages import Hello, PeerId, Roster
+from tools import make_sealed_vectors as sealed_vectors
 from tools import make_vectors
 
 FRAMES: Final = [bytes.fromhex(vector["frame"]) for vector in make_vectors.vectors()]
@@ -181,6 +184,51 @@ def _announcement(data: bytes) -> None:
         assert len(addresses) <= 8
 
 
+# --- tabs -----------------------------------------------------------------------------------------
+
+
+def _sealed(data: bytes) -> None:
+    """A first message to a peer, a second to a tab, and a frame, each from somebody hostile."""
+    peer = sealed_vectors.speaker(sealed_vectors.PEER_CERTIFICATE, sealed_vectors.PEER)
+    tab = sealed_vectors.speaker(sealed_vectors.TAB_CERTIFICATE, sealed_vectors.TAB)
+    with suppress(ProtocolError):
+        Answerer(peer, data).finish(data)
+        raise AssertionError("a forged opener")
+    with suppress(ProtocolError):
+        Opener(tab, peer_id(sealed_vectors.PEER_CERTIFICATE)).finish(data)
+        raise AssertionError("a forged answerer")
+    with suppress(ProtocolError):
+        Channel(bytes(32), bytes(32)).open(data)
+        raise AssertionError("a forged frame")
+
+
+def _sealed_seeds() -> list[bytes]:
+    handshake, opened, _ = sealed_vectors.handshake()
+    messages = [bytes.fromhex(handshake[name]) for name in ("first", "second", "third")]
+    return [*messages, opened.seal(b"frame")]
+
+
+def _tab(data: bytes) -> None:
+    from astra_mesh.web.tab_messages import Join, read, read_key, unframed
+
+    with suppress(ProtocolError):
+        unframed(data)
+    with suppress(ProtocolError, ValueError):
+        message = read(data.decode("utf-8", "surrogateescape"))
+        if isinstance(message, Join):
+            _device().issue_tab(read_key(message.key), 2**33)
+
+
+def _tab_seeds() -> list[bytes]:
+    point = base64.b64encode(bytes.fromhex(sealed_vectors.vectors()["signatures"][0]["public"]))
+    return [
+        b'{"type":"join","key":"' + point + b'","name":"phone"}',
+        b'{"type":"open","channel":1,"to":"' + b"a1" * 32 + b'"}',
+        b'{"type":"close","channel":3}',
+        bytes(5),
+    ]
+
+
 # --- files and the API ----------------------------------------------------------------------------
 
 
@@ -258,6 +306,8 @@ TARGETS: Final[dict[str, Target]] = {
     "pairing": Target(_pairing, _pairing_seeds),
     "certificate": Target(_certificate, lambda: [_device().certificate]),
     "roster": Target(_roster, _roster_seeds),
+    "sealed": Target(_sealed, _sealed_seeds),
+    "tab": Target(_tab, _tab_seeds),
     "codes": Target(_codes, _codes_seeds),
     "announcement": Target(
         _announcement, lambda: [b"kitchen\nid=" + b"a1" * 32 + b"\nv=1\nname=kitchen\nat=10.0.0.1"]

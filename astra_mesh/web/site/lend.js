@@ -6,7 +6,8 @@ import { $, bytes, h, picture, s, say, seconds } from "./dom.js";
 const DEVICE_KEY = "astra-mesh-device"; // opaque id of this browser's machine
 const NAME_KEY = "astra-mesh-device-name";
 const AWAKE_S = 5; // a wake lock outlives the computing: the next request may follow at once
-const SHOWN = { connecting: "joining", joined: "lent", waiting: "not connected", left: "", broken: "cannot be lent" };
+const LEAVE_MS = 500;
+const SHOWN = { connecting: "Joining", waiting: "Not connected", left: "Left" };
 
 let worker = null;
 let last = null; // what the worker told last
@@ -56,10 +57,13 @@ function broken(why) {
 }
 
 function leave() {
-  worker?.postMessage({ type: "leave" });
   const ending = worker;
-  setTimeout(() => ending?.terminate(), 500); // the goodbyes are out by then
   worker = null;
+  if (ending) {
+    ending.onmessage = ending.onerror = null;
+    ending.postMessage({ type: "leave" });
+    setTimeout(() => ending.terminate(), LEAVE_MS); // the goodbyes are out by then
+  }
   end();
 }
 
@@ -94,7 +98,8 @@ function draw() {
   $("lend-form").hidden = on;
   $("lend-on").hidden = !on;
   if (!on) return;
-  say($("lend-state"), [SHOWN[last.phase], last.host && last.phase === "joined" ? `through ${last.host}` : "", last.why].filter(Boolean).join(": "));
+  const through = last.phase === "joined" ? `Joined through ${last.host}` : SHOWN[last.phase];
+  say($("lend-state"), last.why ? `${through}: ${last.why}` : through);
   $("lend-state").classList.toggle("bad", last.phase === "waiting" || (last.phase === "joined" && Boolean(last.why)));
   $("lend-models").replaceChildren(...last.models.map(model));
   say($("lend-now"), last.phase === "joined" ? doing() : "");
@@ -127,7 +132,7 @@ function idle() {
   if (!last.linked.length) return "It has no link to another device yet.";
   if (!last.models.length) return "The peer has no model that a browser can compute.";
   if (last.models.every((one) => one.state === "failed")) return "None of the models can be used here.";
-  if (plan === null) return "No request came since the page was opened.";
+  if (plan === null) return last.done ? "It waits for the next request." : "No request came since the page was opened.";
   if (plan.shards?.some((one) => one.id === last.id)) return "It took part in the newest request.";
   const why = plan.cost?.reason ? ` The plan says: ${plan.cost.reason}` : "";
   return `The newest request went without this device.${why}`;

@@ -96,6 +96,8 @@ const short = (name) => ([...name].length > 14 ? `${[...name].slice(0, 13).join(
 function entry(peer) {
   const cores = `${Number(peer.cores.toPrecision(3))} ${peer.cores === 1 ? "core" : "cores"}`;
   const about = [peer.system, cores];
+  const host = mesh.peers.find((one) => one.id === peer.via);
+  if (peer.via) about.unshift(`tab of ${host ? host.name : peer.via.slice(0, 8)}`);
   const mine = mesh.peers.find((one) => one.self);
   if (!peer.self) {
     about.push(`${seconds(peer.round_trip_s)} there and back`);

@@ -178,6 +178,39 @@ async def test_the_wait_has_an_end(
     assert candidates._asked == {}
 
 
+async def test_a_tab_is_waited_for_once_and_a_little(
+    peer: FakePeer, candidates: Candidates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has to fetch the model, which may take minutes; the request goes on without it."""
+    monkeypatch.setattr(limits, "TAB_PREPARE_S", 0.05)
+    link = peer.add(B, OFFER)
+    peer.hellos[B] = replace(peer.hellos[B], via=C)
+    peer.add(C, ready())
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    assert await found(candidates) == [C]
+    assert loop.time() - began >= 0.05
+    monkeypatch.setattr(limits, "TAB_PREPARE_S", 60.0)
+    assert await found(candidates) == [C]
+    assert [type(message) for message in link.sent] == [Prepare, Prepare]
+    peer.hellos[B] = replace(peer.hellos[B], models=[ready()])
+    assert await found(candidates) == [B, C]
+    candidates.peer_gone(B)
+    assert not candidates._tabs
+
+
+async def test_a_tab_that_is_quick_is_in_the_first_plan(
+    peer: FakePeer, candidates: Candidates
+) -> None:
+    peer.add(B, OFFER)
+    peer.hellos[B] = replace(peer.hellos[B], via=C)
+    waiting = asyncio.ensure_future(found(candidates))
+    await asyncio.sleep(0)
+    peer.hellos[B] = replace(peer.hellos[B], models=[ready()])
+    peer.note_change()
+    assert await waiting == [B]
+
+
 async def test_thin_links_do_not_make_predictions_infinite(
     peer: FakePeer, candidates: Candidates
 ) -> None:

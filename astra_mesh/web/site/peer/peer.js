@@ -126,7 +126,6 @@ export class TabPeer {
   #peers(list) {
     this.#listed = new Map(list.map(({ id, name, tab }) => [id, { name: sanitise(name, limits.NAME_CHARS), tab }]));
     for (const id of this.#listed.keys()) this.#reach(id);
-    for (const [id, link] of this.#links) if (!this.#listed.has(id)) link.close("not linked to the host any more");
     this.#tell();
   }
 

@@ -1,0 +1,316 @@
+"""A browser that lends itself: a headless Chromium as a peer beside peers in Python."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import torch
+from aiohttp import web
+
+from astra_mesh.web import ApiConfig, files, serving
+from astra_mesh.web.tabfiles import TabFiles
+from astra_mesh.wire.messages import Options, RequestId, Sampling, Task, Use
+from tests.browser.chrome import Tab, chrome
+from tests.browser.lending import (
+    lend,
+    listed,
+    owners,
+    ready,
+    share,
+    slow_line,
+    slow_peers,
+    tabs_of,
+    tokens_of,
+)
+from tests.browser.pages import Shown, shown
+from tests.browser.test_page import CONTRAST
+from tests.integration.mesh_fixtures import TestClient, client_of, mesh_of, picture, until
+from tests.javascript.test_engine import VENDOR
+from tests.timings import patient
+
+SHIPPED = Path(__file__).parents[2] / "models"
+PROMPT = [640, 11, 262, 717, 286, 262, 345, 12] * 8
+SHORT = Sampling(max_new_tokens=12)
+SOLO, EXACT = Options(use=Use.SOLO), Options(use=Use.ALL, codec="fp32")
+TOKEN = "a-token-of-the-tests"
+__all__ = ["slow_peers"]
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(400),
+    pytest.mark.skipif(not VENDOR.exists(), reason="without the browser runtime: make runtime"),
+]
+
+
+@pytest.fixture
+async def other_tab(tab: Tab) -> AsyncIterator[Tab]:
+    """A second Chromium."""
+    folder = Path(tempfile.mkdtemp(prefix="astra-mesh-chrome-"))
+    try:
+        async with chrome(folder) as found:
+            yield found
+    finally:
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+
+def ask(client: TestClient, options: Options = EXACT) -> RequestId:
+    return client.send(Task.GENERATE, "tiny-gpt2", tokens=PROMPT, options=options, sampling=SHORT)
+
+
+@pytest.mark.usefixtures("slow_peers")
+async def test_texts_are_those_of_the_reference(tab: Tab) -> None:
+    """fp32: those of one device; with codes: those of the same plan in one process."""
+    async with shown(SHIPPED, ["alone"]) as on:
+        phone = await lend(tab, on, "tiny-gpt2")
+        async with client_of(on.peers[0]) as client:
+            solo = await client.reply(ask(client, SOLO))
+            exact = await client.reply(ask(client))
+            assert phone in owners(exact)
+            assert share(exact, phone) > 10
+            assert exact.ids == solo.ids
+            for codec, rate in (("vq", 0), ("fp16", 0)):
+                options = Options(use=Use.ALL, codec=codec, rate=rate)
+                reply = await client.reply(ask(client, options))
+                plan = reply.done().report.plan
+                assert (plan.codec, share(reply, phone) > 10) == (codec, True)
+                wanted = await asyncio.to_thread(
+                    tokens_of, SHIPPED / "tiny-gpt2", plan, PROMPT, SHORT
+                )
+                assert reply.ids == wanted
+        await tab.until("document.getElementById('lend-done').textContent.startsWith('3 shares')")
+        said = await tab.text("#lend-models")
+        assert "ready" in said.split("tiny-gpt2")[1].split("vit-tiny")[0]
+        assert "offered" in said.split("vit-tiny")[1]
+        assert "browser on Linux computer" in await tab.text("#devices")
+        assert tab.complaints == []
+
+
+@pytest.mark.parametrize("codec", ["fp32", "vq"])
+async def test_labels_are_those_of_one_device(tab: Tab, sample: Path, codec: str) -> None:
+    async with shown(SHIPPED, ["left", "right"]) as on:
+        phone = await lend(tab, on, "vit-tiny")
+        found = {}
+        async with client_of(on.peers[1]) as client:
+            for use in (Use.SOLO, Use.ALL):
+                reply = await client.reply(
+                    client.send(
+                        Task.CLASSIFY,
+                        "vit-tiny",
+                        image=sample.read_bytes(),
+                        options=Options(use=use, codec=codec),
+                    )
+                )
+                found[use] = {one.label: one.probability for one in reply.done().labels}
+        assert phone in owners(reply)
+        assert next(iter(found[Use.ALL])) == next(iter(found[Use.SOLO]))
+        near = 1e-3 if codec == "fp32" else 0.02  # codes cost something, on any device
+        assert all(
+            abs(found[Use.ALL][one] - found[Use.SOLO][one]) < near for one in found[Use.SOLO]
+        )
+
+
+async def test_vectors_and_other_families(tab: Tab, models: Path) -> None:
+    async with shown(models, ["left", "right"]) as on:
+        phone = await lend(tab, on, "feelings", "pictures")
+        asked = [
+            (Task.EMBED, "feelings", {"tokens": [7 * i % 64 for i in range(40)]}),
+            (Task.CLASSIFY, "feelings", {"tokens": [3 * i % 64 for i in range(40)]}),
+            (Task.CLASSIFY, "pictures", {"image": picture()}),
+        ]
+        async with client_of(on.peers[0]) as client:
+            for task, model, inputs in asked:
+                solo, exact = [
+                    (await client.reply(client.send(task, model, options=options, **inputs)))  # type: ignore[arg-type]
+                    for options in (SOLO, EXACT)
+                ]
+                assert phone in owners(exact), model
+                mine, wanted = exact.done(), solo.done()
+                labels = {one.label: one.probability for one in wanted.labels}
+                assert all(abs(labels[one.label] - one.probability) < 1e-3 for one in mine.labels)
+                if task is Task.EMBED:
+                    vectors = [
+                        torch.frombuffer(bytearray(one.vector), dtype=torch.float32)
+                        for one in (mine, wanted)
+                    ]
+                    torch.testing.assert_close(*vectors, atol=1e-3, rtol=0)
+
+
+async def test_two_browsers_give_each_other_codes(tab: Tab, other_tab: Tab) -> None:
+    async with shown(SHIPPED, ["left", "right"]) as on:
+        first = await lend(tab, on, "tiny-gpt2")
+        await other_tab.open(f"{on.url}#lend")
+        await other_tab.until("document.getElementById('lend-asked')?.hidden === false")
+        await other_tab.click("#lend-join")
+        await listed(other_tab, on, 2)
+        second = next(one for one in tabs_of(on, 0) if one != first)
+        await ready(on, second, "tiny-gpt2")
+        async with client_of(on.peers[0]) as client:
+            solo = await client.reply(ask(client, SOLO))
+            reply = await client.reply(ask(client))
+            assert {first, second} < set(owners(reply))
+            assert len(owners(reply)) == 4
+            assert reply.ids == solo.ids
+
+
+@pytest.mark.usefixtures("slow_peers")
+async def test_a_browser_that_dies_in_a_request(tab: Tab) -> None:
+    """Frozen, so that the request waits for it; then gone: the others do its part."""
+    async with shown(SHIPPED, ["alone"]) as on:
+        phone = await lend(tab, on, "tiny-gpt2")
+        async with client_of(on.peers[0]) as client:
+            solo = await client.reply(ask(client, SOLO))
+            assert phone in owners(await client.reply(ask(client)))
+            await tab.call("Page.setWebLifecycleState", state="frozen")
+            request = ask(client)
+            await asyncio.sleep(0.5)
+            await tab.fire("Page.crash")
+            killed = time.monotonic()
+            reply = await client.reply(request)
+            took = time.monotonic() - killed
+        assert reply.ids == solo.ids
+        assert phone not in owners(reply)
+        assert took < patient(4)
+        await until(lambda: not tabs_of(on, 0))
+
+
+async def test_a_device_that_sleeps_is_lost_and_comes_back_by_itself(tab: Tab) -> None:
+    async with shown(SHIPPED, ["left", "right"]) as on:
+        await lend(tab, on, "tiny-gpt2")
+        await tab.call("Page.setWebLifecycleState", state="frozen")
+        await until(lambda: not any(tabs_of(on, i) for i in (0, 1)), 20)
+        async with client_of(on.peers[0]) as client:
+            solo = await client.reply(ask(client, SOLO))
+            assert (await client.reply(ask(client))).ids == solo.ids
+        await asyncio.sleep(8)
+        await tab.call("Page.setWebLifecycleState", state="active")
+        phone = await listed(tab, on)
+        await ready(on, phone, "tiny-gpt2")
+        async with client_of(on.peers[0]) as client:
+            reply = await client.reply(ask(client))
+        assert phone in owners(reply)
+        assert reply.ids == solo.ids
+
+
+async def test_it_joins_again_when_its_peer_is_back(tab: Tab) -> None:
+    async with mesh_of(["left", "right"], SHIPPED) as peers:
+        async with serving(peers[1], ApiConfig(port=0)) as server:
+            port = server.port
+            first = await lend(tab, Shown(peers, server))
+        await tab.until("document.getElementById('lend-state').textContent.startsWith('Not conn')")
+        await until(lambda: first not in peers[0].others())
+        async with serving(peers[1], ApiConfig(port=port)) as server:
+            await listed(tab, Shown(peers, server))
+
+
+async def test_over_a_slow_line(tab: Tab) -> None:
+    """4 Mbit/s and 40 ms each way, also for the model's files."""
+    async with (
+        shown(SHIPPED, ["left", "right"]) as on,
+        slow_line(on.server.port, 4e6, 0.04) as url,
+    ):
+        phone = await lend(tab, on, url=url)
+        async with client_of(on.peers[0]) as client:
+            solo = await client.reply(ask(client, SOLO))
+            loading = asyncio.create_task(ready(on, phone, "tiny-gpt2"))
+            await tab.until("document.querySelector('#lend-models progress')?.value > 0")
+            await loading
+            reply = await client.reply(ask(client))
+            assert phone in owners(reply)
+            assert reply.ids == solo.ids
+
+
+async def test_a_file_that_was_altered_is_not_used(
+    tab: Tab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = TabFiles.blob
+
+    async def blob(self: TabFiles, request: web.Request) -> web.StreamResponse:
+        answer = await original(self, request)
+        assert isinstance(answer, web.FileResponse)
+        data = bytearray(await asyncio.to_thread(answer._path.read_bytes))
+        data[len(data) // 2] ^= 1
+        return web.Response(body=bytes(data))
+
+    monkeypatch.setattr(TabFiles, "blob", blob)
+    async with shown(SHIPPED, ["left", "right"]) as on:
+        phone = await lend(tab, on)
+        async with client_of(on.peers[0]) as client:
+            solo = await client.reply(ask(client, SOLO))
+            reply = await client.reply(ask(client))
+        assert reply.ids == solo.ids
+        assert phone not in owners(reply)
+        await tab.until("document.getElementById('lend-models').textContent.includes('altered')")
+
+
+async def test_a_peer_without_the_runtime_says_so(
+    tab: Tab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = [one for one in files.read_all() if isinstance(one, files.PageFile)]
+    monkeypatch.setattr(files, "read_all", lambda: own)
+    async with shown(SHIPPED, ["alone"]) as on:
+        await tab.open(f"{on.url}#lend")
+        await tab.until("document.getElementById('lend-asked')?.hidden === false")
+        await tab.click("#lend-join")
+        await tab.until(
+            "document.getElementById('lend-problem').textContent.includes('make runtime')"
+        )
+        assert await tab.eval("document.getElementById('lend-form').hidden") is False
+
+
+async def test_leaving_is_a_goodbye(tab: Tab) -> None:
+    async with shown(SHIPPED, ["left", "right"]) as on:
+        phone = await lend(tab, on)
+        began = time.monotonic()
+        await tab.click("#lend-leave")
+        await until(lambda: all(phone not in peer.others() for peer in on.peers))
+        assert time.monotonic() - began < patient(4)
+        assert await tab.eval("document.getElementById('lend-form').hidden") is False
+        assert tab.complaints == []
+
+
+async def test_over_plain_http_from_another_device() -> None:
+    """No secure context: no WebCrypto, no threads, no wake lock; it computes all the same."""
+    folder = Path(tempfile.mkdtemp(prefix="astra-mesh-chrome-"))
+    settings = {"token": TOKEN, "hosts": ("phone.test",)}
+    try:
+        async with (
+            chrome(folder, "--host-resolver-rules=MAP phone.test 127.0.0.1") as tab,
+            shown(SHIPPED, ["left", "right"], **settings) as on,
+        ):
+            await tab.open(f"http://phone.test:{on.server.port}/#lend&token={TOKEN}")
+            assert await tab.eval("isSecureContext") is False
+            await tab.until("document.getElementById('lend-asked')?.hidden === false")
+            await tab.click("#lend-join")
+            phone = await listed(tab, on)
+            await ready(on, phone, "tiny-gpt2")
+            async with client_of(on.peers[0]) as client:
+                solo = await client.reply(ask(client, SOLO))
+                reply = await client.reply(ask(client))
+            assert phone in owners(reply)
+            assert reply.ids == solo.ids
+            await tab.click("#lend summary")
+            await tab.click("#lend-invite")
+            await tab.until("document.querySelector('#lend-qr svg')")
+            assert f"/#lend&token={TOKEN}" in await tab.text("#lend-address")
+    finally:
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+
+@pytest.mark.parametrize("dark", [False, True])
+async def test_the_panel_fits_a_small_phone_and_everybody(tab: Tab, dark: bool) -> None:
+    async with shown(SHIPPED, ["left"]) as on:
+        await tab.shape(320, 640, dark)
+        await lend(tab, on)
+        assert await tab.eval("document.documentElement.scrollWidth") <= 320
+        assert await tab.eval(CONTRAST) == []
+        met = await tab.names()
+        assert ("button", "Leave") in met
+        assert any(role == "status" for role, _ in met)
+        box = await tab.eval("document.getElementById('lend-leave').getBoundingClientRect().height")
+        assert box >= 40
