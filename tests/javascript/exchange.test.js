@@ -145,6 +145,25 @@ test("not taken: rows that came before, pooled vectors", () => {
   assert.throws(() => exchange.take(A, make("Pooled", { request: R2, weight: 1, vector: new Uint8Array(8) })), ProtocolError);
 });
 
+test("where rates may fall a sender's messages have all stages of their tokens, and a receiver takes fewer", async () => {
+  const layout = layoutFor(THREE, { stages: 3 });
+  const adapting = () => new Patience(0.1, 3, false, true);
+  const wide = () => new FakeCodec(3000, 3000, 3000);
+  const sender = exchangeOf(layout, 0, wide(), adapting());
+  const all = [0, 1, 2].map((stage) => rows(10, 3000, stage));
+  await sender.exchange.sendCodes(1, new Map([[3, all]]));
+  const { sent } = sender.links.get(C);
+  assert.deepEqual(sent.map((one) => [one.stage, one.first, one.count]), [[0, 0, 7], [0, 7, 3]]);
+  const { exchange } = exchangeOf(layout, 2, wide(), adapting());
+  for (const message of sent) exchange.take(A, message);
+  assert.deepEqual(await exchange.receiveCodes(1), [0, all]);
+  exchange.take(A, codes(0, 6, { block: 2, row: 6000 })); // two stages
+  assert.throws(() => exchange.take(A, codes(6, 4, { block: 2, row: 3000 })), /two rates/);
+  exchange.take(A, codes(6, 4, { block: 2, row: 6000 }));
+  assert.equal((await exchange.receiveCodes(2))[1].length, 2);
+  assert.throws(() => exchange.take(B, codes(10, 5, { stage: 1, row: 3000 })), /rate may fall/);
+});
+
 class Soon extends Patience {
   get wholeS() {
     return 0.05;

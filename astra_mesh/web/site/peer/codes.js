@@ -85,9 +85,9 @@ class VectorReceiver {
     this.#last = known;
   }
 
-  /** Keys and values of tokens whose first one has position `start`. */
+  /** Keys and values of tokens whose first one has position `start`; where rates may fall, of fewer stages. */
   async decode(block, codes, start) {
-    const { n, kept, rows } = await this.#codec.decodeOne(block, this.#stages, codes, this.#memory?.past(block), start);
+    const { n, kept, rows } = await this.#codec.decodeOne(block, codes.length, codes, this.#memory?.past(block), start);
     this.#memory?.keep(block, kept);
     this.#last = n ?? { block, codes };
     return rows;
@@ -96,7 +96,7 @@ class VectorReceiver {
   /** The same where no codes came: from what is known of earlier blocks. */
   async standIn(block, start) {
     let n = this.#last;
-    if (n?.codes) ({ n } = await this.#codec.rebuild(n.block, this.#stages, n.codes, undefined));
+    if (n?.codes) ({ n } = await this.#codec.rebuild(n.block, n.codes.length, n.codes, undefined));
     if (this.#memory) {
       const past = this.#memory.past(block);
       ({ n } = await this.#codec.graph(block, this.#stages, "predict").run({ past }));

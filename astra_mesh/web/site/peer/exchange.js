@@ -6,10 +6,13 @@ import { DeadlineError, PeerLostError, ProtocolError } from "./errors.js";
 import * as limits from "./limits.js";
 import { make } from "./messages.js";
 
-/** How long codes are waited for, from what the plan was predicted to take. */
+/**
+ * How long codes are waited for, from what the plan was predicted to take; `degrade`: whether the plan goes on
+ * without what is late, `adapt`: whether senders may take lower rates than the plan's (a tab takes the plan's).
+ */
 export class Patience {
-  constructor(predictedS = 0, blocks = 1, degrade = false) {
-    Object.assign(this, { predictedS, blocks, degrade });
+  constructor(predictedS = 0, blocks = 1, degrade = false, adapt = degrade) {
+    Object.assign(this, { predictedS, blocks, degrade, adapt });
   }
 
   /** For what nothing can stand in for, seconds. */
@@ -61,6 +64,7 @@ export class Exchange {
   #codec;
   #links;
   #patience;
+  #adapts; // rates may fall, so each message has all stages of its tokens
   #givenUp = new Set(); // parts for which a prediction stood in
   #late = new Set(); // shards whose last part came too late
   #parts = new Map();
@@ -85,6 +89,7 @@ export class Exchange {
     this.#codec = codec;
     this.#links = links;
     this.#patience = patience;
+    this.#adapts = patience.adapt && codec.able.length > 1;
   }
 
   // --- what comes in --------------------------------------------------------------------------------
@@ -104,15 +109,17 @@ export class Exchange {
       throw new ProtocolError(`codes of block ${block} that this peer does not need`);
     }
     const sent = layout.sent(source);
-    const stages = layout.stagesBetween(source, this.#shard);
+    let stages = layout.stagesBetween(source, this.#shard);
     const first = message.first - sent.start;
     if (stage >= stages || first < 0 || first + count > sent.length) throw new ProtocolError(`codes of block ${block} outside the sender's shard and rate`);
     const key = partKey(block, source);
     if (this.#givenUp.has(key)) return;
     if (this.#done.has(key)) throw new ProtocolError("codes that were sent before");
+    if (this.#adapts) stages = this.#stagesIn(message, stages);
     const rows = this.#split(message, stages).map(([at, data]) => [at, this.#unpack(at, data, count)]);
     if (!this.#parts.has(key)) this.#parts.set(key, new Part(stages, sent.length));
     const part = this.#parts.get(key);
+    if (part.arrays.length !== stages) throw new ProtocolError(`codes of block ${block} at two rates`);
     for (const [at, some] of rows) {
       if (!part.put(at, first, count, some)) continue;
       this.#done.add(key);
@@ -122,6 +129,15 @@ export class Exchange {
       this.#queue(block).push([source, part.arrays]);
       this.#wake();
     }
+  }
+
+  /** How many stages a message has where rates may fall: it has all of its tokens' stages. */
+  #stagesIn(message, most) {
+    const stages = this.#split(message, most).length;
+    if (message.stage || !this.#codec.able.includes(stages)) {
+      throw new ProtocolError("codes whose rate may fall: each message has the first stages, as many as the codec can do with");
+    }
+    return stages;
   }
 
   #unpack(stage, data, count) {
@@ -193,32 +209,32 @@ export class Exchange {
     for (const [, link] of receivers) await link.drain();
   }
 
-  /** All stages in one message where that is small, else each in as many as it takes. */
+  /**
+   * All stages in one message where that is small, else each in as many as it takes; where rates may fall all
+   * stages of some tokens, so that each message tells how many they are.
+   */
   *#messages(block, codes) {
     const { start, length: tokens } = this.#layout.sent(this.#shard);
-    const packed = (stage, count) => this.#codec.packedBytes(stage, count);
-    const message = (stage, first, count, data) => make("Codes", { request: this.#request, block, stage, first, count, data });
-    const sizes = codes.map((_, stage) => packed(stage, tokens));
-    const whole = sizes.reduce((sum, one) => sum + one, 0);
-    if (whole <= Math.min(limits.JOINED_CODES_BYTES, limits.CODES_DATA_BYTES)) {
-      const data = new Uint8Array(whole);
-      let at = 0;
-      codes.forEach((rows, stage) => {
-        data.set(this.#codec.pack(stage, rows), at);
-        at += sizes[stage];
-      });
-      yield message(0, start, tokens, data);
-      return;
-    }
-    for (const [stage, rows] of codes.entries()) {
-      const columns = rows.length / tokens;
-      const most = Math.max(1, Math.floor((limits.CODES_DATA_BYTES * 64) / packed(stage, 64)));
+    const every = [...codes.keys()];
+    const joined = this.#adapts || this.#packedBytes(every, tokens) <= Math.min(limits.JOINED_CODES_BYTES, limits.CODES_DATA_BYTES);
+    for (const stages of joined ? [every] : every.map((stage) => [stage])) {
+      const most = Math.max(1, Math.floor((limits.CODES_DATA_BYTES * 64) / this.#packedBytes(stages, 64)));
       for (let first = 0; first < tokens; first += most) {
         const count = Math.min(most, tokens - first);
-        const chunk = rows.subarray(first * columns, (first + count) * columns);
-        yield message(stage, start + first, count, this.#codec.pack(stage, chunk));
+        const data = new Uint8Array(this.#packedBytes(stages, count));
+        let at = 0;
+        for (const stage of stages) {
+          const columns = codes[stage].length / tokens;
+          data.set(this.#codec.pack(stage, codes[stage].subarray(first * columns, (first + count) * columns)), at);
+          at += this.#codec.packedBytes(stage, count);
+        }
+        yield make("Codes", { request: this.#request, block, stage: stages[0], first: start + first, count, data });
       }
     }
+  }
+
+  #packedBytes(stages, tokens) {
+    return stages.reduce((sum, stage) => sum + this.#codec.packedBytes(stage, tokens), 0);
   }
 
   /**

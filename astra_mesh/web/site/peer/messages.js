@@ -32,6 +32,7 @@ export const REASONS = {
 
 const EMPTY = new Uint8Array(0);
 const TOKEN_LIMIT = 2 ** 31;
+const RATE_BITS = 2 ** 31; // per token and block
 const HOUR_US = 3_600_000_000;
 const MARKS = 6;
 
@@ -79,7 +80,7 @@ const Plan = struct("Plan", {
   model: [id], codec: [word], codebook: [idOrEmpty],
   shards: [such(list(Shard, limits.PEERS_PER_PLAN), (value) => value.length >= 1)],
   rates: [list(LinkRate, limits.PEERS_PER_PLAN * (limits.PEERS_PER_PLAN - 1))],
-  answering: [id], class_token: [wordOrEmpty], predicted_s: [float, 0], late: [oneOf("wait", "degrade"), "wait"],
+  answering: [id], class_token: [wordOrEmpty], predicted_s: [float, 0], late: [oneOf("wait", "adapt", "degrade"), "wait"],
 });
 const Sampling = struct("Sampling", {
   max_new_tokens: [such(int, between(0, limits.NEW_TOKENS)), 64], temperature: [float, 0],
@@ -90,7 +91,14 @@ const PeerReport = struct("PeerReport", {
   peer: [id], tokens: [position], compute_s: [float], encode_s: [float], decode_s: [float], wait_s: [float], finished_s: [float],
   sent_bytes: [table(int, isId, limits.PEERS_PER_PLAN), {}], decode_steps: [such(int, between(0, limits.NEW_TOKENS)), 0],
   late_parts: [such(int, between(0, limits.BLOCKS * limits.PEERS_PER_PLAN)), 0],
+  rates: [table(such(list(int), rateChangesFit), isId, limits.PEERS_PER_PLAN), {}],
 });
+
+/** Pairs: a block, the bits per token from it on. */
+function rateChangesFit(value) {
+  const bits = (one, i) => (i % 2 ? one > 0 && one <= RATE_BITS : one < limits.BLOCKS);
+  return value.length % 2 === 0 && value.length <= 2 * (limits.RATE_CHANGES + limits.STAGES) && value.every(bits);
+}
 
 /** Groups of four: microseconds, mark, block, part. */
 function marksFit(value) {

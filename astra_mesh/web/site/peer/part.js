@@ -88,9 +88,9 @@ export class Participation {
     const codec = await this.#orRefuse("unknown-codebook", () => loaded.model.codec(plan.codec, plan.codebook, []));
     if (shard < 0) throw new NotTakingPartError("bad-plan", "the plan has no shard for this peer");
     const layout = layoutOf(plan, loaded.manifest.spec, task, tokens, codec);
-    for (const stages of stagesOf(layout, shard)) await this.#orRefuse("unknown-codebook", () => codec.prepare(stages));
+    for (const stages of stagesOf(layout, shard, plan.late === "wait" ? [] : codec.able)) await this.#orRefuse("unknown-codebook", () => codec.prepare(stages));
     const links = this.#links(layout, peers, shard);
-    const patience = new Patience(plan.predicted_s, layout.blocks, plan.late === "degrade");
+    const patience = new Patience(plan.predicted_s, layout.blocks, plan.late === "degrade", plan.late !== "wait");
     const embedded = await loaded.embed(inputs, ...embedRange(layout, shard));
     this.#check();
     const run = loaded.model.run(layout, shard, codec, embedded);
@@ -137,7 +137,7 @@ export class Participation {
     const { start, stop: end } = plan.shards.find((shard) => shard.peer === this.#me);
     const report = {
       peer: this.#me, tokens: end - start, ...pipeline.spent, finished_s: pipeline.totalS,
-      sent_bytes: this.#exchange.sentBytes, decode_steps: 0, late_parts: this.#exchange.lateParts,
+      sent_bytes: this.#exchange.sentBytes, decode_steps: 0, late_parts: this.#exchange.lateParts, rates: {},
     };
     this.link.send(make("Done", { request, report }));
     this.#completed = true;
@@ -181,11 +181,12 @@ function countTokens({ name, spec, tasks }, task, inputs) {
   return inputs.tokens.length;
 }
 
-/** The numbers of stages on the links of a shard. */
-function stagesOf(layout, shard) {
+/** The numbers of stages on the links of a shard; `able`: those that senders may take instead of more. */
+function stagesOf(layout, shard, able) {
   const sources = layout.sources(shard, 0).map((other) => layout.stagesBetween(other, shard));
+  const lower = able.filter((stages) => stages < Math.max(0, ...sources));
   const receivers = layout.receivers(shard, layout.firstBlock).map((other) => layout.stagesBetween(shard, other));
-  return new Set([...sources, ...receivers]);
+  return new Set([...sources, ...lower, ...receivers]);
 }
 
 function layoutOf(plan, spec, task, tokens, codec) {
