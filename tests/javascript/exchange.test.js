@@ -107,6 +107,28 @@ for (const size of [3, 6, 12, 1]) {
   });
 }
 
+test("where rates may fall each message tells how many stages its block has", async () => {
+  const layout = layoutFor(THREE, { stages: 3 });
+  const adapting = new Patience(1, 3, "adapt");
+  const groups = [400, 500, 600];
+  const sender = exchangeOf(layout, 0, new FakeCodec(...groups), adapting);
+  const all = groups.map((columns, i) => rows(10, columns, i));
+  await sender.exchange.sendCodes(1, new Map([[3, all]]));
+  assert.ok(sender.links.get(C).sent.every(({ stage, count, data }) => stage === 0 && data.length === count * 1500));
+  const receiver = exchangeOf(layout, 2, new FakeCodec(...groups), adapting);
+  for (const message of sender.links.get(C).sent) receiver.exchange.take(A, message);
+  assert.deepEqual(await receiver.exchange.receiveCodes(1), [0, all]);
+  const take = (block, first, count, columns, stage = 0) =>
+    receiver.exchange.take(A, make("Codes", { request: R2, block, stage, first, count, data: rows(count, columns) }));
+  take(2, 0, 6, 900);
+  assert.throws(() => take(2, 6, 4, 1500), ProtocolError); // the same block at another rate
+  assert.throws(() => take(2, 6, 4, 500, 1), ProtocolError); // not from the first stage on
+  take(2, 6, 4, 900);
+  const [source, found] = await receiver.exchange.receiveCodes(2);
+  assert.equal(source, 0);
+  assert.deepEqual(found.map((one) => one.length), [4000, 5000]);
+});
+
 test("parts come together from any order, in order of arrival", async () => {
   const { exchange } = last();
   exchange.take(B, codes(18, 7, { fill: 2 }));
@@ -145,25 +167,6 @@ test("not taken: rows that came before, pooled vectors", () => {
   assert.throws(() => exchange.take(A, make("Pooled", { request: R2, weight: 1, vector: new Uint8Array(8) })), ProtocolError);
 });
 
-test("where rates may fall a sender's messages have all stages of their tokens, and a receiver takes fewer", async () => {
-  const layout = layoutFor(THREE, { stages: 3 });
-  const adapting = () => new Patience(0.1, 3, false, true);
-  const wide = () => new FakeCodec(3000, 3000, 3000);
-  const sender = exchangeOf(layout, 0, wide(), adapting());
-  const all = [0, 1, 2].map((stage) => rows(10, 3000, stage));
-  await sender.exchange.sendCodes(1, new Map([[3, all]]));
-  const { sent } = sender.links.get(C);
-  assert.deepEqual(sent.map((one) => [one.stage, one.first, one.count]), [[0, 0, 7], [0, 7, 3]]);
-  const { exchange } = exchangeOf(layout, 2, wide(), adapting());
-  for (const message of sent) exchange.take(A, message);
-  assert.deepEqual(await exchange.receiveCodes(1), [0, all]);
-  exchange.take(A, codes(0, 6, { block: 2, row: 6000 })); // two stages
-  assert.throws(() => exchange.take(A, codes(6, 4, { block: 2, row: 3000 })), /two rates/);
-  exchange.take(A, codes(6, 4, { block: 2, row: 6000 }));
-  assert.equal((await exchange.receiveCodes(2))[1].length, 2);
-  assert.throws(() => exchange.take(B, codes(10, 5, { stage: 1, row: 3000 })), /rate may fall/);
-});
-
 class Soon extends Patience {
   get wholeS() {
     return 0.05;
@@ -182,7 +185,7 @@ test("what is missing is named at the deadline", async () => {
 });
 
 test("with degrade a prediction stands in, and what comes late is dropped", async () => {
-  const { exchange } = last(undefined, new Patience(0.001, 3, true));
+  const { exchange } = last(undefined, new Patience(0.001, 3, "degrade"));
   exchange.take(A, codes(0, 10));
   exchange.take(A, codes(0, 10, { block: 2 }));
   assert.equal((await exchange.receiveCodes(1))[0], 0);
@@ -203,9 +206,9 @@ test("patience", () => {
   assert.equal(new Patience(0.1, 4).waitS(true), 10);
   assert.equal(new Patience(1, 4).waitS(false), 20);
   assert.equal(new Patience(100, 4).waitS(false), 60);
-  assert.equal(new Patience(2, 4, true).waitS(false), 2);
-  assert.equal(new Patience(2, 4, true).waitS(true), 3);
-  assert.equal(new Patience(0, 4, true).waitS(false), 0.1);
+  assert.equal(new Patience(2, 4, "degrade").waitS(false), 2);
+  assert.equal(new Patience(2, 4, "degrade").waitS(true), 3);
+  assert.equal(new Patience(0, 4, "degrade").waitS(false), 0.1);
 });
 
 test("a failure ends waiting now and later", async () => {

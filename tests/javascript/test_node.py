@@ -207,7 +207,8 @@ def _plan(rng: random.Random) -> m.Plan:
 
 def test_layouts_of_random_plans_are_the_same() -> None:
     rng = random.Random(80)
-    asked, wanted = [], []
+    asked: list[dict[str, Any]] = []
+    wanted: list[dict[str, Any] | str] = []
     for _ in range(3000):
         plan, spec = _plan(rng), _spec(rng)
         task, tokens = rng.choice(list(m.Task)), rng.choice((12, 12, 12, 11))

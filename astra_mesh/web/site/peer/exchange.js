@@ -7,13 +7,10 @@ import { Part, split, stagesIn } from "./incoming.js";
 import * as limits from "./limits.js";
 import { make } from "./messages.js";
 
-/**
- * How long codes are waited for, from what the plan was predicted to take; `degrade`: whether the plan goes on
- * without what is late, `adapt`: whether senders may take lower rates than the plan's (a tab takes the plan's).
- */
+/** How long codes are waited for, from what the plan was predicted to take. */
 export class Patience {
-  constructor(predictedS = 0, blocks = 1, degrade = false, adapt = degrade) {
-    Object.assign(this, { predictedS, blocks, degrade, adapt });
+  constructor(predictedS = 0, blocks = 1, late = "wait") {
+    Object.assign(this, { predictedS, blocks, degrade: late === "degrade", lower: late !== "wait" });
   }
 
   /** For what nothing can stand in for, seconds. */
@@ -39,7 +36,6 @@ export class Exchange {
   #codec;
   #links;
   #patience;
-  #adapts; // rates may fall, so each message has all stages of its tokens
   #givenUp = new Set(); // parts for which a prediction stood in
   #late = new Set(); // shards whose last part came too late
   #parts = new Map();
@@ -64,7 +60,6 @@ export class Exchange {
     this.#codec = codec;
     this.#links = links;
     this.#patience = patience;
-    this.#adapts = patience.adapt && codec.able.length > 1;
   }
 
   // --- what comes in --------------------------------------------------------------------------------
@@ -84,17 +79,17 @@ export class Exchange {
       throw new ProtocolError(`codes of block ${block} that this peer does not need`);
     }
     const sent = layout.sent(source);
-    let stages = layout.stagesBetween(source, this.#shard);
+    const stages = layout.stagesBetween(source, this.#shard);
     const first = message.first - sent.start;
     if (stage >= stages || first < 0 || first + count > sent.length) throw new ProtocolError(`codes of block ${block} outside the sender's shard and rate`);
     const key = partKey(block, source);
     if (this.#givenUp.has(key)) return;
     if (this.#done.has(key)) throw new ProtocolError("codes that were sent before");
-    if (this.#adapts) stages = stagesIn(this.#codec, message, stages);
-    const rows = split(this.#codec, message, stages).map(([at, data]) => [at, this.#unpack(at, data, count)]);
-    if (!this.#parts.has(key)) this.#parts.set(key, new Part(stages, sent.length));
+    const coming = this.#patience.lower ? stagesIn(this.#codec, message, stages) : stages;
+    const rows = split(this.#codec, message, coming).map(([at, data]) => [at, this.#unpack(at, data, count)]);
+    if (!this.#parts.has(key)) this.#parts.set(key, new Part(coming, sent.length));
     const part = this.#parts.get(key);
-    if (part.arrays.length !== stages) throw new ProtocolError(`codes of block ${block} at two rates`);
+    if (part.arrays.length !== coming) throw new ProtocolError("codes of one block at two rates");
     for (const [at, some] of rows) {
       if (!part.put(at, first, count, some)) continue;
       this.#done.add(key);
@@ -158,31 +153,30 @@ export class Exchange {
   }
 
   /**
-   * All stages in one message where that is small, else each in as many as it takes; where rates may fall all
-   * stages of some tokens, so that each message tells how many they are.
+   * All stages in one message where that is small, else each in as many as it takes; where rates may fall all stages
+   * of some tokens, so that each message tells how many they are.
    */
   *#messages(block, codes) {
     const { start, length: tokens } = this.#layout.sent(this.#shard);
-    const every = [...codes.keys()];
-    const joined = this.#adapts || this.#packedBytes(every, tokens) <= Math.min(limits.JOINED_CODES_BYTES, limits.CODES_DATA_BYTES);
+    const packed = (stages, count) => stages.reduce((sum, stage) => sum + this.#codec.packedBytes(stage, count), 0);
+    const every = codes.map((_, stage) => stage);
+    const small = Math.min(limits.JOINED_CODES_BYTES, limits.CODES_DATA_BYTES);
+    const joined = this.#patience.lower || packed(every, tokens) <= small;
     for (const stages of joined ? [every] : every.map((stage) => [stage])) {
-      const most = Math.max(1, Math.floor((limits.CODES_DATA_BYTES * 64) / this.#packedBytes(stages, 64)));
+      // Cut so that each message stays within CODES_DATA_BYTES.
+      const most = Math.max(1, Math.floor((limits.CODES_DATA_BYTES * 64) / packed(stages, 64)));
       for (let first = 0; first < tokens; first += most) {
         const count = Math.min(most, tokens - first);
-        const data = new Uint8Array(this.#packedBytes(stages, count));
+        const data = new Uint8Array(packed(stages, count));
         let at = 0;
         for (const stage of stages) {
           const columns = codes[stage].length / tokens;
           data.set(this.#codec.pack(stage, codes[stage].subarray(first * columns, (first + count) * columns)), at);
-          at += this.#codec.packedBytes(stage, count);
+          at += packed([stage], count);
         }
         yield make("Codes", { request: this.#request, block, stage: stages[0], first: start + first, count, data });
       }
     }
-  }
-
-  #packedBytes(stages, tokens) {
-    return stages.reduce((sum, stage) => sum + this.#codec.packedBytes(stage, tokens), 0);
   }
 
   /**

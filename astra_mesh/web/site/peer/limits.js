@@ -32,6 +32,7 @@ export const IMAGE_BYTES = 10 * MIB;
 export const PEERS_PER_PLAN = 64;
 export const BLOCKS = 512;
 export const STAGES = 64;
+export const RATE_CHANGES = 32;
 export const REQUESTS_PER_PEER = 64;
 export const OPEN_REQUESTS_PER_LINK = 256;
 export const ENDED_REQUESTS = 1_024;
@@ -52,7 +53,6 @@ export const CODES_TIMEOUT_S = 60.0;
 export const LATE_PATIENCE = 4.0;
 export const LATE_LEAST_S = 0.1;
 export const LATE_START_S = 1.0;
-export const RATE_CHANGES = 32;
 
 // --- links
 export const PENDING_PONGS = 256;

@@ -32,7 +32,6 @@ export const REASONS = {
 
 const EMPTY = new Uint8Array(0);
 const TOKEN_LIMIT = 2 ** 31;
-const RATE_BITS = 2 ** 31; // per token and block
 const HOUR_US = 3_600_000_000;
 const MARKS = 6;
 
@@ -87,18 +86,15 @@ const Sampling = struct("Sampling", {
   top_k: [such(int, below(TOKEN_LIMIT)), 0], top_p: [float, 1], seed: [maybe(int), null],
 });
 const Inputs = struct("Inputs", { tokens: [tokens, []], token_types: [tokens, []], image: [sized(limits.IMAGE_BYTES), EMPTY] });
+/** Pairs of a block and the bits per token from it on. */
+const rateChanges = such(list(int, 2 * (limits.RATE_CHANGES + limits.STAGES)), (value) =>
+  value.length % 2 === 0 && value.every((one, i) => (i % 2 ? one > 0 && one <= TOKEN_LIMIT : one < limits.BLOCKS)),
+);
 const PeerReport = struct("PeerReport", {
   peer: [id], tokens: [position], compute_s: [float], encode_s: [float], decode_s: [float], wait_s: [float], finished_s: [float],
   sent_bytes: [table(int, isId, limits.PEERS_PER_PLAN), {}], decode_steps: [such(int, between(0, limits.NEW_TOKENS)), 0],
-  late_parts: [such(int, between(0, limits.BLOCKS * limits.PEERS_PER_PLAN)), 0],
-  rates: [table(such(list(int), rateChangesFit), isId, limits.PEERS_PER_PLAN), {}],
+  late_parts: [such(int, between(0, limits.BLOCKS * limits.PEERS_PER_PLAN)), 0], rates: [table(rateChanges, isId, limits.PEERS_PER_PLAN), {}],
 });
-
-/** Pairs: a block, the bits per token from it on. */
-function rateChangesFit(value) {
-  const bits = (one, i) => (i % 2 ? one > 0 && one <= RATE_BITS : one < limits.BLOCKS);
-  return value.length % 2 === 0 && value.length <= 2 * (limits.RATE_CHANGES + limits.STAGES) && value.every(bits);
-}
 
 /** Groups of four: microseconds, mark, block, part. */
 function marksFit(value) {

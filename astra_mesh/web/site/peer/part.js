@@ -88,9 +88,11 @@ export class Participation {
     const codec = await this.#orRefuse("unknown-codebook", () => loaded.model.codec(plan.codec, plan.codebook, []));
     if (shard < 0) throw new NotTakingPartError("bad-plan", "the plan has no shard for this peer");
     const layout = layoutOf(plan, loaded.manifest.spec, task, tokens, codec);
-    for (const stages of stagesOf(layout, shard, plan.late === "wait" ? [] : codec.able)) await this.#orRefuse("unknown-codebook", () => codec.prepare(stages));
+    for (const stages of stagesOf(layout, shard, plan.late === "wait" ? [] : codec.able)) {
+      await this.#orRefuse("unknown-codebook", () => codec.prepare(stages));
+    }
     const links = this.#links(layout, peers, shard);
-    const patience = new Patience(plan.predicted_s, layout.blocks, plan.late === "degrade", plan.late !== "wait");
+    const patience = new Patience(plan.predicted_s, layout.blocks, plan.late);
     const embedded = await loaded.embed(inputs, ...embedRange(layout, shard));
     this.#check();
     const run = loaded.model.run(layout, shard, codec, embedded);
@@ -181,12 +183,12 @@ function countTokens({ name, spec, tasks }, task, inputs) {
   return inputs.tokens.length;
 }
 
-/** The numbers of stages on the links of a shard; `able`: those that senders may take instead of more. */
-function stagesOf(layout, shard, able) {
-  const sources = layout.sources(shard, 0).map((other) => layout.stagesBetween(other, shard));
-  const lower = able.filter((stages) => stages < Math.max(0, ...sources));
+/** The numbers of stages on the links of a shard; what comes may have any of `lower` below them. */
+function stagesOf(layout, shard, lower) {
+  const most = layout.sources(shard, 0).map((other) => layout.stagesBetween(other, shard));
+  const sources = [...most, ...lower.filter((stages) => stages < Math.max(...most))];
   const receivers = layout.receivers(shard, layout.firstBlock).map((other) => layout.stagesBetween(shard, other));
-  return new Set([...sources, ...lower, ...receivers]);
+  return new Set([...sources, ...receivers]);
 }
 
 function layoutOf(plan, spec, task, tokens, codec) {
