@@ -3,6 +3,7 @@
 // The codes of one stage are one flat typed array, row after row.
 
 import { DeadlineError, PeerLostError, ProtocolError } from "./errors.js";
+import { Part, split, stagesIn } from "./incoming.js";
 import * as limits from "./limits.js";
 import { make } from "./messages.js";
 
@@ -22,32 +23,6 @@ export class Patience {
     if (!this.degrade) return this.wholeS;
     const blockS = (limits.LATE_PATIENCE * this.predictedS) / this.blocks;
     return Math.min((first ? limits.LATE_START_S : 0) + Math.max(limits.LATE_LEAST_S, blockS), this.wholeS);
-  }
-}
-
-/** The codes of one shard for one block, while they come in. */
-class Part {
-  #here;
-  #tokens;
-  #missing;
-
-  constructor(stages, tokens) {
-    this.arrays = Array(stages).fill(null);
-    this.#here = Array.from({ length: stages }, () => new Uint8Array(tokens));
-    this.#tokens = tokens;
-    this.#missing = stages * tokens;
-  }
-
-  /** Keep rows; true once all are there. ProtocolError if some came before. */
-  put(stage, first, count, rows) {
-    const here = this.#here[stage].subarray(first, first + count);
-    if (here.some((one) => one)) throw new ProtocolError("codes that were sent before");
-    here.fill(1);
-    this.#missing -= count;
-    const columns = rows.length / count;
-    this.arrays[stage] ??= new rows.constructor(this.#tokens * columns);
-    this.arrays[stage].set(rows, first * columns);
-    return this.#missing === 0;
   }
 }
 
@@ -110,12 +85,11 @@ export class Exchange {
     const key = partKey(block, source);
     if (this.#givenUp.has(key)) return;
     if (this.#done.has(key)) throw new ProtocolError("codes that were sent before");
-    const split = this.#split(message, stages);
-    if (this.#patience.lower) this.#checkLower(message, split.length);
-    const rows = split.map(([at, data]) => [at, this.#unpack(at, data, count)]);
-    if (!this.#parts.has(key)) this.#parts.set(key, new Part(this.#patience.lower ? split.length : stages, sent.length));
+    const coming = this.#patience.lower ? stagesIn(this.#codec, message, stages) : stages;
+    const rows = split(this.#codec, message, coming).map(([at, data]) => [at, this.#unpack(at, data, count)]);
+    if (!this.#parts.has(key)) this.#parts.set(key, new Part(coming, sent.length));
     const part = this.#parts.get(key);
-    if (this.#patience.lower && part.arrays.length !== split.length) throw new ProtocolError("codes of one block at two rates");
+    if (part.arrays.length !== coming) throw new ProtocolError("codes of one block at two rates");
     for (const [at, some] of rows) {
       if (!part.put(at, first, count, some)) continue;
       this.#done.add(key);
@@ -127,39 +101,12 @@ export class Exchange {
     }
   }
 
-  /** Where rates may fall, each message has all stages of its tokens, as many as the codec can do with. */
-  #checkLower({ stage }, stages) {
-    if (stage || !this.#codec.able.includes(stages)) {
-      throw new ProtocolError(
-        `stages ${stage} to ${stage + stages - 1} of codes whose rate may fall: each message has the first stages, as many as the codec can do with`,
-      );
-    }
-  }
-
   #unpack(stage, data, count) {
     try {
       return this.#codec.unpack(stage, data, count);
     } catch (error) {
       throw new ProtocolError(error.message);
     }
-  }
-
-  /** The stages that a message carries, at least one, and the data of each. */
-  #split(message, stages) {
-    const found = [];
-    let at = 0;
-    for (let stage = message.stage; stage < stages; stage++) {
-      const size = this.#codec.packedBytes(stage, message.count);
-      found.push([stage, message.data.subarray(at, at + size)]);
-      at += size;
-      if (at >= message.data.length) break;
-    }
-    if (at !== message.data.length) {
-      throw new ProtocolError(
-        `${message.data.length} bytes of codes for ${message.count} tokens from stage ${message.stage} of ${stages} on: that is no whole number of stages`,
-      );
-    }
-    return found;
   }
 
   /** Parts for which a prediction stood in. */
