@@ -8,19 +8,20 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from astra_mesh.bundle import open_bundle
 from astra_mesh.engine.pipeline import Pipeline
-from astra_mesh.engine.reference import decode, run_solo
+from astra_mesh.engine.reference import decode, pooled, run_solo
 from astra_mesh.families import ModelInput
 from astra_mesh.mesh.sockets import transport_of
 from astra_mesh.mesh.timings import Timings
 from astra_mesh.peer import Peer
-from astra_mesh.peer.models import _load
+from astra_mesh.peer.models import Loaded, _load
 from astra_mesh.web import ApiConfig, serving
-from astra_mesh.wire.messages import Options, RequestId, Sampling, Task, Use
+from astra_mesh.wire.messages import Inputs, Options, RequestId, Sampling, Task, Use
 from tests.integration.mesh_fixtures import (
     Reply,
     TestClient,
@@ -31,6 +32,7 @@ from tests.integration.mesh_fixtures import (
     until,
 )
 from tests.integration.tabs import TabPeer, tab_peer
+from tests.integration.test_mesh import reference_of
 from tests.integration.web_fixtures import live
 from tests.timings import patient
 
@@ -45,9 +47,15 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def alone(models: Path) -> list[int]:
+def loaded_models(models: Path) -> dict[str, Loaded]:
+    """The same models once more, for the reference."""
+    return {path.name: _load(open_bundle(path))[0] for path in models.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def alone(loaded_models: dict[str, Loaded]) -> list[int]:
     """What one device answers; fp32 over any plan gives the same."""
-    words = _load(open_bundle(models / "words"))[0]
+    words = loaded_models["words"]
     run = run_solo(words.model, ModelInput(tokens=torch.tensor(PROMPT)), "last", spare=64)
     return decode([run], SHORT, words.stop_ids)
 
@@ -100,34 +108,30 @@ async def test_tokens_are_those_of_one_device(models: Path, alone: list[int]) ->
 
 
 @pytest.mark.parametrize("codec", ["fp32", "vq", "astra"])
-async def test_labels_and_vectors_are_those_of_any_peer(models: Path, codec: str) -> None:
-    """The same plan on peers only, and with a tab in place of one of them."""
+async def test_labels_and_vectors_equal_the_reference(
+    models: Path, loaded_models: dict[str, Loaded], codec: str
+) -> None:
     options = Options(use=Use.ALL, codec=codec)
-
-    async def ask(peers: list[Peer]) -> tuple[dict[str, float], bytes]:
-        async with client_of(peers[0]) as client:
+    async with live(models, 1) as mesh, tab_peer(mesh.server, "phone", models) as phone:
+        await until(all_linked(mesh.peers[0], phone))
+        async with client_of(mesh.peers[0]) as client:
             picked = await client.reply(
                 client.send(Task.CLASSIFY, "pictures", image=picture(), options=options)
             )
-            vector = await client.reply(
+            embedded = await client.reply(
                 client.send(Task.EMBED, "feelings", tokens=PROMPT, options=options)
             )
-        assert len(owners(picked)) == len(owners(vector)) == 2
-        assert owners(picked)[-1] == owners(vector)[-1] == peers[0].id
-        labels = {one.label: one.probability for one in picked.done().labels}
-        return labels, vector.done().vector
-
-    async with mesh_of(["a", "b"], models) as peers:
-        expected = await ask(peers)
-    async with live(models, 1) as mesh, tab_peer(mesh.server, "phone", models) as phone:
-        await until(all_linked(mesh.peers[0], phone))
-        labels, vector = await ask(mesh.peers)
-    assert labels.keys() == expected[0].keys()
-    assert all(abs(labels[key] - expected[0][key]) < 1e-3 for key in labels)
-    found, wanted = (
-        torch.frombuffer(bytearray(one), dtype=torch.float32) for one in (vector, expected[1])
-    )
-    assert torch.allclose(found, wanted, atol=1e-3)
+    assert owners(picked) == owners(embedded) == [phone.id, mesh.peers[0].id]
+    loaded, result = loaded_models["pictures"], picked.done()
+    runs = reference_of(loaded, result, Task.CLASSIFY, Inputs(image=picture()))
+    expected = torch.softmax(loaded.model.classify(pooled(runs)), -1)
+    found = {label.label: label.probability for label in result.labels}
+    for index, probability in enumerate(expected.tolist()):
+        assert found[loaded.model.labels[index]] == pytest.approx(probability, abs=1e-5)
+    loaded, result = loaded_models["feelings"], embedded.done()
+    runs = reference_of(loaded, result, Task.EMBED, Inputs(tokens=PROMPT))
+    vector = np.frombuffer(result.vector, "<f4")
+    np.testing.assert_allclose(vector, pooled(runs).numpy(), atol=1e-5)
 
 
 async def test_two_tabs_of_one_host(models: Path, alone: list[int]) -> None:
