@@ -22,6 +22,8 @@ RUNTIME := astra_mesh/web/runtime
 VENDOR := astra_mesh/web/site/vendor
 RUNTIME_STAMP := $(VENDOR)/.copied-$(shell cat $(RUNTIME)/* | cksum | cut -d' ' -f1)
 
+RUNTIME_IF_ABLE := $(if $(shell command -v npm),$(RUNTIME_STAMP),no-npm)
+
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --constraint constraints.txt
 
@@ -37,12 +39,12 @@ demo: $(RUN_STAMP) ## three peers on this machine find each other and answer
 	@$(if $(wildcard $(DATA)),ASTRA_MESH_DATA="$(DATA)") $(BIN)/astra-mesh demo
 
 .PHONY: test
-test: lint $(if $(shell command -v npm),$(RUNTIME_STAMP),no-npm) ## style, types and all tests (PYTEST_ARGS="-k session" for some)
+test: lint $(RUNTIME_IF_ABLE) ## style, types and all tests (PYTEST_ARGS="-k session" for some)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 .PHONY: no-npm
 no-npm:
-	@echo 'npm was not found: the tests of the browser peer are skipped. Debian and Ubuntu: apt install npm'
+	@echo 'npm was not found: this goes without what browser tabs compute with. Debian, Ubuntu: apt install npm'
 
 .PHONY: runtime
 runtime: $(RUNTIME_STAMP) ## what lets a browser tab compute (needs npm and node; the rest works without)
@@ -99,7 +101,7 @@ soak: $(DEV_STAMP) ## an hour of requests on 8 peers, one killed every 30 s (roo
 	$(BIN)/python -m tools.lab soak --minutes 60
 
 .PHONY: wheel
-wheel: $(DEV_STAMP) ## dist/*.whl and dist/*.tar.gz
+wheel: $(DEV_STAMP) $(RUNTIME_IF_ABLE) ## dist/*.whl and dist/*.tar.gz
 	$(BIN)/python -m build --outdir dist
 
 .PHONY: clean
