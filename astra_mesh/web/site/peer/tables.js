@@ -45,8 +45,12 @@ export class Table {
   #offset;
   #size;
 
-  /** rows: (codes * size, columns); offset: (columns,), to which they are added; size: codewords of each code */
-  constructor(rows, offset, size) {
+  /**
+   * stages: whose codes it has, or fewer; rows: (codes * size, columns); offset: (columns,), to which they are added;
+   * size: codewords of each code
+   */
+  constructor(stages, rows, offset, size) {
+    this.stages = stages;
     this.#rows = rows;
     this.#offset = offset;
     this.#size = size;
@@ -80,7 +84,7 @@ export class Table {
       rows.set(part.data, at);
       at += part.data.length;
     }
-    return new Table(new Matrix(rows, width), offset, tensors["codewords.0"].shape[1]);
+    return new Table(stages, new Matrix(rows, width), offset, tensors["codewords.0"].shape[1]);
   }
 
   /** Raw keys and values of codes: one array for each stage, token after token, with so many `groups`. */
