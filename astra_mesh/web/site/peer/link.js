@@ -215,7 +215,9 @@ export class Link {
     this.#release();
     for (const done of this.#probes.values()) done(null);
     for (const done of this.#pauses) done();
-    this.#pipe.close();
+    const { closeError, timings } = this.session;
+    if (closeError instanceof PeerLostError) this.#pipe.close();
+    else setTimeout(() => this.#pipe.close(), 1000 * timings.closeS); // the last word is on its way; what waits would be dropped
     this.#on.closed(this, this.session.closeError);
   }
 

@@ -7,6 +7,7 @@ import { sanitise } from "./messages.js";
 
 const VERSION = 1; // of what tab and host say
 const HEAD_BYTES = 4;
+const LEAVE_MS = 300; // for the goodbyes
 const RENEW_MS = 60_000; // before the certificate ends
 
 /** One way to one peer. Whoever opened it sets `onmessage(bytes)` and `onclosed(why)`. */
@@ -89,13 +90,13 @@ export class Mux {
     socket.onclose = (event) => this.#lost(socket, event.reason || "the connection to the peer is gone");
   }
 
-  /** Be gone for good. */
+  /** Be gone for good, once what was written is out. */
   leave() {
     this.#left = true;
     clearTimeout(this.#timer);
     const socket = this.#socket;
     this.#drop("this device left");
-    socket?.close(1000, "leaving");
+    setTimeout(() => socket?.close(1000, "leaving"), LEAVE_MS);
   }
 
   /** The device's network is back, or somebody looks at it: do not wait for the next try. */
