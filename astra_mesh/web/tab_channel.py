@@ -86,8 +86,10 @@ class Channel:
             return await self._down(far)
         finally:
             up.cancel()
-            await asyncio.wait([up])
-            await close_soon(far, limits.CLOSE_TIMEOUT_S)
+            try:  # a tab that vanishes ends this twice: by its group, and as its channel
+                await asyncio.wait([up])
+            finally:
+                await close_soon(far, limits.CLOSE_TIMEOUT_S)
 
     async def _up(self, far: Socket) -> None:
         while True:

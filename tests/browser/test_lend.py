@@ -175,7 +175,7 @@ async def test_a_browser_that_dies_in_a_request(tab: Tab) -> None:
             took = time.monotonic() - killed
         assert reply.ids == solo.ids
         assert phone not in owners(reply)
-        assert took < patient(5)
+        assert took < patient(4)
         await until(lambda: not tabs_of(on, 0))
 
 
