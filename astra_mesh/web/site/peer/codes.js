@@ -114,7 +114,8 @@ export class VectorCodec {
   #about;
   #source;
   #graphs = new Map(); // by number of stages and block: graphs by name
-  #tables = new Map(); // the same
+  #making = new Map(); // the same: promises
+  #tables = new Map(); // by block, of the most stages that were asked for: fewer use its first rows
 
   /** source: fetched(description), the bytes that a manifest describes; load(description, weights), a Graph. */
   constructor(model, about, source) {
@@ -137,19 +138,29 @@ export class VectorCodec {
     for (let block = this.firstBlock; block < this.model.blocks; block++) await this.prepareBlock(stages, block);
   }
 
+  /** Load what a number of stages needs in one block; once, whoever asks meanwhile. */
   async prepareBlock(stages, block) {
     const key = keyOf(stages, block);
-    if (this.#graphs.has(key)) return;
+    if (!this.#making.has(key)) this.#making.set(key, this.#make(stages, block));
+    try {
+      await this.#making.get(key);
+    } catch (error) {
+      this.#making.delete(key); // it can be tried again
+      throw error;
+    }
+  }
+
+  async #make(stages, block) {
     const { weights, graphs } = this.#about.levels[stages][block - this.firstBlock];
     const data = await this.#source.fetched(weights);
     const made = {};
     for (const [name, graph] of Object.entries(graphs)) made[name] = await this.#source.load(graph, data);
-    if (this.#looksUp(stages)) {
+    if (this.#looksUp(stages) && !(this.#tables.get(block)?.stages >= stages)) {
       const project = (n) => this.model.raw(block, n);
       const product = (a, b) => this.model.product(a, b);
-      this.#tables.set(key, await Table.make(tensorsOf(weights, data), stages, project, product));
+      this.#tables.set(block, await Table.make(tensorsOf(weights, data), stages, project, product));
     }
-    this.#graphs.set(key, made);
+    this.#graphs.set(keyOf(stages, block), made);
   }
 
   #looksUp(stages) {
@@ -178,7 +189,7 @@ export class VectorCodec {
    * table spares it.
    */
   async decodeOne(block, stages, codes, past, start) {
-    const table = this.#tables.get(keyOf(stages, block));
+    const table = this.#looksUp(stages) && this.#tables.get(block);
     if (table) return { n: null, rows: await this.model.finish(block, table.sum(codes, this.groups), start) };
     const { n, kept } = await this.rebuild(block, stages, codes, past);
     return { n, kept, rows: await this.project(block, n, start) };
@@ -207,6 +218,7 @@ export class VectorCodec {
   async release() {
     for (const graphs of this.#graphs.values()) for (const graph of Object.values(graphs)) await graph.release();
     this.#graphs.clear();
+    this.#making.clear();
     this.#tables.clear();
   }
 
