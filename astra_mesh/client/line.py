@@ -157,8 +157,8 @@ class Line:
         Cancelling it, or an error, leaves a line that must be closed.
 
         Raises:
-            NoPeerError: It went away before it said anything.
-            MeshError: The peer refused, or speaks another version, or is leaving.
+            NoPeerError: It went away before it said anything, or is leaving.
+            MeshError: The peer refused, or speaks another version.
         """
         self._task = asyncio.create_task(self._run(), name="astra_mesh client link")
         await self._decided.wait()
@@ -170,7 +170,7 @@ class Line:
                 f"the peer at {address} went away before it said hello ({error.message}). Check "
                 "that it still runs, or ask another one"
             )
-        raise error or PeerLostError(f"the peer at {address} is leaving; ask another one")
+        raise error or NoPeerError(f"the peer at {address} is leaving; ask another one")
 
     async def close(self) -> None:
         """Say goodbye and end the link. Conversations that run get PeerLostError."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 import sys
 from collections.abc import Sequence
@@ -53,8 +54,11 @@ def _parser() -> argparse.ArgumentParser:
     faults.add_argument("--seconds", type=float, default=12.0, help="how long faults begin")
     faults.add_argument("--slack", type=float, default=1.5, help="seconds that a busy machine adds")
     faults.add_argument("-o", "--output", type=Path, help="write the histories to this JSON file")
+    faults.add_argument(
+        "--table", type=Path, help="append a line of JSON for each seed to this file"
+    )
     costs = commands.add_parser("figures", help="what faults cost in time (root, 10 minutes)")
-    costs.add_argument("only", nargs="*", help="prefill, decode, halved, slow, lossy, crowd")
+    costs.add_argument("only", nargs="*", help="names in tools/lab/figures.py (default: all)")
     soaking = commands.add_parser("soak", help="requests for an hour while peers are killed")
     soaking.add_argument("--minutes", type=float, default=60.0)
     soaking.add_argument("--devices", type=int, default=8, choices=range(2, 9), metavar="2..8")
@@ -90,6 +94,9 @@ def _nemesis(parsed: argparse.Namespace) -> int:
             print(f"  {text}", flush=True)
         if parsed.output is not None:
             record.write({"schedules": documents}, parsed.output)
+        if parsed.table is not None:
+            with parsed.table.open("a", encoding="utf-8") as table:
+                table.write(json.dumps(nemesis.row(history, broken)) + "\n")
     return FAILED if failed else 0
 
 

@@ -331,6 +331,27 @@ def summary(history: History, broken: Sequence[str]) -> str:
     )
 
 
+def row(history: History, broken: Sequence[str]) -> dict[str, Any]:
+    """What a table says of a seed."""
+    errors: dict[str, int] = {}
+    for one in history.asked:
+        if one.error and not one.cancelled:
+            errors[one.error] = errors.get(one.error, 0) + 1
+    before, after = history.before, history.after
+    return {
+        "seed": history.seed,
+        "devices": len(history.devices),
+        "faults": [fault.kind for fault in history.faults],
+        "answered": sum(not one.error for one in history.asked),
+        "errors": errors,
+        "most_bytes_more": max(
+            (after[name].memory_bytes - before[name].memory_bytes for name in after), default=None
+        ),
+        "lasted_s": round(history.lasted_s, 1),
+        "broken": list(broken),
+    }
+
+
 def seeds_of(text: str) -> list[int]:
     """``1-20`` or ``3,5,9-11`` as numbers; LabError otherwise."""
     found: list[int] = []

@@ -10,7 +10,7 @@ import pytest
 from tools.lab.faults import KINDS, RARE, Fault, draw
 from tools.lab.history import Asked, Held, History, Seen
 from tools.lab.invariants import violations
-from tools.lab.nemesis import seeds_of
+from tools.lab.nemesis import row, seeds_of
 from tools.lab.soak import Soaked, findings, slope, summary
 from tools.lab.system import LabError
 
@@ -188,6 +188,29 @@ def test_what_is_left_behind(part: str) -> None:
 
 def test_a_traceback_in_a_log() -> None:
     assert broken(history(logs={"attic": "Traceback (most recent"})) != []
+
+
+def test_a_row_of_the_table() -> None:
+    gone = Asked("cellar", question(), 10.1, 10.2, error="no-peer")
+    cancelled = Asked("cellar", question(), 10.1, 10.2, error="deadline", cancelled=True)
+    found = history(
+        Fault("kill", "cellar", 10.0, 12.0),
+        asked=[answered(), gone, cancelled],
+        before={"attic": HELD},
+        after={"attic": replace(HELD, memory_bytes=HELD.memory_bytes + 7)},
+        lasted_s=20.04,
+    )
+    assert row(found, ["oh"]) == {
+        "seed": 1,
+        "devices": 3,
+        "faults": ["kill"],
+        "answered": 1,
+        "errors": {"no-peer": 1},
+        "most_bytes_more": 7,
+        "lasted_s": 20.0,
+        "broken": ["oh"],
+    }
+    assert row(history(), [])["most_bytes_more"] is None
 
 
 def test_lists_of_seeds() -> None:
