@@ -1,10 +1,8 @@
 """The files of the page, served without a token.
 
-The page's own are read once at the start and served from memory. The libraries of its compute
-peer
+The page's own are read once at the start and served from memory. The libraries of its compute peer
 (its folder ``vendor``, made by ``make runtime``) are large and served from the disk, gzipped where
-a
-gzipped copy lies beside them.
+a gzipped copy lies beside them.
 """
 
 from __future__ import annotations

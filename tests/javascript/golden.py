@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from astra_mesh.browser.files import make_files
-from astra_mesh.engine.shard import ShardRun
+from astra_mesh.engine.shard import Coded, ShardRun
 from astra_mesh.families import Model, ModelInput
 from astra_mesh.plan.layout import Layout
 from astra_mesh.quant.codecs import PlainCodec, VectorCodec
@@ -45,22 +45,23 @@ class Case:
         ]
         for block in range(layout.blocks):
             coded = [run.encode(block) for run in runs]
-            self.sent.append([self._packed(one) for one in coded])
+            self.sent.append([self._packed(i, one) for i, one in enumerate(coded)])
             for run in runs:
                 run.attend_local(block)
                 for source in layout.sources(run.shard, block):
                     if block >= layout.first_block:
-                        stages = layout.stages[source, run.shard]
                         lost = (block, source) in self.missing
-                        run.attend_remote(block, source, () if lost else coded[source][stages])
+                        run.attend_remote(block, source, () if lost else coded[source][run.shard])
             for run in runs:
                 run.finish(block)
         self.pooled = [run.pooled() for run in runs]
 
-    def _packed(self, coded: Any) -> Packed:
+    def _packed(self, shard: int, coded: Coded) -> Packed:
         return {
-            stages: [self.codec.pack(stage, codes) for stage, codes in enumerate(arrays)]
-            for stages, arrays in coded.items()
+            self.layout.stages[shard, receiver]: [
+                self.codec.pack(stage, codes) for stage, codes in enumerate(arrays)
+            ]
+            for receiver, arrays in coded.items()
         }
 
     def described(self) -> dict[str, Any]:
