@@ -52,7 +52,8 @@ def _as_it_was(history: History, fault: Fault) -> Fault:
         for one in history.seen
         if (one.observer, one.kind) == (fault.device, "started") and one.at_s > fault.at_s
     ]
-    later = [one.at_s for one in history.faults if one.device == fault.device]
+    again = [one for one in history.faults if one.device == fault.device and one.kind in RESTARTS]
+    later = [one.at_s for one in again]
     until_s = min(
         [*ready, *(at_s for at_s in later if at_s > fault.until_s)], default=fault.until_s
     )

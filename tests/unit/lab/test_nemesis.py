@@ -83,6 +83,8 @@ def test_a_peer_is_away_until_it_is_ready_again() -> None:
         Asked("cellar", question(), at_s, at_s + 0.1, error="no-peer") for at_s in (25.0, 34.0)
     )
     assert broken(history(kill, seen=told, asked=[early])) == []
+    namesake = Fault("namesake", "cellar", 14.0, 20.0)  # meanwhile
+    assert broken(history(kill, namesake, seen=told, asked=[early])) == []
     assert "though nothing happened" in broken(history(kill, seen=told, asked=[late]))[0]
 
 
