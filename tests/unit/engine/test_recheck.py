@@ -163,13 +163,14 @@ def in_one_block(alter: Alter, wrong: int) -> Alter:
 
 
 def at_random(block: int, shard: int, codes: Coded) -> Coded:
-    drawn = np.random.default_rng(block)
     if shard != 1:
         return codes
-    return {
-        taker: [drawn.integers(0, 16, one.shape).astype(one.dtype) for one in arrays]
-        for taker, arrays in codes.items()
-    }
+
+    def drawn(arrays: Sequence[CodeArray]) -> list[CodeArray]:
+        rng = np.random.default_rng(block)  # all takers get the same
+        return [rng.integers(0, 16, one.shape).astype(one.dtype) for one in arrays]
+
+    return {taker: drawn(arrays) for taker, arrays in codes.items()}
 
 
 def of_another_order(block: int, shard: int, codes: Coded) -> Coded:
