@@ -13,7 +13,6 @@ const MODULES = [
   "@noble/ciphers/chacha.js",
   "@noble/hashes/sha2.js",
   "@noble/hashes/hkdf.js",
-  "@msgpack/msgpack/dist.esm/index.mjs",
 ];
 // Loaded by addresses that they put together themselves, so they are copied as they are.
 const WHOLE = [
