@@ -20,7 +20,8 @@ from astra_mesh.errors import BadBundleError, InputError, ModelError, UnknownMod
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-_REPOSITORY: Final = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
+_PART: Final = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"  # as the hub checks names
+_REPOSITORY: Final = re.compile(rf"(?!.*(?:--|\.\.)){_PART}/{_PART}")
 _OWN_FOLDER: Final = ".cache"  # of the library, inside the folder that it fills
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from astra_mesh.wire.messages import PeerInfo
 
 EXAMPLE: Final = "Example:  astra-mesh peers --json"
+_NAME_WIDTH: Final = 10  # of the table, however narrow the terminal
 
 
 def peers(connect: Connect = None, peer: Typed = None, as_json: Json = False) -> None:
@@ -40,9 +41,10 @@ async def _list(connect: str | None, typed: list[str] | None, as_json: bool) -> 
 def peer_table(found: list[PeerInfo]) -> Table:
     """One row for each peer."""
     table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("name", overflow="fold")
-    for column in ("id", "address", "system"):
-        table.add_column(column, no_wrap=True)
+    table.add_column("name", overflow="fold", min_width=_NAME_WIDTH)
+    table.add_column("id", no_wrap=True)
+    for column in ("address", "system"):
+        table.add_column(column, overflow="fold")
     for column in ("cores", "round trip", "Mbit/s to", "from"):
         table.add_column(column, justify="right", no_wrap=True)
     for one in found:

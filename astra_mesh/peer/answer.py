@@ -118,7 +118,9 @@ class Answer:
         self._notes += [f"a codebook is left out: {problem}" for problem in loaded.problems]
         others: list[Candidate] = []
         if ask.options.use is not Use.SOLO:
-            others = await self._around.candidates(loaded, *(code.codebook for code in codes))
+            books = [code.codebook for code in codes]
+            everybody = ask.options.use is Use.ALL
+            others = await self._around.candidates(loaded, *books, patient=everybody)
             others = self._trusted(others)
         jobs = [self._job(loaded, code, tokens) for code in codes]
         while True:

@@ -58,16 +58,21 @@ class Candidates:
         assert offer is not None
         return Candidate(self._peer.id, self._peer.name, self._peer.device, timing, _books(offer))
 
-    async def others(self, loaded: Loaded, *codebooks: CodebookId) -> list[Candidate]:
+    async def others(
+        self, loaded: Loaded, *codebooks: CodebookId, patient: bool = False
+    ) -> list[Candidate]:
         """Other peers with this model and one of these codebooks, loaded and measured there.
 
-        An empty id stands for codecs without a codebook, which every peer has.
+        An empty id stands for codecs without a codebook, which every peer has. Tabs that still
+        have to fetch the model are asked to, and waited for only if ``patient``.
         """
         model = loaded.bundle.model_id
         asked: dict[PeerId, RequestId] = {}
         end = _now() + limits.PREPARE_TIMEOUT_S
         try:
-            while (wait_s := self._unready(self._offers(model, codebooks), asked, end)) > 0:
+            while (
+                wait_s := self._unready(self._offers(model, codebooks), asked, end, patient)
+            ) > 0:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(wait_s):
                         await self._peer.others_changed()
@@ -95,7 +100,11 @@ class Candidates:
         return found
 
     def _unready(
-        self, offers: Mapping[PeerId, ModelOffer], asked: dict[PeerId, RequestId], end: float
+        self,
+        offers: Mapping[PeerId, ModelOffer],
+        asked: dict[PeerId, RequestId],
+        end: float,
+        patient: bool,
     ) -> float:
         """Ask those that have not loaded the model; how long they are still waited for, seconds."""
         ends = [0.0]
@@ -105,15 +114,17 @@ class Candidates:
             if peer not in asked:
                 asked[peer] = self._ask_to_prepare(peer, offer.id)
             if asked[peer] in self._asked:
-                ends.append(min(end, self._patience_with(peer, offer.id)))
+                ends.append(min(end, self._patience_with(peer, offer.id, patient)))
         return max(ends) - _now()
 
-    def _patience_with(self, peer: PeerId, model: ModelId) -> float:
-        """Until when a peer is waited for. A tab has to fetch the model: once a little, and when
-        it is ready later requests count on it.
+    def _patience_with(self, peer: PeerId, model: ModelId, patient: bool) -> float:
+        """Until when a peer is waited for. A tab has to fetch the model: once a little at most,
+        and when it is ready later requests count on it.
         """
         if not self._peer.others()[peer].via:
             return math.inf
+        if not patient:
+            return 0.0
         return self._tabs.setdefault((peer, model), _now() + limits.TAB_PREPARE_S)
 
     def _ask_to_prepare(self, peer: PeerId, model: ModelId) -> RequestId:

@@ -48,9 +48,11 @@ async def tab(request: web.Request) -> web.WebSocketResponse:
         max_msg_size=limits.SEALED_FRAME_BYTES + CHANNEL_BYTES,
         writer_limit=limits.UNSENT_BYTES // 4,
     )
-    if not socket.can_prepare(request):
-        raise web.HTTPUpgradeRequired(reason="this address speaks WebSocket: open the page at /")
-    with _place(state):
+    with _place(state):  # checked first: a tab asks here over HTTP why its WebSocket was refused
+        if not socket.can_prepare(request):
+            raise web.HTTPUpgradeRequired(
+                reason="this address speaks WebSocket: open the page at /"
+            )
         await socket.prepare(request)
         tune(socket)
         try:

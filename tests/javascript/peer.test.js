@@ -62,7 +62,7 @@ const peers = [];
 after(() => peers.forEach((peer) => peer.leave()));
 
 /** A tab that has joined; `changes` are of the engine and of HTTP. */
-async function joined({ load, hold, json, host = new FakeHost() } = {}) {
+async function joined({ load, hold, json, refused = "", host = new FakeHost() } = {}) {
   const found = { host, runs: [], posted: [], states: [] };
   const model = {
     async codec(name, book) {
@@ -76,6 +76,7 @@ async function joined({ load, hold, json, host = new FakeHost() } = {}) {
     },
   };
   const http = {
+    refusal: async () => refused,
     json: json ?? (async (path) => (path === "/tab/models" ? [ABOUT] : { ...ABOUT, spec: SPEC })),
     post: async (path, body) => {
       found.posted.push([path, body]);
@@ -303,13 +304,31 @@ test("a device that slept joins anew at once", async () => {
   assert.equal(host.sockets.length, 2);
 });
 
+test("a tab that may not join says why", async () => {
+  const states = [];
+  const sockets = [];
+  const makeSocket = () => {
+    const socket = { close() {}, readyState: 3 };
+    sockets.push(socket);
+    return socket;
+  };
+  const http = { refusal: async () => "8 tabs take part already" };
+  const peer = new TabPeer({ makeSocket, http, engine: {}, device: {}, name: "x", show: (state) => states.push(state) });
+  peers.push(peer);
+  peer.start();
+  sockets[0].onclose({ reason: "" });
+  while (!states.at(-1)?.why.includes("8 tabs")) await new Promise((done) => setTimeout(done, 5));
+  assert.equal(states.at(-1).phase, "waiting");
+  peer.leave();
+});
+
 test("a host with a certificate that does not fit, or another version, is not believed", async () => {
   for (const wrong of [{ peer: C }, { version: 2 }]) {
     const host = new FakeHost();
     const say = host.say.bind(host);
     host.say = (type, fields) => say(type, type === "welcome" ? { ...fields, ...wrong } : fields);
     const states = [];
-    const peer = new TabPeer({ makeSocket: host.makeSocket, http: {}, engine: {}, device: {}, name: "x", show: (state) => states.push(state) });
+    const peer = new TabPeer({ makeSocket: host.makeSocket, http: { refusal: async () => "" }, engine: {}, device: {}, name: "x", show: (state) => states.push(state) });
     peers.push(peer);
     peer.start();
     while (states.at(-1)?.phase !== "waiting") await new Promise((done) => setTimeout(done, 5));

@@ -56,6 +56,7 @@ listen({
     $("token").onsubmit = (event) => {
       event.preventDefault();
       setToken($("token-text").value.trim());
+      hurry();
       $("token-text").value = "";
       state("connecting", false);
       again();

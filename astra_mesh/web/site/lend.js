@@ -5,6 +5,7 @@ import { $, bytes, h, picture, s, say, seconds } from "./dom.js";
 
 const DEVICE_KEY = "astra-mesh-device"; // opaque id of this browser's machine
 const NAME_KEY = "astra-mesh-device-name";
+const LENT_KEY = "astra-mesh-lent"; // of this tab: a page that is loaded again goes on lending
 const AWAKE_S = 5; // a wake lock outlives the computing: the next request may follow at once
 const LEAVE_MS = 500;
 const SHOWN = { connecting: "Joining", waiting: "Not connected", left: "Left" };
@@ -30,6 +31,16 @@ export function startLending(asked) {
   addEventListener("pageshow", hurry);
   addEventListener("pagehide", () => worker?.postMessage({ type: "leave" }));
   if (asked) ask();
+  checkRuntime();
+  if (sessionStorage.getItem(LENT_KEY)) join();
+}
+
+/** A peer that was installed from a clone may lack what a tab runs on: said before somebody tries. */
+async function checkRuntime() {
+  const found = await fetch("/page/vendor/versions.json").catch(() => null);
+  if (!found || found.ok) return;
+  $("lend-join").disabled = true;
+  say($("lend-problem"), "The peer that serves this page was installed without the browser's runtime: run `make runtime` in its clone and install it again.");
 }
 
 /** The address said #lend: whoever opened the page is asked at once. */
@@ -42,6 +53,7 @@ function ask() {
 async function join() {
   const name = $("lend-name").value.trim() || systemName();
   localStorage.setItem(NAME_KEY, name);
+  sessionStorage.setItem(LENT_KEY, "yes");
   say($("lend-problem"), "");
   say($("lend-asked"), "");
   show({ phase: "connecting", why: "", models: [], linked: [], now: null, done: 0, problem: "" });
@@ -52,11 +64,13 @@ async function join() {
 }
 
 function broken(why) {
+  sessionStorage.removeItem(LENT_KEY);
   end();
   say($("lend-problem"), why);
 }
 
 function leave() {
+  sessionStorage.removeItem(LENT_KEY);
   const ending = worker;
   worker = null;
   if (ending) {
@@ -75,7 +89,8 @@ function end() {
   draw();
 }
 
-const hurry = () => worker?.postMessage({ type: "hurry" });
+/** Join again now, with the token that the page has now. */
+export const hurry = () => worker?.postMessage({ type: "hurry", token: token() });
 
 /** Who plans does not tell why a device was left out; who looks on sees the plan. */
 export function showPlan(message) {
@@ -134,7 +149,7 @@ function idle() {
   if (last.models.every((one) => one.state === "failed")) return "None of the models can be used here.";
   if (plan === null) return last.done ? "It waits for the next request." : "No request came since the page was opened.";
   if (plan.shards?.some((one) => one.id === last.id)) return "It took part in the newest request.";
-  const why = plan.cost?.reason ? ` The plan says: ${plan.cost.reason}` : "";
+  const why = plan.cost?.plan?.reason ? ` The plan says: ${plan.cost.plan.reason}.` : "";
   return `The newest request went without this device.${why}`;
 }
 

@@ -92,9 +92,11 @@ def ready(**timing: float) -> ModelOffer:
     return replace(OFFER, timing=replace(TIMING, **timing), loaded=True)
 
 
-async def found(candidates: Candidates, book: CodebookId = NO_BOOK) -> list[PeerId]:
+async def found(
+    candidates: Candidates, book: CodebookId = NO_BOOK, patient: bool = False
+) -> list[PeerId]:
     async with asyncio.timeout(1):
-        return [one.peer for one in await candidates.others(LOADED, book)]
+        return [one.peer for one in await candidates.others(LOADED, book, patient=patient)]
 
 
 async def test_those_that_are_ready_are_not_asked(peer: FakePeer, candidates: Candidates) -> None:
@@ -189,10 +191,12 @@ async def test_a_tab_is_waited_for_once_and_a_little(
     loop = asyncio.get_running_loop()
     began = loop.time()
     assert await found(candidates) == [C]
+    assert loop.time() - began < 0.05  # not at all where nobody asked for everybody
+    assert await found(candidates, patient=True) == [C]
     assert loop.time() - began >= 0.05
     monkeypatch.setattr(limits, "TAB_PREPARE_S", 60.0)
-    assert await found(candidates) == [C]
-    assert [type(message) for message in link.sent] == [Prepare, Prepare]
+    assert await found(candidates, patient=True) == [C]
+    assert [type(message) for message in link.sent] == [Prepare, Prepare, Prepare]
     peer.hellos[B] = replace(peer.hellos[B], models=[ready()])
     assert await found(candidates) == [B, C]
     candidates.peer_gone(B)
@@ -204,7 +208,7 @@ async def test_a_tab_that_is_quick_is_in_the_first_plan(
 ) -> None:
     peer.add(B, OFFER)
     peer.hellos[B] = replace(peer.hellos[B], via=C)
-    waiting = asyncio.ensure_future(found(candidates))
+    waiting = asyncio.ensure_future(found(candidates, patient=True))
     await asyncio.sleep(0)
     peer.hellos[B] = replace(peer.hellos[B], models=[ready()])
     peer.note_change()

@@ -14,6 +14,7 @@ const LOOK_MS = 1_000; // between two looks at the clock, which stands still whi
 
 export class TabPeer {
   #mux;
+  #http;
   #models;
   #work;
   #device;
@@ -33,7 +34,7 @@ export class TabPeer {
 
   /**
    * @param makeSocket  a fresh WebSocket to /tab
-   * @param http        for Models
+   * @param http        for Models; refusal(): why the host lets no tab join, "" if it would
    * @param engine      for Models
    * @param device      a Device of the protocol, about this one
    * @param name        of it, for people
@@ -43,6 +44,7 @@ export class TabPeer {
     this.#device = device;
     this.#name = sanitise(name, limits.NAME_CHARS) || "browser";
     this.#show = show;
+    this.#http = http;
     this.#models = new Models({ http, engine, changed: () => this.#modelsChanged() });
     this.#mux = new Mux(makeSocket, this.#name, {
       welcome: (found) => this.#welcome(found),
@@ -118,7 +120,18 @@ export class TabPeer {
     for (const { timer } of this.#waits.values()) clearTimeout(timer);
     this.#waits.clear();
     this.#listed.clear();
+    this.#waitFor(why, againS);
+    this.#explain(againS);
+  }
+
+  #waitFor(why, againS) {
     this.#tell({ phase: "waiting", why: `${sanitise(why)}; joining again in ${Math.ceil(againS)} s` });
+  }
+
+  /** Browsers do not tell why a WebSocket was refused: ask over HTTP. */
+  async #explain(againS) {
+    const why = await this.#http.refusal();
+    if (why && !this.#mux.me) this.#waitFor(why, againS);
   }
 
   // --- links ----------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import { openStore } from "./store.js";
 const TOLD_MS = 100; // between two tellings of the page
 
 let peer = null;
+let wanted = null; // the token that the page has now
 let news = null;
 let timer = 0;
 
@@ -24,11 +25,12 @@ function show(state) {
 }
 
 async function join({ base, token, name, device }) {
-  const http = hostAt(base, token);
+  wanted = token;
+  const http = hostAt(base, () => wanted);
   const store = await openStore(http);
   const used = await threads();
   peer = new TabPeer({
-    makeSocket: () => socket("/tab", "astra-mesh.tab", token),
+    makeSocket: () => socket("/tab", "astra-mesh.tab", wanted),
     http,
     engine: { load: (manifest, progress) => loadModel(manifest, store.get, progress), measure },
     device: {
@@ -43,7 +45,10 @@ async function join({ base, token, name, device }) {
 
 onmessage = async ({ data }) => {
   if (data.type === "leave") peer?.leave();
-  else if (data.type === "hurry") peer?.hurry();
+  else if (data.type === "hurry") {
+    wanted = data.token;
+    peer?.hurry();
+  }
   else {
     try {
       await join(data);
