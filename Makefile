@@ -42,11 +42,10 @@ demo: $(RUN_STAMP) ## three peers on this machine find each other and answer
 test: lint $(RUNTIME_IF_ABLE) ## style, types and all tests (PYTEST_ARGS="-k session" for some)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-.PHONY: no-npm
 no-npm:
 	@echo 'npm was not found: this goes without what browser tabs compute with. Debian, Ubuntu: apt install npm'
 
-.PHONY: runtime
+.PHONY: runtime no-npm
 runtime: $(RUNTIME_STAMP) ## what lets a browser tab compute (needs npm and node; the rest works without)
 
 .PHONY: lint

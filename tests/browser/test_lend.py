@@ -263,6 +263,21 @@ async def test_a_peer_without_the_runtime_says_so(
         assert await tab.eval("document.getElementById('lend-form').hidden") is False
 
 
+async def test_a_page_that_is_loaded_again_goes_on_lending(tab: Tab) -> None:
+    """Phones throw pages away that nobody looks at, and load them anew."""
+    async with shown(SHIPPED, ["left", "right"]) as on:
+        first = await lend(tab, on)
+        await tab.eval("location.reload()")
+        await until(lambda: first not in on.peers[0].others())
+        assert await listed(tab, on) != first
+        await tab.click("#lend-leave")
+        await until(lambda: not tabs_of(on, 0))
+        await tab.eval("location.reload()")
+        await tab.until("document.getElementById('lend-form')?.hidden === false")
+        await asyncio.sleep(0.5)
+        assert await tab.eval("document.getElementById('lend-form').hidden") is False
+
+
 async def test_leaving_is_a_goodbye(tab: Tab) -> None:
     async with shown(SHIPPED, ["left", "right"]) as on:
         phone = await lend(tab, on)
