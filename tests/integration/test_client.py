@@ -7,6 +7,7 @@ import contextlib
 import gc
 import io
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,7 @@ from astra_mesh.wire.messages import (
     Token,
 )
 from tests.integration.fake_peer import TIMINGS, FakePeer, fake_peer, nothing, planned, report
+from tests.timings import patient
 
 WORDS = ["Once", " upon", " a", " time"]
 
@@ -56,7 +58,8 @@ def tell_two(peer: FakePeer, link: Link, message: AnyMessage) -> None:
 
 
 def open_mesh(peer: FakePeer, window_bytes: int = WINDOW_BYTES) -> Mesh:
-    return Mesh(peer.address, timings=TIMINGS, window_bytes=window_bytes)
+    timings = replace(TIMINGS, dial_s=patient(5.0))  # a busy machine takes its time
+    return Mesh(peer.address, timings=timings, window_bytes=window_bytes)
 
 
 # --- streams --------------------------------------------------------------------------------------
