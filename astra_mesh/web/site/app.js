@@ -3,7 +3,7 @@
 import { setToken, takeToken } from "./api.js";
 import * as askPart from "./ask.js";
 import { $, say } from "./dom.js";
-import { showPlan, startLending } from "./lend.js";
+import { hurry, showPlan, startLending } from "./lend.js";
 import { listen } from "./live.js";
 import { showMesh } from "./mesh.js";
 import { refresh, startPairing } from "./pair.js";
