@@ -61,7 +61,7 @@ async def ready(on: Shown, phone: PeerId, *models: str) -> None:
 async def listed(tab: Tab, on: Shown, count: int = 1) -> PeerId:
     """The newest tab that all peers have a link to, with its models."""
     await tab.until(
-        "document.getElementById('lend-state').textContent.startsWith('Joined')", JOIN_S
+        "document.getElementById('lend-state')?.textContent.startsWith('Joined')", JOIN_S
     )
     await until(lambda: all(len(tabs_of(on, i)) == count for i in range(len(on.peers))), JOIN_S)
     return tabs_of(on, 0)[-1]
