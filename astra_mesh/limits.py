@@ -187,7 +187,7 @@ TAB_DIALS: Final = 8  # channels being opened at once, of all tabs: each is a TL
 # Read from a tab and not yet taken by the peers that it is for; past it no more is read. The window
 # of one link that stands still (16 MiB) leaves the others room.
 TAB_WAITING_BYTES: Final = 48 * MIB
-TAB_PREPARE_S: Final = 3.0  # the first request waits so long for a tab to fetch and load the model
+TAB_PREPARE_S: Final = 3.0  # who asks for all peers waits so long for a tab to load a model
 TAB_LOOK_S: Final = 1.0  # between two looks for peers that came, where no event tells of it
 
 # --- files ----------------------------------------------------------------------------------------

@@ -229,8 +229,8 @@ async def _joining(peer: Peer, key: str | None) -> AsyncIterator[None]:
     if not key or peer.trust is None:
         yield
         return
-    from astra_mesh.client.addresses import show_address
     from astra_mesh.client.pairing_search import join_by_key
+    from astra_mesh.mesh.connect import show_address
 
     at = [show_address(address) for address in peer.config.peers]
     async with _meanwhile(join_by_key(peer.trust, key, at)):
@@ -268,7 +268,7 @@ def _read_stdin(stop: asyncio.Event) -> None:
 
 def _introduce(peer: Peer, api: str | None, config: ApiConfig | None, as_json: bool) -> None:
     """The first lines: who this is, where, with what."""
-    from astra_mesh.client.addresses import show_address
+    from astra_mesh.mesh.connect import show_address
     from astra_mesh.mesh.interfaces import own_addresses
 
     hosts = [peer.config.listen] if peer.config.listen else [str(ip) for ip in own_addresses()]

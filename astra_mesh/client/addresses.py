@@ -29,9 +29,3 @@ def parse_address(text: str) -> Address:
             f"{text[:100]!a} is no address of a peer: use HOST, HOST:PORT or [IPv6]:PORT"
         )
     return match["ipv6"] or match["host"] or match["bare"], port
-
-
-def show_address(address: Address) -> str:
-    """The inverse of :func:`parse_address`."""
-    host, port = address
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -21,9 +21,9 @@ from astra_mesh.bundle import Bundle
 from astra_mesh.bundle.hashing import file_sha256
 from astra_mesh.bundle.install import check_room, explained, publish, staging_folder
 from astra_mesh.bundle.store import id_of_hashes
-from astra_mesh.client.addresses import parse_address, show_address
+from astra_mesh.client.addresses import parse_address
 from astra_mesh.errors import BadBundleError, InputError, MeshError, UnknownModelError
-from astra_mesh.mesh.connect import TLS_NAME, Address, Secure
+from astra_mesh.mesh.connect import TLS_NAME, Address, Secure, show_address
 from astra_mesh.peer.share import PATH, Listing, SharedFile, listing_of
 from astra_mesh.wire.messages import ModelId, PeerInfo
 

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Final
 import aiohttp
 
 from astra_mesh import limits
-from astra_mesh.client.addresses import parse_address, show_address
+from astra_mesh.client.addresses import parse_address
 from astra_mesh.client.line import Line
 from astra_mesh.errors import NoPeerError, NotPairedError, PeerLostError
-from astra_mesh.mesh.connect import Address, Secure, dial
+from astra_mesh.mesh.connect import Address, Secure, dial, show_address
 from astra_mesh.mesh.link import Link
 from astra_mesh.mesh.session import Session
 from astra_mesh.mesh.timings import Timings

@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from astra_mesh.client.addresses import DEFAULT_PORT, show_address
+from astra_mesh.client.addresses import DEFAULT_PORT
 from astra_mesh.errors import PortInUseError
+from astra_mesh.mesh.connect import show_address
 from astra_mesh.mesh.discovery import Discovery
 from astra_mesh.mesh.doorman import Doorman
 from astra_mesh.mesh.interfaces import own_addresses

@@ -31,6 +31,12 @@ Address = tuple[str, int]  # host or IP address (IPv6 with a scope where it need
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
+def show_address(address: Address) -> str:
+    """An address for people, and for whoever is to dial it: ``host:port`` or ``[IPv6]:port``."""
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 @dataclass(frozen=True)
 class Secure:
     """How to dial members of a mesh.
@@ -72,7 +78,7 @@ async def dial(
         NotPairedError: The device that answers is no member of this mesh, or does not know us.
     """
     timings = timings if timings is not None else Timings()
-    where = f"{host}:{port}" if ":" not in host else f"[{host}]:{port}"
+    where = show_address((host, port))
     try:
         url = URL.build(scheme="https" if secure else "http", host=host, port=port, path=path)
         async with asyncio.timeout(timings.dial_s):
@@ -255,7 +261,7 @@ def remote(request: web.Request) -> str:
     host, port = name[:2]
     if len(name) > 3 and name[3] and "%" not in host:  # a link-local address needs its interface
         host = f"{host}%{name[3]}"
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return show_address((host, port))
 
 
 def _not_paired(where: str) -> str:

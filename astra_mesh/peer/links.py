@@ -21,7 +21,7 @@ from astra_mesh.errors import (
     NotPairedError,
     PortInUseError,
 )
-from astra_mesh.mesh.connect import PATH, Address, Places, dial_any, websocket_handler
+from astra_mesh.mesh.connect import PATH, Address, Places, dial_any, show_address, websocket_handler
 from astra_mesh.mesh.discovery import Discovery
 from astra_mesh.mesh.doorman import Doorman
 from astra_mesh.mesh.link import Link
@@ -36,7 +36,7 @@ from astra_mesh.peer import tasks
 from astra_mesh.peer.complaints import Complaints
 from astra_mesh.peer.config import DEFAULT_PORT, PeerConfig
 from astra_mesh.peer.names import watch_names
-from astra_mesh.peer.places import dial_address, own_address, shown
+from astra_mesh.peer.places import dial_address, own_address
 from astra_mesh.peer.probing import probe
 from astra_mesh.peer.rosters import Rosters
 from astra_mesh.peer.security import Security
@@ -221,7 +221,7 @@ class LinkKeeper:
         """Where others can dial a peer, by what it announced; empty if that is not known."""
         for address in self._membership.addresses(peer):
             if not address[0].startswith("fe80:"):  # those hold on one machine only
-                return shown(address)
+                return show_address(address)
         return ""
 
     def _found(self, peer: PeerId, name: str, addresses: list[Address]) -> None:
@@ -293,7 +293,7 @@ class LinkKeeper:
             return
         known = secure.known(opened)
         session = self._session(known, candidate.expected)
-        link = Link(opened, session, timings=timings, dialled=True, address=shown(address))
+        link = Link(opened, session, timings=timings, dialled=True, address=show_address(address))
         await self._drive(link, known, candidate.key)
 
     async def open_relay(self, to: PeerId, hello: Hello | None) -> aiohttp.ClientWebSocketResponse:

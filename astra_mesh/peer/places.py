@@ -23,9 +23,3 @@ def dial_address(link: Link, hello: Hello) -> Address | None:
     port = port if link.dialled else str(hello.port)
     known = host and port.isdecimal() and int(port) and not hello.via
     return (host.strip("[]"), int(port)) if known else None
-
-
-def shown(address: Address) -> str:
-    """An address for people, and for whoever is to dial it."""
-    host, port = address
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

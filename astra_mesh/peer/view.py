@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from astra_mesh import limits
+from astra_mesh.mesh.connect import show_address
 from astra_mesh.mesh.link import Link
-from astra_mesh.peer.places import TAB, dial_address, shown
+from astra_mesh.peer.places import TAB, dial_address
 from astra_mesh.wire.messages import Hello, ModelId, PeerInfo
 
 if TYPE_CHECKING:
@@ -64,4 +65,4 @@ def _place(peer: Peer, link: Link, hello: Hello) -> str:
     if hello.via:
         return TAB
     told = dial_address(link, hello)
-    return peer.announced(hello.peer) or (shown(told) if told is not None else link.address)
+    return peer.announced(hello.peer) or (show_address(told) if told is not None else link.address)

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from aiohttp import web
 
-from astra_mesh.client.addresses import show_address
+from astra_mesh.mesh.connect import show_address
 from astra_mesh.mesh.interfaces import own_addresses
 from astra_mesh.web.errors import ApiError
 from astra_mesh.web.jsons import json_response

@@ -12,10 +12,10 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from astra_mesh.client.addresses import show_address
 from astra_mesh.client.pairing_search import pair_nearby
 from astra_mesh.errors import NoPeerError
 from astra_mesh.mesh.codes import as_uri, new_code, read_secret
+from astra_mesh.mesh.connect import show_address
 from astra_mesh.mesh.interfaces import own_addresses
 from astra_mesh.mesh.invitations import Invitations
 from astra_mesh.mesh.roster import RosterBook

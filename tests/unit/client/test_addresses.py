@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from astra_mesh.client.addresses import DEFAULT_PORT, parse_address, show_address
+from astra_mesh.client.addresses import DEFAULT_PORT, parse_address
 from astra_mesh.errors import InputError
+from astra_mesh.mesh.connect import show_address
 from astra_mesh.peer.config import DEFAULT_PORT as PEER_PORT
 
 

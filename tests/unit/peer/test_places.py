@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from astra_mesh.mesh.connect import Address
-from astra_mesh.peer.places import dial_address, own_address, shown
+from astra_mesh.mesh.connect import Address, show_address
+from astra_mesh.peer.places import dial_address, own_address
 from astra_mesh.peer.tabs import host_of
 from tests.unit.mesh.sessions import A, B, hello
 
@@ -34,7 +34,7 @@ def test_where_a_peer_listens(
     link = FakeLink(address, dialled)
     assert dial_address(link, hello(B, port=port)) == found  # type: ignore[arg-type]
     if found is not None and dialled:
-        assert shown(found) == address
+        assert show_address(found) == address
 
 
 def test_a_tab_listens_nowhere() -> None:
