@@ -83,8 +83,14 @@ class Pipeline:
         if layout.receivers(run.shard, block):
             codes: dict[int, Sequence[CodeArray]] = {}
             stages = self.exchange.stages(block, self._busy_s())
-            encode = lambda: codes.update(run.encode(block, stages))  # noqa: E731
-            steps.append(Step("encode_s", encode, Mark.ENCODED, block))
+            steps.append(
+                Step(
+                    "encode_s",
+                    lambda: codes.update(run.encode(block, stages)),
+                    Mark.ENCODED,
+                    block,
+                )
+            )
             await self._compute(steps)
             await self.exchange.send_codes(block, codes)
             self._note(Mark.SENT, block)
