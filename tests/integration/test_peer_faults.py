@@ -195,8 +195,8 @@ async def test_a_participant_that_fails_is_planned_around(
 
 
 def _only(original: Any, peer: str) -> Any:
-    async def others(self: Candidates, *args: Any) -> Any:
-        return [one for one in await original(self, *args) if one.peer == peer]
+    async def others(self: Candidates, *args: Any, **kwargs: Any) -> Any:
+        return [one for one in await original(self, *args, **kwargs) if one.peer == peer]
 
     return others
 
