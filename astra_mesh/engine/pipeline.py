@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -80,33 +81,47 @@ class Pipeline:
         """
         run, layout = self.run, self.run.layout
         steps = [self._finish(block - 1)] if block else []
-        if layout.receivers(run.shard, block):
-            codes: dict[int, Sequence[CodeArray]] = {}
-            stages = self.exchange.stages(block, self._busy_s())
-            steps.append(
-                Step(
-                    "encode_s",
-                    lambda: codes.update(run.encode(block, stages)),
-                    Mark.ENCODED,
-                    block,
-                )
-            )
-            await self._compute(steps)
-            await self.exchange.send_codes(block, codes)
-            self._note(Mark.SENT, block)
-            steps = []
-        steps.append(Step("compute_s", lambda: run.attend_local(block), Mark.LOCAL, block))
+        local = Step("compute_s", lambda: run.attend_local(block), Mark.LOCAL, block)
         coded = block >= layout.first_block
         missing = len(layout.sources(run.shard, block)) if coded else 0
-        while True:
-            ready = self.exchange.ready_codes(block) if missing else []
-            if missing and not (steps or ready):
-                ready = [await self._receive(block)]
-            steps += [self._attend(block, *part) for part in ready]
-            await self._compute(steps)
+        if layout.receivers(run.shard, block):
+            ready = self._ready(block) if missing else []
+            await self._encode_and_send(block, steps, [local, *ready])
             missing, steps = missing - len(ready), []
-            if not missing:
-                return
+        else:
+            steps.append(local)
+        while steps or missing:
+            ready = self._ready(block) if missing else []
+            if missing and not (steps or ready):
+                ready = [self._attend(block, *await self._receive(block))]
+            await self._compute([*steps, *ready])
+            missing, steps = missing - len(ready), []
+
+    async def _encode_and_send(
+        self, block: int, before: Sequence[Step], behind: Sequence[Step]
+    ) -> None:
+        """The steps ``before``, then encoding; the codes go out while the thread works on."""
+        codes: dict[int, Sequence[CodeArray]] = {}
+        stages = self.exchange.stages(block, self._busy_s())
+
+        def encode() -> None:
+            codes.update(self.run.encode(block, stages))
+
+        encoding = Step("encode_s", encode, Mark.ENCODED, block)
+        encoded = asyncio.ensure_future(self._compute([*before, encoding]))
+        rest = asyncio.ensure_future(self._compute(behind))
+        try:
+            await encoded
+            await self.exchange.send_codes(block, codes)
+            self._note(Mark.SENT, block)
+            await rest
+        finally:
+            rest.cancel()  # nothing once it is done
+            await asyncio.gather(encoded, rest, return_exceptions=True)
+
+    def _ready(self, block: int) -> list[Step]:
+        """Attention to the parts that have come."""
+        return [self._attend(block, *part) for part in self.exchange.ready_codes(block)]
 
     def _busy_s(self) -> float:
         """Seconds of work since the last call."""

@@ -14,6 +14,9 @@ from typing import Final, NamedTuple
 _LEAST_BYTES: Final = 2 * 1024  # of a run: 3.3 ms at 5 Mbit/s; less is not worth a ping
 _MOST_BYTES: Final = 256 * 1024  # of a run: then it is marked while it goes on
 _EVERY_S: Final = 0.05  # between two marks
+_CALM_S: Final = 0.2  # the same while marks say what is known already and nobody watches
+_NEAR: Final = 1.05  # a run so close to the estimate says what is known already
+_WATCHED_S: Final = 1.0  # somebody watches who asked for the backlog so recently
 _PONG_S: Final = 5.0  # a mark whose pong takes longer counts no more
 _SLACK_S: Final = 0.010  # that two busy event loops may add to a run
 _AGREEING: Final = 6  # runs that must be slower than the estimate, before it falls
@@ -65,6 +68,8 @@ class Meter:
         self._next = -math.inf  # no mark before
         self._pong = -math.inf  # when the last one came
         self._ceilings: deque[float] = deque(maxlen=_AGREEING)
+        self._agreed = False  # the last run fitted the estimate
+        self._asked = -math.inf  # when the backlog was last asked for
 
     def wrote(self, size: int, began: float) -> bool:
         """``size`` bytes were accepted by the socket; ``began`` is when they were offered to it.
@@ -89,7 +94,9 @@ class Meter:
 
     def mark(self, now: float) -> None:
         """A ping follows what was written so far."""
-        self._mark, self._bytes, self._next = (self._since, self._bytes), 0, now + _EVERY_S
+        calm = self._agreed and now - self._asked > _WATCHED_S
+        self._next = now + (_CALM_S if calm else _EVERY_S)
+        self._mark, self._bytes = (self._since, self._bytes), 0
 
     def pong(self, now: float, round_trip_s: float | None) -> bool:
         """The pong of the last mark came; whether the estimate changed."""
@@ -100,8 +107,9 @@ class Meter:
         # Where writing went on, what was written before had to get through first.
         since, self._pong = max(since, self._pong - trip_s), now
         took_s = max(now - since - trip_s, 1e-6)
-        floor = 8 * size / took_s
-        self._ceilings.append(8 * size / max(took_s - _SLACK_S, 1e-6))
+        floor, ceiling = 8 * size / took_s, 8 * size / max(took_s - _SLACK_S, 1e-6)
+        self._agreed = self.bps is not None and floor / _NEAR <= self.bps <= ceiling * _NEAR
+        self._ceilings.append(ceiling)
         self.measured = now
         ceiling = max(self._ceilings)
         if self.bps is None:
@@ -116,6 +124,7 @@ class Meter:
 
     def backlog(self, now: float, queued: int, round_trip_s: float | None) -> Backlog:
         """What is under way; ``queued`` bytes more wait to be written."""
+        self._asked = now
         since, size = self._mark or (self._since, 0)
         size += self._bytes
         took_s = now - since - (round_trip_s or 0.0) - _SLACK_S

@@ -64,7 +64,7 @@ def test_a_rate_that_falls_and_rises_is_followed(size: int) -> None:
     for _ in range(5):
         wire.run(size)
     wire.bps = 5e6
-    for _ in range(6):
+    for _ in range(8):
         wire.run(size)
     assert wire.meter.bps is not None
     assert 5e6 * 0.99 <= wire.meter.bps < 10e6
@@ -147,3 +147,23 @@ def test_a_run_that_goes_on_is_under_way_too() -> None:
     size, bps, _ = meter.backlog(1.21, 500_000, 0.0)
     assert size == 580_000
     assert bps == pytest.approx(8 * 80_000 / 0.2)
+
+
+def test_a_link_that_is_known_is_marked_less_often_until_somebody_watches() -> None:
+    wire = Wire(10e6)
+    marked: list[float] = []
+
+    def runs(count: int, ask: bool) -> int:
+        marked.clear()
+        for _ in range(count):
+            if ask:
+                wire.meter.backlog(wire.now, 0, wire.round_trip_s)
+            before = wire.now
+            wire.run(8 * 1024)
+            if wire.now - before > 0.105:  # a pong came
+                marked.append(before)
+        return len(marked)
+
+    runs(4, ask=False)
+    assert runs(20, ask=False) <= 12
+    assert runs(20, ask=True) == 20
