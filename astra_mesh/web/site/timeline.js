@@ -6,12 +6,11 @@ import { showShares } from "./mesh.js";
 const KINDS = [
   ["compute", "own tokens"],
   ["encode", "making codes"],
-  ["send", "handing them to the links"],
   ["decode", "reading others' codes"],
   ["wait", "waiting for codes"],
 ];
 const [ENCODED, SENT, LOCAL, ARRIVED, ATTENDED, DONE] = [0, 1, 2, 3, 4, 5]; // marks, as the peer counts them
-const KIND_OF = { [ENCODED]: "encode", [SENT]: "send", [LOCAL]: "compute", [ATTENDED]: "decode", [DONE]: "compute" };
+const KIND_OF = { [ENCODED]: "encode", [LOCAL]: "compute", [ATTENDED]: "decode", [DONE]: "compute" };
 const [LEFT, RIGHT, TOP, ROW, WIDTH] = [84, 16, 18, 38, 720];
 const KEPT = 8;
 
@@ -99,6 +98,7 @@ export function spansOf(row) {
   const arrived = new Map();
   let at = row.start_us;
   for (const [time, mark, block, part] of [...row.marks].sort((a, b) => a[0] - b[0])) {
+    if (mark === SENT) continue; // beside the other steps
     if (mark === ARRIVED) {
       arrived.set(`${block} ${part}`, time);
       continue;
