@@ -28,6 +28,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --constraint constraints.txt
 
 PYTEST_ARGS ?=
+PYTEST := $(BIN)/python -m pytest
+# Tests of single parts run beside each other; those with real peers and clocks have the machine to themselves.
+PARTS := tests/unit tests/javascript tests/fuzz
+PEERS := tests/integration tests/browser tests/lab
+OR_NONE := || [ $$? -eq 5 ]
 DATA := $(or $(ASTRA_MESH_DATA),../shared/data)
 
 .PHONY: help
@@ -40,7 +45,8 @@ demo: $(RUN_STAMP) ## three peers on this machine find each other and answer
 
 .PHONY: test
 test: lint $(RUNTIME_IF_ABLE) ## style, types and all tests (PYTEST_ARGS="-k session" for some)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(PYTEST) -n auto --maxprocesses 4 $(PEERS:%=--ignore=%) $(PYTEST_ARGS) $(OR_NONE)
+	$(PYTEST) $(PARTS:%=--ignore=%) $(PYTEST_ARGS) $(OR_NONE)
 
 no-npm:
 	@echo 'npm was not found: this goes without what browser tabs compute with. Debian, Ubuntu: apt install npm'

@@ -356,7 +356,7 @@ class Answer:
         """How long each peer took, beside what was predicted: the next plan is better balanced."""
         shards = choice.plan.shards
         conditions = Conditions(choice.plan.model, alone=len(shards) == 1)
-        took = {one.peer: Effort(one.compute_s, one.encode_s, one.decode_s) for one in reports}
+        took = {one.peer: _effort(one) for one in reports}
         for shard, predicted in zip(shards, choice.prediction.efforts, strict=True):
             self._around.experience.learn(shard.peer, conditions, predicted, took[shard.peer])
 
@@ -382,6 +382,12 @@ class Answer:
             await self._emit(Token(self.ask.request, count, token, text))
             count += 1
         return count, decoder.finish
+
+
+def _effort(one: PeerReport) -> Effort:
+    worked_s = one.compute_s + one.encode_s + one.decode_s
+    other_s = max(0.0, one.finished_s - worked_s - one.wait_s)
+    return Effort(one.compute_s, one.encode_s, one.decode_s, other_s)
 
 
 def _labels(loaded: Loaded, pooled: Tensor) -> list[Label]:

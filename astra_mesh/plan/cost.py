@@ -12,7 +12,7 @@ from astra_mesh.plan.experience import AS_MEASURED, Conditions, Effort, Experien
 from astra_mesh.plan.layout import Layout
 from astra_mesh.wire.messages import CodebookId, Device, ModelId, PeerId, Timing
 
-PART_OVERHEAD_S = 0.0006  # handling the messages of one remote part of one block; two EPYC cores
+MESSAGE_S = 0.0006  # handling the codes of one block for or from one peer; two EPYC cores
 LOOP_CORES = 0.5  # that a peer's event loop keeps busy beside its threads; the same machine
 DEFAULT_ROUND_TRIP_S = 0.004  # a link that is not measured yet: an ordinary Wi-Fi
 DEFAULT_BPS = 20e6
@@ -149,6 +149,7 @@ class _Play:
         self.computed = [0.0] * len(candidates)
         self.encoded = [0.0] * len(candidates)
         self.decoded = [0.0] * len(candidates)
+        self.other = [0.0] * len(candidates)
         self.costs = {i: (self._costs(i, False), self._costs(i, True)) for i in self.shards}
         self.hops = {(i, j): self._hop(i, j) for j in self.shards for i in layout.sources(j, 0)}
 
@@ -167,7 +168,7 @@ class _Play:
         ]
         total = max([self.now[answering], *arrivals])
         total += owner.timing.head_s * self.factor[answering]
-        efforts = tuple(map(Effort, self.computed, self.encoded, self.decoded))
+        efforts = tuple(map(Effort, self.computed, self.encoded, self.decoded, self.other))
         return Prediction(total, tuple(self.now), tuple(self.waited), efforts)
 
     def _hop(self, shard: int, receiver: int) -> tuple[float, float]:
@@ -192,7 +193,7 @@ class _Play:
             local=local * factor * pace.compute if outputs else 0.0,
             known=(0.3 * timing.per_token_s + pair) * factor * pace.compute,
             coded=(timing.decode_token_s + pair) * factor * pace.decode,
-            part=PART_OVERHEAD_S * factor,
+            message=MESSAGE_S * factor * pace.other,
         )
 
     def _block(self, block: int) -> None:
@@ -225,6 +226,9 @@ class _Play:
             depart += transfer
             found.append(_Sent(depart + delay, transfer, shard, receiver))
         self.uplink_free[shard] = depart
+        handling = self.costs[shard][0].message * len(receivers)
+        self.now[shard] += handling
+        self.other[shard] += handling
         return found
 
     def _compute(self, block: int, shard: int, arrivals: Mapping[tuple[int, int], float]) -> None:
@@ -239,7 +243,8 @@ class _Play:
                 now = arrival
             work = rate * self.sent[source]
             (self.computed if known else self.decoded)[shard] += work
-            now += work + costs.part
+            now += work + costs.message
+            self.other[shard] += costs.message
         self.now[shard] = now
         self.computed[shard] += costs.local
 
@@ -260,4 +265,4 @@ class _Costs(NamedTuple):
     local: float  # own tokens, the rest
     known: float  # per remote token whose block input every peer knows
     coded: float  # per remote token that comes as codes
-    part: float  # handling the messages of one remote part
+    message: float  # handling the codes for or from one peer

@@ -20,11 +20,13 @@ BOUND: Final = 8.0  # times; what claims more is not believed
 
 
 class Effort(NamedTuple):
-    """Seconds of one shard's work: own tokens, encoding them, and attending those of others."""
+    """Seconds of one shard's work: own tokens, encoding them, attending those of others, and all
+    that is no arithmetic (messages, and turns of the compute thread)."""
 
     compute_s: float = 0.0
     encode_s: float = 0.0
     decode_s: float = 0.0
+    other_s: float = 0.0
 
 
 class Pace(NamedTuple):
@@ -33,6 +35,7 @@ class Pace(NamedTuple):
     compute: float = 1.0
     encode: float = 1.0
     decode: float = 1.0
+    other: float = 1.0
 
 
 AS_MEASURED: Final = Pace()

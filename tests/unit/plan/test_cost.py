@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from astra_mesh.plan.cost import (
-    PART_OVERHEAD_S,
+    MESSAGE_S,
     Candidate,
     Link,
     Prediction,
@@ -115,14 +115,12 @@ def test_two_devices_by_hand() -> None:
     timing = first.timing
     block = timing.fixed_s + timing.per_token_s * 100 + timing.per_pair_s * 100 * 50
     encode = timing.encode_token_s * 100
-    done = 0.005 + 12 * block + 11 * encode
+    done = 0.005 + 12 * block + 11 * (encode + MESSAGE_S)
     assert found.finished_s[0] == pytest.approx(done)
     transfer = 8 * 100 * 10.0 * 2 / 1e6
-    arrives = done - block + transfer + 0.005  # codes of the last block
+    arrives = done - block - MESSAGE_S + transfer + 0.005  # codes of the last block
     assert found.finished_s[1] == pytest.approx(
-        arrives
-        + (second.timing.decode_token_s + second.timing.per_pair_s * 100) * 100
-        + PART_OVERHEAD_S
+        arrives + (second.timing.decode_token_s + second.timing.per_pair_s * 100) * 100 + MESSAGE_S
     )
 
 

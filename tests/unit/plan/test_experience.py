@@ -22,14 +22,14 @@ def test_what_is_seen_again_and_again_is_believed() -> None:
     known = Experience()
     for _ in range(12):
         pace = known.pace(PEER, HERE)
-        predicted = Effort(1.0 * pace.compute, 0.1 * pace.encode, 0.2 * pace.decode)
-        known.learn(PEER, HERE, predicted, Effort(2.0, 0.05, 0.2))
-    assert known.pace(PEER, HERE) == pytest.approx(Pace(2.0, 0.5, 1.0), rel=0.01)
+        predicted = Effort(pace.compute, 0.1 * pace.encode, 0.2 * pace.decode, 0.1 * pace.other)
+        known.learn(PEER, HERE, predicted, Effort(2.0, 0.05, 0.2, 0.3))
+    assert known.pace(PEER, HERE) == pytest.approx(Pace(2.0, 0.5, 1.0, 3.0), rel=0.01)
 
 
 def test_conditions_do_not_mix() -> None:
     known = Experience()
-    known.learn(PEER, HERE, Effort(1.0, 1.0, 1.0), Effort(2.0, 2.0, 2.0))
+    known.learn(PEER, HERE, Effort(1.0, 1.0, 1.0, 1.0), Effort(2.0, 2.0, 2.0, 2.0))
     assert known.pace(PEER, HERE._replace(alone=True)) == AS_MEASURED
     assert known.pace(PeerId("b" * 64), HERE) == AS_MEASURED
 
@@ -37,15 +37,15 @@ def test_conditions_do_not_mix() -> None:
 @pytest.mark.parametrize("took", [0.0, 1e-6, math.nan, math.inf])
 def test_what_tells_nothing_is_not_learned(took: float) -> None:
     known = Experience()
-    known.learn(PEER, HERE, Effort(1.0, 1.0, 1.0), Effort(took, took, took))
+    known.learn(PEER, HERE, Effort(1.0, 1.0, 1.0, 1.0), Effort(took, took, took, took))
     assert known.pace(PEER, HERE) == AS_MEASURED
 
 
 def test_claims_are_bounded() -> None:
     known = Experience()
     for _ in range(20):
-        known.learn(PEER, HERE, Effort(0.01, 0.01, 0.01), Effort(1e9, 1e9, 0.002))
-    assert known.pace(PEER, HERE) == pytest.approx((BOUND, BOUND, 1 / BOUND))
+        known.learn(PEER, HERE, Effort(0.01, 0.01, 0.01, 0.01), Effort(1e9, 1e9, 0.002, 1e9))
+    assert known.pace(PEER, HERE) == pytest.approx((BOUND, BOUND, 1 / BOUND, BOUND))
 
 
 def test_peers_that_came_and_went_are_forgotten() -> None:
