@@ -75,7 +75,8 @@ PROGRESS_S: Final = 0.1  # between two of them, while somebody looks on
 SHOWN_REQUESTS: Final = 8  # kept for whoever looks on, the last ones; a plan of 4 peers is 3 KB
 SPOT_CHECK_BYTES: Final = 64 * MIB  # codes kept of the one request that is checked
 SHUN_S: Final = 600.0  # who sent false codes is in no plan for so long
-# Idle for so long, a peer gives memory back; getting 50 MiB anew costs the next request 15 ms.
+MAKE_TABLES_S: Final = 0.2  # idle for so long, a peer makes the tables that requests went without
+# Idle for so long, it gives memory back; getting 50 MiB anew costs the next request 15 ms.
 GIVE_BACK_S: Final = 2.0
 EARLY_CODES_BYTES: Final = 4 * MIB  # codes that overtake their proposal (other link), per link
 EARLY_CODES_S: Final = 10.0  # kept so long, then dropped

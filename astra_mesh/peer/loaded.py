@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from functools import partial
 
 from astra_mesh.bundle import Bundle
 from astra_mesh.bundle.image import ImageProcessor
@@ -38,6 +40,7 @@ class Loaded:
     steps: StepQueue = field(default_factory=StepQueue)  # of all texts that are being decoded
     times: dict[CodebookId, CodeTimes] = field(default_factory=dict)  # on this device
     _codecs: dict[tuple[str, CodebookId, str], AnyCodec] = field(default_factory=dict)
+    _wanted: list[tuple[VectorCodec, int]] = field(default_factory=list)  # tables, of stages
 
     @property
     def spec(self) -> ModelSpec:
@@ -66,6 +69,27 @@ class Loaded:
             other.decoder = decoder
             self._codecs[key] = other
         return self._codecs[key]
+
+    def at_work(self, codec: AnyCodec, rates: Collection[int]) -> AnyCodec:
+        """The codec for a request that starts now and receives codes of these numbers of stages.
+
+        Making tables can take longer than the request: where some are missing it projects, and
+        :meth:`next_table` has them for when there is time.
+        """
+        if not isinstance(codec, VectorCodec):
+            return codec
+        missing = [(codec, stages) for stages in sorted(set(rates)) if codec.unmade(stages)]
+        self._wanted += [one for one in missing if one not in self._wanted]
+        return codec.projecting() if missing else codec
+
+    def next_table(self) -> Callable[[], object] | None:
+        """Makes one block's table that a request went without; None: there is none to make."""
+        while self._wanted:
+            codec, stages = self._wanted[0]
+            if blocks := codec.unmade(stages):
+                return partial(codec.table, blocks[0], stages)
+            del self._wanted[0]
+        return None
 
     def _codec(self, name: str, codebook: CodebookId) -> AnyCodec:
         key = (name, codebook, "")

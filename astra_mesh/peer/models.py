@@ -210,6 +210,18 @@ class ModelHost:
                 self._on_change()
             return entry.loaded
 
+    @property
+    def lacks_tables(self) -> bool:
+        """Whether requests went without tables that can be made now."""
+        loaded = [entry.loaded for entry in self._entries.values() if entry.loaded is not None]
+        return any(one.next_table() is not None for one in loaded)
+
+    async def make_tables(self, idle: Callable[[], bool]) -> None:
+        """The tables that requests went without, block by block, as long as nothing else runs."""
+        for entry in list(self._entries.values()):
+            while entry.loaded is not None and idle() and (make := entry.loaded.next_table()):
+                await self._compute(make)
+
     async def _turn_s(self) -> float:
         """Seconds for one turn of the compute thread, from the event loop and back: the median."""
         times = []

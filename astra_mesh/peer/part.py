@@ -82,7 +82,9 @@ def make_exchange(
         links[peer] = link
     adapt = plan.late is not Late.WAIT
     patience = Patience(plan.predicted_s, layout.blocks, plan.late is Late.DEGRADE, adapt)
-    if adapt and isinstance(codec, VectorCodec):
+    if not adapt:
+        codec = loaded.at_work(codec, [layout.stages[i, shard] for i in layout.sources(shard, 0)])
+    elif isinstance(codec, VectorCodec):
         codec = codec.projecting()  # tables know one rate, and no input that could stand in
     width = loaded.spec.hidden_size
     return MeshExchange(request, layout, peers, shard, codec, width, links, patience), codec

@@ -70,7 +70,7 @@ class Requests:
         self._turns = Turns(limits.ANSWERS_AT_ONCE)
         self._watch: Watch = peer.watch
         self._checks = SpotChecks(peer.config.spot_check)
-        self._give_back: asyncio.TimerHandle | None = None  # once nothing runs for a while
+        self._timers: list[asyncio.TimerHandle] = []  # once nothing runs for a while
         self._closed = False
 
     @property
@@ -81,23 +81,32 @@ class Requests:
     def close(self) -> None:
         """Cancel everything."""
         self._recorder, self._closed = None, True
-        if self._give_back is not None:
-            self._give_back.cancel()
+        for timer in self._timers:
+            timer.cancel()
         for task in list(self._tasks):
             task.cancel()
         self._early.clear()
 
     def _note_end(self) -> None:
-        """A request is over: when nothing has run for a while, memory goes back to the system."""
+        """A request is over: see :meth:`_when_free` and :meth:`_when_idle`."""
         if self._closed:
             return
-        if self._give_back is not None:
-            self._give_back.cancel()
+        for timer in self._timers:
+            timer.cancel()
         loop = asyncio.get_running_loop()
-        self._give_back = loop.call_later(limits.GIVE_BACK_S, self._when_idle)
+        self._timers = [
+            loop.call_later(limits.MAKE_TABLES_S, self._when_free),
+            loop.call_later(limits.GIVE_BACK_S, self._when_idle),
+        ]
+
+    def _when_free(self) -> None:
+        """Make the tables that requests went without, until the next request."""
+        if not self.running and self._peer.models.lacks_tables:
+            make = self._peer.models.make_tables
+            self._start("making tables", make, lambda: not self.running)
 
     def _when_idle(self) -> None:
-        self._give_back = None
+        """Memory goes back to the system."""
         if not self.running:
             self._start("giving memory back", self._peer.compute, give_back)
 

@@ -219,6 +219,12 @@ class VectorCodec:
         rows = torch.from_numpy(self.indices(stages, codes))
         return F.embedding_bag(rows, coder.rows, mode="sum")
 
+    def unmade(self, stages: int) -> list[int]:
+        """The blocks whose tables for so many stages are still to be made; none if it projects."""
+        blocks = range(self.first_block, self.model.spec.num_hidden_layers)
+        made = self._tables if self.decoder == "table" else {(block, stages) for block in blocks}
+        return [block for block in blocks if (block, stages) not in made]
+
     def table(self, block: int, stages: int) -> Table:
         """The table of a block; made once."""
         key = block, stages

@@ -28,6 +28,7 @@ from astra_mesh.peer.models import Loaded, _load
 from astra_mesh.plan.check import layout_of
 from astra_mesh.quant.codebook import UNLIMITED
 from astra_mesh.quant.codecs import VectorCodec
+from astra_mesh.quant.vector import Table, VectorReceiver
 from astra_mesh.wire.messages import (
     Inputs,
     Late,
@@ -110,6 +111,46 @@ async def test_text_over_three_peers_equals_the_reference(
     if codec == "fp32":
         solo = run_solo(loaded.model, ModelInput(tokens=torch.tensor(PROMPT)), "last", spare=64)
         assert reply.ids == decode([solo], sampling, loaded.stop_ids)
+
+
+async def test_a_request_does_not_wait_for_tables_that_nobody_made_yet(
+    models: Path, loaded_models: dict[str, Loaded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It projects; the tables of its rate are made after it, and the next one looks up."""
+    made: list[bool] = []  # whether a request ran meanwhile
+    looked_up: list[int] = []
+    make, look_up = VectorCodec._make_table, VectorReceiver._look_up
+    sampling = Sampling(max_new_tokens=4)
+    async with mesh_of(["a", "b"], models) as peers, client_of(peers[0]) as client:
+
+        def making(self: VectorCodec, block: int, stages: int) -> Table:
+            made.append(any(peer._requests and peer._requests.running for peer in peers))
+            return make(self, block, stages)
+
+        def looking(self: VectorReceiver, block: int, *more: object) -> torch.Tensor:
+            looked_up.append(block)
+            return look_up(self, block, *more)  # type: ignore[arg-type]
+
+        for peer in peers:
+            loaded = await peer.models.load(peer.models.find("words"))
+            for times in loaded.times.values():
+                times.decoder.update(dict.fromkeys(times.decoder, "table"))
+        monkeypatch.setattr(VectorCodec, "_make_table", making)
+        monkeypatch.setattr(VectorReceiver, "_look_up", looking)
+        for turn in range(2):
+            looked_up.clear()
+            request = client.send(
+                Task.GENERATE, "words", tokens=PROMPT, sampling=sampling, options=options("vq", 8)
+            )
+            reply = await client.reply(request)
+            assert bool(looked_up) == (turn == 1)
+            await until(lambda: made)
+            await until(lambda: not any(peer.models.lacks_tables for peer in peers))
+            runs = reference_of(
+                loaded_models["words"], reply.done(), Task.GENERATE, Inputs(tokens=PROMPT)
+            )
+            assert reply.ids == decode(runs, sampling, loaded_models["words"].stop_ids)
+    assert not any(made)
 
 
 async def test_memory_goes_back_once_nothing_runs_for_a_while(

@@ -27,7 +27,10 @@ START_S: Final = 600.0  # to load a model in every process, on a share of a core
 ANSWER_S: Final = 600.0
 MEET_S: Final = 60.0
 UNPLUGGED_S: Final = 5.5  # more than the silence after which a link is given up
+SETTLE_S: Final = 300.0
 _POLL_S: Final = 0.25
+_SETTLED_S: Final = 1.0  # so long idle
+_IDLE: Final = 0.03  # of a core and device: heartbeats
 
 
 class RigError(LabError):
@@ -44,6 +47,7 @@ class Rig:
         cores: of each.
         threads: of torch in each process.
         dtype: that all compute in.
+        delay_ms: of all that a device sends.
         say: told what is going on.
     """
 
@@ -56,11 +60,18 @@ class Rig:
         cores: float,
         threads: int = 1,
         dtype: str = "fp32",
+        delay_ms: float = 0.0,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.model, self._folder, self._threads, self._dtype = model, folder, threads, dtype
         self.devices = [f"d{i}" for i in range(count)]
-        device = Device(cpu=cores, threads=threads, options=("--dtype", dtype), start=False)
+        device = Device(
+            cpu=cores,
+            threads=threads,
+            options=("--dtype", dtype),
+            delay_ms=delay_ms or None,
+            start=False,
+        )
         self._house = House(
             Scenario(
                 devices=dict.fromkeys(self.devices, device),
@@ -153,6 +164,19 @@ class Rig:
         return len(rates) == len(self._members) - 1 and None not in rates
 
     # --- what happens -----------------------------------------------------------------------------
+
+    def settle(self) -> None:
+        """Wait until the devices are idle: after new kinds of requests peers make tables."""
+        deadline = time.monotonic() + SETTLE_S
+        while time.monotonic() < deadline:
+            before = self._used_s()
+            time.sleep(_SETTLED_S)
+            if self._used_s() - before < _IDLE * _SETTLED_S * len(self.devices):
+                return
+        raise RigError(f"the devices were still busy {SETTLE_S:g} s after the last answer")
+
+    def _used_s(self) -> float:
+        return sum(one.used_s for one in self._house.usage().values())
 
     def set_rate(self, mbps: float) -> None:
         """All links to this rate. Links of peers are made anew, so that they measure it: a few

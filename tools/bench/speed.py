@@ -39,7 +39,8 @@ OUT: Final = REPO_ROOT / "docs" / "data"
 HEADROOM: Final = 0.9  # of the machine's cores: the rest is for the network and this program
 SPARE_GIB: Final = 1.5  # of the free memory, for the kernel, this program and wrong estimates
 LEFT_GIB: Final = 0.7  # with less the sweep ends itself, before the kernel ends anything
-SETTINGS: Final = ("dtype", "cores", "threads", "rounds", "slow_s")  # of the results' head
+# Of the results' head.
+SETTINGS: Final = ("dtype", "cores", "threads", "rounds", "slow_s", "delay_ms")
 WARM_TRIES: Final = 6  # peers that still load a model when they are first asked are asked again
 
 PRESETS: Final[dict[str, dict[str, Any]]] = {
@@ -100,6 +101,7 @@ class Sweep:
     seed: int
     dtype: str = DTYPES[0]
     memory_gib: float = math.inf  # for all processes
+    delay_ms: float = 0.0  # of all that a device sends
 
     def tokens_of(self, model: str) -> list[int]:
         """Those that the model takes; one that reads pictures always has the same number."""
@@ -161,6 +163,7 @@ class Bench:
             cores=sweep.cores,
             threads=sweep.threads,
             dtype=sweep.dtype,
+            delay_ms=sweep.delay_ms,
             say=say,
         )
 
@@ -190,6 +193,7 @@ class Bench:
         """All rounds of a cell, each with an order of its own."""
         for name in shift.names:
             self._warm_up(rig, cell, name)
+        rig.settle()
         kind = shift.kind
         slow: set[str] = set()
         for turn in range(self._sweep.rounds):
@@ -268,6 +272,7 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--cores", type=float, help="of each device; default: an equal share")
     parser.add_argument("--threads", type=int, default=1, help="of torch in each process")
     parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="of peers and baselines")
+    parser.add_argument("--delay-ms", type=float, default=0.0, help="of all that a device sends")
     parser.add_argument("--memory-gib", type=float, help="for all processes; default: what is free")
     parser.add_argument("--seed", type=int, default=0, help="of the orders")
     parser.add_argument("--label", help="of the results; default: the preset and the dtype")
@@ -302,6 +307,7 @@ def sweep_of(args: argparse.Namespace) -> Sweep:
         seed=args.seed,
         dtype=args.dtype,
         memory_gib=args.memory_gib or free_gib() - SPARE_GIB,
+        delay_ms=args.delay_ms,
     )
 
 
