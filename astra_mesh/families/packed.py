@@ -7,6 +7,7 @@ fewer tokens a device has. Measured on two EPYC cores, one thread, 3072 x 768: 4
 
 from __future__ import annotations
 
+import os
 from typing import Final
 
 import torch
@@ -16,6 +17,13 @@ from astra_mesh.families.block import Linear
 from astra_mesh.families.precision import linears, set_linears
 
 _TOKENS: Final = 256  # that the order is chosen for; it serves other counts as well
+
+# oneDNN, and torch's binding to it, keep the code that they make for a shape: 0.2 MiB each for every
+# layer and number of tokens, up to 1,024 times. Prompts of 250 lengths cost 420 MiB so; making the
+# code of a layer again takes below 1 ms. Both look at this before their first product only.
+KEPT_KERNELS: Final = 64
+for _name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+    os.environ.setdefault(_name, str(KEPT_KERNELS))
 
 
 class PackedLinear(Linear):

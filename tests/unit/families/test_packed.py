@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -87,3 +90,29 @@ def test_packed_only_where_it_is_faster(gain: float, monkeypatch: pytest.MonkeyP
     model = make_model("gpt2")
     assert pack_if_faster(model) == (gain > 0)
     assert isinstance(model.block(0).ffn.up, PackedLinear) == (gain > 0)
+
+
+_MANY_LENGTHS = """
+import sys, torch
+from astra_mesh.families.packed import PackedLinear
+
+def held_kib():
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+with torch.inference_mode():
+    layers = [PackedLinear(torch.randn(width, 192)) for width in (576, 192, 768)]
+    before = held_kib()
+    for tokens in range(1, 200):
+        for layer in layers:
+            layer(torch.randn(tokens, 192))
+print(held_kib() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_prompts_of_many_lengths_do_not_cost_memory_each() -> None:
+    found = subprocess.run(
+        [sys.executable, "-c", _MANY_LENGTHS], capture_output=True, text=True, check=True
+    )
+    assert int(found.stdout) < 80 * 1024  # 28 MiB, and 250 MiB as torch is
