@@ -352,6 +352,9 @@ class LinkKeeper:
     async def _drive(self, link: Link, known: Known | None, key: str | None) -> None:
         if self._leaving or known is None:
             await link.close("leaving")
+            if key is not None:
+                self._membership.failed(key, _now())
+                self._wake.set()
             return
         self._links[link] = known
         link.on_silence = lambda: self._silence(link)

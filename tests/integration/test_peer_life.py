@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
 from astra_mesh.engine.pipeline import Pipeline
@@ -22,9 +23,11 @@ from astra_mesh.errors import (
     UnknownModelError,
 )
 from astra_mesh.mesh import connect, listening
+from astra_mesh.mesh.connect import Secure
 from astra_mesh.mesh.discovery import Discovery
 from astra_mesh.mesh.link import Link
 from astra_mesh.mesh.sockets import transport_of
+from astra_mesh.mesh.trust import Known
 from astra_mesh.peer import Peer, PeerConfig, links
 from astra_mesh.peer.links import LinkKeeper
 from astra_mesh.peer.local import _folder, local_peers
@@ -490,3 +493,18 @@ async def test_a_link_error_that_is_not_ours_is_no_goodbye() -> None:
         _, why = await left(stays, events, time.monotonic())
         assert isinstance(link.close_error, PeerLostError)
         assert "a test" in why
+
+
+async def test_a_dial_to_somebody_unpaired_meanwhile_is_tried_again(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shut out between the handshake and now, and let in again."""
+    usual, asked = Secure.known, list[None]()
+
+    def known(self: Secure, socket: aiohttp.ClientWebSocketResponse) -> Known | None:
+        asked.append(None)
+        return None if len(asked) == 2 else usual(self, socket)
+
+    monkeypatch.setattr(Secure, "known", known)
+    async with mesh_of(["a", "b"], models):
+        assert len(asked) >= 4
