@@ -18,7 +18,7 @@ from astra_mesh.families.precision import linears, set_linears
 
 _TOKENS: Final = 256  # that the order is chosen for; it serves other counts as well
 
-# oneDNN, and torch's binding to it, keep the code that they make for a shape: 0.2 MiB each for every
+# oneDNN, and its binding in torch, keep the code that they make for a shape: 0.2 MiB each for any
 # layer and number of tokens, up to 1,024 times. Prompts of 250 lengths cost 420 MiB so; making the
 # code of a layer again takes below 1 ms. Both look at this before their first product only.
 KEPT_KERNELS: Final = 64

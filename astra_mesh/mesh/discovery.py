@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -18,7 +19,12 @@ from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZerocon
 
 from astra_mesh import limits
 from astra_mesh.mesh.connect import Address
-from astra_mesh.mesh.interfaces import IPAddress, multicast_interfaces, own_addresses
+from astra_mesh.mesh.interfaces import (
+    IPAddress,
+    connected_interfaces,
+    multicast_interfaces,
+    own_addresses,
+)
 from astra_mesh.wire.codec import sanitise
 from astra_mesh.wire.messages import PROTOCOL_VERSION, PeerId
 
@@ -34,6 +40,7 @@ _LEAVE_S: Final = 1.0  # for the goodbyes
 OnFound = Callable[[PeerId, str, list[Address]], None]
 OnGone = Callable[[PeerId], None]
 Addresses = Callable[[], list[IPAddress]]
+Connected = Callable[[], frozenset[str]]
 
 
 class Discovery:
@@ -46,7 +53,10 @@ class Discovery:
         on_found: Called with id, name and addresses, again when they change. Must not block.
         on_gone: Called when a peer withdraws its announcement, or it runs out.
         addresses: Lists this machine's addresses (replaced in tests).
-        poll_s: How often they are listed, seconds.
+        connected: Names the interfaces whose cable or Wi-Fi is connected (replaced in tests).
+        poll_s: How often both are looked at, seconds.
+        renew_s: How often the announcement is made again, seconds: whoever was not there when it
+            was made last would learn of it by its own questions only, which become rare.
     """
 
     def __init__(
@@ -58,7 +68,9 @@ class Discovery:
         on_found: OnFound,
         on_gone: OnGone,
         addresses: Addresses = own_addresses,
+        connected: Connected = connected_interfaces,
         poll_s: float = limits.INTERFACE_POLL_S,
+        renew_s: float = limits.ANNOUNCE_S,
     ) -> None:
         self.problem: str | None = None  # why multicast does not work, for people
         self._peer = peer
@@ -66,9 +78,11 @@ class Discovery:
         self._port = port
         self._on_found = on_found
         self._on_gone = on_gone
-        self._addresses = addresses
-        self._poll_s = poll_s
+        self._addresses, self._connected = addresses, connected
+        self._poll_s, self._renew_s = poll_s, renew_s
         self._zeroconf: AsyncZeroconf | None = None
+        self._browser: AsyncServiceBrowser | None = None
+        self._service: AsyncServiceInfo | None = None  # as announced
         self._own: set[str] = set()
         self._known: dict[str, PeerId] = {}  # instance name -> who announced it
         self._pending: dict[str, None] = {}  # names to look up, oldest first
@@ -88,31 +102,56 @@ class Discovery:
     # --- this peer --------------------------------------------------------------------------------
 
     async def _follow_interfaces(self) -> None:
-        """Start anew whenever the machine's addresses change (another Wi-Fi, a cable)."""
+        """Start anew whenever the machine's addresses change (another Wi-Fi, a cable); announce and
+        ask again when an interface is connected again, announce from time to time.
+        """
         last: list[IPAddress] | None = None
+        before, renewed = frozenset[str](), time.monotonic()
         while True:
-            current = self._addresses()
+            current, connected = self._addresses(), await asyncio.to_thread(self._connected)
+            came, before = connected - before, connected
             if current != last:
                 await self._close()
                 await self._open(current)
-                last = current
+                last, renewed = current, time.monotonic()
+            elif came or time.monotonic() - renewed >= self._renew_s:
+                await self._renew(ask=bool(came))
+                renewed = time.monotonic()
             await asyncio.sleep(self._poll_s)
 
     async def _open(self, addresses: list[IPAddress]) -> None:
         self._own = {str(address) for address in addresses}
         try:
             self._zeroconf = _open_sockets()
-            AsyncServiceBrowser(self._zeroconf.zeroconf, SERVICE, handlers=[self._on_change])
+            self._browser = self._ask(self._zeroconf)
             if self._port is not None:
                 info = self._info(self._port, addresses)
                 # The name holds digits of the id: no need to probe for others that use it (0.7 s).
                 await (
                     await self._zeroconf.async_register_service(info, cooperating_responders=True)
                 )
+                self._service = info
             self.problem = None
         except (OSError, ZeroconfError, RuntimeError) as exc:
             self._fail(exc)
             await self._close()
+
+    def _ask(self, zeroconf: AsyncZeroconf) -> AsyncServiceBrowser:
+        return AsyncServiceBrowser(zeroconf.zeroconf, SERVICE, handlers=[self._on_change])
+
+    async def _renew(self, *, ask: bool) -> None:
+        """Announce this peer once more; with ``ask``, ask for the others once more."""
+        zeroconf = self._zeroconf
+        if zeroconf is None:
+            return
+        try:
+            if ask and self._browser is not None:
+                await self._browser.async_cancel()
+                self._browser = self._ask(zeroconf)
+            if self._service is not None:
+                await (await zeroconf.async_update_service(self._service))
+        except (OSError, ZeroconfError, RuntimeError) as exc:
+            log.debug("could not announce this peer again: %s", exc)
 
     def _info(self, port: int, addresses: list[IPAddress]) -> AsyncServiceInfo:
         label = _NOT_IN_LABEL.sub("-", self._name)[:_LABEL_CHARS].strip(" -") or "peer"
@@ -138,6 +177,7 @@ class Discovery:
     async def _close(self) -> None:
         """Withdraw the announcement and close the sockets."""
         zeroconf, self._zeroconf = self._zeroconf, None
+        self._browser = self._service = None
         self._pending.clear()
         if zeroconf is None:
             return

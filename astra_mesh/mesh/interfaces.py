@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ipaddress
+from contextlib import suppress
+from pathlib import Path
 from typing import Final
 
 import ifaddr
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
+_INTERFACES: Final = Path("/sys/class/net")
 _ORDER: Final = {(4, False): 0, (6, False): 1, (4, True): 2, (6, True): 3}  # (version, link-local)
 
 
@@ -20,6 +23,19 @@ def own_addresses() -> list[IPAddress]:
     found = {address for _, address in _all_addresses()}
     outside = [address for address in found if not address.is_loopback]
     return sorted(outside or found, key=lambda a: (_ORDER[a.version, a.is_link_local], int(a)))
+
+
+def connected_interfaces() -> frozenset[str]:
+    """Names of the interfaces whose cable is in, or whose Wi-Fi is joined; empty if the system does
+    not tell (elsewhere than on Linux: addresses go there with the connection).
+    """
+    found = set()
+    with suppress(OSError):
+        for interface in _INTERFACES.iterdir():
+            with suppress(OSError):  # an interface that is down has no carrier to read
+                if (interface / "carrier").read_text().strip() == "1":
+                    found.add(interface.name)
+    return frozenset(found)
 
 
 def multicast_interfaces() -> list[str | int]:

@@ -142,3 +142,45 @@ async def test_addresses_of_this_machine() -> None:
     interfaces = multicast_interfaces()
     assert interfaces
     assert len(set(interfaces)) == len(interfaces)
+
+
+async def test_what_was_missed_is_announced_again() -> None:
+    """Its first announcements, and the answers to first questions, went nowhere."""
+    a, b = Peer(A, 7104, poll_s=0.05, renew_s=0.3), Peer(B, 7105)
+    async with running(a, b):
+        await until(lambda: A in b.found)
+        times = b.times
+        assert b.discovery._zeroconf is not None
+        cache = b.discovery._zeroconf.zeroconf.cache
+        for name in list(cache.names()):
+            cache.async_remove_records(list(cache.entries_with_name(name)))
+        await until(lambda: b.times > times)
+
+
+async def test_a_cable_that_comes_back_asks_and_announces_anew() -> None:
+    plugged, looks = {"eth0"}, list[None]()
+
+    def connected() -> frozenset[str]:
+        looks.append(None)
+        return frozenset(plugged)
+
+    a = Peer(A, 7106, poll_s=0.05, connected=connected)
+    renewed: list[bool] = []
+    renew = a.discovery._renew
+
+    async def renewing(*, ask: bool) -> None:
+        renewed.append(ask)
+        await renew(ask=ask)
+
+    a.discovery._renew = renewing  # type: ignore[method-assign]
+    b = Peer(B, 7107)
+    async with running(a, b):
+        await until(lambda: B in a.found and len(looks) > 2)
+        plugged.clear()
+        seen = len(looks)
+        await until(lambda: len(looks) > seen + 2)
+        assert renewed == []
+        times = a.times
+        plugged.add("eth0")
+        await until(lambda: renewed == [True])
+        await until(lambda: a.times > times)  # asked again, and answered
