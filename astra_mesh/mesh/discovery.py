@@ -108,7 +108,7 @@ class Discovery:
         last: list[IPAddress] | None = None
         before, renewed = frozenset[str](), time.monotonic()
         while True:
-            current, connected = self._addresses(), await asyncio.to_thread(self._connected)
+            current, connected = self._addresses(), self._connected()
             came, before = connected - before, connected
             if current != last:
                 await self._close()

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import ipaddress
+import socket
+import struct
+import sys
 from contextlib import suppress
-from pathlib import Path
 from typing import Final
 
 import ifaddr
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-_INTERFACES: Final = Path("/sys/class/net")
+_GET_FLAGS, _RUNNING = 0x8913, 0x40  # SIOCGIFFLAGS, IFF_RUNNING (netdevice(7))
 _ORDER: Final = {(4, False): 0, (6, False): 1, (4, True): 2, (6, True): 3}  # (version, link-local)
 
 
@@ -29,12 +36,16 @@ def connected_interfaces() -> frozenset[str]:
     """Names of the interfaces whose cable is in, or whose Wi-Fi is joined; empty if the system does
     not tell (elsewhere than on Linux: addresses go there with the connection).
     """
+    if sys.platform != "linux":
+        return frozenset()
     found = set()
-    with suppress(OSError):
-        for interface in _INTERFACES.iterdir():
-            with suppress(OSError):  # an interface that is down has no carrier to read
-                if (interface / "carrier").read_text().strip() == "1":
-                    found.add(interface.name)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        for _, name in socket.if_nameindex():
+            request = struct.pack("256s", name.encode()[:15])
+            with suppress(OSError):  # it went meanwhile
+                answer = fcntl.ioctl(any_socket, _GET_FLAGS, request)
+                if struct.unpack_from("H", answer, 16)[0] & _RUNNING:
+                    found.add(name)
     return frozenset(found)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -14,7 +15,12 @@ import pytest
 from astra_mesh.mesh import discovery as module
 from astra_mesh.mesh.connect import Address
 from astra_mesh.mesh.discovery import Discovery
-from astra_mesh.mesh.interfaces import IPAddress, multicast_interfaces, own_addresses
+from astra_mesh.mesh.interfaces import (
+    IPAddress,
+    connected_interfaces,
+    multicast_interfaces,
+    own_addresses,
+)
 from astra_mesh.wire.messages import PeerId
 from tests.timings import patient
 
@@ -184,3 +190,8 @@ async def test_a_cable_that_comes_back_asks_and_announces_anew() -> None:
         plugged.add("eth0")
         await until(lambda: renewed == [True])
         await until(lambda: a.times > times)  # asked again, and answered
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell")
+def test_the_machine_itself_is_always_connected() -> None:
+    assert "lo" in connected_interfaces()
