@@ -186,13 +186,19 @@ def verify(bundle: Bundle) -> list[str]:
 
 
 def _existing_folder(path: Path | str) -> Path:
+    shown = f"{str(path)[-200:]!a}"
     try:
         folder = Path(path).expanduser()
         if folder.is_dir():
             return folder.resolve()
+        if folder.exists():
+            raise UnknownModelError(
+                f"{shown} is a file, and a model is a folder with config.json and safetensors "
+                "files; `astra-mesh models add` makes one of a GGUF file"
+            )
     except (OSError, RuntimeError, ValueError):  # too long, no such home, not encodable
         pass
-    raise UnknownModelError(f"there is no folder {str(path)[-200:]!a}")
+    raise UnknownModelError(f"there is no folder {shown}")
 
 
 def _shipped() -> list[Path]:
