@@ -37,10 +37,11 @@ from astra_mesh.cli.options import (
     Typed,
     Use,
     UseOption,
+    check_output,
     plan_options,
 )
 from astra_mesh.cli.progress import waiting
-from astra_mesh.errors import BadImageError, InputError
+from astra_mesh.errors import AstraMeshError, BadImageError, InputError
 
 if TYPE_CHECKING:
     from astra_mesh.client import Classification, Embedding, Mesh
@@ -216,6 +217,8 @@ def embed(
     with reporting(as_json):
         options = plan_options(use, max_peers, codec, rate, loss, late)
         given = _read_prompt(text)
+        if output is not None:
+            check_output(output)
         run_async(
             _embed(
                 connect,
@@ -266,7 +269,7 @@ def save_vector(answer: Embedding, path: Path) -> None:
         with path.open("wb") as file:
             np.save(file, answer.vector)
     except OSError as exc:
-        raise InputError(f"{path} cannot be written: {exc.strerror or exc}") from None
+        raise AstraMeshError(f"{path} cannot be written: {exc.strerror or exc}") from None
 
 
 def by_path(model: str) -> str:

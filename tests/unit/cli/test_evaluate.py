@@ -134,7 +134,7 @@ def test_what_cannot_be(model: Path, arguments: tuple[str, ...], text: str) -> N
 
 
 def test_a_folder_that_is_not_there(model: Path) -> None:
-    assert "cannot write" in call(model, "--output", "no/such/folder.json", status=1).stderr
+    assert "there is no folder" in call(model, "--output", "no/such/folder.json", status=2).stderr
 
 
 def test_a_plot_without_matplotlib_is_refused_before_measuring(
