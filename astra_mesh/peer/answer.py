@@ -73,6 +73,7 @@ class Surroundings:
 
     me: Callable[[Loaded], Candidate]
     candidates: FindCandidates
+    left_out: Callable[..., list[str]]  # notes on who has the model and is no candidate
     links: Callable[[], Mapping[tuple[PeerId, PeerId], LinkProfile]]
     find_link: Callable[[PeerId], Link | None]
     elsewhere: Callable[[ModelId], list[str]]  # addresses of other peers that hold a model
@@ -121,6 +122,8 @@ class Answer:
             books = [code.codebook for code in codes]
             everybody = ask.options.use is Use.ALL
             others = await self._around.candidates(loaded, *books, patient=everybody)
+            if everybody:
+                self._notes += self._around.left_out(loaded, *books)
             others = self._trusted(others)
         jobs = [self._job(loaded, code, tokens) for code in codes]
         while True:
