@@ -174,6 +174,9 @@ PAIR_TRIES: Final = 3  # wrong codes that close it; 1 in 27,000 million is right
 PAIR_CONNECTIONS: Final = 8  # of unpaired devices at once
 PAIR_EXCHANGE_S: Final = 10.0  # a whole pairing: four messages, 0.2 s of arithmetic on a slow board
 PAIR_FRAME_BYTES: Final = 1024 * KIB  # the largest message of it holds a roster
+PLACES: Final = 64  # addresses of paired devices that were typed, in all; each is dialled for ever
+PLACES_PER_DEVICE: Final = 4  # a device that moved keeps the last of them
+PLACES_BYTES: Final = 64 * KIB  # PLACES with ids and the longest host names are 24 KiB
 JOIN_KEYS: Final = 64  # open ones of one device
 JOIN_KEY_S: Final = 86_400.0  # a join key is valid for so long unless told otherwise
 

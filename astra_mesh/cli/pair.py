@@ -146,6 +146,7 @@ def _moment(seconds: int) -> str:
 async def _join(trust: Trust, code: str, at: list[str], as_json: bool) -> None:
     from astra_mesh.client.pairing_search import pair_nearby
     from astra_mesh.mesh.codes import read_secret
+    from astra_mesh.mesh.connect import show_address
 
     secret = read_secret(code)
     with err.status("looking for the other device", spinner="dots"):
@@ -155,6 +156,8 @@ async def _join(trust: Trust, code: str, at: list[str], as_json: bool) -> None:
         return
     out.print(f"Paired with {clean(paired.name)}.", markup=False)
     out.print(f"  mesh    {clean(', '.join(paired.members))}", markup=False, soft_wrap=True)
+    if at or secret.addresses:
+        hint(f"peers of this device dial {show_address(paired.address)} from now on")
 
 
 # --- the side that shows one ----------------------------------------------------------------------

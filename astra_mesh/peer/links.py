@@ -35,6 +35,7 @@ from astra_mesh.mesh.trust import Known
 from astra_mesh.peer import tasks
 from astra_mesh.peer.complaints import Complaints
 from astra_mesh.peer.config import DEFAULT_PORT, PeerConfig
+from astra_mesh.peer.meeting import watch_places
 from astra_mesh.peer.names import watch_names
 from astra_mesh.peer.places import dial_address, own_address
 from astra_mesh.peer.probing import probe
@@ -166,6 +167,8 @@ class LinkKeeper:
                 self._http, self._group = http, group
                 for host, port in self._config.peers:
                     self._membership.typed(host, port, _now())
+                args = (self._security.trust, self._config.peers, self._came, self._went)
+                tasks.start(group, "meeting places", watch_places, *args)
                 if self._config.names:
                     names = self._config.names
                     tasks.start(group, "names", watch_names, names, self._came, self._went)
