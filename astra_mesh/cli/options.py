@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, TypedDict
+from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 
@@ -13,8 +13,6 @@ from astra_mesh.errors import InputError
 
 if TYPE_CHECKING:
     from astra_mesh.client.inputs import LateName, UseName
-
-SHORT_ID: Final = 8  # hex digits of a peer's id, for people
 
 
 class Late(enum.Enum):

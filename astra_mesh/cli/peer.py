@@ -18,7 +18,8 @@ from rich.text import Text
 from astra_mesh.cli.console import clean, err, hint, out, print_json, reporting, run_async
 from astra_mesh.cli.lan import api_config as make_api_config
 from astra_mesh.cli.lan import page_addresses
-from astra_mesh.cli.options import SHORT_ID, Json, Typed
+from astra_mesh.cli.options import Json, Typed
+from astra_mesh.naming import SHORT_ID
 
 if TYPE_CHECKING:
     from astra_mesh.peer import Peer, PeerConfig

@@ -9,7 +9,8 @@ from rich.text import Text
 
 from astra_mesh.cli.ask import ALONE, opened
 from astra_mesh.cli.console import clean, hint, out, print_json, reporting, run_async
-from astra_mesh.cli.options import SHORT_ID, Connect, Json, Typed
+from astra_mesh.cli.options import Connect, Json, Typed
+from astra_mesh.naming import SHORT_ID
 
 if TYPE_CHECKING:
     from astra_mesh.wire.messages import PeerInfo

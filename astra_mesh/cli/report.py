@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from astra_mesh.cli.console import clean
+from astra_mesh.naming import Names
 
 if TYPE_CHECKING:
     from astra_mesh.wire.messages import ExpectedCost, PeerReport, Planned, Report
@@ -18,25 +19,10 @@ if TYPE_CHECKING:
 
 def report_block(planned: Planned | None, report: Report) -> RenderableType:
     """Who did what, what went over the links, and how long it took beside the prediction."""
-    names = Names(planned)
+    names = Names(planned.names if planned is not None else {})
     lines = [Text(line, style="dim") for line in report_lines(planned, report, names)]
     table = Padding(_table(report.peers, names), (0, 0, 0, 2))
     return Group(Text(_headline(report, names), style="dim"), table, *lines)
-
-
-class Names:
-    """Names of peers, with the first digits of the id where two have the same."""
-
-    def __init__(self, planned: Planned | None) -> None:
-        self._names = dict(planned.names) if planned is not None else {}
-
-    def __call__(self, peer: str) -> str:
-        """The name of a peer; the first digits of its id where the plan does not name it."""
-        name = self._names.get(peer)
-        if name is None:
-            return peer[:8]
-        twice = list(self._names.values()).count(name) > 1
-        return f"{name} ({peer[:8]})" if twice else name
 
 
 def seconds(value: float) -> str:

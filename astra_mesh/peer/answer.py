@@ -21,6 +21,7 @@ from astra_mesh.errors import InputError, MeshError, RefusedError
 from astra_mesh.families import ModelInput
 from astra_mesh.limits import LATE_REPORT_S, NEW_TOKENS, NOTES, SHUTDOWN_S
 from astra_mesh.mesh.link import Link
+from astra_mesh.naming import Names
 from astra_mesh.peer.choice import Code, choose_codes, expected_cost, made_for, stages_of
 from astra_mesh.peer.exchange import MeshExchange
 from astra_mesh.peer.inputs import inputs_of_ask, read_inputs
@@ -345,14 +346,13 @@ class Answer:
 
     def _slower(self, one: PeerReport) -> Iterator[str]:
         """Which links of a peer carried fewer bits than planned."""
-        sender = self._names.get(one.peer, one.peer[:8])
+        names = Names(self._names)
         for peer, changes in one.rates.items():
-            receiver = self._names.get(PeerId(peer), peer[:8])
             pairs = zip(changes[::2], changes[1::2], strict=True)
             bits = [f"{rate} from block {at}" for at, rate in pairs]
             yield (
-                f"degraded: {sender} sent {receiver} fewer bits per token than planned, because "
-                f"the link became slower: {', '.join(bits)}"
+                f"degraded: {names(one.peer)} sent {names(peer)} fewer bits per token than "
+                f"planned, because the link became slower: {', '.join(bits)}"
             )
 
     def _learn(self, choice: Choice, reports: Sequence[PeerReport]) -> None:
