@@ -42,6 +42,7 @@ WINDOW_MIN_BYTES: Final = 256 * KIB
 WINDOW_MAX_BYTES: Final = 1024 * MIB
 MODELS_PER_PEER: Final = 64
 CODEBOOKS_PER_MODEL: Final = 16
+NAMES_PER_MODEL: Final = 8  # of copies of one model on one peer, beside its first name
 VECTOR_BYTES: Final = 64 * KIB  # a pooled vector: hidden size 16,384 in float32
 LABELS: Final = 4_096
 

@@ -113,6 +113,9 @@ MESSAGES: dict[str, AnyMessage] = {
     "pong": m.Pong(1),
     "credit": m.Credit(8_388_608),
     "status": m.Status(models=[OFFER]),
+    "status with copies": m.Status(
+        models=[msgspec.structs.replace(OFFER, also=["words", "words-2"])]
+    ),
     "status with a measured codebook": m.Status(
         models=[msgspec.structs.replace(OFFER, codebooks=[BOOK])]
     ),

@@ -25,7 +25,7 @@ from astra_mesh.client.addresses import parse_address
 from astra_mesh.errors import BadBundleError, InputError, MeshError, UnknownModelError
 from astra_mesh.mesh.connect import TLS_NAME, Address, Secure, show_address
 from astra_mesh.peer.share import PATH, Listing, SharedFile, listing_of
-from astra_mesh.wire.messages import ModelId, PeerInfo
+from astra_mesh.wire.messages import ModelId, PeerInfo, names_of
 
 _JOURNAL: Final = ".pieces.json"
 _LISTING_BYTES: Final = limits.MIB
@@ -70,11 +70,13 @@ def holders_of(
     for peer in peers:
         address = asked if peer.self else (parse_address(peer.address)[0], peer.port)
         for offer in peer.models:
-            if address[1] and (wanted == offer.name or _is_start(wanted, offer.id)):
-                holders = found.setdefault(offer.id, (offer.name, []))[1]
+            named = wanted in names_of(offer)
+            if address[1] and (named or _is_start(wanted, offer.id)):
+                name = wanted if named else offer.name
+                holders = found.setdefault(offer.id, (name, []))[1]
                 holders.append(Holder(peer.name, address, secure))
     if not found:
-        names = sorted({offer.name for peer in peers for offer in peer.models})
+        names = sorted({one for peer in peers for offer in peer.models for one in names_of(offer)})
         raise UnknownModelError(
             f"no peer here has a model {wanted[:100]!a}; they have: {', '.join(names) or 'none'}. "
             "A repository of the hub has a slash: ORG/NAME"

@@ -23,7 +23,7 @@ from astra_mesh.web.errors import busy
 from astra_mesh.web.jsons import encode
 from astra_mesh.web.reports import Summary
 from astra_mesh.web.state import STATE, State
-from astra_mesh.wire.messages import PeerId, PeerInfo
+from astra_mesh.wire.messages import PeerId, PeerInfo, names_of
 
 PATH: Final = "/live"
 PROTOCOL: Final = "astra-mesh.live"
@@ -133,6 +133,7 @@ class Feed:
 
 def _mesh(peer: Peer) -> dict[str, Any]:
     found = peer.peer_list()
+    own = {(name, offer.id) for offer in peer.models.offers() for name in names_of(offer)}
     return {
         "type": "mesh",
         "peers": [_peer(one) for one in found],
@@ -143,7 +144,7 @@ def _mesh(peer: Peer) -> dict[str, Any]:
                 "family": one.family,
                 "tasks": [task.value for task in one.tasks],
                 "peers": list(one.peers),
-                "here": peer.models.offer(one.id) is not None,
+                "here": (one.name, one.id) in own,
                 "chat": peer.models.holds_conversations(one.id),
             }
             for one in models_of(found)

@@ -121,6 +121,12 @@ class ModelOffer(Message, frozen=True):
     loaded: bool = False
     precision: str = "fp32"  # of the products: "fp32", "bf16", "fp16" or "int8"
     divergence: float = 0.0  # of the answers from those in fp32: mean KL in nats, or 1 - cosine
+    also: list[str] = []  # names of copies that the peer has of the model
+
+
+def names_of(offer: ModelOffer) -> list[str]:
+    """All names under which a peer has a model."""
+    return [offer.name, *offer.also]
 
 
 class Device(Message, frozen=True):

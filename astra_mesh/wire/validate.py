@@ -164,6 +164,7 @@ _RULES: Final[dict[type[msgspec.Struct], dict[str, Check]]] = {
         "precision": _word,
         "tasks": _tasks,
         "codebooks": _size(limits.CODEBOOKS_PER_MODEL),
+        "also": lambda value: len(value) <= limits.NAMES_PER_MODEL and all(map(_name, value)),
     },
     m.Device: {
         "host": _line(128, empty=True),

@@ -221,4 +221,4 @@ async def test_what_did_not_come_is_tried_again_later(
         keeping.cancel()
         await asyncio.wait([keeping])
     assert tried[1] - tried[0] >= 0.5
-    assert caplog.text.count("codebooks of mine did not come: the other peer went away") == 2
+    assert caplog.text.count("codebooks of mine did not come: the other peer went away") == 1

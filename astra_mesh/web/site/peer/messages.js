@@ -65,6 +65,7 @@ const CodebookOffer = struct("CodebookOffer", {
 const ModelOffer = struct("ModelOffer", {
   id: [id], name: [name], family: [word], tasks: [list(task, 3)], codebooks: [list(CodebookOffer, limits.CODEBOOKS_PER_MODEL), []],
   timing: [maybe(Timing), null], loaded: [bool, false], precision: [word, "fp32"], divergence: [float, 0],
+  also: [list(name, limits.NAMES_PER_MODEL), []],
 });
 const Device = struct("Device", {
   host: [label], cores: [float], host_cores: [float], threads: [int], system: [label, ""], memory_bytes: [int, 0], software: [label, ""],
