@@ -121,6 +121,8 @@ RATE_LEAST_S: Final = 0.03
 RATE_CHANGES: Final = 32  # of one link in one request, then only downwards; all are reported
 LATE_REPORT_S: Final = 0.3  # then the answer does not wait for the reports of those who are late
 SHUTDOWN_S: Final = 3.0
+SEEK_S: Final = 3.0  # and so long for one that has the model to get
+SEEK_PEERS: Final = 64  # asked whom they know, to find one that has it
 DISCOVERY_WAIT_S: Final = 1.5  # an embedded peer looks this long for others before it answers alone
 
 # --- links and discovery --------------------------------------------------------------------------

@@ -303,12 +303,14 @@ async def opened(connect: str | None, typed: list[str] | None) -> AsyncIterator[
 
 async def _what_happens(mesh: Mesh, model: str) -> str:
     """Whom it asks; and who has to load the model first, which may take long."""
+    from astra_mesh.wire.messages import names_of
+
     text = f"asking {clean(mesh.peer.name)}"
     cold = [
         clean(peer.name)
         for peer in await mesh.peers()
         for offer in peer.models
-        if model in (offer.name, offer.id) and not offer.loaded
+        if model in (*names_of(offer), offer.id) and not offer.loaded
     ]
     return f"{text}; first {clean(model)} is loaded by {', '.join(cold)}" if cold else text
 

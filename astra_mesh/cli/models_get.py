@@ -75,13 +75,14 @@ async def _from_mesh(
 ) -> None:
     from astra_mesh.cli.ask import opened
     from astra_mesh.cli.progress import following
-    from astra_mesh.client.fetch import Fetch, holders_of
+    from astra_mesh.client.fetch import Fetch
     from astra_mesh.client.fetch_codebooks import CodebookFetch, bundle_here, lacking
     from astra_mesh.client.finding import own_way
+    from astra_mesh.client.holders import seek
 
     async with opened(connect, typed) as mesh:
         secure, peers = await asyncio.to_thread(own_way), await mesh.peers()
-        holders = holders_of(model, peers, mesh.peer_address, secure)
+        holders = await seek(model, mesh, secure)
         here = None if name else await asyncio.to_thread(bundle_here, holders.model)
         fetch = Fetch(holders, name)
         if here is not None:

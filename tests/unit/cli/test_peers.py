@@ -7,7 +7,7 @@ from msgspec.structs import replace
 from rich.console import Console
 
 from astra_mesh.cli.peers import peer_table
-from astra_mesh.client.fetch import holders_of
+from astra_mesh.client.holders import holders_of
 from astra_mesh.errors import UnknownModelError
 from astra_mesh.wire.messages import (
     Device,
