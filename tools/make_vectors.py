@@ -113,6 +113,10 @@ MESSAGES: dict[str, AnyMessage] = {
     "pong": m.Pong(1),
     "credit": m.Credit(8_388_608),
     "status": m.Status(models=[OFFER]),
+    "status with links": m.Status(
+        models=[],
+        links=[m.LinkInfo(peer=B, round_trip_s=0.002, send_bps=9.4e7), m.LinkInfo(peer=A)],
+    ),
     "status with copies": m.Status(
         models=[msgspec.structs.replace(OFFER, also=["words", "words-2"])]
     ),

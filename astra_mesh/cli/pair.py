@@ -212,6 +212,10 @@ def _print_code(code: str, addresses: list[str], as_json: bool) -> None:
     out.file.write(drawing.getvalue())
     out.print(Text(f"  {code}", style="bold"))
     out.print(f"  on the other device:  astra-mesh pair {code}", style="dim")
+    if addresses:
+        out.print(
+            f"  if it finds nobody:   astra-mesh pair {code} --at {addresses[0]}", style="dim"
+        )
     out.print(f"  valid for {limits.PAIR_CODE_S / 60:g} minutes; Ctrl-C closes it", style="dim")
 
 

@@ -8,7 +8,7 @@ from astra_mesh import limits
 from astra_mesh.mesh.connect import show_address
 from astra_mesh.mesh.link import Link
 from astra_mesh.peer.places import TAB, dial_address
-from astra_mesh.wire.messages import Hello, ModelId, PeerInfo
+from astra_mesh.wire.messages import Hello, LinkInfo, ModelId, PeerInfo
 
 if TYPE_CHECKING:
     from astra_mesh.peer.peer import Peer
@@ -38,6 +38,14 @@ def elsewhere(peer: Peer, model: ModelId) -> list[str]:
     return holders[: limits.CLIENT_PLACES]
 
 
+def own_links(peer: Peer) -> list[LinkInfo]:
+    """The links of the peer itself, as they are now."""
+    return [
+        LinkInfo(peer=hello.peer, round_trip_s=link.round_trip_s, send_bps=link.send_bps)
+        for link, hello in _linked(peer)
+    ]
+
+
 def _linked(peer: Peer) -> list[tuple[Link, Hello]]:
     found = [(peer.link(other), hello) for other, hello in peer.others().items()]
     return [(link, hello) for link, hello in found if link is not None and hello.device is not None]
@@ -57,6 +65,7 @@ def _info(peer: Peer, link: Link, hello: Hello) -> PeerInfo:
         receive_bps=link.receive_bps,
         port=hello.port,
         via=hello.via,
+        links=peer.figures.of(hello.peer),
     )
 
 

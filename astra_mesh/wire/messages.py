@@ -159,10 +159,20 @@ class Hello(Message, frozen=True):
     via: PeerId = PeerId("")  # of a browser tab: the peer that relays for it; "" for all others
 
 
+class LinkInfo(Message, frozen=True):
+    """A link of the sender, as it measured it."""
+
+    peer: PeerId  # at the other end
+    round_trip_s: float | None = None
+    send_bps: float | None = None  # bits per second towards that peer
+
+
 class Status(Message, frozen=True):
-    """Replaces ``models`` of the hello (a model was added, loaded or measured)."""
+    """Replaces ``models`` of the hello (a model was added, loaded or measured), and what the sender
+    told of its links."""
 
     models: list[ModelOffer]
+    links: list[LinkInfo] = []  # to other peers
 
 
 class LinkRefused(Message, frozen=True):
@@ -510,6 +520,7 @@ class PeerInfo(Message, frozen=True):
     receive_bps: float | None = None
     port: int = 0  # where it listens, 0 if it does not tell
     via: PeerId = PeerId("")  # of a browser tab: the peer that relays for it; "" for all others
+    links: list[LinkInfo] = []  # of its own, as it told
 
 
 class Peers(Message, frozen=True):

@@ -143,6 +143,7 @@ _word = _line(32)
 _word_or_empty = _line(32, empty=True)
 _sentence = _text(limits.REASON_CHARS)
 _models = _size(limits.MODELS_PER_PEER)
+_links = _size(limits.LINKS_TOLD)
 _port = _below(65_536)
 _tasks = _size(len(m.Task))
 _rates = _size(limits.STAGES)
@@ -180,7 +181,8 @@ _RULES: Final[dict[type[msgspec.Struct], dict[str, Check]]] = {
         "port": _port,
         "via": _is_id_or_empty,
     },
-    m.Status: {"models": _models},
+    m.LinkInfo: {"peer": _is_id},
+    m.Status: {"models": _models, "links": _links},
     m.LinkRefused: {"text": _sentence},
     m.Goodbye: {"text": _sentence},
     m.Ping: {"padding": _size(limits.PING_PADDING_BYTES)},
@@ -278,6 +280,7 @@ _RULES: Final[dict[type[msgspec.Struct], dict[str, Check]]] = {
         "models": _models,
         "port": _port,
         "via": _is_id_or_empty,
+        "links": _links,
     },
     m.Peers: {"peers": _size(limits.LINKS)},
     m.Event: {

@@ -24,6 +24,7 @@ export const WINDOW_MAX_BYTES = 1024 * MIB;
 export const MODELS_PER_PEER = 64;
 export const CODEBOOKS_PER_MODEL = 16;
 export const NAMES_PER_MODEL = 8;
+export const LINKS_TOLD = 64;
 export const VECTOR_BYTES = 64 * KIB;
 
 // --- requests

@@ -67,6 +67,7 @@ const ModelOffer = struct("ModelOffer", {
   timing: [maybe(Timing), null], loaded: [bool, false], precision: [word, "fp32"], divergence: [float, 0],
   also: [list(name, limits.NAMES_PER_MODEL), []],
 });
+const LinkInfo = struct("LinkInfo", { peer: [id], round_trip_s: [maybe(float), null], send_bps: [maybe(float), null] });
 const Device = struct("Device", {
   host: [label], cores: [float], host_cores: [float], threads: [int], system: [label, ""], memory_bytes: [int, 0], software: [label, ""],
 });
@@ -118,7 +119,9 @@ const TYPES = {
   3: [struct("Ping", { number: [int], padding: [sized(limits.PING_PADDING_BYTES), EMPTY] }, positional), limits.PING_PADDING_BYTES + 64],
   4: [struct("Pong", { number: [int] }, positional), 64],
   5: [struct("Credit", { size: [such(int, between(1, limits.WINDOW_MAX_BYTES))] }, positional), 64],
-  6: [struct("Status", { models: [list(ModelOffer, limits.MODELS_PER_PEER)] }), limits.CONTROL_FRAME_BYTES],
+  6: [struct("Status", {
+    models: [list(ModelOffer, limits.MODELS_PER_PEER)], links: [list(LinkInfo, limits.LINKS_TOLD), []],
+  }), limits.CONTROL_FRAME_BYTES],
   7: [struct("Throughput", { bps: [such(float, (value) => value > 0)] }, positional), 64],
   8: [struct("Roster", {
     mesh: [such(bytes, (value) => value.length === limits.MESH_ID_BYTES)], entries: [list(RosterEntry, limits.ROSTER_ENTRIES)],
