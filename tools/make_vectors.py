@@ -52,6 +52,7 @@ PEER_REPORT = m.PeerReport(
     wait_s=0.5,
     finished_s=0.75,
     sent_bytes={B: 48},
+    precision="int8",
 )
 REPORT = m.Report(
     plan=PLAN,

@@ -66,6 +66,8 @@ def report_lines(planned: Planned | None, report: Report, names: Names) -> Itera
         yield f"{report.bits_per_token:g} bits per token and block ({report.plan.codec})"
         yield f"sent: {links_line(report, names) or 'nothing'}"
         yield f"expected cost: {cost_line(report.expected)}"
+    if line := precision_line(report, names):
+        yield line
     times = f"predicted {seconds(report.predicted_s)}, took {seconds(report.actual_s)}"
     if planned is not None and len(report.plan.shards) > 1:
         times += f"; one device predicted {seconds(planned.solo_s)}"
@@ -80,6 +82,17 @@ def report_lines(planned: Planned | None, report: Report, names: Names) -> Itera
         yield f"plan: {planned.reason}"
     for note in report.notes:
         yield f"note: {note}"
+
+
+def precision_line(report: Report, names: Names) -> str:
+    """In which number formats the peers computed; "" where that was fp32 on all."""
+    found = {one.peer: one.precision for one in report.peers if one.precision}
+    if set(found.values()) <= {"fp32"}:
+        return ""
+    if len(set(found.values())) == 1:
+        return f"computed in {clean(next(iter(found.values())))}"
+    each = [f"{clean(precision)} on {names(peer)}" for peer, precision in found.items()]
+    return f"computed in {', '.join(each)}"
 
 
 def cost_line(expected: ExpectedCost | None) -> str:

@@ -270,7 +270,7 @@ class Answer:
             actual = time.perf_counter() - self._began
         total = time.perf_counter() - self._began
         await self._check(loaded, pipeline.run, participants.exchange)
-        peers = await self._reports(choice, pipeline, participants, steps)
+        peers = await self._reports(choice, loaded, pipeline, participants, steps)
         report = Report(
             plan=choice.plan,
             predicted_s=choice.prediction.total_s,
@@ -321,12 +321,18 @@ class Answer:
             raise LostDuringPrefillError(peer, MeshError(wrong))
 
     async def _reports(
-        self, choice: Choice, pipeline: Pipeline, participants: Participants, steps: int
+        self,
+        choice: Choice,
+        loaded: Loaded,
+        pipeline: Pipeline,
+        participants: Participants,
+        steps: int,
     ) -> list[PeerReport]:
         """What each peer did, in the order of the plan."""
         run, plan = pipeline.run, choice.plan
-        tokens = run.stop - run.start
-        own = report_of(plan.answering, participants.exchange, pipeline.spent, tokens, steps)
+        tokens, precision = run.stop - run.start, loaded.chosen.precision
+        exchange, spent = participants.exchange, pipeline.spent
+        own = report_of(plan.answering, exchange, spent, tokens, precision, steps)
         wait_s = LATE_REPORT_S if participants.exchange.late_parts else SHUTDOWN_S
         others, missing = await participants.reports(wait_s)
         if missing:

@@ -83,6 +83,7 @@ def _of_peer(one: PeerReport, names: Names) -> dict[str, Any]:
     return {
         "peer": names(one.peer),
         "tokens": one.tokens,
+        "precision": one.precision,
         "compute_s": one.compute_s,
         "encode_s": one.encode_s,
         "decode_s": one.decode_s,

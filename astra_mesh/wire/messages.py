@@ -374,6 +374,7 @@ class PeerReport(Message, frozen=True):
     # By receiving peer, where the rate was not the plan's: a block, the bits per token from it on,
     # the next block, and so on.
     rates: dict[str, list[int]] = {}
+    precision: str = ""  # of its products, as in :class:`ModelOffer`; "": it does not tell
 
 
 class Done(Message, frozen=True):

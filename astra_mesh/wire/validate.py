@@ -230,6 +230,7 @@ _RULES: Final[dict[type[msgspec.Struct], dict[str, Check]]] = {
         "decode_steps": _between(0, limits.NEW_TOKENS),
         "late_parts": _between(0, limits.BLOCKS * limits.PEERS_PER_PLAN),
         "rates": _rate_changes,
+        "precision": _word_or_empty,
     },
     m.Cancel: {"text": _sentence},
     m.Fail: {"code": _word, "text": _sentence},

@@ -17,7 +17,8 @@ def test_peers_of_one_name_keep_their_own_figures() -> None:
     one, *others = report(peers, 0).peers
     sent = {B: 10, C: 20}
     rates = {B: [1, 16], C: [2, 8]}
-    told = replace(report(peers, 0), peers=[replace(one, sent_bytes=sent, rates=rates), *others])
+    first = replace(one, sent_bytes=sent, rates=rates, precision="int8")
+    told = replace(report(peers, 0), peers=[first, *others])
     names = {A: "kitchen", B: "tab", C: "tab"}
     about = Summary(9, 0, planned(peers, names), told, 0.1).mesh
     assert about["peers"][0]["sent_bytes"] == {"tab (bbbbbbbb)": 10, "tab (cccccccc)": 20}
@@ -26,6 +27,7 @@ def test_peers_of_one_name_keep_their_own_figures() -> None:
     assert [entry["peer"] for entry in about["peers"]] == every
     assert [entry["peer"] for entry in about["plan"]["shards"]] == every
     assert about["plan"]["answering"] == every[-1]
+    assert [entry["precision"] for entry in about["peers"]] == ["int8", "", ""]
     assert plan(peers).answering == C
 
 

@@ -96,6 +96,7 @@ const PeerReport = struct("PeerReport", {
   peer: [id], tokens: [position], compute_s: [float], encode_s: [float], decode_s: [float], wait_s: [float], finished_s: [float],
   sent_bytes: [table(int, isId, limits.PEERS_PER_PLAN), {}], decode_steps: [such(int, between(0, limits.NEW_TOKENS)), 0],
   late_parts: [such(int, between(0, limits.BLOCKS * limits.PEERS_PER_PLAN)), 0], rates: [table(rateChanges, isId, limits.PEERS_PER_PLAN), {}],
+  precision: [wordOrEmpty, ""],
 });
 
 /** Groups of four: microseconds, mark, block, part. */
