@@ -160,7 +160,7 @@ def test_what_is_no_model_is_told_from_what_is_not_there(source: Path, tmp_path:
         photo: (2, "photo.jpg' is no model: give a folder with config.json"),
         source / "model.safetensors": (2, f"is one file of a model: give its folder, {source}"),
         tmp_path / "no.gguf": (1, "does not begin with the word GGUF"),
-        tmp_path: (1, "config.json"),
+        tmp_path: (1, "holds no model: it has no config.json"),
     }
     for path, (expected, text) in cases.items():
         status, about = add(str(path))
