@@ -116,7 +116,10 @@ MESSAGES: dict[str, AnyMessage] = {
     "status": m.Status(models=[OFFER]),
     "status with links": m.Status(
         models=[],
-        links=[m.LinkInfo(peer=B, round_trip_s=0.002, send_bps=9.4e7), m.LinkInfo(peer=A)],
+        links=[
+            m.LinkInfo(peer=B, round_trip_s=0.002, send_bps=9.4e7, host="192.0.2.7", port=7475),
+            m.LinkInfo(peer=A),
+        ],
     ),
     "status with copies": m.Status(
         models=[msgspec.structs.replace(OFFER, also=["words", "words-2"])]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from typing import Final
 
@@ -30,11 +29,3 @@ def parse_address(text: str) -> Address:
             f"{text[:100]!a} is no address of a peer: use HOST, HOST:PORT or [IPv6]:PORT"
         )
     return match["ipv6"] or match["host"] or match["bare"], port
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host is the machine itself."""
-    try:
-        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
-    except ValueError:
-        return host == "localhost"

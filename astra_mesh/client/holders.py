@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from astra_mesh import limits
-from astra_mesh.client.addresses import is_loopback, parse_address
+from astra_mesh.client.addresses import parse_address
 from astra_mesh.errors import InputError, MeshError, UnknownModelError
 from astra_mesh.mesh.connect import Address, Secure
+from astra_mesh.mesh.interfaces import is_loopback
 from astra_mesh.mesh.timings import Timings
 from astra_mesh.wire.messages import ModelId, PeerId, PeerInfo, names_of
 

@@ -10,11 +10,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from astra_mesh import limits
-from astra_mesh.client.addresses import is_loopback, parse_address
+from astra_mesh.client.addresses import parse_address
 from astra_mesh.client.finding import Target, open_line
 from astra_mesh.client.line import Conversation, Line, new_request
 from astra_mesh.errors import AstraMeshError, InputError, MeshError, PeerLostError
 from astra_mesh.mesh.connect import show_address
+from astra_mesh.mesh.interfaces import is_loopback
 from astra_mesh.wire.codec import sanitise
 from astra_mesh.wire.messages import ListPeers, Peers, Planned
 

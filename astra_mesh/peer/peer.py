@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from astra_mesh import limits
 from astra_mesh.engine.compute import ComputeThread
 from astra_mesh.errors import MeshError, NoPeerError, PeerLostError, ProtocolError
+from astra_mesh.mesh.connect import Address
 from astra_mesh.mesh.identity import load_identity
 from astra_mesh.mesh.link import Link
 from astra_mesh.mesh.trust import Trust
@@ -308,7 +309,9 @@ class Peer:
             known_hello = self._hellos.get(hello.peer)
             if known_hello is not None:
                 self._hellos[hello.peer] = replace(known_hello, models=message.models)
-                self.figures.take(hello.peer, message.links)
+                place = view.place(self, link, known_hello)
+                self.figures.take(hello.peer, message.links, place[0] if place else "")
+                self._follow_figures()
                 self.note_change()
         elif isinstance(message, ListPeers):
             send_if_open(link, Peers(request=message.request, peers=self.peer_list()))
@@ -334,6 +337,7 @@ class Peer:
         if last:
             self._hellos.pop(hello.peer, None)
             self.figures.forget(hello.peer)
+            self._follow_figures()
             why = error.message if error is not None else "it said goodbye"
             level = logging.WARNING if isinstance(error, ProtocolError) else logging.INFO
             log.log(level, "%s (%s) is gone: %s", name, hello.peer[:8], why)
@@ -341,6 +345,10 @@ class Peer:
                 self.tell("peer-left", hello.peer, hello.name, why)
             self._away.discard(hello.peer)
         self.note_change()
+
+    def _follow_figures(self) -> None:
+        if self._links is not None:
+            self._links.hear(self.figures.places())
 
     def _on_silence(self, link: Link) -> None:
         """Nothing is heard of a peer: it is listed and planned with no more until it is back."""
@@ -379,9 +387,9 @@ class Peer:
         """Addresses of other peers that hold a model and answer for it."""
         return view.elsewhere(self, model)
 
-    def announced(self, peer: PeerId) -> str:
-        """Where a peer said that it can be dialled; empty if it did not."""
-        return self._links.place(peer) if self._links is not None else ""
+    def announced(self, peer: PeerId) -> Address | None:
+        """Where a peer said that it can be dialled; None if it did not."""
+        return self._links.place(peer) if self._links is not None else None
 
     def peer_list(self) -> list[PeerInfo]:
         """The mesh as this peer sees it, itself first."""

@@ -165,6 +165,8 @@ class LinkInfo(Message, frozen=True):
     peer: PeerId  # at the other end
     round_trip_s: float | None = None
     send_bps: float | None = None  # bits per second towards that peer
+    host: str = ""  # where it can be dialled, as the sender reaches it; "": nowhere
+    port: int = 0
 
 
 class Status(Message, frozen=True):

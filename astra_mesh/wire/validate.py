@@ -181,7 +181,7 @@ _RULES: Final[dict[type[msgspec.Struct], dict[str, Check]]] = {
         "port": _port,
         "via": _is_id_or_empty,
     },
-    m.LinkInfo: {"peer": _is_id},
+    m.LinkInfo: {"peer": _is_id, "host": _line(limits.HOST_CHARS, empty=True), "port": _port},
     m.Status: {"models": _models, "links": _links},
     m.LinkRefused: {"text": _sentence},
     m.Goodbye: {"text": _sentence},

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from astra_mesh import limits
 from astra_mesh.client import checks, reach
 from astra_mesh.client.pairing_search import pair_nearby
 from astra_mesh.mesh.codes import new_code, read_secret
@@ -36,7 +38,7 @@ async def pair(host: Peer, guest: Peer) -> None:
     secret = read_secret(new_code())
     assert host.trust is not None
     assert guest.trust is not None
-    Invitations(host.trust.folder).open_window(secret)
+    await asyncio.to_thread(Invitations(host.trust.folder).open_window, secret)
     await pair_nearby(guest.trust, secret, [f"127.0.0.1:{host.port}"])
 
 
@@ -65,6 +67,22 @@ async def test_they_link_at_once_and_after_each_restart(tmp_path: Path) -> None:
                 await until(lambda: linked(again, guest))
 
 
+async def test_those_that_paired_with_one_device_link_with_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "LINKS_TELL_S", 0.1)
+    async with device(tmp_path, "host") as host, device(tmp_path, "one") as one:
+        async with device(tmp_path, "other") as other:
+            await pair(host, one)
+            await pair(host, other)
+            await until(lambda: linked(host, one, other))
+        await until(lambda: linked(host, one))
+        assert one._links is not None
+        assert host._links is not None
+        entries = one._links._membership._entries
+        await until(lambda: list(entries) == [f"127.0.0.1:{host.port}"])  # it left
+
+
 async def test_whoever_is_shut_out_is_dialled_no_more(tmp_path: Path) -> None:
     async with device(tmp_path, "host") as host, device(tmp_path, "guest") as guest:
         await pair(host, guest)
@@ -72,8 +90,10 @@ async def test_whoever_is_shut_out_is_dialled_no_more(tmp_path: Path) -> None:
         assert guest.trust is not None
         assert host.trust is not None
         other = host.trust.device.id
-        assert MeetingPlaces(guest.trust.folder).of([other]) == [("127.0.0.1", host.port)]
-        guest.trust.change(lambda book: book.shut_out(other) is None)
+        places = MeetingPlaces(guest.trust.folder)
+        kept = await asyncio.to_thread(places.of, [other])
+        assert kept == [("127.0.0.1", host.port)]
+        await asyncio.to_thread(guest.trust.change, lambda book: book.shut_out(other) is None)
         assert guest._links is not None
         entries = guest._links._membership._entries
         await until(lambda: not entries)
@@ -89,7 +109,8 @@ async def test_a_typed_address_stays_when_the_kept_one_goes(tmp_path: Path) -> N
             assert guest._links is not None
             entries = guest._links._membership._entries
             host_id = next(key for key in guest.trust.members() if key != guest.trust.device.id)
-            MeetingPlaces(guest.trust.folder).keep(host_id, ("127.0.0.1", 1))
+            places = MeetingPlaces(guest.trust.folder)
+            await asyncio.to_thread(places.keep, host_id, ("127.0.0.1", 1))
             await until(lambda: set(entries) == {f"127.0.0.1:{host.port}", "127.0.0.1:1"})
             (guest.trust.folder / FILE_NAME).unlink()
             await until(lambda: set(entries) == {f"127.0.0.1:{host.port}"})

@@ -95,8 +95,10 @@ async def test_a_model_comes_from_all_that_hold_it(models: Path, words: Bundle) 
     same_files(bundle.path, models / "words")
 
 
-async def test_a_model_is_found_where_the_asked_peer_has_no_link(models: Path) -> None:
-    """Where multicast is dropped, peers know only those whose address was typed."""
+async def test_a_model_is_found_where_the_asked_peer_has_no_link(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "LINKS_TELL_S", 600.0)  # else they soon had one
 
     def peer(name: str, offered: tuple[str, ...], *others: Peer) -> Peer:
         places = tuple(("127.0.0.1", other.port) for other in others)

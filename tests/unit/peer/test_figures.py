@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from astra_mesh import limits
 from astra_mesh.peer.figures import LinkFigures
@@ -58,3 +59,22 @@ def test_what_a_peer_tells_replaces_what_it_told() -> None:
     figures.forget(B)
     figures.forget(B)
     assert figures.of(B) == []
+
+
+def test_where_others_can_be_dialled() -> None:
+    figures = LinkFigures()
+    told = [replace(info(A), host="192.0.2.7", port=7000), info(C)]
+    figures.take(B, told)
+    assert figures.places() == {A: ("192.0.2.7", 7000)}
+    assert figures.of(B) == [info(A), info(C)]  # clients need not know
+    figures.take(B, [replace(info(A), host="127.0.0.1", port=7000)], "192.0.2.9")
+    assert figures.places() == {A: ("192.0.2.9", 7000)}  # on the machine of B
+    figures.forget(B)
+    assert figures.places() == {}
+
+
+def test_a_peer_that_moved_is_news() -> None:
+    figures = LinkFigures()
+    figures.renew([replace(info(A), host="192.0.2.7", port=7000)])
+    assert not figures.renew([replace(info(A), host="192.0.2.7", port=7000)])
+    assert figures.renew([replace(info(A), host="192.0.2.8", port=7000)])

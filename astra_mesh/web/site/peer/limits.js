@@ -25,6 +25,7 @@ export const MODELS_PER_PEER = 64;
 export const CODEBOOKS_PER_MODEL = 16;
 export const NAMES_PER_MODEL = 8;
 export const LINKS_TOLD = 64;
+export const HOST_CHARS = 255;
 export const VECTOR_BYTES = 64 * KIB;
 
 // --- requests

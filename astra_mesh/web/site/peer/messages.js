@@ -67,7 +67,9 @@ const ModelOffer = struct("ModelOffer", {
   timing: [maybe(Timing), null], loaded: [bool, false], precision: [word, "fp32"], divergence: [float, 0],
   also: [list(name, limits.NAMES_PER_MODEL), []],
 });
-const LinkInfo = struct("LinkInfo", { peer: [id], round_trip_s: [maybe(float), null], send_bps: [maybe(float), null] });
+const LinkInfo = struct("LinkInfo", {
+  peer: [id], round_trip_s: [maybe(float), null], send_bps: [maybe(float), null], host: [such(text, line(limits.HOST_CHARS, { empty: true })), ""], port: [such(int, below(65_536)), 0],
+});
 const Device = struct("Device", {
   host: [label], cores: [float], host_cores: [float], threads: [int], system: [label, ""], memory_bytes: [int, 0], software: [label, ""],
 });
