@@ -118,6 +118,8 @@ class _Walk:
             raise self._bad(f"its tensor {name!a} has {count} dimensions")
         shape = [self._whole(8) for _ in range(count)]
         kind, offset = self._whole(4), self._whole(8)
+        if 0 in shape:
+            raise self._bad(f"its tensor {name!a} is empty")
         if kind not in self._blocks:
             raise UnsupportedModelError(
                 f"{self._path.name}: its tensor {name!a} is of kind {kind}, which the installed "

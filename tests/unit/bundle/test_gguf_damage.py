@@ -62,8 +62,8 @@ BYTES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "first version": (lambda data: data[:4] + u32(1) + data[8:], "of version 1; astra-mesh reads"),
     "next version": (lambda data: data[:4] + u32(9) + data[8:], "of version 9; astra-mesh reads"),
     "big-endian": (lambda data: data[:4] + u32(3)[::-1] + data[8:], "big-endian machines"),
-    "many values": (lambda data: data[:16] + u64(2**60) + data[24:], "the unknown kind"),
-    "many tensors": (lambda data: data[:8] + u64(2**60) + data[16:], "dimensions"),
+    "many values": (lambda data: data[:16] + u64(2**60) + data[24:], "broken.gguf"),
+    "many tensors": (lambda data: data[:8] + u64(2**60) + data[16:], "broken.gguf"),
     "long list": (lambda data: after(data, TOKENS, 8, u64(2**60)), "do not hold its metadata"),
     "long numbers": (
         lambda data: after(data, "tokenizer.ggml.token_type", 8, u64(2**60)),
@@ -73,6 +73,7 @@ BYTES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "kind of tensor": (lambda data: after(data, ALONE, 20, u32(999)), "of kind 999, which"),
     "blocks": (lambda data: after(data, ALONE, 20, u32(14)), "rows of 64 weights"),
     "dimensions": (lambda data: after(data, ALONE, 0, u32(9)), "has 9 dimensions"),
+    "no rows": (lambda data: after(data, ALONE, 12, u64(0)), "token_embd.weight' is empty"),
     "offset": (lambda data: after(data, ALONE, 24, u64(2**40)), "would end at byte"),
     "heads": (
         lambda data: after(data, "llama.attention.head_count", 4, u32(0)),
