@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from astra_mesh.wire.messages import PeerId
 
 SHORT_ID: Final = 8  # hex digits of a peer's id, for people
 
@@ -16,8 +19,8 @@ class Names:
         names: By id.
     """
 
-    def __init__(self, names: Mapping[str, str]) -> None:
-        self._names = dict(names)
+    def __init__(self, names: Mapping[str, str] | Mapping[PeerId, str]) -> None:
+        self._names = {str(peer): name for peer, name in names.items()}
         self._counts = Counter(self._names.values())
 
     def __call__(self, peer: str) -> str:

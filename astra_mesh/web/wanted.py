@@ -116,7 +116,7 @@ def _range(kind: inspect.IntType | inspect.FloatType) -> str:
 def _number(value: float | None) -> str:
     if value is None:
         return ""
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return str(int(value)) if value == int(value) else f"{value:g}"
 
 
 def _length(kind: inspect.StrType | inspect.ListType, what: str) -> str:

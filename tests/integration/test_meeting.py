@@ -15,6 +15,7 @@ from astra_mesh.mesh.codes import new_code, read_secret
 from astra_mesh.mesh.connect import Address
 from astra_mesh.mesh.invitations import Invitations
 from astra_mesh.mesh.meeting import FILE_NAME, MeetingPlaces
+from astra_mesh.mesh.roster import RosterBook
 from astra_mesh.mesh.trust import ENVIRONMENT
 from astra_mesh.peer import Peer, PeerConfig
 from tests.integration.mesh_fixtures import until
@@ -47,7 +48,7 @@ def linked(*peers: Peer) -> bool:
 
 
 async def nobody() -> AsyncIterator[Address]:
-    for address in ():
+    for address in list[Address]():
         yield address
 
 
@@ -93,7 +94,12 @@ async def test_whoever_is_shut_out_is_dialled_no_more(tmp_path: Path) -> None:
         places = MeetingPlaces(guest.trust.folder)
         kept = await asyncio.to_thread(places.of, [other])
         assert kept == [("127.0.0.1", host.port)]
-        await asyncio.to_thread(guest.trust.change, lambda book: book.shut_out(other) is None)
+
+        def decide(book: RosterBook) -> bool:
+            book.shut_out(other)
+            return True
+
+        await asyncio.to_thread(guest.trust.change, decide)
         assert guest._links is not None
         entries = guest._links._membership._entries
         await until(lambda: not entries)

@@ -84,7 +84,7 @@ async def test_where_nobody_is_found_the_page_names_its_own_field(
     devices: list[Device], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def nobody() -> AsyncIterator[Any]:
-        for address in ():
+        for address in list[Any]():
             yield address
 
     monkeypatch.setattr(pairing_search, "search", nobody)

@@ -19,7 +19,7 @@ def test_peers_of_one_name_keep_their_own_figures() -> None:
     rates = {B: [1, 16], C: [2, 8]}
     first = replace(one, sent_bytes=sent, rates=rates, precision="int8")
     told = replace(report(peers, 0), peers=[first, *others])
-    names = {A: "kitchen", B: "tab", C: "tab"}
+    names: dict[str, str] = {A: "kitchen", B: "tab", C: "tab"}
     about = Summary(9, 0, planned(peers, names), told, 0.1).mesh
     assert about["peers"][0]["sent_bytes"] == {"tab (bbbbbbbb)": 10, "tab (cccccccc)": 20}
     assert about["peers"][0]["rates"] == {"tab (bbbbbbbb)": [1, 16], "tab (cccccccc)": [2, 8]}
