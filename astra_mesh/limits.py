@@ -42,6 +42,10 @@ WINDOW_MIN_BYTES: Final = 256 * KIB
 WINDOW_MAX_BYTES: Final = 1024 * MIB
 MODELS_PER_PEER: Final = 64
 CODEBOOKS_PER_MODEL: Final = 16
+LINKS_TOLD: Final = 64  # of its links that a peer tells others of: about 110 bytes each
+HOST_CHARS: Final = 255  # a name of the DNS has 253 at most, an IPv6 address with a scope fewer
+LINKS_TELL_S: Final = 5.0  # between two looks whether they changed by a quarter
+NAMES_PER_MODEL: Final = 8  # of copies of one model on one peer, beside its first name
 VECTOR_BYTES: Final = 64 * KIB  # a pooled vector: hidden size 16,384 in float32
 LABELS: Final = 4_096
 
@@ -120,6 +124,8 @@ RATE_LEAST_S: Final = 0.03
 RATE_CHANGES: Final = 32  # of one link in one request, then only downwards; all are reported
 LATE_REPORT_S: Final = 0.3  # then the answer does not wait for the reports of those who are late
 SHUTDOWN_S: Final = 3.0
+SEEK_S: Final = 3.0  # and so long for one that has the model to get
+SEEK_PEERS: Final = 64  # asked whom they know, to find one that has it
 DISCOVERY_WAIT_S: Final = 1.5  # an embedded peer looks this long for others before it answers alone
 
 # --- links and discovery --------------------------------------------------------------------------
@@ -174,6 +180,9 @@ PAIR_TRIES: Final = 3  # wrong codes that close it; 1 in 27,000 million is right
 PAIR_CONNECTIONS: Final = 8  # of unpaired devices at once
 PAIR_EXCHANGE_S: Final = 10.0  # a whole pairing: four messages, 0.2 s of arithmetic on a slow board
 PAIR_FRAME_BYTES: Final = 1024 * KIB  # the largest message of it holds a roster
+PLACES: Final = 64  # addresses of paired devices that were typed, in all; each is dialled for ever
+PLACES_PER_DEVICE: Final = 4  # a device that moved keeps the last of them
+PLACES_BYTES: Final = 64 * KIB  # PLACES with ids and the longest host names are 24 KiB
 JOIN_KEYS: Final = 64  # open ones of one device
 JOIN_KEY_S: Final = 86_400.0  # a join key is valid for so long unless told otherwise
 

@@ -52,6 +52,7 @@ PEER_REPORT = m.PeerReport(
     wait_s=0.5,
     finished_s=0.75,
     sent_bytes={B: 48},
+    precision="int8",
 )
 REPORT = m.Report(
     plan=PLAN,
@@ -113,6 +114,16 @@ MESSAGES: dict[str, AnyMessage] = {
     "pong": m.Pong(1),
     "credit": m.Credit(8_388_608),
     "status": m.Status(models=[OFFER]),
+    "status with links": m.Status(
+        models=[],
+        links=[
+            m.LinkInfo(peer=B, round_trip_s=0.002, send_bps=9.4e7, host="192.0.2.7", port=7475),
+            m.LinkInfo(peer=A),
+        ],
+    ),
+    "status with copies": m.Status(
+        models=[msgspec.structs.replace(OFFER, also=["words", "words-2"])]
+    ),
     "status with a measured codebook": m.Status(
         models=[msgspec.structs.replace(OFFER, codebooks=[BOOK])]
     ),

@@ -8,6 +8,7 @@ other.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -17,35 +18,19 @@ import torch
 
 from astra_mesh import limits
 from astra_mesh.bundle.configs import bad_file, save_json
+from astra_mesh.bundle.gguf_check import AGAIN, check_whole
+from astra_mesh.bundle.gguf_names import FREQUENCIES, check_tensors, new_name
 from astra_mesh.bundle.tensors import save_tensors
 from astra_mesh.bundle.weights import INDEX, SINGLE
-from astra_mesh.errors import AstraMeshError, InputError, UnsupportedModelError
+from astra_mesh.errors import AstraMeshError, BadBundleError, InputError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
 
-SUFFIX: Final = ".gguf"
 _KINDS: Final = ("llama", "qwen2", "qwen3")  # architecture, and model_type of the config
-_NAMES: Final = {
-    "token_embd": "model.embed_tokens",
-    "output_norm": "model.norm",
-    "output": "lm_head",
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
 _ROTATED: Final = {"attn_q": "num_attention_heads", "attn_k": "num_key_value_heads"}
 # Number formats that stay; all others are codes of at most 8 bits, and float16 is finer.
 _KEPT: Final = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_FREQUENCIES: Final = "rope_freqs.weight"
 _LLAMA3: Final = {
     "rope_type": "llama3",
     "low_freq_factor": 1.0,
@@ -59,12 +44,12 @@ class GgufFile:
 
     Raises:
         InputError: the package ``gguf`` is not installed.
-        BadBundleError: the file cannot be read.
-        UnsupportedModelError: it holds a model of another kind.
+        BadBundleError: the file is damaged, or its tensors are not those that its metadata say.
+        UnsupportedModelError: it holds a model of another kind, or in another form.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path = path = path.absolute()  # messages name its folder
         self._reader = _open(path)
         self.fields = _fields(self._reader, path)
         self.kind = str(self.fields.get("general.architecture", ""))
@@ -75,6 +60,9 @@ class GgufFile:
             )
         self._tensors = {one.name: one for one in self._reader.tensors}
         self.config = self._config()
+        shapes = {name: tuple(map(int, reversed(one.shape))) for name, one in self._tensors.items()}
+        check_tensors(path, shapes, self.config)
+        self._check_runs()
 
     @property
     def size_bytes(self) -> int:
@@ -107,9 +95,9 @@ class GgufFile:
     def _converted(self) -> Iterator[tuple[str, torch.Tensor]]:
         """The tensors with their new names, one at a time."""
         for old, tensor in self._tensors.items():
-            if old == _FREQUENCIES:
+            if old == FREQUENCIES:
                 continue
-            name, part = _new_name(self.path, old)
+            name, part = new_name(self.path, old)
             values = _values(self.path, tensor)
             if self.kind == "llama" and part in _ROTATED:
                 values = _halves_apart(values, self.config[_ROTATED[part]])
@@ -119,43 +107,55 @@ class GgufFile:
     # --- the config -------------------------------------------------------------------------------
 
     def _config(self) -> dict[str, Any]:
-        heads = self._number("attention.head_count")
-        hidden = self._number("embedding_length")
+        heads = self._size("attention.head_count")
+        hidden = self._size("embedding_length")
         if self._number("expert_count", 0):
             raise UnsupportedModelError(f"{self.path.name} is a mixture of experts: not supported")
-        head_dim = self._number("attention.key_length", hidden // max(1, heads))
+        head_dim = self._size("attention.key_length", hidden // heads)
         if self._number("attention.value_length", head_dim) != head_dim:
             raise UnsupportedModelError(f"{self.path.name}: keys and values differ in size")
-        context = self._number("context_length")
+        context = self._size("context_length")
         window = self._number("attention.sliding_window", 0) or context
         config = {
             "model_type": self.kind,
             "hidden_size": hidden,
-            "intermediate_size": self._number("feed_forward_length"),
-            "num_hidden_layers": self._number("block_count"),
+            "intermediate_size": self._size("feed_forward_length"),
+            "num_hidden_layers": self._size("block_count"),
             "num_attention_heads": heads,
-            "num_key_value_heads": self._number("attention.head_count_kv", heads),
+            "num_key_value_heads": self._size("attention.head_count_kv", heads),
             "head_dim": head_dim,
             "max_position_embeddings": min(context, window),  # beyond it not all is attended to
-            "vocab_size": int(self._tensor("token_embd.weight").shape[1]),
-            "rms_norm_eps": float(self._value("attention.layer_norm_rms_epsilon", 1e-6)),
-            "rope_theta": float(self._value("rope.freq_base", 1e4)),
+            "vocab_size": self._words(),
+            "rms_norm_eps": self._real("attention.layer_norm_rms_epsilon", 1e-6),
+            "rope_theta": self._real("rope.freq_base", 1e4),
             "tie_word_embeddings": "output.weight" not in self._tensors,
         }
         if self._number("rope.dimension_count", head_dim) != head_dim:
             raise UnsupportedModelError(f"{self.path.name} rotates a part of each head only")
         return config | self._scaling(config) | self._ends()
 
+    def _check_runs(self) -> None:
+        """Say of this file, not of a config.json that nobody has seen, why no model can be so."""
+        from astra_mesh.families import read_spec
+        from astra_mesh.families.llama import inverse_frequency
+
+        try:
+            read_spec(self.config)
+            inverse_frequency(self.config, self.config["head_dim"])
+        except AstraMeshError as error:
+            text = f"{self.path.name} describes a model that cannot be run ({error.message})"
+            raise UnsupportedModelError(text) from error
+
     def _scaling(self, config: Mapping[str, Any]) -> dict[str, Any]:
         kind = str(self._value("rope.scaling.type", "none"))
         if kind == "linear":
-            factor = float(self._value("rope.scaling.factor", 1.0))
+            factor = self._real("rope.scaling.factor", 1.0)
             return {"rope_scaling": {"rope_type": "linear", "factor": factor}}
         if kind != "none":
             raise UnsupportedModelError(
                 f"{self.path.name} stretches its context by {kind[:20]!a}, which is not supported"
             )
-        if _FREQUENCIES not in self._tensors:
+        if FREQUENCIES not in self._tensors:
             return {}
         return {"rope_scaling": self._llama3(config)}
 
@@ -163,7 +163,7 @@ class GgufFile:
         """The rule of Llama 3.1 whose divisors of each frequency the file lists."""
         from astra_mesh.families.llama import inverse_frequency
 
-        divisors = _values(self.path, self._tensors[_FREQUENCIES]).astype(np.float32)
+        divisors = _values(self.path, self._tensors[FREQUENCIES]).astype(np.float32)
         rule = {**_LLAMA3, "factor": float(divisors.max())}
         plain = inverse_frequency(config, config["head_dim"])
         scaled = inverse_frequency({**config, "rope_scaling": rule}, config["head_dim"])
@@ -177,7 +177,7 @@ class GgufFile:
     def _ends(self) -> dict[str, Any]:
         """Ids that end a text: of the text, of a turn, of a message."""
         keys = [f"tokenizer.ggml.{end}_token_id" for end in ("eos", "eot", "eom")]
-        found = [int(self.fields[key]) for key in keys if key in self.fields]
+        found = [self.fields[key] for key in keys if type(self.fields.get(key)) is int]
         return {"eos_token_id": list(dict.fromkeys(found))} if found else {}
 
     def _value(self, name: str, default: Any) -> Any:
@@ -185,17 +185,37 @@ class GgufFile:
 
     def _number(self, name: str, default: int | None = None) -> int:
         value = self._value(name, default)
+        if isinstance(value, list):
+            raise UnsupportedModelError(
+                f"{self.path.name} has a {self.kind}.{name} of its own for each block, which "
+                "astra-mesh does not run"
+            )
         if type(value) is not int or value < 0:
-            raise bad_file(self.path, f"its {self.kind}.{name} is {str(value)[:40]}, no number")
+            raise self._wrong(name, value, "no whole number")
         return value
 
-    def _tensor(self, name: str) -> Any:
+    def _size(self, name: str, default: int | None = None) -> int:
+        size = self._number(name, default)
+        if size == 0:
+            raise self._wrong(name, size, "where there must be some")
+        return size
+
+    def _real(self, name: str, default: float) -> float:
+        value = self._value(name, default)
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise self._wrong(name, value, "no number")
+        return float(value)
+
+    def _wrong(self, name: str, value: Any, why: str) -> BadBundleError:
+        about = "is missing" if value is None else f"is {str(value)[:40]!a}, {why}"
+        return bad_file(self.path, f"its {self.kind}.{name} {about}", AGAIN)
+
+    def _words(self) -> int:
+        """Tokens of the vocabulary."""
+        name = "token_embd.weight"
         if name not in self._tensors:
-            raise bad_file(self.path, f"has no tensor {name}")
-        shape = self._tensors[name].shape
-        if len(shape) != 2:
-            raise bad_file(self.path, f"its tensor {name} is no matrix")
-        return self._tensors[name]
+            raise bad_file(self.path, f"has no tensor {name}", AGAIN)
+        return int(self._tensors[name].shape[-1])
 
 
 def _open(path: Path) -> GGUFReader:
@@ -206,10 +226,11 @@ def _open(path: Path) -> GGUFReader:
             f"reading {path.name} needs the package gguf: pip install 'astra-mesh[gguf]', or "
             "pip install gguf"
         ) from error
+    check_whole(path, {int(kind): size for kind, size in gguf.GGML_QUANT_SIZES.items()})
     try:
         return gguf.GGUFReader(path)
     except Exception as error:  # of a damaged file it raises whatever happens
-        raise bad_file(path, f"is no GGUF file that can be read ({str(error)[:200]})") from error
+        raise bad_file(path, f"cannot be read as GGUF ({str(error)[:200]})", AGAIN) from error
 
 
 def _fields(reader: GGUFReader, path: Path) -> dict[str, Any]:
@@ -217,19 +238,8 @@ def _fields(reader: GGUFReader, path: Path) -> dict[str, Any]:
     try:
         return {name: field.contents() for name, field in reader.fields.items()}
     except Exception as error:
-        raise bad_file(path, f"its metadata cannot be read ({str(error)[:200]})") from error
-
-
-def _new_name(path: Path, old: str) -> tuple[str, str]:
-    """The name of a tensor in a Hugging Face checkpoint, and its part of a block."""
-    stem, _, kind = old.rpartition(".")
-    at = ""
-    if stem.startswith("blk."):
-        _, index, stem = stem.split(".", 2)
-        at = f"model.layers.{index}."
-    if stem not in _NAMES:
-        raise UnsupportedModelError(f"{path.name} has a tensor {old[:64]!a}, unknown here")
-    return f"{at}{_NAMES[stem]}.{kind}", stem
+        text = f"its metadata cannot be read ({str(error)[:200]})"
+        raise bad_file(path, text, AGAIN) from error
 
 
 def _values(path: Path, tensor: Any) -> np.ndarray[Any, Any]:
@@ -252,8 +262,6 @@ def _values(path: Path, tensor: Any) -> np.ndarray[Any, Any]:
 def _halves_apart(values: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:
     """Rows of each head (E, ...) from 0, E/2, 1, E/2 + 1, ... to 0, 1, 2, ..."""
     shape = values.shape
-    if shape[0] % (2 * heads):
-        raise AstraMeshError(f"{shape[0]} rows are no {heads} heads")
     return values.reshape(heads, -1, 2, *shape[1:]).swapaxes(1, 2).reshape(shape)
 
 

@@ -16,7 +16,7 @@ from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
 
 from astra_mesh.bundle.configs import bad_file
-from astra_mesh.errors import UnsupportedModelError
+from astra_mesh.errors import AstraMeshError, UnsupportedModelError
 
 _AT: Final = "tokenizer.ggml."
 _CONTROL, _DEFINED = 3, 4  # token types
@@ -53,15 +53,21 @@ def make_tokenizer(fields: Mapping[str, Any], path: Path) -> Tokenizer:
             raise _unknown(path, kind)
         _add_special(made, fields)
         _add_first(made, fields, kind)
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise bad_file(path, f"its tokenizer cannot be ({str(error)[:200]})") from error
+    except AstraMeshError:
+        raise
+    except Exception as error:  # of pieces that do not fit together tokenizers raises just that
+        what = f"lacks {error}" if isinstance(error, KeyError) else f"cannot be ({error})"[:200]
+        raise bad_file(path, f"its tokenizer {what}", _beside(path)) from error
     return made
+
+
+def _beside(path: Path) -> str:
+    return f"put the model's tokenizer.json beside it, in {path.parent.name}/, and try again"
 
 
 def _unknown(path: Path, kind: str) -> UnsupportedModelError:
     return UnsupportedModelError(
-        f"{path.name} has a tokenizer of the kind {kind[:40]!a}, unknown here; put the model's "
-        f"tokenizer.json beside it, in {path.parent.name}/, and try again"
+        f"{path.name} has a tokenizer of the kind {kind[:40]!a}, unknown here; {_beside(path)}"
     )
 
 
@@ -153,6 +159,6 @@ def settings_of(fields: Mapping[str, Any]) -> dict[str, Any]:
     tokens = fields.get(f"{_AT}tokens", ())
     for name in ("bos", "eos"):
         number = fields.get(f"{_AT}{name}_token_id")
-        if number is not None and 0 <= int(number) < len(tokens):
-            found[f"{name}_token"] = tokens[int(number)]
+        if type(number) is int and 0 <= number < len(tokens):
+            found[f"{name}_token"] = tokens[number]
     return found

@@ -17,10 +17,10 @@ import platformdirs
 
 from astra_mesh import limits
 from astra_mesh.bundle import manifest
-from astra_mesh.bundle.configs import load_json, member
+from astra_mesh.bundle.configs import load_json, member, shown
 from astra_mesh.bundle.hashing import file_sha256
 from astra_mesh.bundle.weights import weight_paths
-from astra_mesh.errors import AstraMeshError, UnknownModelError
+from astra_mesh.errors import AstraMeshError, BadBundleError, UnknownModelError
 from astra_mesh.wire.messages import ModelId
 
 ENVIRONMENT: Final = "ASTRA_MESH_MODELS"
@@ -100,6 +100,8 @@ def open_bundle(path: Path | str) -> Bundle:
         BadBundleError: it is no bundle, or a file is missing, cut short, or leads elsewhere.
     """
     folder = _existing_folder(path)
+    if not os.path.lexists(folder / "config.json"):
+        raise BadBundleError(f"{shown(folder)} holds no model: it has no config.json")
     config = load_json(member(folder, "config.json"), _CONFIG_BYTES)
     entries = manifest.read_manifest(folder)
     paths = weight_paths(folder)
@@ -186,13 +188,19 @@ def verify(bundle: Bundle) -> list[str]:
 
 
 def _existing_folder(path: Path | str) -> Path:
+    typed = f"{str(path)[-200:]!a}"
     try:
         folder = Path(path).expanduser()
         if folder.is_dir():
             return folder.resolve()
+        if folder.exists():
+            raise UnknownModelError(
+                f"{typed} is a file, and a model is a folder with config.json and safetensors "
+                "files; `astra-mesh models add` makes one of a GGUF file"
+            )
     except (OSError, RuntimeError, ValueError):  # too long, no such home, not encodable
         pass
-    raise UnknownModelError(f"there is no folder {str(path)[-200:]!a}")
+    raise UnknownModelError(f"there is no folder {typed}")
 
 
 def _shipped() -> list[Path]:

@@ -37,10 +37,11 @@ from astra_mesh.cli.options import (
     Typed,
     Use,
     UseOption,
+    check_output,
     plan_options,
 )
 from astra_mesh.cli.progress import waiting
-from astra_mesh.errors import BadImageError, InputError
+from astra_mesh.errors import AstraMeshError, BadImageError, InputError
 
 if TYPE_CHECKING:
     from astra_mesh.client import Classification, Embedding, Mesh
@@ -216,6 +217,8 @@ def embed(
     with reporting(as_json):
         options = plan_options(use, max_peers, codec, rate, loss, late)
         given = _read_prompt(text)
+        if output is not None:
+            check_output(output)
         run_async(
             _embed(
                 connect,
@@ -266,7 +269,7 @@ def save_vector(answer: Embedding, path: Path) -> None:
         with path.open("wb") as file:
             np.save(file, answer.vector)
     except OSError as exc:
-        raise InputError(f"{path} cannot be written: {exc.strerror or exc}") from None
+        raise AstraMeshError(f"{path} cannot be written: {exc.strerror or exc}") from None
 
 
 def by_path(model: str) -> str:
@@ -300,12 +303,14 @@ async def opened(connect: str | None, typed: list[str] | None) -> AsyncIterator[
 
 async def _what_happens(mesh: Mesh, model: str) -> str:
     """Whom it asks; and who has to load the model first, which may take long."""
+    from astra_mesh.wire.messages import names_of
+
     text = f"asking {clean(mesh.peer.name)}"
     cold = [
         clean(peer.name)
         for peer in await mesh.peers()
         for offer in peer.models
-        if model in (offer.name, offer.id) and not offer.loaded
+        if model in (*names_of(offer), offer.id) and not offer.loaded
     ]
     return f"{text}; first {clean(model)} is loaded by {', '.join(cold)}" if cold else text
 

@@ -14,11 +14,13 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from astra_mesh.errors import AstraMeshError, InputError
+from astra_mesh.errors import AstraMeshError, CalibrationError, InputError, UnknownModelError
 
-INPUT_STATUS: Final = 2  # the caller can mend it
-FAILED_STATUS: Final = 1
+# How commands end, beside 0. README.md tells people the same.
+FAILED_STATUS: Final = 1  # what was asked is right, but it failed; or the doctor found a fault
+USAGE_STATUS: Final = 2  # what was typed cannot be used: options, names, files, texts, data
 INTERRUPTED_STATUS: Final = 130
+_USAGE: Final = (InputError, UnknownModelError, CalibrationError)
 
 out = Console(highlight=False, soft_wrap=False)
 err = Console(stderr=True, highlight=False)
@@ -33,8 +35,8 @@ def reporting(as_json: bool) -> Iterator[None]:
         yield
     except AstraMeshError as error:
         show_error(error, as_json)
-        mendable = isinstance(error, InputError)
-        raise typer.Exit(INPUT_STATUS if mendable else FAILED_STATUS) from None
+        status = USAGE_STATUS if isinstance(error, _USAGE) else FAILED_STATUS
+        raise typer.Exit(status) from None
     except (KeyboardInterrupt, asyncio.CancelledError):
         raise typer.Exit(INTERRUPTED_STATUS) from None
     except BrokenPipeError:  # whoever read the output has enough

@@ -10,8 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 from rich.text import Text
 
-from astra_mesh.cli.console import clean, err, hint, out, print_json, reporting, run_async, to_plain
-from astra_mesh.cli.options import Json
+from astra_mesh.cli.console import (
+    FAILED_STATUS,
+    clean,
+    err,
+    hint,
+    out,
+    print_json,
+    reporting,
+    run_async,
+    to_plain,
+)
+from astra_mesh.cli.options import Json, check_output
+from astra_mesh.errors import AstraMeshError
 
 if TYPE_CHECKING:
     from astra_mesh.client.checks import Finding
@@ -28,7 +39,7 @@ def doctor(as_json: Json = False) -> None:
         if as_json:
             print_json({"checks": found})
         if any(one.level.value == "bad" for one in found):
-            raise typer.Exit(1)
+            raise typer.Exit(FAILED_STATUS)
 
 
 def diagnostics(
@@ -40,15 +51,15 @@ def diagnostics(
     """Write an archive that others may see: no names, addresses, keys or prompts are in it."""
     with reporting(as_json):
         from astra_mesh.client.diagnostics import write_archive
-        from astra_mesh.errors import InputError
 
         path = path or Path(time.strftime("astra-mesh-%Y%m%d-%H%M%S.zip"))
+        check_output(path)
         found = run_async(_examine(quiet=True))
         peers, names = run_async(_mesh())
         try:
             files = write_archive(path, found, peers, names)
         except OSError as error:
-            raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+            raise AstraMeshError(f"{path} cannot be written: {error.strerror or error}") from None
         if as_json:
             print_json({"path": str(path), "files": files})
             return

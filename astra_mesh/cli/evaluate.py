@@ -23,7 +23,7 @@ from astra_mesh.cli.learn import (
     parse_numbers,
     progress_bar,
 )
-from astra_mesh.cli.options import Bundle, Json
+from astra_mesh.cli.options import Bundle, Json, check_output
 from astra_mesh.errors import InputError
 
 if TYPE_CHECKING:
@@ -102,6 +102,8 @@ def evaluate(
             check_plot(plot)
         if output is not None and output.suffix not in (".json", ".csv"):
             raise InputError(f"--output takes a .json or .csv file, not {output.name}")
+        for path in filter(None, (plot, output)):
+            check_output(path)
         settings = quality.EvalSettings(
             peers=numbers,
             codecs=tuple(codec or ()),

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from astra_mesh.cli.console import clean, err, hint, out, print_json, reporting
-from astra_mesh.cli.options import Bundle, Json
+from astra_mesh.cli.options import Bundle, Json, check_output
 from astra_mesh.errors import InputError
 
 if TYPE_CHECKING:
@@ -294,6 +294,8 @@ def _fit(asked: _Asked, options: FitOptions) -> None:
     from astra_mesh.bundle import find_bundle
 
     bundle = find_bundle(asked.model)
+    if asked.output is not None:
+        check_output(asked.output)
     with progress_bar() as progress:
         found = quality.fit(
             bundle,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -11,6 +12,7 @@ import typer
 from astra_mesh.cli.console import clean, err, hint, out, print_json, reporting, run_async
 from astra_mesh.cli.options import Connect, Json, Typed
 from astra_mesh.cli.report import amount
+from astra_mesh.errors import InputError
 
 if TYPE_CHECKING:
     from astra_mesh.bundle import Bundle
@@ -22,6 +24,8 @@ ADD_EXAMPLE: Final = (
     "Examples:  astra-mesh models add ~/Downloads/my-model   ·   "
     "astra-mesh models add ~/Downloads/tiny.Q8_0.gguf"
 )
+
+_GGUF: Final = ".gguf"
 
 Name = Annotated[
     str, typer.Option("--name", help="What the model is called here. Default: as over there.")
@@ -71,13 +75,14 @@ async def _from_mesh(
 ) -> None:
     from astra_mesh.cli.ask import opened
     from astra_mesh.cli.progress import following
-    from astra_mesh.client.fetch import Fetch, holders_of
+    from astra_mesh.client.fetch import Fetch
     from astra_mesh.client.fetch_codebooks import CodebookFetch, bundle_here, lacking
     from astra_mesh.client.finding import own_way
+    from astra_mesh.client.holders import seek
 
     async with opened(connect, typed) as mesh:
         secure, peers = await asyncio.to_thread(own_way), await mesh.peers()
-        holders = holders_of(model, peers, mesh.peer_address, secure)
+        holders = await seek(model, mesh, secure)
         here = None if name else await asyncio.to_thread(bundle_here, holders.model)
         fetch = Fetch(holders, name)
         if here is not None:
@@ -106,7 +111,8 @@ def add(
 ) -> None:
     """Copy a model's folder, or the model in a GGUF file, to this device's models."""
     with reporting(as_json):
-        if path.suffix.lower() == ".gguf" and path.is_file():
+        path = _source(path)
+        if path.is_file():
             _report(_add_gguf(path, name), as_json)
             return
         from astra_mesh.bundle import install
@@ -120,6 +126,28 @@ def add(
         with following(clean(name), size, lambda: _size(staging)):
             bundle = install.add(source.path, name)
         _report(bundle, as_json)
+
+
+def _source(path: Path) -> Path:
+    """The folder or GGUF file that is meant; InputError where it is neither."""
+    there = False
+    with suppress(OSError, RuntimeError, ValueError):  # too long, no such home, not encodable
+        path = path.expanduser()
+        there = path.exists()
+    shown = f"{str(path)[-200:]!a}"
+    if not there:
+        raise InputError(
+            f"there is no file or folder {shown}: give a model's folder, or a GGUF file"
+        )
+    if path.is_dir() or path.suffix.lower() == _GGUF:
+        return path
+    beside = path.absolute().parent
+    if (beside / "config.json").is_file():
+        raise InputError(f"{shown} is one file of a model: give its folder, {beside}")
+    raise InputError(
+        f"{shown} is no model: give a folder with config.json and safetensors files, or a GGUF "
+        "file, whose name ends in .gguf"
+    )
 
 
 def _add_gguf(path: Path, name: str) -> Bundle:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING, Annotated, Final, TypedDict
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 
+from astra_mesh.errors import InputError
+
 if TYPE_CHECKING:
     from astra_mesh.client.inputs import LateName, UseName
-
-SHORT_ID: Final = 8  # hex digits of a peer's id, for people
 
 
 class Late(enum.Enum):
@@ -120,6 +122,17 @@ class PlanOptions(TypedDict):
     rate: int
     max_loss: float | None
     late: LateName
+
+
+def check_output(path: Path) -> None:
+    """InputError where no file can be written there; before hours of work, not after."""
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise InputError(f"{path} cannot be written: there is no folder {folder}")
+    if path.is_dir():
+        raise InputError(f"{path} cannot be written: it is a folder; name a file")
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"{path} cannot be written: {folder} takes no files of this user")
 
 
 def plan_options(

@@ -146,6 +146,7 @@ def _moment(seconds: int) -> str:
 async def _join(trust: Trust, code: str, at: list[str], as_json: bool) -> None:
     from astra_mesh.client.pairing_search import pair_nearby
     from astra_mesh.mesh.codes import read_secret
+    from astra_mesh.mesh.connect import show_address
 
     secret = read_secret(code)
     with err.status("looking for the other device", spinner="dots"):
@@ -155,6 +156,8 @@ async def _join(trust: Trust, code: str, at: list[str], as_json: bool) -> None:
         return
     out.print(f"Paired with {clean(paired.name)}.", markup=False)
     out.print(f"  mesh    {clean(', '.join(paired.members))}", markup=False, soft_wrap=True)
+    if at or secret.addresses:
+        hint(f"peers of this device dial {show_address(paired.address)} from now on")
 
 
 # --- the side that shows one ----------------------------------------------------------------------
@@ -209,6 +212,10 @@ def _print_code(code: str, addresses: list[str], as_json: bool) -> None:
     out.file.write(drawing.getvalue())
     out.print(Text(f"  {code}", style="bold"))
     out.print(f"  on the other device:  astra-mesh pair {code}", style="dim")
+    if addresses:
+        out.print(
+            f"  if it finds nobody:   astra-mesh pair {code} --at {addresses[0]}", style="dim"
+        )
     out.print(f"  valid for {limits.PAIR_CODE_S / 60:g} minutes; Ctrl-C closes it", style="dim")
 
 

@@ -18,7 +18,8 @@ from rich.text import Text
 from astra_mesh.cli.console import clean, err, hint, out, print_json, reporting, run_async
 from astra_mesh.cli.lan import api_config as make_api_config
 from astra_mesh.cli.lan import page_addresses
-from astra_mesh.cli.options import SHORT_ID, Json, Typed
+from astra_mesh.cli.options import Json, Typed
+from astra_mesh.naming import SHORT_ID
 
 if TYPE_CHECKING:
     from astra_mesh.peer import Peer, PeerConfig
@@ -270,10 +271,11 @@ def _introduce(peer: Peer, api: str | None, config: ApiConfig | None, as_json: b
     """The first lines: who this is, where, with what."""
     from astra_mesh.mesh.connect import show_address
     from astra_mesh.mesh.interfaces import own_addresses
+    from astra_mesh.wire.messages import names_of
 
     hosts = [peer.config.listen] if peer.config.listen else [str(ip) for ip in own_addresses()]
     addresses = [show_address((host, peer.port)) for host in hosts]
-    models = [offer.name for offer in peer.models.offers()]
+    models = [name for offer in peer.models.offers() for name in names_of(offer)]
     pages = page_addresses(peer, config, api) if config is not None and api is not None else []
     if as_json:
         about = {"name": peer.name, "id": peer.id, "port": peer.port, "addresses": addresses}

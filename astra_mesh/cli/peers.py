@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Final
 
 from rich.table import Table
@@ -9,12 +10,14 @@ from rich.text import Text
 
 from astra_mesh.cli.ask import ALONE, opened
 from astra_mesh.cli.console import clean, hint, out, print_json, reporting, run_async
-from astra_mesh.cli.options import SHORT_ID, Connect, Json, Typed
+from astra_mesh.cli.options import Connect, Json, Typed
+from astra_mesh.naming import SHORT_ID, Names
 
 if TYPE_CHECKING:
     from astra_mesh.wire.messages import PeerInfo
 
 EXAMPLE: Final = "Example:  astra-mesh peers --json"
+_LINKS: Final = 20  # lines
 _NAME_WIDTH: Final = 10  # of the table, however narrow the terminal
 
 
@@ -32,7 +35,7 @@ async def _list(connect: str | None, typed: list[str] | None, as_json: bool) -> 
     else:
         out.print(peer_table(found))
         out.print()
-        for line in model_lines(found):
+        for line in (*link_lines(found), *model_lines(found)):
             out.print(line, soft_wrap=True)
     if len(found) == 1:
         hint(ALONE)
@@ -68,6 +71,29 @@ def _place(one: PeerInfo, found: list[PeerInfo]) -> str:
         return one.address
     names = {peer.peer: peer.name for peer in found}
     return f"tab of {names.get(one.via, one.via[:SHORT_ID])}"
+
+
+def link_lines(found: list[PeerInfo]) -> list[Text]:
+    """One line for each link between two others, as these tell of it."""
+    names = Names({one.peer: one.name for one in found})
+    told = {(one.peer, link.peer): link for one in found for link in one.links}
+    others = [one.peer for one in found if not one.self]
+    lines = []
+    for one, other in itertools.combinations(others, 2):
+        there, back = told.get((one, other)), told.get((other, one))
+        trips = [link.round_trip_s for link in (there, back) if link and link.round_trip_s]
+        if there is None and back is None:
+            continue
+        about = [
+            f"{min(trips) * 1000:.1f} ms" if trips else "",
+            f"{_mbits(there.send_bps)} Mbit/s there" if there and there.send_bps else "",
+            f"{_mbits(back.send_bps)} Mbit/s back" if back and back.send_bps else "",
+        ]
+        figures = ", ".join(filter(None, about)) or "not measured yet"
+        lines.append(Text(f"{clean(names(one))} - {clean(names(other))}  {figures}", style="dim"))
+    if len(lines) > _LINKS:
+        lines[_LINKS:] = [Text(f"and {len(lines) - _LINKS} more links: --json", style="dim")]
+    return lines
 
 
 def model_lines(found: list[PeerInfo]) -> list[Text]:

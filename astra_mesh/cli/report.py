@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from astra_mesh.cli.console import clean
+from astra_mesh.naming import Names
 
 if TYPE_CHECKING:
     from astra_mesh.wire.messages import ExpectedCost, PeerReport, Planned, Report
@@ -18,25 +19,10 @@ if TYPE_CHECKING:
 
 def report_block(planned: Planned | None, report: Report) -> RenderableType:
     """Who did what, what went over the links, and how long it took beside the prediction."""
-    names = Names(planned)
+    names = Names(planned.names if planned is not None else {})
     lines = [Text(line, style="dim") for line in report_lines(planned, report, names)]
     table = Padding(_table(report.peers, names), (0, 0, 0, 2))
     return Group(Text(_headline(report, names), style="dim"), table, *lines)
-
-
-class Names:
-    """Names of peers, with the first digits of the id where two have the same."""
-
-    def __init__(self, planned: Planned | None) -> None:
-        self._names = dict(planned.names) if planned is not None else {}
-
-    def __call__(self, peer: str) -> str:
-        """The name of a peer; the first digits of its id where the plan does not name it."""
-        name = self._names.get(peer)
-        if name is None:
-            return peer[:8]
-        twice = list(self._names.values()).count(name) > 1
-        return f"{name} ({peer[:8]})" if twice else name
 
 
 def seconds(value: float) -> str:
@@ -80,6 +66,8 @@ def report_lines(planned: Planned | None, report: Report, names: Names) -> Itera
         yield f"{report.bits_per_token:g} bits per token and block ({report.plan.codec})"
         yield f"sent: {links_line(report, names) or 'nothing'}"
         yield f"expected cost: {cost_line(report.expected)}"
+    if line := precision_line(report, names):
+        yield line
     times = f"predicted {seconds(report.predicted_s)}, took {seconds(report.actual_s)}"
     if planned is not None and len(report.plan.shards) > 1:
         times += f"; one device predicted {seconds(planned.solo_s)}"
@@ -94,6 +82,17 @@ def report_lines(planned: Planned | None, report: Report, names: Names) -> Itera
         yield f"plan: {planned.reason}"
     for note in report.notes:
         yield f"note: {note}"
+
+
+def precision_line(report: Report, names: Names) -> str:
+    """In which number formats the peers computed; "" where that was fp32 on all."""
+    found = {one.peer: one.precision for one in report.peers if one.precision}
+    if set(found.values()) <= {"fp32"}:
+        return ""
+    if len(set(found.values())) == 1:
+        return f"computed in {clean(next(iter(found.values())))}"
+    each = [f"{clean(precision)} on {names(peer)}" for peer, precision in found.items()]
+    return f"computed in {', '.join(each)}"
 
 
 def cost_line(expected: ExpectedCost | None) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from astra_mesh.wire.messages import Label, ModelId, PeerInfo, Planned, Report, Task
+from astra_mesh.wire.messages import Label, ModelId, PeerInfo, Planned, Report, Task, names_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +53,16 @@ class ModelEntry:
 
 
 def models_of(peers: Iterable[PeerInfo]) -> list[ModelEntry]:
-    """All models that these peers hold, by name; two models of one name stay two entries."""
+    """All models that these peers hold, by name: two models of one name are two entries, a
+    model with two names too.
+    """
     found: dict[tuple[str, ModelId], ModelEntry] = {}
     for peer in peers:
         for model in peer.models:
-            key = (model.name, model.id)
-            holders = found[key].peers if key in found else ()
-            found[key] = ModelEntry(
-                model.name, model.id, model.family, tuple(model.tasks), (*holders, peer.name)
-            )
+            for name in names_of(model):
+                key = (name, model.id)
+                holders = found[key].peers if key in found else ()
+                found[key] = ModelEntry(
+                    name, model.id, model.family, tuple(model.tasks), (*holders, peer.name)
+                )
     return [found[key] for key in sorted(found)]

@@ -16,20 +16,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import aiohttp
-
 from astra_mesh import limits
 from astra_mesh._version import __version__
 from astra_mesh.client.addresses import DEFAULT_PORT
-from astra_mesh.client.pairing_search import search
+from astra_mesh.client.reach import who_answers
 from astra_mesh.errors import AstraMeshError, PortInUseError
-from astra_mesh.mesh.connect import Address, Secure, dial
+from astra_mesh.mesh.connect import Address
 from astra_mesh.mesh.discovery import Discovery
 from astra_mesh.mesh.identity import DEVICE_FILE_NAME
 from astra_mesh.mesh.interfaces import own_addresses
 from astra_mesh.mesh.listening import close_all, listen
 from astra_mesh.mesh.trust import Trust
-from astra_mesh.wire.messages import DeviceId, PeerId
+from astra_mesh.wire.messages import PeerId
 
 PACKAGES: Final = ("torch", "aiohttp", "cryptography", "zeroconf", "msgspec", "msgpack", "uvloop")
 _BORN: Final = 1_735_689_600  # 2025: a clock before it was never set
@@ -149,7 +147,10 @@ async def _multicast() -> list[Finding]:
             await heard.wait()
     except TimeoutError:
         why = speaker.problem or listener.problem or "its own announcement did not come back"
-        text = f"does not work here ({why}); name other devices with --peer HOST:PORT"
+        text = (
+            f"does not work here ({why}); pair by address, which is kept: astra-mesh pair CODE "
+            "--at HOST:PORT"
+        )
         return [_note("multicast", text)]
     finally:
         for task in tasks:
@@ -249,36 +250,24 @@ def free_bytes() -> int | None:
 
 
 async def _members() -> list[Finding]:
-    """Whether every device of the mesh answers, as far as peers announce themselves."""
+    """Whether every device of the mesh answers: where it announces itself, where it was paired by
+    address, or where a peer of this machine has a link to it.
+    """
     trust = await asyncio.to_thread(Trust.open)
     others = {key: entry.name for key, entry in trust.members().items() if key != trust.device.id}
     if not others:
         return [_note("devices", "this device is paired with no other: astra-mesh pair")]
-    there = await _who_answers(trust)
+    there = await who_answers(trust)
     found = []
     for device, name in others.items():
         shown = f"{name} ({device[:8]})"
         if device in there:
             found.append(_fine("devices", f"{shown} answers after {1000 * there[device]:.0f} ms"))
         else:
-            text = f"{shown} does not answer: is `astra-mesh peer` running there, in this network?"
+            text = (
+                f"{shown} does not answer: is `astra-mesh peer` running there, in this network? "
+                "Where multicast is dropped, pair by address once: astra-mesh pair CODE --at "
+                "HOST:PORT"
+            )
             found.append(_bad("devices", text))
-    return found
-
-
-async def _who_answers(trust: Trust) -> dict[DeviceId, float]:
-    """Devices that answered, and how long that took, seconds."""
-    identity = trust.device.issue()
-    tls = await asyncio.to_thread(trust.tls, identity)
-    secure = Secure(tls.client, trust.whose_connection)
-    found: dict[DeviceId, float] = {}
-    async with aiohttp.ClientSession() as http:
-        async for address in search():
-            began = time.perf_counter()
-            with suppress(AstraMeshError):
-                socket = await dial(http, *address, secure=secure)
-                known = secure.known(socket)
-                await socket.close()
-                if known is not None:
-                    found.setdefault(known.device, time.perf_counter() - began)
     return found

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,73 +20,16 @@ from astra_mesh.bundle import Bundle
 from astra_mesh.bundle.hashing import file_sha256
 from astra_mesh.bundle.install import check_room, explained, publish, staging_folder
 from astra_mesh.bundle.store import id_of_hashes
-from astra_mesh.client.addresses import parse_address
-from astra_mesh.errors import BadBundleError, InputError, MeshError, UnknownModelError
-from astra_mesh.mesh.connect import TLS_NAME, Address, Secure, show_address
+from astra_mesh.client.holders import Holder, Holders
+from astra_mesh.errors import BadBundleError, MeshError
+from astra_mesh.mesh.connect import TLS_NAME, show_address
 from astra_mesh.peer.share import PATH, Listing, SharedFile, listing_of
-from astra_mesh.wire.messages import ModelId, PeerInfo
+from astra_mesh.wire.messages import ModelId
 
 _JOURNAL: Final = ".pieces.json"
 _LISTING_BYTES: Final = limits.MIB
 _FAILURES: Final = 3  # in a row; then a peer is asked no more
 _PAUSE_S: Final = 0.5
-
-
-@dataclass(frozen=True)
-class Holder:
-    """A peer that has the model."""
-
-    name: str
-    address: Address
-    secure: Secure | None = None  # None: without TLS, for tests
-
-
-@dataclass(frozen=True)
-class Holders:
-    """A model, and who has it."""
-
-    model: ModelId
-    name: str
-    peers: tuple[Holder, ...]
-
-
-def holders_of(
-    wanted: str, peers: Sequence[PeerInfo], asked: Address, secure: Secure | None = None
-) -> Holders:
-    """Who has a model, by its name or the first digits of its id.
-
-    Args:
-        wanted: Name or id.
-        peers: The mesh as the peer at ``asked`` sees it.
-        asked: Where that one was asked.
-        secure: How members are dialled.
-
-    Raises:
-        UnknownModelError: Nobody has it.
-        InputError: Several models have this name.
-    """
-    found: dict[ModelId, tuple[str, list[Holder]]] = {}
-    for peer in peers:
-        address = asked if peer.self else (parse_address(peer.address)[0], peer.port)
-        for offer in peer.models:
-            if address[1] and (wanted == offer.name or _is_start(wanted, offer.id)):
-                holders = found.setdefault(offer.id, (offer.name, []))[1]
-                holders.append(Holder(peer.name, address, secure))
-    if not found:
-        names = sorted({offer.name for peer in peers for offer in peer.models})
-        raise UnknownModelError(
-            f"no peer here has a model {wanted[:100]!a}; they have: {', '.join(names) or 'none'}. "
-            "A repository of the hub has a slash: ORG/NAME"
-        )
-    if len(found) > 1:
-        ids = ", ".join(model[:12] for model in found)
-        raise InputError(f"several models are called {wanted[:100]!a}; name one by its id: {ids}")
-    ((model, (name, holders)),) = found.items()
-    return Holders(model, name, tuple(holders))
-
-
-def _is_start(wanted: str, model: ModelId) -> bool:
-    return len(wanted) >= 8 and model.startswith(wanted)
 
 
 class Fetch:

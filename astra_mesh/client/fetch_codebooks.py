@@ -15,8 +15,8 @@ from astra_mesh.bundle import Bundle, list_bundles, open_bundle
 from astra_mesh.bundle.install import explained
 from astra_mesh.bundle.manifest import write_manifest
 from astra_mesh.bundle.store import user_models_path
-from astra_mesh.client.addresses import parse_address
-from astra_mesh.client.fetch import Fetch, Holder, Holders
+from astra_mesh.client.fetch import Fetch
+from astra_mesh.client.holders import Holder, Holders, place_of
 from astra_mesh.errors import AstraMeshError, BadBundleError, CodebookError
 from astra_mesh.mesh.connect import Address, Secure
 from astra_mesh.peer.share import Listing, SharedFile
@@ -62,10 +62,10 @@ def lacking(
     known, wanted = codebooks_here(bundle).keys(), set[CodebookId]()
     holders: list[tuple[int, Holder]] = []
     for peer in peers:
-        address = asked if peer.self else (parse_address(peer.address)[0], peer.port)
+        address = place_of(peer, asked)
         for offer in peer.models:
             new = {book.id for book in offer.codebooks} - known
-            if offer.id == bundle.model_id and new and address[1]:
+            if offer.id == bundle.model_id and new and address is not None:
                 wanted |= new
                 holders.append((len(new), Holder(peer.name, address, secure)))
     holders.sort(key=lambda one: -one[0])  # whoever has the most says what there is

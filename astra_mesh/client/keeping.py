@@ -17,6 +17,7 @@ from astra_mesh.client.finding import own_way
 from astra_mesh.client.mesh import Mesh
 from astra_mesh.errors import AstraMeshError
 from astra_mesh.peer import Peer
+from astra_mesh.peer.complaints import Complaints
 from astra_mesh.peer.places import own_address
 from astra_mesh.wire.messages import ModelId
 
@@ -30,6 +31,7 @@ async def keep_codebooks(peer: Peer) -> None:
         peer: Runs in this process.
     """
     after: dict[ModelId, float] = {}  # those that did not come are tried again then
+    complaints = Complaints()
     while True:
         for model, bundle in _bare(peer).items():
             if time.monotonic() < after.get(model, 0.0):
@@ -38,7 +40,7 @@ async def keep_codebooks(peer: Peer) -> None:
                 await _get(peer, bundle)
             except AstraMeshError as error:
                 after[model] = time.monotonic() + limits.CODEBOOK_AGAIN_S
-                log.warning("codebooks of %s did not come: %s", bundle.name, error.message)
+                complaints.make(f"codebooks of {bundle.name} did not come: {error.message}")
         await asyncio.sleep(limits.CODEBOOK_LOOK_S)
 
 

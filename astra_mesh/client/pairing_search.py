@@ -15,6 +15,7 @@ from astra_mesh.errors import AstraMeshError, MeshError, PairingError
 from astra_mesh.mesh.codes import Secret, read_secret
 from astra_mesh.mesh.connect import Address
 from astra_mesh.mesh.discovery import Discovery
+from astra_mesh.mesh.meeting import MeetingPlaces
 from astra_mesh.mesh.pairing_guest import Paired, most_telling, pair_any, pair_at
 from astra_mesh.mesh.trust import Trust
 from astra_mesh.wire.messages import PeerId
@@ -25,16 +26,30 @@ SEARCH_S: Final = 5.0  # announcements are repeated within it
 _AGAIN_S: Final = 5.0  # between two tries with a join key
 
 
-async def pair_nearby(trust: Trust, secret: Secret, at: Iterable[str] = ()) -> Paired:
+async def pair_nearby(
+    trust: Trust, secret: Secret, at: Iterable[str] = (), *, field: str = "--at HOST:PORT"
+) -> Paired:
     """Pair where it was said, else with whoever on this network knows the secret.
+
+    An address that was said is kept: peers of this device dial it from then on.
+
+    Args:
+        trust: Of this device.
+        secret: That the other device showed.
+        at: Addresses of the other device; empty: it is looked for.
+        field: How a person says such an address, for the error.
 
     Raises:
         InputError: What was typed is no address.
         PairingError: Nobody is here, or none of them knows it.
+        IdentityError: The address cannot be kept.
     """
     said = [parse_address(text) for text in (*at, *secret.addresses)]
     if said:
-        return await pair_any(trust, secret, said)
+        paired = await pair_any(trust, secret, said)
+        places = MeetingPlaces(trust.folder)
+        await asyncio.to_thread(places.keep, paired.device, paired.address)
+        return paired
     errors: list[MeshError] = []
     async with aclosing(search()) as found:
         async for address in found:
@@ -43,8 +58,8 @@ async def pair_nearby(trust: Trust, secret: Secret, at: Iterable[str] = ()) -> P
             except MeshError as error:
                 errors.append(error)
     raise most_telling(errors) or PairingError(
-        "no other device was found on this network; name it with --at HOST:PORT (the other "
-        "device shows its addresses), and check that both are in the same Wi-Fi"
+        f"no other device was found on this network; give its address too ({field}): it shows that "
+        "beside the code. And check that both are in the same Wi-Fi"
     )
 
 

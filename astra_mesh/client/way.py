@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 from collections.abc import Iterable
 from contextlib import AsyncExitStack
@@ -16,6 +15,7 @@ from astra_mesh.client.finding import Target, open_line
 from astra_mesh.client.line import Conversation, Line, new_request
 from astra_mesh.errors import AstraMeshError, InputError, MeshError, PeerLostError
 from astra_mesh.mesh.connect import show_address
+from astra_mesh.mesh.interfaces import is_loopback
 from astra_mesh.wire.codec import sanitise
 from astra_mesh.wire.messages import ListPeers, Peers, Planned
 
@@ -116,18 +116,11 @@ class Way:
                 host, port = parse_address(text)
             except InputError:
                 continue
-            if _is_loopback(host) and self.line.place is not None:
+            if is_loopback(host) and self.line.place is not None:
                 host = self.line.place[0]
             if (host, port) not in found:
                 found.append((host, port))
         return found
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def may_go_on(line: Line, error: MeshError) -> bool:

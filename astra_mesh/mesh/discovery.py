@@ -168,8 +168,8 @@ class Discovery:
         problem = str(exc) or type(exc).__name__
         if problem != self.problem:
             log.warning(
-                "cannot look for other devices on this network by itself (%s): name them with "
-                "--peer HOST:PORT",
+                "cannot look for other devices on this network by itself (%s): pair by address "
+                "(astra-mesh pair CODE --at HOST:PORT), or name them with --peer HOST:PORT",
                 problem,
             )
         self.problem = problem

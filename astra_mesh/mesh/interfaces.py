@@ -49,6 +49,14 @@ def connected_interfaces() -> frozenset[str]:
     return frozenset(found)
 
 
+def is_loopback(host: str) -> bool:
+    """Whether a host is the machine itself."""
+    try:
+        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def multicast_interfaces() -> list[str | int]:
     """Where to send and receive multicast: IPv4 addresses, and indexes of interfaces with IPv6."""
     outside = [(index, ip) for index, ip in _all_addresses() if not ip.is_loopback]

@@ -11,6 +11,7 @@ from astra_mesh.errors import MeshError, PairingError, ProtocolError
 from astra_mesh.mesh.codes import Secret
 from astra_mesh.mesh.connect import Address
 from astra_mesh.mesh.doorman import abandon
+from astra_mesh.mesh.identity import device_id
 from astra_mesh.mesh.pairing import (
     VERSION,
     Denied,
@@ -27,6 +28,7 @@ from astra_mesh.mesh.pairing import (
 from astra_mesh.mesh.pairing_host import adopt, let_in, own_name
 from astra_mesh.mesh.trust import Trust, pairing_tls
 from astra_mesh.wire.codec import sanitise
+from astra_mesh.wire.messages import DeviceId
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,15 @@ class Paired:
     """What came of it.
 
     Attributes:
+        device: The id of the other device.
+        address: Where it was reached.
         name: Of the other device.
         joined: Whether this device joined the other one's mesh (else the other joined this one's).
         members: Names of all devices of the mesh.
     """
 
+    device: DeviceId
+    address: Address
     name: str
     joined: bool
     members: tuple[str, ...]
@@ -83,7 +89,7 @@ async def pair_at(trust: Trust, secret: Secret, address: Address) -> Paired:
                 host, port, ssl=pairing_tls(), server_hostname="astra-mesh"
             )
             try:
-                return await _pair(trust, secret, reader, writer)
+                return await _pair(trust, secret, address, reader, writer)
             finally:
                 abandon(writer)
     except ProtocolError as error:
@@ -98,7 +104,11 @@ async def pair_at(trust: Trust, secret: Secret, address: Address) -> Paired:
 
 
 async def _pair(
-    trust: Trust, secret: Secret, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    trust: Trust,
+    secret: Secret,
+    address: Address,
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
 ) -> Paired:
     channel = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
     exchange = Exchange(trust.device, secret.password, guest=True, channel=channel)
@@ -125,4 +135,5 @@ async def _pair(
         await send(writer, Welcome(pack_roster(trust.book.message())))
         await receive(reader, Welcome)
     members = tuple(entry.name for entry in trust.members().values())
-    return Paired(name, bool(proof.roster), members)
+    device = device_id(reply.certificate)
+    return Paired(device, address, name, bool(proof.roster), members)

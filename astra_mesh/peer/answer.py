@@ -21,6 +21,7 @@ from astra_mesh.errors import InputError, MeshError, RefusedError
 from astra_mesh.families import ModelInput
 from astra_mesh.limits import LATE_REPORT_S, NEW_TOKENS, NOTES, SHUTDOWN_S
 from astra_mesh.mesh.link import Link
+from astra_mesh.naming import Names
 from astra_mesh.peer.choice import Code, choose_codes, expected_cost, made_for, stages_of
 from astra_mesh.peer.exchange import MeshExchange
 from astra_mesh.peer.inputs import inputs_of_ask, read_inputs
@@ -73,6 +74,7 @@ class Surroundings:
 
     me: Callable[[Loaded], Candidate]
     candidates: FindCandidates
+    left_out: Callable[..., list[str]]  # notes on who has the model and is no candidate
     links: Callable[[], Mapping[tuple[PeerId, PeerId], LinkProfile]]
     find_link: Callable[[PeerId], Link | None]
     elsewhere: Callable[[ModelId], list[str]]  # addresses of other peers that hold a model
@@ -121,6 +123,8 @@ class Answer:
             books = [code.codebook for code in codes]
             everybody = ask.options.use is Use.ALL
             others = await self._around.candidates(loaded, *books, patient=everybody)
+            if everybody:
+                self._notes += self._around.left_out(loaded, *books)
             others = self._trusted(others)
         jobs = [self._job(loaded, code, tokens) for code in codes]
         while True:
@@ -266,7 +270,7 @@ class Answer:
             actual = time.perf_counter() - self._began
         total = time.perf_counter() - self._began
         await self._check(loaded, pipeline.run, participants.exchange)
-        peers = await self._reports(choice, pipeline, participants, steps)
+        peers = await self._reports(choice, loaded, pipeline, participants, steps)
         report = Report(
             plan=choice.plan,
             predicted_s=choice.prediction.total_s,
@@ -317,12 +321,18 @@ class Answer:
             raise LostDuringPrefillError(peer, MeshError(wrong))
 
     async def _reports(
-        self, choice: Choice, pipeline: Pipeline, participants: Participants, steps: int
+        self,
+        choice: Choice,
+        loaded: Loaded,
+        pipeline: Pipeline,
+        participants: Participants,
+        steps: int,
     ) -> list[PeerReport]:
         """What each peer did, in the order of the plan."""
         run, plan = pipeline.run, choice.plan
-        tokens = run.stop - run.start
-        own = report_of(plan.answering, participants.exchange, pipeline.spent, tokens, steps)
+        tokens, precision = run.stop - run.start, loaded.chosen.precision
+        exchange, spent = participants.exchange, pipeline.spent
+        own = report_of(plan.answering, exchange, spent, tokens, precision, steps)
         wait_s = LATE_REPORT_S if participants.exchange.late_parts else SHUTDOWN_S
         others, missing = await participants.reports(wait_s)
         if missing:
@@ -342,14 +352,13 @@ class Answer:
 
     def _slower(self, one: PeerReport) -> Iterator[str]:
         """Which links of a peer carried fewer bits than planned."""
-        sender = self._names.get(one.peer, one.peer[:8])
+        names = Names(self._names)
         for peer, changes in one.rates.items():
-            receiver = self._names.get(PeerId(peer), peer[:8])
             pairs = zip(changes[::2], changes[1::2], strict=True)
             bits = [f"{rate} from block {at}" for at, rate in pairs]
             yield (
-                f"degraded: {sender} sent {receiver} fewer bits per token than planned, because "
-                f"the link became slower: {', '.join(bits)}"
+                f"degraded: {names(one.peer)} sent {names(peer)} fewer bits per token than "
+                f"planned, because the link became slower: {', '.join(bits)}"
             )
 
     def _learn(self, choice: Choice, reports: Sequence[PeerReport]) -> None:

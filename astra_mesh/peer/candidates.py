@@ -24,6 +24,7 @@ from astra_mesh.wire.codec import sanitise
 from astra_mesh.wire.messages import (
     CodebookId,
     Fail,
+    Hello,
     ModelId,
     ModelOffer,
     PeerId,
@@ -82,10 +83,25 @@ class Candidates:
         hellos = self._peer.others()
         found = []
         for peer, offer in self._offers(model, codebooks).items():
-            device, name = hellos[peer].device, hellos[peer].name
-            if device is not None and offer.timing is not None and _credible(offer.timing):
-                found.append(Candidate(peer, name, device, offer.timing, _books(offer)))
+            device, timing = hellos[peer].device, offer.timing
+            if device is not None and timing is not None and not _not_ready(hellos[peer], offer):
+                found.append(Candidate(peer, hellos[peer].name, device, timing, _books(offer)))
         return found
+
+    def left_out(self, loaded: Loaded, *codebooks: CodebookId) -> list[str]:
+        """A sentence for each other peer that has the model and is no candidate, and why."""
+        offers = self._offers(loaded.bundle.model_id, codebooks)
+        notes = []
+        for peer, hello in self._peer.others().items():
+            if peer in offers:
+                why = _not_ready(hello, offers[peer])
+            elif any(offer.id == loaded.bundle.model_id for offer in hello.models):
+                why = "it has the model, but not the codebook"
+            else:
+                continue
+            if why:
+                notes.append(f"planned without {sanitise(hello.name)}: {why}")
+        return notes
 
     def _offers(
         self, model: ModelId, codebooks: Collection[CodebookId]
@@ -210,6 +226,17 @@ def _books(offer: ModelOffer) -> Books:
         measured = zip(book.rates, costs, strict=False)
         found[book.id] = {bits: cost for bits, cost in measured if max(cost) <= _SLOWEST_S}
     return found
+
+
+def _not_ready(hello: Hello, offer: ModelOffer) -> str:
+    """Why a peer that has the model and the codebook cannot be planned with; "" if it can."""
+    if offer.timing is None and hello.via:
+        return "this tab is still loading the model; requests can count on it once it has"
+    if offer.timing is None:
+        return "the model is not loaded there"
+    if hello.device is None or not _credible(offer.timing):
+        return "what it says of its own speed cannot be"
+    return ""
 
 
 def _credible(timing: Timing) -> bool:

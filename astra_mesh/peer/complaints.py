@@ -1,4 +1,4 @@
-"""What the log is told about links that fail: once, however often they do."""
+"""What the log is told about links and models that fail: once, however often they do."""
 
 from __future__ import annotations
 

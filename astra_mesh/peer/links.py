@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from weakref import WeakValueDictionary
@@ -35,8 +35,10 @@ from astra_mesh.mesh.trust import Known
 from astra_mesh.peer import tasks
 from astra_mesh.peer.complaints import Complaints
 from astra_mesh.peer.config import DEFAULT_PORT, PeerConfig
+from astra_mesh.peer.hearsay import Hearsay
+from astra_mesh.peer.meeting import watch_places
 from astra_mesh.peer.names import watch_names
-from astra_mesh.peer.places import dial_address, own_address
+from astra_mesh.peer.places import dial_address, is_link_local, own_address
 from astra_mesh.peer.probing import probe
 from astra_mesh.peer.rosters import Rosters
 from astra_mesh.peer.security import Security
@@ -83,6 +85,7 @@ class LinkKeeper:
         self._on_stranger, self._on_silence = on_stranger, on_silence
         self._add_routes, self._tabs = add_routes, tabs or Tabs()
         self._membership: Membership[Link] = Membership(self._me)
+        self._hearsay = Hearsay(self._membership)
         self._links: dict[Link, Known] = {}  # and who is there, by its certificate
         self._quotas = WeakValueDictionary[DeviceId, Quota]()
         self._rosters = Rosters(security, self._trust_changed)
@@ -166,6 +169,8 @@ class LinkKeeper:
                 self._http, self._group = http, group
                 for host, port in self._config.peers:
                     self._membership.typed(host, port, _now())
+                args = (self._security.trust, self._config.peers, self._came, self._went)
+                tasks.start(group, "meeting places", watch_places, *args)
                 if self._config.names:
                     names = self._config.names
                     tasks.start(group, "names", watch_names, names, self._came, self._went)
@@ -217,18 +222,22 @@ class LinkKeeper:
         """Peers with an open link."""
         return [peer for peer in self._membership.peers() if self.link(peer) is not None]
 
-    def place(self, peer: PeerId) -> str:
-        """Where others can dial a peer, by what it announced; empty if that is not known."""
-        for address in self._membership.addresses(peer):
-            if not address[0].startswith("fe80:"):  # those hold on one machine only
-                return show_address(address)
-        return ""
+    def place(self, peer: PeerId) -> Address | None:
+        """Where others can dial a peer, by what it announced; None if that is not known."""
+        found = self._membership.addresses(peer)
+        return next((one for one in found if not is_link_local(one[0])), None)
+
+    def hear(self, places: Mapping[PeerId, Address]) -> None:
+        """Others tell where these can be dialled."""
+        self._hearsay.follow(places, _now())
+        self._wake.set()
 
     def _found(self, peer: PeerId, name: str, addresses: list[Address]) -> None:
         log.debug("found %s (%s) at %s", name, peer[:8], addresses)
         if peer in self._near or len(self._near) < limits.CANDIDATES:
             self._near[peer] = name
         self._membership.found(peer, addresses, _now())
+        self._hearsay.announced(peer)
         self._wake.set()
 
     def _came(self, host: str, port: int) -> None:

@@ -6,40 +6,36 @@ import asyncio
 import logging
 import statistics
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from msgspec.structs import replace
 
-from astra_mesh.bundle import Bundle, find_bundle, list_bundles, model_folders, open_bundle
-from astra_mesh.bundle.header import read_header
+from astra_mesh.bundle import Bundle
 from astra_mesh.bundle.image import ImageProcessor
 from astra_mesh.bundle.quality import Quality, read_quality
-from astra_mesh.bundle.store import codebook_name
 from astra_mesh.bundle.tensors import load_weights
 from astra_mesh.bundle.text import NAME as TOKENIZER_FILE
 from astra_mesh.bundle.text import TextTokenizer, eos_ids
 from astra_mesh.engine.compute import ComputeThread
-from astra_mesh.errors import AstraMeshError, BadBundleError, CodebookError, UnknownModelError
-from astra_mesh.families import ModelSpec, build_model, read_spec
-from astra_mesh.limits import CODEBOOKS_PER_MODEL, MODELS_PER_PEER, NAME_CHARS, RESCAN_S
+from astra_mesh.errors import BadBundleError, CodebookError, UnknownModelError
+from astra_mesh.families import ModelSpec, build_model
+from astra_mesh.limits import MODELS_PER_PEER, NAMES_PER_MODEL, RESCAN_S
 from astra_mesh.peer.choice import choose_codes
-from astra_mesh.peer.code_times import CodeTimes, measure_codebook
+from astra_mesh.peer.code_times import measure_codebook
+from astra_mesh.peer.complaints import Complaints
 from astra_mesh.peer.loaded import AnyCodec, Loaded, choose_stages
 from astra_mesh.peer.measure import measure
 from astra_mesh.peer.precision import Wanted, choose_precision, pack_if_faster
-from astra_mesh.quant.codebook import Codebook, load_codebook
+from astra_mesh.peer.shelf import Read, Shelf, offer_codebook, read_codebooks
 from astra_mesh.quant.codecs import PlainCodec, VectorCodec
-from astra_mesh.wire.codec import sanitise
 from astra_mesh.wire.messages import (
     CodebookOffer,
     ModelId,
     ModelOffer,
     Options,
-    Task,
     Timing,
+    names_of,
 )
 
 __all__ = ["AnyCodec", "Loaded", "ModelHost", "choose_stages"]
@@ -58,9 +54,6 @@ class _Entry:
     chat: bool  # it has a chat template
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     loaded: Loaded | None = None
-
-
-_Read = tuple[Bundle, ModelSpec, ModelOffer, bool]  # the last: it has a chat template
 
 
 class ModelHost:
@@ -82,6 +75,8 @@ class ModelHost:
     ) -> None:
         self._names, self._compute, self._on_change = names, compute, on_change
         self._precision: Wanted = precision
+        self._complaints = Complaints()
+        self._shelf = Shelf(names, self._complaints)
         self._entries: dict[ModelId, _Entry] = {}
         self._seen: frozenset[tuple[str, int]] = frozenset()  # the folders of models, and when
 
@@ -91,22 +86,22 @@ class ModelHost:
         Raises:
             UnknownModelError, BadBundleError: of a model that was named.
         """
-        self._take(await self._compute(_read_all, self._names))
+        self._take(await self._compute(self._shelf.read))
         if self._names is None:
-            self._seen = await asyncio.to_thread(_look)
+            self._seen = await asyncio.to_thread(self._shelf.look)
 
     async def watch(self) -> None:
         """Offer models that come to this device while the peer runs, until cancelled."""
         while self._names is None:
             await asyncio.sleep(RESCAN_S)
-            seen = await asyncio.to_thread(_look)
+            seen = await asyncio.to_thread(self._shelf.look)
             if seen == self._seen:
                 continue
-            self._seen, before = seen, len(self._entries)
-            found = await self._compute(_read_all, None)
-            self._take([one for one in found if one[2].id not in self._entries])
+            self._seen = seen
+            found = await self._compute(self._shelf.read)
+            came = self._take(found)
             renewed = [await self._renew(*one) for one in found]
-            if len(self._entries) > before or any(renewed):
+            if came or any(renewed):
                 self._on_change()
 
     async def renew(self, model: ModelId) -> None:
@@ -119,15 +114,21 @@ class ModelHost:
         bundle = self.bundle(model)
         if bundle is None:
             raise UnknownModelError(f"no model {model[:12]} on this device")
-        if await self._renew(*await self._compute(_read_again, bundle.path)):
+        if await self._renew(*await self._compute(self._shelf.read_again, bundle.path)):
             self._on_change()
 
     async def _renew(self, bundle: Bundle, spec: ModelSpec, offer: ModelOffer, chat: bool) -> bool:
-        """Take over codebooks that came to a model, or that went; whether there were any."""
+        """Take over codebooks that came to a model, or that went; whether there were any.
+
+        Of two copies that with more codebooks counts.
+        """
         entry = self._entries.get(offer.id)
-        if entry is None or entry.bundle.path != bundle.path:
+        if entry is None:
             return False
         async with entry.lock:
+            more = len(offer.codebooks) > len(entry.offer.codebooks)
+            if entry.bundle.path != bundle.path and not more:
+                return False
             known = {book.id for book in entry.offer.codebooks}
             if known == {book.id for book in offer.codebooks}:
                 return False
@@ -137,15 +138,32 @@ class ModelHost:
             entry.offer = replace(entry.offer, codebooks=books)
             return True
 
-    def _take(self, found: list[_Read]) -> None:
-        for bundle, spec, offer, chat in found:
+    def _take(self, found: Sequence[Read]) -> bool:
+        """Offer what was read; whether anything is new."""
+        new = False
+        best_first = sorted(found, key=lambda one: -len(one[2].codebooks))
+        for bundle, spec, offer, chat in best_first:
             if offer.id in self._entries:
-                same = self._entries[offer.id].offer.name
-                log.warning("the model %s is left out: it is the same as %s", offer.name, same)
-            elif len(self._entries) >= MODELS_PER_PEER:
-                log.warning("the model %s is left out: there are too many", offer.name)
-            else:
-                self._entries[offer.id] = _Entry(bundle, spec, offer, chat)
+                continue
+            if len(self._entries) >= MODELS_PER_PEER:
+                self._complaints.make(f"the model {offer.name} is left out: there are too many")
+                continue
+            self._entries[offer.id] = _Entry(bundle, spec, offer, chat)
+            new = True
+        return self._name_copies(found) or new
+
+    def _name_copies(self, found: Sequence[Read]) -> bool:
+        """Copies of a model are one, by all their names; whether names came or went."""
+        names: dict[ModelId, dict[str, None]] = {}
+        for _, _, offer, _ in found:
+            names.setdefault(offer.id, {})[offer.name] = None
+        changed = False
+        for model, entry in self._entries.items():
+            also = [name for name in names.get(model, ()) if name != entry.offer.name]
+            if also[:NAMES_PER_MODEL] != entry.offer.also:
+                entry.offer = replace(entry.offer, also=also[:NAMES_PER_MODEL])
+                changed = True
+        return changed
 
     def offers(self) -> list[ModelOffer]:
         """What this peer tells the others."""
@@ -173,9 +191,10 @@ class ModelHost:
             UnknownModelError: none; the text lists what there is.
         """
         for model, entry in self._entries.items():
-            if name == entry.offer.name or (len(name) >= 8 and model.startswith(name)):
+            if name in names_of(entry.offer) or (len(name) >= 8 and model.startswith(name)):
                 return model
-        names = ", ".join(sorted(offer.name for offer in self.offers())) or "none"
+        known = sorted(name for offer in self.offers() for name in names_of(offer))
+        names = ", ".join(known) or "none"
         raise UnknownModelError(
             f"no model {name!r} on this device; it has: {names}. `astra-mesh models` lists them"
         )
@@ -232,88 +251,9 @@ class ModelHost:
         return statistics.median(times)
 
 
-def _look() -> frozenset[tuple[str, int]]:
-    """The folders of models on this device, and when something in each came or went."""
-    found = set()
-    for folder in model_folders():
-        with suppress(OSError):
-            for path in folder.iterdir():
-                if not path.name.startswith("."):
-                    found.add((str(path), path.stat().st_mtime_ns))
-    return frozenset(found)
-
-
-def _read_all(names: tuple[str, ...] | None) -> list[_Read]:
-    if names is not None:
-        return [_read(find_bundle(name)) for name in names]
-    found = []
-    for bundle in list_bundles():
-        try:
-            found.append(_read(bundle))
-        except AstraMeshError as error:
-            log.warning("the model %s is left out: %s", bundle.name, error.message)
-    return found
-
-
-def _read_again(path: Path) -> _Read:
-    return _read(open_bundle(path))
-
-
-def _read(bundle: Bundle) -> _Read:
-    spec = read_spec(bundle.config)
-    for path in bundle.weight_paths:
-        read_header(path)
-    books, problems = read_codebooks(bundle)
-    for problem in problems:
-        log.warning("%s: a codebook is left out: %s", bundle.name, problem)
-    offer = ModelOffer(
-        id=bundle.model_id,
-        name=sanitise(bundle.name, NAME_CHARS),
-        family=spec.family,
-        tasks=[Task(task) for task in spec.tasks],
-        codebooks=[_offer_codebook(book) for book in books.values()],
-    )
-    return bundle, spec, offer, _has_chat_template(bundle)
-
-
-def _has_chat_template(bundle: Bundle) -> bool:
-    if bundle.has("chat_template.jinja"):
-        return True
-    return bool(bundle.optional_json("tokenizer_config.json").get("chat_template"))
-
-
-def read_codebooks(bundle: Bundle) -> tuple[dict[str, Codebook], list[str]]:
-    """The usable codebooks of a bundle by name, and why others are left out."""
-    found: dict[str, Codebook] = {}
-    problems = []
-    for suffix, path in bundle.codebook_paths.items():
-        try:
-            book = load_codebook(bundle.file(path.name), bundle.model_id)
-        except AstraMeshError as error:
-            problems.append(error.message)
-            continue
-        name = codebook_name(book.codec, suffix)
-        if len(found) == CODEBOOKS_PER_MODEL:
-            problems.append(f"{name}: there are too many")
-        else:
-            found[name] = book
-    return found, problems
-
-
-def _offer_codebook(book: Codebook, times: CodeTimes | None = None) -> CodebookOffer:
-    return CodebookOffer(
-        id=book.id,
-        codec=book.codec,
-        rates=list(book.rates.values()),
-        default_rate=book.rate(book.default_stages),
-        encode_token_s=[] if times is None else [times.encode_s[one] for one in book.able],
-        decode_token_s=[] if times is None else [times.decode_s[one] for one in book.able],
-    )
-
-
 def _offers_of(loaded: Loaded) -> list[CodebookOffer]:
     """The codebooks of a loaded model, with what was measured of them."""
-    return [_offer_codebook(book, loaded.times.get(key)) for key, book in loaded.codebooks.items()]
+    return [offer_codebook(book, loaded.times.get(key)) for key, book in loaded.codebooks.items()]
 
 
 def _renew_codebooks(loaded: Loaded, bundle: Bundle) -> list[CodebookOffer]:

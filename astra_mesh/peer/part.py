@@ -91,7 +91,12 @@ def make_exchange(
 
 
 def report_of(
-    peer: PeerId, exchange: MeshExchange, spent: Spent, tokens: int, steps: int = 0
+    peer: PeerId,
+    exchange: MeshExchange,
+    spent: Spent,
+    tokens: int,
+    precision: str,
+    steps: int = 0,
 ) -> PeerReport:
     """What this peer did for a request."""
     return PeerReport(
@@ -106,6 +111,7 @@ def report_of(
         decode_steps=steps,
         late_parts=exchange.late_parts,
         rates=exchange.rates,
+        precision=precision,
     )
 
 
@@ -128,6 +134,7 @@ class Participation:
         self._me, self._models, self._compute = me, models, compute
         self._find_link = find_link
         self._exchange: MeshExchange | None = None
+        self._precision = ""  # once it is prepared
         self._completed = False
 
     async def run(self, open_exchange: Callable[[MeshExchange], None]) -> None:
@@ -178,6 +185,7 @@ class Participation:
             propose.request, propose.task, plan, self._me, loaded, tokens, self._find_link
         )
         self._exchange = exchange
+        self._precision = loaded.chosen.precision
         run = await self._compute(_make_run, loaded, exchange, codec, inputs)
         return Pipeline(run, exchange, self._compute), exchange
 
@@ -187,7 +195,8 @@ class Participation:
             await pipeline.prefill()
             await pipeline.pool()
         run = pipeline.run
-        report = report_of(self._me, exchange, pipeline.spent, run.stop - run.start)
+        tokens = run.stop - run.start
+        report = report_of(self._me, exchange, pipeline.spent, tokens, self._precision)
         self.link.send(Done(request=self.propose.request, report=report))
         self._completed = True
 

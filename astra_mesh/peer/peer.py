@@ -18,12 +18,14 @@ from msgspec.structs import replace
 from astra_mesh import limits
 from astra_mesh.engine.compute import ComputeThread
 from astra_mesh.errors import MeshError, NoPeerError, PeerLostError, ProtocolError
+from astra_mesh.mesh.connect import Address
 from astra_mesh.mesh.identity import load_identity
 from astra_mesh.mesh.link import Link
 from astra_mesh.mesh.trust import Trust
 from astra_mesh.peer import tasks, view
 from astra_mesh.peer.config import PeerConfig
 from astra_mesh.peer.device import this_device
+from astra_mesh.peer.figures import LinkFigures
 from astra_mesh.peer.likelihoods import Likelihoods
 from astra_mesh.peer.links import LinkKeeper
 from astra_mesh.peer.local import LocalPeer, remove_record, write_record
@@ -75,12 +77,11 @@ class Peer:
         self.device = Device(host="", cores=1, host_cores=1, threads=1)  # until started
         self._on_event = on_event
         self._compute = ComputeThread()
-        self.models = ModelHost(
-            config.models, self._compute, self._models_changed, config.precision
-        )
+        self.models = ModelHost(config.models, self._compute, self._tell_status, config.precision)
         self.watch = Watch()
         self.likelihoods = Likelihoods()
         self.tabs = Tabs()  # that take part through this peer
+        self.figures = LinkFigures()
         self._hellos: dict[PeerId, Hello] = {}
         self._away: set[PeerId] = set()  # of those: nothing is heard of them
         self._subscribers: dict[tuple[Link, RequestId], None] = {}
@@ -151,6 +152,7 @@ class Peer:
                 recorder = None if folder is None else Recorder(folder, self.id, self.name)
                 self._requests = requests = Requests(self, group, recorder)
                 tasks.start(group, "new models", self.models.watch)
+                tasks.start(group, "figures of links", self._tell_figures)
                 try:
                     await links.run()
                 finally:
@@ -271,15 +273,22 @@ class Peer:
             port=self.port,
         )
 
-    def _models_changed(self) -> None:
+    def _tell_status(self) -> None:
         for peer in list(self._hellos):
             link = self.link(peer)
             if link is not None:
                 self.send_status(link)
 
     def send_status(self, link: Link) -> None:
-        """Tell another peer which models there are now."""
-        send_if_open(link, Status(models=self.models.offers()))
+        """Tell another peer which models there are now, and how the links are."""
+        send_if_open(link, Status(models=self.models.offers(), links=self.figures.own))
+
+    async def _tell_figures(self) -> None:
+        """Until cancelled: tell the others how the links of this peer are, when that changed."""
+        while True:
+            await asyncio.sleep(limits.LINKS_TELL_S)
+            if self.figures.renew(view.own_links(self)):
+                self._tell_status()
 
     # --- links ------------------------------------------------------------------------------------
 
@@ -300,6 +309,9 @@ class Peer:
             known_hello = self._hellos.get(hello.peer)
             if known_hello is not None:
                 self._hellos[hello.peer] = replace(known_hello, models=message.models)
+                place = view.place(self, link, known_hello)
+                self.figures.take(hello.peer, message.links, place[0] if place else "")
+                self._follow_figures()
                 self.note_change()
         elif isinstance(message, ListPeers):
             send_if_open(link, Peers(request=message.request, peers=self.peer_list()))
@@ -324,6 +336,8 @@ class Peer:
         self._requests.link_gone(link, hello.peer, lost)
         if last:
             self._hellos.pop(hello.peer, None)
+            self.figures.forget(hello.peer)
+            self._follow_figures()
             why = error.message if error is not None else "it said goodbye"
             level = logging.WARNING if isinstance(error, ProtocolError) else logging.INFO
             log.log(level, "%s (%s) is gone: %s", name, hello.peer[:8], why)
@@ -331,6 +345,10 @@ class Peer:
                 self.tell("peer-left", hello.peer, hello.name, why)
             self._away.discard(hello.peer)
         self.note_change()
+
+    def _follow_figures(self) -> None:
+        if self._links is not None:
+            self._links.hear(self.figures.places())
 
     def _on_silence(self, link: Link) -> None:
         """Nothing is heard of a peer: it is listed and planned with no more until it is back."""
@@ -369,9 +387,9 @@ class Peer:
         """Addresses of other peers that hold a model and answer for it."""
         return view.elsewhere(self, model)
 
-    def announced(self, peer: PeerId) -> str:
-        """Where a peer said that it can be dialled; empty if it did not."""
-        return self._links.place(peer) if self._links is not None else ""
+    def announced(self, peer: PeerId) -> Address | None:
+        """Where a peer said that it can be dialled; None if it did not."""
+        return self._links.place(peer) if self._links is not None else None
 
     def peer_list(self) -> list[PeerInfo]:
         """The mesh as this peer sees it, itself first."""

@@ -17,6 +17,11 @@ def own_address(listen: str | None, port: int) -> Address:
     return ("127.0.0.1" if listen is None or listen in _ALL else listen, port)
 
 
+def is_link_local(host: str) -> bool:
+    """Whether an address holds on one machine only: it names one of that machine's interfaces."""
+    return host.lower().startswith("fe80:")
+
+
 def dial_address(link: Link, hello: Hello) -> Address | None:
     """Where the peer at the other end of a link listens, also if it dialled the link itself."""
     host, _, port = link.address.rpartition(":")

@@ -256,6 +256,7 @@ class Requests:
         return Surroundings(
             me=self._candidates.me,
             candidates=self._candidates.others,
+            left_out=self._candidates.left_out,
             links=self._candidates.links,
             find_link=self._peer.link,
             elsewhere=self._peer.elsewhere,

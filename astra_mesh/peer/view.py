@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from astra_mesh import limits
-from astra_mesh.mesh.connect import show_address
+from astra_mesh.mesh.connect import Address, show_address
 from astra_mesh.mesh.link import Link
-from astra_mesh.peer.places import TAB, dial_address
-from astra_mesh.wire.messages import Hello, ModelId, PeerInfo
+from astra_mesh.peer.places import TAB, dial_address, is_link_local
+from astra_mesh.wire.messages import Hello, LinkInfo, ModelId, PeerInfo
 
 if TYPE_CHECKING:
     from astra_mesh.peer.peer import Peer
@@ -38,6 +38,23 @@ def elsewhere(peer: Peer, model: ModelId) -> list[str]:
     return holders[: limits.CLIENT_PLACES]
 
 
+def own_links(peer: Peer) -> list[LinkInfo]:
+    """The links of the peer itself, as they are now."""
+    return [_link_info(peer, link, hello) for link, hello in _linked(peer)]
+
+
+def _link_info(peer: Peer, link: Link, hello: Hello) -> LinkInfo:
+    address = place(peer, link, hello)
+    host, port = ("", 0) if address is None or is_link_local(address[0]) else address
+    return LinkInfo(
+        peer=hello.peer,
+        round_trip_s=link.round_trip_s,
+        send_bps=link.send_bps,
+        host=host,
+        port=port,
+    )
+
+
 def _linked(peer: Peer) -> list[tuple[Link, Hello]]:
     found = [(peer.link(other), hello) for other, hello in peer.others().items()]
     return [(link, hello) for link, hello in found if link is not None and hello.device is not None]
@@ -57,6 +74,7 @@ def _info(peer: Peer, link: Link, hello: Hello) -> PeerInfo:
         receive_bps=link.receive_bps,
         port=hello.port,
         via=hello.via,
+        links=peer.figures.of(hello.peer),
     )
 
 
@@ -64,5 +82,12 @@ def _place(peer: Peer, link: Link, hello: Hello) -> str:
     """Where a peer can be dialled; of one that cannot: where its link comes from."""
     if hello.via:
         return TAB
-    told = dial_address(link, hello)
-    return peer.announced(hello.peer) or (show_address(told) if told is not None else link.address)
+    address = place(peer, link, hello)
+    return link.address if address is None else show_address(address)
+
+
+def place(peer: Peer, link: Link, hello: Hello) -> Address | None:
+    """Where a peer can be dialled, by what it announced, or by its link; None: nowhere."""
+    if hello.via:
+        return None
+    return peer.announced(hello.peer) or dial_address(link, hello)

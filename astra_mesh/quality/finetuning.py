@@ -16,7 +16,7 @@ import torch
 from astra_mesh.bundle import Bundle, open_bundle, write_manifest
 from astra_mesh.bundle.configs import save_json
 from astra_mesh.bundle.tensors import load_weights, save_tensors
-from astra_mesh.errors import CalibrationError, InputError, ModelError
+from astra_mesh.errors import DeadlineError, InputError, ModelError
 from astra_mesh.families import build_model, export_config, export_weights
 from astra_mesh.quality.data import Split, load_samples, stream_samples
 from astra_mesh.quality.fitting import Fitted, codebook_name, fit
@@ -162,7 +162,7 @@ def _start(
     deadline = time.monotonic() + WAIT_S
     while not path.exists():
         if time.monotonic() > deadline:
-            raise CalibrationError("the first process did not fit a codebook in time; see its log")
+            raise DeadlineError("the first process did not fit a codebook in time; see its log")
         time.sleep(0.5)
     found = load_codebook(path, bundle.model_id)
     place = "distributed" if options.distributed else "single"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from astra_mesh.errors import InputError
+from astra_mesh.errors import AstraMeshError, InputError
 from astra_mesh.quality.evaluation import EvalRow, Evaluation
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def check_plot(path: Path) -> None:
 
 
 def save_plot(found: Evaluation, path: Path) -> None:
-    """Write the plot; InputError where that cannot be."""
+    """Write the plot; AstraMeshError where that cannot be."""
     check_plot(path)
     import matplotlib as mpl
 
@@ -59,7 +59,7 @@ def save_plot(found: Evaluation, path: Path) -> None:
         try:
             figure.savefig(path, dpi=150, metadata=metadata)
         except OSError as exc:
-            raise InputError(f"{path} cannot be written: {exc.strerror or exc}") from None
+            raise AstraMeshError(f"{path} cannot be written: {exc.strerror or exc}") from None
 
 
 def draw(found: Evaluation) -> Figure:

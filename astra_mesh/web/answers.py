@@ -155,6 +155,39 @@ class ModelsAnswer(Struct, frozen=True, kw_only=True):
     data: list[ModelAnswer]
 
 
+class MeshLink(Struct, frozen=True, kw_only=True):
+    """A link that a peer tells of."""
+
+    id: str  # of the peer at the other end
+    round_trip_s: float | None  # None: not measured yet
+    send_bps: float | None  # bits per second towards that peer
+
+
+class MeshPeer(Struct, frozen=True, kw_only=True):
+    """A peer, and the link to it from the one that is asked."""
+
+    id: str
+    name: str
+    self: bool  # the one that is asked
+    address: str
+    via: str  # of a browser tab: the id of the peer that relays for it
+    system: str
+    cores: float
+    host: str  # peers of one machine have the same
+    holds: list[str]  # names of its models
+    round_trip_s: float | None
+    send_bps: float | None
+    receive_bps: float | None
+    links: list[MeshLink]  # of its own, as it tells; empty for the one that is asked
+
+
+class MeshAnswer(Struct, frozen=True, kw_only=True):
+    """Of ``/v1/mesh``."""
+
+    object: Literal["mesh"]
+    peers: list[MeshPeer]
+
+
 class HealthAnswer(Struct, frozen=True, kw_only=True):
     """Of ``/health``."""
 
@@ -201,6 +234,7 @@ class OpenedAnswer(PairingAnswer, frozen=True, kw_only=True):
 
     code: str
     uri: str  # what the QR holds
+    addresses: list[str]  # of this device, for another that does not find it
     qr: QrDrawing
 
 

@@ -13,6 +13,7 @@ from aiohttp import web
 
 from astra_mesh import limits
 from astra_mesh.web.errors import ApiError, bad, busy
+from astra_mesh.web.wanted import as_it_came, sentence
 
 T = TypeVar("T")
 
@@ -80,12 +81,12 @@ def decode(data: bytes, kind: type[T]) -> T:
     try:
         return _decode(data, kind)
     except msgspec.ValidationError as error:
-        raise _invalid(str(error)) from None
+        raise _invalid(str(error), data, kind) from None
     except RecursionError:
         raise bad("the JSON of the request is nested too deeply") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        what = "it is empty" if not data.strip() else f"it is no JSON ({str(error)[:200]})"
-        raise bad(f"the body must be a JSON object: {what}", code="invalid_json") from None
+        text = f"the body must be a JSON object: {_no_json(data, error)}"
+        raise bad(text, code="invalid_json") from None
 
 
 def _decode(data: bytes, kind: type[T]) -> T:
@@ -106,7 +107,19 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _invalid(text: str) -> ApiError:
+def _no_json(data: bytes, error: Exception) -> str:
+    """Why bytes are no JSON."""
+    if not data.strip():
+        return "it is empty"
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not UTF-8 text"
+    if "truncated" in str(error):
+        return "it ends too early"
+    found = re.search(r"\(byte (\d+)\)", str(error))
+    return f"it is no JSON{f' from its byte {found[1]} on' if found else ''}"
+
+
+def _invalid(text: str, data: bytes, kind: type) -> ApiError:
     """``Expected `int`, got `str` - at `$.n``` as the field and a sentence."""
     match = _PLACE.match(text)
     what, where = (match["what"], match["where"] or "") if match else (text, "")
@@ -119,8 +132,8 @@ def _invalid(text: str) -> ApiError:
     if unknown:
         field = f"{field}.{unknown[1][:100]}".removeprefix(".")
         return bad(f"there is no field {field!a}; /docs lists those that there are", field)
-    what = what.replace("`", "")
-    return bad(f"{field}: {what}" if field else what, field or None, "invalid_type")
+    text = sentence(kind, as_it_came(data), where)
+    return bad(text, field.removesuffix("[...]") or None, "invalid_type")
 
 
 def _too_large(limit: int) -> ApiError:

@@ -16,6 +16,7 @@ from astra_mesh.web.errors import ApiError
 from astra_mesh.web.jsons import json_response
 from astra_mesh.web.metrics import CONTENT_TYPE
 from astra_mesh.web.state import STATE
+from astra_mesh.wire.messages import names_of
 
 _STARTED = int(time.time())  # OpenAI's clients want a time of creation
 
@@ -32,12 +33,14 @@ async def model(request: web.Request) -> web.Response:
     if not name.isprintable():
         raise UnknownModelError("no model has such a name; /v1/models lists those here")
     wanted = peer.models.find(name[:200])
-    return json_response(next(_entry(one) for one in _models(peer) if one.id == wanted))
+    found = [one for one in _models(peer) if one.id == wanted]
+    named = [one for one in found if one.name == name] or found  # or asked for by its id
+    return json_response(_entry(named[0]))
 
 
 def _models(peer: Peer) -> list[ModelEntry]:
     """The models of this peer; a request for another one has no coordinator here."""
-    own = {(offer.name, offer.id) for offer in peer.models.offers()}
+    own = {(name, offer.id) for offer in peer.models.offers() for name in names_of(offer)}
     return [one for one in models_of(peer.peer_list()) if (one.name, one.id) in own]
 
 

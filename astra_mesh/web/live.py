@@ -21,9 +21,10 @@ from astra_mesh.peer import Peer, tasks
 from astra_mesh.peer.watch import Shown
 from astra_mesh.web.errors import busy
 from astra_mesh.web.jsons import encode
+from astra_mesh.web.mesh import peer_entry
 from astra_mesh.web.reports import Summary
 from astra_mesh.web.state import STATE, State
-from astra_mesh.wire.messages import PeerId, PeerInfo
+from astra_mesh.wire.messages import PeerId, names_of
 
 PATH: Final = "/live"
 PROTOCOL: Final = "astra-mesh.live"
@@ -133,9 +134,10 @@ class Feed:
 
 def _mesh(peer: Peer) -> dict[str, Any]:
     found = peer.peer_list()
+    own = {(name, offer.id) for offer in peer.models.offers() for name in names_of(offer)}
     return {
         "type": "mesh",
-        "peers": [_peer(one) for one in found],
+        "peers": [peer_entry(one) for one in found],
         "models": [
             {
                 "name": one.name,
@@ -143,34 +145,13 @@ def _mesh(peer: Peer) -> dict[str, Any]:
                 "family": one.family,
                 "tasks": [task.value for task in one.tasks],
                 "peers": list(one.peers),
-                "here": peer.models.offer(one.id) is not None,
+                "here": (one.name, one.id) in own,
                 "chat": peer.models.holds_conversations(one.id),
             }
             for one in models_of(found)
         ],
         "problem": peer.discovery_problem,
     }
-
-
-def _peer(one: PeerInfo) -> dict[str, Any]:
-    return {
-        "id": one.peer,
-        "name": one.name,
-        "self": one.self,
-        "address": one.address,
-        "via": one.via,
-        "system": one.device.system,
-        "cores": one.device.cores,
-        "host": one.device.host,
-        "round_trip_s": _rounded(one.round_trip_s),
-        "send_bps": _rounded(one.send_bps),
-        "receive_bps": _rounded(one.receive_bps),
-    }
-
-
-def _rounded(value: float | None) -> float | None:
-    """Three digits: what changes less is no news."""
-    return None if value is None else float(f"{value:.3g}")
 
 
 def _request(shown: Shown) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from astra_mesh.web.answers import (
     ErrorAnswer,
     HealthAnswer,
     JoinedAnswer,
+    MeshAnswer,
     ModelAnswer,
     ModelsAnswer,
     OpenedAnswer,
@@ -58,6 +59,7 @@ _LABELS: Final = (
 )
 # Address, method, title, request, answer, more of the operation.
 _TABLE: Final[tuple[tuple[str, str, str, Any, Any, dict[str, Any]], ...]] = (
+    ("/v1/mesh", "get", "The peers of the mesh, and their links", None, MeshAnswer, {}),
     ("/v1/models", "get", "The models that can be asked for here", None, ModelsAnswer, {}),
     (
         "/v1/models/{model}",

@@ -41,10 +41,13 @@ async def open_window(request: web.Request, data: bytes) -> web.Response:
     trust, code = _trust(request), new_code()
     port = request.app[STATE].peer.port
     hosts = [str(ip) for ip in own_addresses() if not ip.is_link_local][:_SHOWN]
-    uri = as_uri(code, [show_address((host, port)) for host in hosts])
+    addresses = [show_address((host, port)) for host in hosts]
+    uri = as_uri(code, addresses)
     await asyncio.to_thread(Invitations(trust.folder).open_window, read_secret(code))
     status = await asyncio.to_thread(_status, trust)
-    return json_response(status | {"code": code, "uri": uri, "qr": drawing(uri)})
+    return json_response(
+        status | {"code": code, "uri": uri, "addresses": addresses, "qr": drawing(uri)}
+    )
 
 
 async def close(request: web.Request, data: bytes) -> web.Response:
@@ -58,7 +61,8 @@ async def close(request: web.Request, data: bytes) -> web.Response:
 async def join(request: web.Request, data: bytes) -> web.Response:
     """Handle ``POST /v1/pairing/join``: use the code that another device shows."""
     asked, trust = decode(data, JoinRequest), _trust(request)
-    paired = await pair_nearby(trust, read_secret(asked.code), asked.at)
+    secret = read_secret(asked.code)
+    paired = await pair_nearby(trust, secret, asked.at, field="HOST:PORT, in the field beside it")
     return json_response(await asyncio.to_thread(_status, trust) | {"paired": paired.name})
 
 

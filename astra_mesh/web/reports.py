@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from astra_mesh.client import Generation
+from astra_mesh.naming import Names
 from astra_mesh.wire.messages import PeerReport, Planned, Report
 
 
@@ -43,14 +44,14 @@ def usage(prompts: Iterable[Summary], answers: Iterable[Summary]) -> dict[str, i
 def _of_plan(planned: Planned | None) -> dict[str, Any]:
     if planned is None:
         return {}
-    plan = planned.plan
+    plan, names = planned.plan, Names(planned.names)
     return {
         "plan": {
             "codec": plan.codec,
             "bits_per_token": planned.bits_per_token,
-            "answering": planned.names.get(plan.answering, ""),
+            "answering": names(plan.answering),
             "shards": [
-                {"peer": planned.names.get(one.peer, ""), "start": one.start, "stop": one.stop}
+                {"peer": names(one.peer), "start": one.start, "stop": one.stop}
                 for one in plan.shards
             ],
             "reason": planned.reason,
@@ -64,7 +65,7 @@ def _of_report(summary: Summary) -> dict[str, Any]:
     report, planned = summary.report, summary.planned
     if report is None:
         return {"ended_early": True}
-    names = planned.names if planned is not None else {}
+    names = Names(planned.names if planned is not None else {})
     expected = report.expected
     return {
         "predicted_s": report.predicted_s,
@@ -78,14 +79,15 @@ def _of_report(summary: Summary) -> dict[str, Any]:
     }
 
 
-def _of_peer(one: PeerReport, names: dict[str, str]) -> dict[str, Any]:
+def _of_peer(one: PeerReport, names: Names) -> dict[str, Any]:
     return {
-        "peer": names.get(one.peer, one.peer[:8]),
+        "peer": names(one.peer),
         "tokens": one.tokens,
+        "precision": one.precision,
         "compute_s": one.compute_s,
         "encode_s": one.encode_s,
         "decode_s": one.decode_s,
         "wait_s": one.wait_s,
-        "sent_bytes": {names.get(to, to[:8]): size for to, size in one.sent_bytes.items()},
-        "rates": {names.get(to, to[:8]): changes for to, changes in one.rates.items()},
+        "sent_bytes": {names(to): size for to, size in one.sent_bytes.items()},
+        "rates": {names(to): changes for to, changes in one.rates.items()},
     }

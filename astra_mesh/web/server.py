@@ -29,6 +29,7 @@ from astra_mesh.web import (
     invitation,
     listing,
     live,
+    mesh,
     page,
     pairing,
     pictures,
@@ -198,6 +199,7 @@ def make_app(
     add.add_get("/metrics", listing.metrics)
     add.add_get("/docs", page.docs)
     add.add_get("/openapi.json", page.openapi)
+    add.add_get("/v1/mesh", mesh.mesh)
     add.add_get("/v1/models", listing.models)
     add.add_get("/v1/models/{model}", listing.model)
     add.add_get("/v1/models/{model}/quality", quality.quality)

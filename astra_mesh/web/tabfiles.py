@@ -29,7 +29,7 @@ from astra_mesh.families import ModelInput, build_model, read_spec
 from astra_mesh.peer import Peer
 from astra_mesh.peer.inputs import read_inputs
 from astra_mesh.peer.loaded import Loaded
-from astra_mesh.peer.models import read_codebooks
+from astra_mesh.peer.shelf import read_codebooks
 from astra_mesh.quant.codebook import Codebook
 from astra_mesh.quant.codecs import make_codec
 from astra_mesh.web.errors import bad, busy

@@ -121,6 +121,12 @@ class ModelOffer(Message, frozen=True):
     loaded: bool = False
     precision: str = "fp32"  # of the products: "fp32", "bf16", "fp16" or "int8"
     divergence: float = 0.0  # of the answers from those in fp32: mean KL in nats, or 1 - cosine
+    also: list[str] = []  # names of copies that the peer has of the model
+
+
+def names_of(offer: ModelOffer) -> list[str]:
+    """All names under which a peer has a model."""
+    return [offer.name, *offer.also]
 
 
 class Device(Message, frozen=True):
@@ -153,10 +159,22 @@ class Hello(Message, frozen=True):
     via: PeerId = PeerId("")  # of a browser tab: the peer that relays for it; "" for all others
 
 
+class LinkInfo(Message, frozen=True):
+    """A link of the sender, as it measured it."""
+
+    peer: PeerId  # at the other end
+    round_trip_s: float | None = None
+    send_bps: float | None = None  # bits per second towards that peer
+    host: str = ""  # where it can be dialled, as the sender reaches it; "": nowhere
+    port: int = 0
+
+
 class Status(Message, frozen=True):
-    """Replaces ``models`` of the hello (a model was added, loaded or measured)."""
+    """Replaces ``models`` of the hello (a model was added, loaded or measured), and what the sender
+    told of its links."""
 
     models: list[ModelOffer]
+    links: list[LinkInfo] = []  # to other peers
 
 
 class LinkRefused(Message, frozen=True):
@@ -358,6 +376,7 @@ class PeerReport(Message, frozen=True):
     # By receiving peer, where the rate was not the plan's: a block, the bits per token from it on,
     # the next block, and so on.
     rates: dict[str, list[int]] = {}
+    precision: str = ""  # of its products, as in :class:`ModelOffer`; "": it does not tell
 
 
 class Done(Message, frozen=True):
@@ -504,6 +523,7 @@ class PeerInfo(Message, frozen=True):
     receive_bps: float | None = None
     port: int = 0  # where it listens, 0 if it does not tell
     via: PeerId = PeerId("")  # of a browser tab: the peer that relays for it; "" for all others
+    links: list[LinkInfo] = []  # of its own, as it told
 
 
 class Peers(Message, frozen=True):

@@ -143,6 +143,7 @@ _word = _line(32)
 _word_or_empty = _line(32, empty=True)
 _sentence = _text(limits.REASON_CHARS)
 _models = _size(limits.MODELS_PER_PEER)
+_links = _size(limits.LINKS_TOLD)
 _port = _below(65_536)
 _tasks = _size(len(m.Task))
 _rates = _size(limits.STAGES)
@@ -164,6 +165,7 @@ _RULES: Final[dict[type[msgspec.Struct], dict[str, Check]]] = {
         "precision": _word,
         "tasks": _tasks,
         "codebooks": _size(limits.CODEBOOKS_PER_MODEL),
+        "also": lambda value: len(value) <= limits.NAMES_PER_MODEL and all(map(_name, value)),
     },
     m.Device: {
         "host": _line(128, empty=True),
@@ -179,7 +181,8 @@ _RULES: Final[dict[type[msgspec.Struct], dict[str, Check]]] = {
         "port": _port,
         "via": _is_id_or_empty,
     },
-    m.Status: {"models": _models},
+    m.LinkInfo: {"peer": _is_id, "host": _line(limits.HOST_CHARS, empty=True), "port": _port},
+    m.Status: {"models": _models, "links": _links},
     m.LinkRefused: {"text": _sentence},
     m.Goodbye: {"text": _sentence},
     m.Ping: {"padding": _size(limits.PING_PADDING_BYTES)},
@@ -227,6 +230,7 @@ _RULES: Final[dict[type[msgspec.Struct], dict[str, Check]]] = {
         "decode_steps": _between(0, limits.NEW_TOKENS),
         "late_parts": _between(0, limits.BLOCKS * limits.PEERS_PER_PLAN),
         "rates": _rate_changes,
+        "precision": _word_or_empty,
     },
     m.Cancel: {"text": _sentence},
     m.Fail: {"code": _word, "text": _sentence},
@@ -277,6 +281,7 @@ _RULES: Final[dict[type[msgspec.Struct], dict[str, Check]]] = {
         "models": _models,
         "port": _port,
         "via": _is_id_or_empty,
+        "links": _links,
     },
     m.Peers: {"peers": _size(limits.LINKS)},
     m.Event: {

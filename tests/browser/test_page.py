@@ -30,7 +30,10 @@ async def spans(tab: Tab) -> list[str]:
     return [str(one) for one in await tab.eval(script)]
 
 
-async def test_a_text_is_asked_answered_and_shown_block_by_block(tab: Tab, models: Path) -> None:
+async def test_a_text_is_asked_answered_and_shown_block_by_block(
+    tab: Tab, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "LINKS_TELL_S", 0.2)
     async with shown(models, ["left", "middle", "right"]) as on:
         await tab.open(on.url)
         await tab.until(devices(3))
@@ -57,6 +60,9 @@ async def test_a_text_is_asked_answered_and_shown_block_by_block(tab: Tab, model
         kinds = {title.split(": ")[1].split(",")[0] for title in titles}
         assert {"compute", "encode", "decode"} <= kinds
         assert "tokens 0 to" in await tab.text("#devices")
+        # Of the link between the two others the figures stand in the list and in the picture.
+        await tab.until("document.getElementById('devices').textContent.includes('to middle ')")
+        await tab.until("document.querySelectorAll('#mesh-picture .label-back').length === 3")
         await no_complaints(tab, on.url)
 
 

@@ -260,9 +260,14 @@ class TabPeer(Peer):
 
 @asynccontextmanager
 async def tab_peer(
-    server: ApiServer, name: str, models: Path, timings: Timings | None = None
+    server: ApiServer,
+    name: str,
+    models: Path,
+    timings: Timings | None = None,
+    *,
+    loads: bool = True,
 ) -> AsyncIterator[TabPeer]:
-    """A tab that computes, its models loaded."""
+    """A tab that computes, its models loaded; or one that has loaded none yet."""
     async with joined(server) as tab:
         config = PeerConfig(
             name=name,
@@ -277,8 +282,8 @@ async def tab_peer(
         with patch("astra_mesh.peer.peer.LinkKeeper", made):
             await peer.start()
         try:
-            for offer in peer.models.offers():  # coordinators wait for tabs only a little
-                await peer.models.load(offer.id)
+            for offer in peer.models.offers() if loads else ():
+                await peer.models.load(offer.id)  # coordinators wait for tabs only a little
             yield peer
         finally:
             await peer.stop()

@@ -107,7 +107,7 @@ def test_a_peer_is_found_asked_and_ended(tmp_path: Path) -> None:
         assert [one["name"] for one in document["peers"]] == ["kitchen"]
         (document,) = lines(call("classify", "pictures", str(photo), "--json").stdout)
         assert len(document["labels"]) == 5
-        missing = call("run", "absent", "Hello", "--json", status=1)
+        missing = call("run", "absent", "Hello", "--json", status=2)
         assert lines(missing.stdout)[0]["error"]["code"] == "unknown-model"
         process.send_signal(signal.SIGINT)
         assert process.wait(patient(10.0)) == 0
@@ -162,7 +162,7 @@ def test_models_fit_and_eval(tmp_path: Path) -> None:
     (listed,) = lines(call("models", "--json").stdout)
     assert {"words", "pictures", "feelings"} <= {row["name"] for row in listed["models"]}
     assert "8/16" in call("models").stdout
-    no_data = call("fit", "pictures", "--data", str(tmp_path / "absent"), status=1)
+    no_data = call("fit", "pictures", "--data", str(tmp_path / "absent"), status=2)
     assert "error: there is no file or folder" in no_data.stderr
 
 

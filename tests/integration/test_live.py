@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import msgspec
 import pytest
 
 from astra_mesh import limits
 from astra_mesh.client import Mesh
 from astra_mesh.peer import Peer
 from astra_mesh.web import ApiConfig, ApiServer, serving
+from astra_mesh.web.answers import MeshAnswer
 from tests.integration.mesh_fixtures import WAIT_S, make_models, mesh_of, until
 
 PROMPT = " ".join(f"w{7 * i % 64}" for i in range(40))
@@ -80,6 +82,28 @@ async def test_a_page_sees_the_mesh_and_a_request_on_all_its_peers(models: Path)
     took_us = about["cost"]["actual_s"] * 1e6
     for some in marks.values():  # on the clock of the peer that answers
         assert max(some[::4]) <= took_us * 1.5 + 20_000
+
+
+async def test_a_page_sees_the_links_between_others(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "LINKS_TELL_S", 0.05)
+    monkeypatch.setattr(limits, "API_LIVE_MESH_S", 0.05)
+    async with live(models, 3) as (peers, _, http), http.ws_connect("/live") as socket:
+        one, other, me = (peer.id for peer in peers)
+        found: dict[str, Any] = {}
+        while not found.get(one, {}).get("round_trip_s"):
+            mesh = await told(socket, "mesh")
+            (entry,) = (peer for peer in mesh["peers"] if peer["id"] == other)
+            found = {link["id"]: link for link in entry["links"]}
+        assert set(found) <= {one, me}
+        async with http.get("/v1/mesh") as answer:
+            listed = msgspec.json.decode(await answer.read(), type=MeshAnswer)
+        assert [peer.name for peer in listed.peers] == ["peer2", "peer0", "peer1"]
+        assert "words" in listed.peers[0].holds
+        links = {peer.id: {link.id for link in peer.links} for peer in listed.peers}
+        assert one in links[other]
+        assert links[me] == set()
 
 
 async def test_nothing_is_noted_while_nobody_looks_on(models: Path) -> None:

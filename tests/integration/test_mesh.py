@@ -335,6 +335,7 @@ async def test_the_report_says_who_did_what(models: Path) -> None:
     assert report.finish in ("length", "eos", "context")
     assert 0 < report.actual_s <= report.total_s
     assert report.predicted_s > 0
+    assert [one.precision for one in report.peers] == ["fp32"] * 3
 
 
 async def test_alone_a_peer_answers_and_says_that_it_is(models: Path) -> None:

@@ -145,5 +145,23 @@ def test_a_folder_is_added_once(source: Path) -> None:
     assert status == 2
     assert "there is a model mine" in about["error"]["message"]
     status, about = add(str(source / "nothing"))
-    assert status == 1
+    assert status == 2
     assert list(user_models_path().glob(".*")) == []
+
+
+def test_what_is_no_model_is_told_from_what_is_not_there(source: Path, tmp_path: Path) -> None:
+    photo = tmp_path / "photo.jpg"
+    photo.write_bytes(b"\xff\xd8\xff")
+    (tmp_path / "no.gguf").write_bytes(b"\xff\xd8\xff")
+    cases = {
+        tmp_path / "gone.gguf": (2, "there is no file or folder"),
+        tmp_path / "gone": (2, "there is no file or folder"),
+        tmp_path / ("x" * 300): (2, "there is no file or folder"),
+        photo: (2, "photo.jpg' is no model: give a folder with config.json"),
+        source / "model.safetensors": (2, f"is one file of a model: give its folder, {source}"),
+        tmp_path / "no.gguf": (1, "does not begin with the word GGUF"),
+        tmp_path: (1, "holds no model: it has no config.json"),
+    }
+    for path, (expected, text) in cases.items():
+        status, about = add(str(path))
+        assert (status, text in about["error"]["message"]) == (expected, True), about

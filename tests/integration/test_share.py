@@ -20,8 +20,9 @@ from astra_mesh import limits
 from astra_mesh.bundle import Bundle, install, open_bundle
 from astra_mesh.bundle.store import user_models_path
 from astra_mesh.client import Mesh, fetch
-from astra_mesh.client.fetch import Fetch, Holder, Holders, holders_of
+from astra_mesh.client.fetch import Fetch
 from astra_mesh.client.finding import own_way
+from astra_mesh.client.holders import Holder, Holders, holders_of, seek
 from astra_mesh.errors import BadBundleError, InputError, MeshError, ModelError, UnknownModelError
 from astra_mesh.mesh.connect import TLS_NAME
 from astra_mesh.peer import Peer, PeerConfig
@@ -92,6 +93,46 @@ async def test_a_model_comes_from_all_that_hold_it(models: Path, words: Bundle) 
     assert wanted.done_bytes == wanted.size_bytes > 10 * PIECE
     assert min(given.values()) > 2, "both peers gave their part"
     same_files(bundle.path, models / "words")
+
+
+async def test_a_model_is_found_where_the_asked_peer_has_no_link(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "LINKS_TELL_S", 600.0)  # else they soon had one
+
+    def peer(name: str, offered: tuple[str, ...], *others: Peer) -> Peer:
+        places = tuple(("127.0.0.1", other.port) for other in others)
+        return Peer(
+            PeerConfig(
+                name=name,
+                port=0,
+                discovery=False,
+                ephemeral=True,
+                threads=1,
+                models=offered,
+                peers=places,
+            )
+        )
+
+    async with (
+        peer("far", (str(models / "words"),)) as far,
+        peer("middle", (), far) as middle,
+        peer("near", (), middle) as near,
+    ):
+        await until(lambda: len(middle.others()) == 2)
+        model = far.models.find("words")
+        async with Mesh(("127.0.0.1", near.port)) as mesh:
+            assert [one.name for one in await mesh.peers()] == ["near", "middle"]
+            secure = await asyncio.to_thread(own_way)
+            for wanted in ("words", model, model[:10]):
+                found = await seek(wanted, mesh, secure)
+                (holder,) = found.peers
+                assert (found.model, holder.name, holder.address[1]) == (model, "far", far.port)
+            with pytest.raises(UnknownModelError, match="no peer here has a model 'verse'"):
+                await seek("verse", mesh, secure)
+        fetched = Fetch(found, "mine")
+        await fetched.look()
+        assert (await fetched.run()).model_id == model
 
 
 async def test_what_came_is_kept_when_it_is_cancelled(models: Path) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from astra_mesh import limits
 from astra_mesh.bundle import open_bundle
 from astra_mesh.engine.pipeline import Pipeline
 from astra_mesh.engine.reference import decode, pooled, run_solo
@@ -76,9 +77,14 @@ def all_linked(*peers: Peer) -> Any:
             for tab in tabs
             for offer in (others[tab].models if tab in others else ())
         )
-        return ready and all(len(others) == len(peers) - 1 for others in known)
+        return ready and all_known(*peers)()
 
     return holds
+
+
+def all_known(*peers: Peer) -> Any:
+    """Whether each has a link to all others."""
+    return lambda: all(len(peer.others()) == len(peers) - 1 for peer in peers)
 
 
 def owners(reply: Reply) -> list[str]:
@@ -105,6 +111,23 @@ async def test_tokens_are_those_of_one_device(models: Path, alone: list[int]) ->
             report = {one.peer: one for one in reply.done().report.peers}[phone.id]
             assert report.compute_s > 0
             assert sum(report.sent_bytes.values()) > 0
+
+
+async def test_an_answer_of_all_says_which_tab_still_loads(
+    models: Path, alone: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "TAB_PREPARE_S", 0.1)
+    async with live(models, 2) as mesh, tab_peer(mesh.server, "pad", models, loads=False) as pad:
+        await until(all_known(*mesh.peers, pad))
+        monkeypatch.setattr(pad.models, "load", lambda model: asyncio.Event().wait())
+        async with client_of(mesh.peers[0]) as client:
+            reply = await client.reply(ask_words(client))
+            automatic = await client.reply(ask_words(client, Options(codec="fp32")))
+        assert reply.ids == alone
+        assert pad.id not in owners(reply)
+        (note,) = [note for note in reply.done().report.notes if "pad" in note]
+        assert note.startswith("planned without pad: this tab is still loading the model")
+        assert automatic.done().report.notes == []
 
 
 @pytest.mark.parametrize("codec", ["fp32", "vq", "astra"])

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import aiohttp
 import msgspec
 import pytest
 
+from astra_mesh.client import pairing_search
+from astra_mesh.mesh.codes import new_code
 from astra_mesh.web.answers import JoinedAnswer, OpenedAnswer, PairingAnswer
 from tests.integration.web_fixtures import Device, strangers
 
@@ -34,6 +37,7 @@ async def test_two_devices_pair_and_part(devices: list[Device]) -> None:
         msgspec.convert(shown, OpenedAnswer)
         assert shown["window"]["open"]
         assert shown["qr"]["path"].startswith("M4 4h1")
+        assert all(f"at={quote(one)}" in shown["uri"] for one in shown["addresses"])
         async with http.get(f"{one}/v1/pairing") as answer:
             assert shown["code"] not in await answer.text()  # told once
             now = msgspec.json.decode(await answer.read(), type=PairingAnswer)
@@ -74,3 +78,20 @@ async def test_what_is_refused(devices: list[Device]) -> None:
         await post(http, f"{one}/v1/pairing/open", {})
         _, closed = await post(http, f"{one}/v1/pairing/close", {})
         assert closed["window"] is None
+
+
+async def test_where_nobody_is_found_the_page_names_its_own_field(
+    devices: list[Device], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def nobody() -> AsyncIterator[Any]:
+        for address in list[Any]():
+            yield address
+
+    monkeypatch.setattr(pairing_search, "search", nobody)
+    async with aiohttp.ClientSession() as http:
+        body = {"code": new_code()}
+        status, error = await post(http, f"{devices[0].root}/v1/pairing/join", body)
+    assert status == 409
+    message = error["error"]["message"]
+    assert "give its address too (HOST:PORT, in the field beside it)" in message
+    assert "--" not in message

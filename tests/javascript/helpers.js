@@ -59,7 +59,7 @@ export const propose = (request) =>
 export const codes = (request, block = 0, size = 100) => make("Codes", { request, block, stage: 0, first: 0, count: 1, data: new Uint8Array(size) });
 
 export const report = (peer = A) => ({
-  peer, tokens: 1, compute_s: 0, encode_s: 0, decode_s: 0, wait_s: 0, finished_s: 0, sent_bytes: {}, decode_steps: 0, late_parts: 0, rates: {},
+  peer, tokens: 1, compute_s: 0, encode_s: 0, decode_s: 0, wait_s: 0, finished_s: 0, sent_bytes: {}, decode_steps: 0, late_parts: 0, rates: {}, precision: "",
 });
 
 export const done = (request) => make("Done", { request, report: report() });

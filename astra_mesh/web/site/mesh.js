@@ -4,6 +4,7 @@ import { $, h, picture, rate, s, say, seconds } from "./dom.js";
 
 const WIDTH = 360;
 const RADIUS = 24;
+const LINKS = 8; // of a device to others that are listed
 
 let mesh = null;
 let shares = new Map(); // peer id -> {start, stop, tokens} of the request that is shown
@@ -25,7 +26,7 @@ function draw() {
   const { peers } = mesh;
   $("mesh-picture").replaceChildren(sketch(peers));
   $("devices").replaceChildren(...peers.map(entry));
-  say($("mesh-problem"), mesh.problem ? `Others are not found by themselves: ${mesh.problem}` : "");
+  say($("mesh-problem"), mesh.problem ? `Others are not found by themselves (${mesh.problem}): pair with their address.` : "");
 }
 
 function sketch(peers) {
@@ -34,7 +35,7 @@ function sketch(peers) {
   const places = placed(peers, others, height);
   const between = [];
   for (let i = 0; i < others.length; i++)
-    for (let j = i + 1; j < others.length; j++) between.push(line(places.get(others[i].id), places.get(others[j].id), "link thin"));
+    for (let j = i + 1; j < others.length; j++) between.push(...linkOfOthers(others[i], others[j], places, others.length > 2));
   const me = places.get(peers.find((one) => one.self).id);
   const own = others.flatMap((one) => link(me, places.get(one.id), one, others.length > 8));
   const said = others.length === 0 ? "Only this device is here." : peers.map((one) => one.name).join(", ");
@@ -60,15 +61,30 @@ function placed(peers, others, height) {
 
 const line = ([x1, y1], [x2, y2], kind) => s("line", { x1, y1, x2, y2, class: kind });
 
+/** A link from this device. Where it is crowded the list has the figures. */
 function link(from, to, peer, crowded) {
   const drawn = [line(from, to, "link")];
-  if (crowded) return drawn; // the list has the figures
-  const x = from[0] + 0.58 * (to[0] - from[0]); // clear of the name in the middle
-  const y = from[1] + 0.58 * (to[1] - from[1]);
-  const texts = [rate(peer.send_bps).replace(" measured yet", "?"), seconds(peer.round_trip_s)];
-  drawn.push(s("rect", { x: x - 38, y: y - 16, width: 76, height: 32, rx: 5, class: "label-back" }));
-  texts.forEach((text, i) => drawn.push(s("text", { x, y: y - 3 + 14 * i, "text-anchor": "middle", class: i ? "soft" : "" }, text)));
-  return drawn;
+  return crowded ? drawn : [...drawn, ...label(from, to, 0.58, peer)]; // clear of the name in the middle
+}
+
+function linkOfOthers(one, other, places, crowded) {
+  const [from, to] = [places.get(one.id), places.get(other.id)];
+  const drawn = [line(from, to, "link thin")];
+  const told = toldBy(one, other) ?? toldBy(other, one);
+  return crowded || !told ? drawn : [...drawn, ...label(from, to, 0.5, told)];
+}
+
+/** What a device tells of its link to another one. */
+const toldBy = (one, other) => one.links.find((link) => link.id === other.id);
+
+function label(from, to, part, { send_bps: bps, round_trip_s: trip }) {
+  const x = from[0] + part * (to[0] - from[0]);
+  const y = from[1] + part * (to[1] - from[1]);
+  const texts = [rate(bps).replace(" measured yet", "?"), seconds(trip)];
+  return [
+    s("rect", { x: x - 38, y: y - 16, width: 76, height: 32, rx: 5, class: "label-back" }),
+    ...texts.map((text, i) => s("text", { x, y: y - 3 + 14 * i, "text-anchor": "middle", class: i ? "soft" : "" }, text)),
+  ];
 }
 
 function node(peer, [x, y]) {
@@ -106,5 +122,14 @@ function entry(peer) {
   }
   const share = shares.get(peer.id);
   if (share) about.push(`tokens ${share.start} to ${share.stop} of ${share.tokens}`);
-  return h("li", {}, h("b", {}, peer.name), peer.self ? " (this device)" : "", h("small", {}, about.join(" · ")));
+  return h("li", {}, h("b", {}, peer.name), peer.self ? " (this device)" : "", h("small", {}, about.join(" · ")), further(peer));
+}
+
+/** The links of a device to others than this one, as it tells of them. */
+function further(peer) {
+  const found = mesh.peers.filter((one) => !one.self).map((one) => [one, toldBy(peer, one)]).filter(([, link]) => link);
+  if (!found.length) return null;
+  const texts = found.slice(0, LINKS).map(([one, link]) => `to ${one.name} ${rate(link.send_bps)}, ${seconds(link.round_trip_s)}`);
+  if (found.length > LINKS) texts.push(`and ${found.length - LINKS} more`);
+  return h("small", {}, texts.join(" · "));
 }

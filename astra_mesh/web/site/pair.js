@@ -70,17 +70,22 @@ async function join() {
 }
 
 /** The code is told once, so a page that is loaded again needs a note of it. */
-function keep({ code, qr, window: state }) {
-  sessionStorage.setItem(KEPT, JSON.stringify({ code, qr, until: state.until }));
+function keep({ code, qr, addresses, window: state }) {
+  sessionStorage.setItem(KEPT, JSON.stringify({ code, qr, addresses, until: state.until }));
 }
 
 function showCode(until) {
   const kept = JSON.parse(sessionStorage.getItem(KEPT));
   const known = kept?.until === until;
   if (known && $("pair-shown").textContent === kept.code) return;
-  if (known) say($("pair-state"), `On the other device: astra-mesh pair ${kept.code}. It holds for two minutes.`);
+  if (known) say($("pair-state"), instructions(kept));
   say($("pair-shown"), known ? kept.code : "A window is open; its code is shown where it was opened.");
   $("pair-qr").replaceChildren(...(known ? [drawing(kept)] : []));
+}
+
+function instructions({ code, addresses: [address] }) {
+  const further = address ? ` If it finds nobody, it wants this address too: ${address}.` : "";
+  return `On the other device: astra-mesh pair ${code}. It holds for two minutes.${further}`;
 }
 
 function drawing({ code, qr: { size, path } }) {

@@ -151,11 +151,11 @@ function lane(row, y, x) {
 
 function table({ cost }) {
   if (!cost?.peers) return [];
-  const head = ["peer", "tokens", "compute", "encode", "decode", "wait", "sent"];
+  const head = ["peer", "tokens", "numbers", "compute", "encode", "decode", "wait", "sent"];
   const rows = cost.peers.map((one) => {
     const sent = Object.values(one.sent_bytes).reduce((sum, size) => sum + size, 0);
     const times = [one.compute_s, one.encode_s, one.decode_s, one.wait_s].map(seconds);
-    return h("tr", {}, h("th", { scope: "row" }, one.peer), ...[one.tokens, ...times, bytes(sent)].map((text) => h("td", {}, `${text}`)));
+    return h("tr", {}, h("th", { scope: "row" }, one.peer), ...[one.tokens, one.precision || "?", ...times, bytes(sent)].map((text) => h("td", {}, `${text}`)));
   });
   const caption = h("caption", {}, "What each peer did. The figures under the bars are the blocks that end there.");
   return [caption, h("thead", {}, h("tr", {}, ...head.map((text) => h("th", { scope: "col" }, text)))), h("tbody", {}, ...rows)];

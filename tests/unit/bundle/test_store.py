@@ -87,6 +87,14 @@ def test_a_path_is_opened_as_it_is(
     assert find_bundle(".").name == "mine"
 
 
+def test_a_file_is_told_from_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").write_bytes(b"")
+    with pytest.raises(UnknownModelError, match="is a file, and a model is a folder"):
+        find_bundle(str(tmp_path / "photo.jpg"))
+    with pytest.raises(UnknownModelError, match="there is no folder"):
+        find_bundle(str(tmp_path / "nothing"))
+
+
 def test_a_name_from_elsewhere_never_opens_a_path(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,7 +166,7 @@ def test_opening_reads_no_weights(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_config_is_no_bundle(tmp_path: Path) -> None:
-    with pytest.raises(BadBundleError, match=r"config\.json: is missing"):
+    with pytest.raises(BadBundleError, match="holds no model: it has no config"):
         find_bundle(str(tmp_path))
 
 

@@ -14,7 +14,19 @@ from typer.testing import CliRunner, Result
 from astra_mesh import client
 from astra_mesh.cli import ask
 from astra_mesh.cli.app import app
-from astra_mesh.errors import BadImageError, NoPeerError, PromptTooLongError, UnknownModelError
+from astra_mesh.errors import (
+    AstraMeshError,
+    BadBundleError,
+    BadImageError,
+    CalibrationError,
+    DeadlineError,
+    InternalError,
+    NoPeerError,
+    PairingError,
+    PromptTooLongError,
+    UnknownModelError,
+    UnsupportedModelError,
+)
 from astra_mesh.wire.messages import CodebookId, CodebookOffer
 from tests.unit.cli.stub import StubMesh
 
@@ -113,12 +125,19 @@ def test_alone_is_an_answer_and_a_hint(mesh: StubMesh) -> None:
     ("error", "status"),
     [
         (PromptTooLongError("300 tokens, 256 fit"), 2),
-        (UnknownModelError("no such model"), 1),
+        (BadImageError("no image"), 2),
+        (UnknownModelError("no such model"), 2),
+        (CalibrationError("too little data"), 2),
         (NoPeerError("nobody there"), 1),
+        (DeadlineError("too late"), 1),
+        (BadBundleError("a file is damaged"), 1),
+        (UnsupportedModelError("another family"), 1),
+        (PairingError("nobody came"), 1),
+        (InternalError("a fault"), 1),
     ],
 )
 def test_an_error_is_one_line_and_a_status(
-    mesh: StubMesh, error: PromptTooLongError, status: int
+    mesh: StubMesh, error: AstraMeshError, status: int
 ) -> None:
     mesh.error = error
     result = call("run", "toy", "Hello")

@@ -9,13 +9,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from astra_mesh.bundle import open_bundle, verify
 from astra_mesh.bundle.quality import read_quality
 from astra_mesh.cli.app import app
-from astra_mesh.cli.report import cost_line, report_block
+from astra_mesh.cli.report import cost_line, precision_line, report_block
+from astra_mesh.naming import Names
 from astra_mesh.quality import FitOptions, fit
 from astra_mesh.wire.messages import ExpectedCost
 from tests.unit.cli.stub import ME, OTHER, planned, report
@@ -134,7 +136,7 @@ def test_what_cannot_be(model: Path, arguments: tuple[str, ...], text: str) -> N
 
 
 def test_a_folder_that_is_not_there(model: Path) -> None:
-    assert "cannot write" in call(model, "--output", "no/such/folder.json", status=1).stderr
+    assert "there is no folder" in call(model, "--output", "no/such/folder.json", status=2).stderr
 
 
 def test_a_plot_without_matplotlib_is_refused_before_measuring(
@@ -169,6 +171,23 @@ def test_the_report_shows_the_expected_cost_beside_the_speed() -> None:
         None, [OTHER, ME]
     )
     assert "expected cost" not in rendered(None, [ME])
+
+
+@pytest.mark.parametrize(
+    ("precisions", "line"),
+    [
+        (("fp32", "fp32"), ""),
+        (("", ""), ""),
+        (("int8", "int8"), "computed in int8"),
+        (("int8", "fp32"), "computed in int8 on b, fp32 on a"),
+        (("", "bf16"), "computed in bf16"),
+    ],
+)
+def test_number_formats_are_said_where_they_matter(precisions: tuple[str, str], line: str) -> None:
+    made = report([OTHER, ME], 0)
+    peers = [replace(one, precision=p) for one, p in zip(made.peers, precisions, strict=True)]
+    names = Names({ME: "a", OTHER: "b"})
+    assert precision_line(replace(made, peers=peers), names) == line
 
 
 def test_text_of_a_peer_cannot_steer_the_terminal() -> None:

@@ -237,12 +237,13 @@ WRONG: dict[str, tuple[tuple[str, ...], int, str]] = {
     "history": (("--history", "some"), 2, "--history is all or a number of blocks, not 'some'"),
     "negative history": (("--history", "-3"), 2, "--history is all or a number of blocks"),
     "rates": (("--rates", "4,x"), 2, "--rates is a list of whole numbers, as 16,64"),
-    "no rates": (("--rates", ","), 1, "no rate is named"),
-    "odd rate": (("--rates", "6"), 1, "a rate of 6 bits cannot be"),
-    "negative rate": (("--rates", "-4"), 1, "a rate of -4 bits cannot be"),
-    "too many codewords": (("--codewords", "4096"), 1, "too few for 4096 codewords"),
+    "no rates": (("--rates", ","), 2, "no rate is named"),
+    "odd rate": (("--rates", "6"), 2, "a rate of 6 bits cannot be"),
+    "negative rate": (("--rates", "-4"), 2, "a rate of -4 bits cannot be"),
+    "too many codewords": (("--codewords", "4096"), 2, "too few for 4096 codewords"),
     "task": (("--task", "classify"), 2, "this gpt2 model cannot classify; it can generate"),
-    "a folder that is not there": (("-o", "no/such/x.safetensors"), 1, "cannot write"),
+    "a folder that is not there": (("-o", "no/such/x.safetensors"), 2, "there is no folder"),
+    "a folder as a file": (("-o", "."), 2, "it is a folder; name a file"),
     "no output": (("--finetune",), 2, "--finetune makes a new model: name its folder with"),
     "peers": (("--finetune", "-o", "new", "--peers", "2,x"), 2, "--peers is a list of whole"),
     "no peers": (("--finetune", "-o", "new", "--peers", "0"), 2, "peers must lie in 1..64"),
@@ -306,10 +307,10 @@ def test_impossible_values_are_usage_errors(
 def test_data_of_the_wrong_kind(model: Path, tmp_path: Path) -> None:
     write(tmp_path, {"x.png": picture(1)})
     result = call(model, "--data", tmp_path / "x.png")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "this model reads text: give a .txt file, not x.png" in result.stderr
     result = call(tmp_path / "nowhere", "--data", tmp_path / "x.png")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "there is no folder" in result.stderr
 
 

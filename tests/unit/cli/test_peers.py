@@ -6,11 +6,13 @@ import pytest
 from msgspec.structs import replace
 from rich.console import Console
 
-from astra_mesh.cli.peers import peer_table
-from astra_mesh.client.fetch import holders_of
+from astra_mesh.cli import peers as module
+from astra_mesh.cli.peers import link_lines, peer_table
+from astra_mesh.client.holders import holders_of
 from astra_mesh.errors import UnknownModelError
 from astra_mesh.wire.messages import (
     Device,
+    LinkInfo,
     ModelId,
     ModelOffer,
     PeerId,
@@ -54,3 +56,34 @@ def test_models_are_not_asked_of_tabs() -> None:
         holders_of("toy", [HOST, TAB], ("192.0.2.7", 7475), None)
     found = holders_of("toy", [replace(HOST, models=[OFFER]), TAB], ("192.0.2.7", 7475), None)
     assert [holder.name for holder in found.peers] == ["kitchen"]
+
+
+def lines(found: list[PeerInfo]) -> list[str]:
+    return [line.plain for line in link_lines(found)]
+
+
+def test_links_between_others_have_their_figures() -> None:
+    me = replace(HOST, peer=PeerId("c" * 64), name="me", self=True)
+    kitchen = replace(HOST, links=[LinkInfo(peer=B, round_trip_s=0.0021, send_bps=94e6)])
+    assert lines([me, HOST, TAB]) == []
+    assert lines([me, kitchen, TAB]) == ["kitchen - phone  2.1 ms, 94 Mbit/s there"]
+    phone = replace(TAB, links=[LinkInfo(peer=A, round_trip_s=0.002, send_bps=20e6)])
+    assert lines([me, kitchen, phone]) == [
+        "kitchen - phone  2.0 ms, 94 Mbit/s there, 20 Mbit/s back"
+    ]
+    unmeasured = replace(HOST, links=[LinkInfo(peer=B)])
+    assert lines([me, unmeasured, TAB]) == ["kitchen - phone  not measured yet"]
+    told_of_me = replace(HOST, links=[LinkInfo(peer=me.peer, send_bps=1e6)])
+    assert lines([me, told_of_me, TAB]) == []  # the table has it
+
+
+def test_a_long_list_of_links_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_LINKS", 2)
+    links = [LinkInfo(peer=PeerId(letter * 64)) for letter in "abcd"]
+    found = [
+        replace(HOST, peer=PeerId(letter * 64), name=f"host {letter}", links=links)
+        for letter in "abcd"
+    ]
+    *shown, last = lines(found)
+    assert len(shown) == 2
+    assert last == "and 4 more links: --json"

@@ -27,13 +27,15 @@ from astra_mesh.wire.messages import (
     Task,
     Timing,
 )
-from tests.unit.peer.fakes import A, B, C, FakeLink, hello_of
+from tests.unit.peer.fakes import A, B, C, D, FakeLink, hello_of
 
 MODEL = ModelId("e" * 64)
+E, F, G = (PeerId(letter * 64) for letter in "123")
 BOOK, NO_BOOK = CodebookId("b" * 64), CodebookId("")
 OFFER = ModelOffer(id=MODEL, name="words", family="gpt2", tasks=[Task.GENERATE])
 TIMING = Timing(fixed_s=1e-3, per_token_s=1e-5, per_pair_s=1e-8)
 DEVICE = Device(host="h", cores=1, host_cores=4, threads=1)
+LOADING = "this tab is still loading the model; requests can count on it once it has"
 LOADED: Any = SimpleNamespace(bundle=SimpleNamespace(model_id=MODEL))
 
 
@@ -223,6 +225,30 @@ async def test_thin_links_do_not_make_predictions_infinite(
     profiles = candidates.links()
     assert profiles[B, A].bps == 1000
     assert profiles[A, B].bps > 1e6
+
+
+async def test_who_is_left_out_is_named_with_the_reason(
+    peer: FakePeer, candidates: Candidates
+) -> None:
+    other = CodebookOffer(id=CodebookId("f" * 64), codec="vq", rates=[8], default_rate=8)
+    peer.add(B, replace(OFFER, codebooks=[other]))
+    book = replace(other, id=BOOK)
+    names = {B: "bare", C: "tab", D: "quick", E: "slow", F: "lazy"}
+    peer.add(C, replace(OFFER, codebooks=[book]))
+    peer.add(D, replace(ready(), codebooks=[book]))
+    peer.add(E, replace(ready(step_s=1e18), codebooks=[book]))
+    peer.add(F, replace(OFFER, codebooks=[book]))
+    peer.add(G, replace(OFFER, id=ModelId("d" * 64)))
+    for key, name in names.items():
+        peer.hellos[key] = replace(peer.hellos[key], name=name, via=D if name == "tab" else "")
+    assert candidates.left_out(LOADED, BOOK) == [
+        "planned without bare: it has the model, but not the codebook",
+        f"planned without tab: {LOADING}",
+        "planned without slow: what it says of its own speed cannot be",
+        "planned without lazy: the model is not loaded there",
+    ]
+    peer.hellos = {key: one for key, one in peer.hellos.items() if key == D}
+    assert candidates.left_out(LOADED, BOOK) == []
 
 
 # --- being asked ----------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from astra_mesh.peer import models as module
 from astra_mesh.peer.models import Loaded, ModelHost, choose_stages
 from astra_mesh.wire.messages import CodebookId, Timing
 from tests.bundles import GPT2, VIT, gpt2_tensors, vit_tensors, write_bundle
+from tests.integration.mesh_fixtures import fit_small
+from tests.timings import patient
 
 
 @pytest.fixture
@@ -102,20 +105,81 @@ async def test_a_named_model_must_be_usable(
         await ModelHost((name,), compute).start()
 
 
-async def test_copies_of_a_model_are_one(
+async def test_copies_of_a_model_are_one_by_all_their_names(
+    folder: Path, compute: ComputeThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "RESCAN_S", 0.01)
+    await asyncio.to_thread(write_bundle, folder / "again", GPT2, gpt2_tensors(GPT2))
+    changed = asyncio.Event()
+    host = ModelHost(None, compute, changed.set)
+    await host.start()
+    (offer,) = host.offers()
+    assert (offer.name, offer.also) == ("again", ["words"])
+    assert host.find("words") == host.find("again") == offer.id
+    with pytest.raises(UnknownModelError, match="it has: again, words"):
+        host.find("others")
+    watching = asyncio.ensure_future(host.watch())
+    try:
+        await asyncio.to_thread(write_bundle, folder / "third", GPT2, gpt2_tensors(GPT2))
+        await asyncio.wait_for(changed.wait(), patient(10))
+        assert host.offers()[0].also == ["third", "words"]
+        changed.clear()
+        await asyncio.to_thread(shutil.rmtree, folder / "words")
+        await asyncio.wait_for(changed.wait(), patient(10))
+        assert host.offers()[0].also == ["third"]
+    finally:
+        watching.cancel()
+
+
+async def test_of_two_copies_that_with_more_codebooks_counts(
+    folder: Path, compute: ComputeThread
+) -> None:
+    await asyncio.to_thread(write_bundle, folder / "again", GPT2, gpt2_tensors(GPT2))
+    await asyncio.to_thread(fit_small, folder / "words")
+    host = ModelHost(None, compute)
+    await host.start()
+    (offer,) = host.offers()
+    assert (offer.name, offer.also, len(offer.codebooks)) == ("words", ["again"], 2)
+    for path in (folder / "words").glob("codebook*"):
+        path.unlink()
+    late = ModelHost(None, compute)
+    await late.start()
+    assert not late.offers()[0].codebooks
+    await asyncio.to_thread(fit_small, folder / "words")
+    for one in await compute(late._shelf.read):
+        await late._renew(*one)
+    bundle = late.bundle(offer.id)
+    assert bundle is not None
+    assert (bundle.name, len(late.offers()[0].codebooks)) == ("words", 2)
+
+
+async def test_what_cannot_be_used_is_complained_about_once(
     folder: Path, compute: ComputeThread, caplog: pytest.LogCaptureFixture
 ) -> None:
-    await asyncio.to_thread(write_bundle, folder / "words-again", GPT2, gpt2_tensors(GPT2))
-    assert await names_of(ModelHost(None, compute)) == ["words"]
-    assert any("same as words" in record.getMessage() for record in caplog.records)
+    odd = VIT | {"model_type": "odd"}
+    await asyncio.to_thread(write_bundle, folder / "odd", odd, vit_tensors(VIT))
+    (folder / "words" / "codebook-bad.safetensors").write_bytes(b"no")
+    host = ModelHost(None, compute)
+    await host.start()
+    for _ in range(3):
+        host._take(await compute(host._shelf.read))
+    told = [record.getMessage() for record in caplog.records]
+    assert len([one for one in told if "the model odd is left out" in one]) == 1
+    assert len([one for one in told if "a codebook is left out" in one]) == 1
 
 
 async def test_no_more_models_than_a_hello_holds(
-    folder: Path, compute: ComputeThread, monkeypatch: pytest.MonkeyPatch
+    folder: Path,
+    compute: ComputeThread,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(module, "MODELS_PER_PEER", 1)
     await asyncio.to_thread(write_bundle, folder / "pictures", VIT, vit_tensors(VIT))
-    assert await names_of(ModelHost(None, compute)) == ["pictures"]
+    host = ModelHost(None, compute)
+    assert await names_of(host) == ["pictures"]
+    host._take(await compute(host._shelf.read))
+    assert len([one for one in caplog.records if "too many" in one.getMessage()]) == 1
 
 
 async def test_two_at_once_load_a_model_once(

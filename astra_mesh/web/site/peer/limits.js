@@ -23,6 +23,9 @@ export const WINDOW_MIN_BYTES = 256 * KIB;
 export const WINDOW_MAX_BYTES = 1024 * MIB;
 export const MODELS_PER_PEER = 64;
 export const CODEBOOKS_PER_MODEL = 16;
+export const NAMES_PER_MODEL = 8;
+export const LINKS_TOLD = 64;
+export const HOST_CHARS = 255;
 export const VECTOR_BYTES = 64 * KIB;
 
 // --- requests

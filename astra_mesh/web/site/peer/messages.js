@@ -65,6 +65,10 @@ const CodebookOffer = struct("CodebookOffer", {
 const ModelOffer = struct("ModelOffer", {
   id: [id], name: [name], family: [word], tasks: [list(task, 3)], codebooks: [list(CodebookOffer, limits.CODEBOOKS_PER_MODEL), []],
   timing: [maybe(Timing), null], loaded: [bool, false], precision: [word, "fp32"], divergence: [float, 0],
+  also: [list(name, limits.NAMES_PER_MODEL), []],
+});
+const LinkInfo = struct("LinkInfo", {
+  peer: [id], round_trip_s: [maybe(float), null], send_bps: [maybe(float), null], host: [such(text, line(limits.HOST_CHARS, { empty: true })), ""], port: [such(int, below(65_536)), 0],
 });
 const Device = struct("Device", {
   host: [label], cores: [float], host_cores: [float], threads: [int], system: [label, ""], memory_bytes: [int, 0], software: [label, ""],
@@ -94,6 +98,7 @@ const PeerReport = struct("PeerReport", {
   peer: [id], tokens: [position], compute_s: [float], encode_s: [float], decode_s: [float], wait_s: [float], finished_s: [float],
   sent_bytes: [table(int, isId, limits.PEERS_PER_PLAN), {}], decode_steps: [such(int, between(0, limits.NEW_TOKENS)), 0],
   late_parts: [such(int, between(0, limits.BLOCKS * limits.PEERS_PER_PLAN)), 0], rates: [table(rateChanges, isId, limits.PEERS_PER_PLAN), {}],
+  precision: [wordOrEmpty, ""],
 });
 
 /** Groups of four: microseconds, mark, block, part. */
@@ -117,7 +122,9 @@ const TYPES = {
   3: [struct("Ping", { number: [int], padding: [sized(limits.PING_PADDING_BYTES), EMPTY] }, positional), limits.PING_PADDING_BYTES + 64],
   4: [struct("Pong", { number: [int] }, positional), 64],
   5: [struct("Credit", { size: [such(int, between(1, limits.WINDOW_MAX_BYTES))] }, positional), 64],
-  6: [struct("Status", { models: [list(ModelOffer, limits.MODELS_PER_PEER)] }), limits.CONTROL_FRAME_BYTES],
+  6: [struct("Status", {
+    models: [list(ModelOffer, limits.MODELS_PER_PEER)], links: [list(LinkInfo, limits.LINKS_TOLD), []],
+  }), limits.CONTROL_FRAME_BYTES],
   7: [struct("Throughput", { bps: [such(float, (value) => value > 0)] }, positional), 64],
   8: [struct("Roster", {
     mesh: [such(bytes, (value) => value.length === limits.MESH_ID_BYTES)], entries: [list(RosterEntry, limits.ROSTER_ENTRIES)],

@@ -140,6 +140,7 @@ export class Participation {
     const report = {
       peer: this.#me, tokens: end - start, ...pipeline.spent, finished_s: pipeline.totalS,
       sent_bytes: this.#exchange.sentBytes, decode_steps: 0, late_parts: this.#exchange.lateParts, rates: {},
+      precision: "fp32",
     };
     this.link.send(make("Done", { request, report }));
     this.#completed = true;

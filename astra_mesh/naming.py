@@ -1,0 +1,31 @@
+"""How peers are called where people and programs read about them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from astra_mesh.wire.messages import PeerId
+
+SHORT_ID: Final = 8  # hex digits of a peer's id, for people
+
+
+class Names:
+    """Names of peers, each peer's its own: with the first digits of the id where two have the same.
+
+    Args:
+        names: By id.
+    """
+
+    def __init__(self, names: Mapping[str, str] | Mapping[PeerId, str]) -> None:
+        self._names = {str(peer): name for peer, name in names.items()}
+        self._counts = Counter(self._names.values())
+
+    def __call__(self, peer: str) -> str:
+        """The name of a peer; the first digits of its id where it is not known."""
+        name = self._names.get(peer, "")
+        if not name:
+            return peer[:SHORT_ID]
+        return f"{name} ({peer[:SHORT_ID]})" if self._counts[name] > 1 else name

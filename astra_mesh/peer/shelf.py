@@ -1,0 +1,114 @@
+"""The models on this device as a peer offers them, read from their folders. All calls block."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+from astra_mesh.bundle import Bundle, find_bundle, list_bundles, model_folders, open_bundle
+from astra_mesh.bundle.header import read_header
+from astra_mesh.bundle.store import codebook_name
+from astra_mesh.errors import AstraMeshError
+from astra_mesh.families import ModelSpec, read_spec
+from astra_mesh.limits import CODEBOOKS_PER_MODEL, NAME_CHARS
+from astra_mesh.peer.code_times import CodeTimes
+from astra_mesh.peer.complaints import Complaints
+from astra_mesh.quant.codebook import Codebook, load_codebook
+from astra_mesh.wire.codec import sanitise
+from astra_mesh.wire.messages import CodebookOffer, ModelOffer, Task
+
+Read = tuple[Bundle, ModelSpec, ModelOffer, bool]  # the last: it has a chat template
+
+
+class Shelf:
+    """The models on this device.
+
+    Args:
+        names: to read; None: all.
+        complaints: of the peer, about those that cannot be used.
+    """
+
+    def __init__(self, names: tuple[str, ...] | None, complaints: Complaints) -> None:
+        self._names, self._complaints = names, complaints
+
+    def look(self) -> frozenset[tuple[str, int]]:
+        """The folders of models, and when something in each came or went."""
+        found = set()
+        for folder in model_folders():
+            with suppress(OSError):
+                for path in folder.iterdir():
+                    if not path.name.startswith("."):
+                        found.add((str(path), path.stat().st_mtime_ns))
+        return frozenset(found)
+
+    def read(self) -> list[Read]:
+        """All that can be used; others are complained about, once each.
+
+        Raises:
+            UnknownModelError, BadBundleError: of a model that was named.
+        """
+        if self._names is not None:
+            return [self._read(find_bundle(name)) for name in self._names]
+        found = []
+        for bundle in list_bundles():
+            try:
+                found.append(self._read(bundle))
+            except AstraMeshError as error:
+                self._complaints.make(f"the model {bundle.name} is left out: {error.message}")
+        return found
+
+    def read_again(self, path: Path) -> Read:
+        """One of them."""
+        return self._read(open_bundle(path))
+
+    def _read(self, bundle: Bundle) -> Read:
+        spec = read_spec(bundle.config)
+        for path in bundle.weight_paths:
+            read_header(path)
+        books, problems = read_codebooks(bundle)
+        for problem in problems:
+            self._complaints.make(f"{bundle.name}: a codebook is left out: {problem}")
+        offer = ModelOffer(
+            id=bundle.model_id,
+            name=sanitise(bundle.name, NAME_CHARS),
+            family=spec.family,
+            tasks=[Task(task) for task in spec.tasks],
+            codebooks=[offer_codebook(book) for book in books.values()],
+        )
+        return bundle, spec, offer, _has_chat_template(bundle)
+
+
+def _has_chat_template(bundle: Bundle) -> bool:
+    if bundle.has("chat_template.jinja"):
+        return True
+    return bool(bundle.optional_json("tokenizer_config.json").get("chat_template"))
+
+
+def read_codebooks(bundle: Bundle) -> tuple[dict[str, Codebook], list[str]]:
+    """The usable codebooks of a bundle by name, and why others are left out."""
+    found: dict[str, Codebook] = {}
+    problems = []
+    for suffix, path in bundle.codebook_paths.items():
+        try:
+            book = load_codebook(bundle.file(path.name), bundle.model_id)
+        except AstraMeshError as error:
+            problems.append(error.message)
+            continue
+        name = codebook_name(book.codec, suffix)
+        if len(found) == CODEBOOKS_PER_MODEL:
+            problems.append(f"{name}: there are too many")
+        else:
+            found[name] = book
+    return found, problems
+
+
+def offer_codebook(book: Codebook, times: CodeTimes | None = None) -> CodebookOffer:
+    """What others are told of a codebook, and of its costs where they were measured."""
+    return CodebookOffer(
+        id=book.id,
+        codec=book.codec,
+        rates=list(book.rates.values()),
+        default_rate=book.rate(book.default_stages),
+        encode_token_s=[] if times is None else [times.encode_s[one] for one in book.able],
+        decode_token_s=[] if times is None else [times.decode_s[one] for one in book.able],
+    )
