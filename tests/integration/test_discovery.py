@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
@@ -150,17 +151,37 @@ async def test_addresses_of_this_machine() -> None:
     assert len(set(interfaces)) == len(interfaces)
 
 
-async def test_what_was_missed_is_announced_again() -> None:
-    """Its first announcements, and the answers to first questions, went nowhere."""
+def renewals(peer: Peer) -> list[bool]:
+    """Grows by an entry for each renewal: whether it asks, too."""
+    found: list[bool] = []
+    renew = peer.discovery._renew
+
+    async def renewing(*, ask: bool) -> None:
+        await renew(ask=ask)
+        found.append(ask)
+
+    peer.discovery._renew = renewing  # type: ignore[method-assign]
+    return found
+
+
+async def test_a_peer_announces_itself_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = Peer(A, 7104, poll_s=0.05, renew_s=0.3), Peer(B, 7105)
+    renewed = renewals(a)
+    sent: list[object] = []
     async with running(a, b):
         await until(lambda: A in b.found)
-        times = b.times
-        assert b.discovery._zeroconf is not None
-        cache = b.discovery._zeroconf.zeroconf.cache
-        for name in list(cache.names()):
-            cache.async_remove_records(list(cache.entries_with_name(name)))
-        await until(lambda: b.times > times)
+        assert a.discovery._zeroconf is not None
+        zeroconf = a.discovery._zeroconf.zeroconf
+        send = zeroconf.async_send
+
+        def sending(packet: object, *more: Any) -> None:
+            sent.append(packet)
+            send(packet, *more)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(zeroconf, "async_send", sending)
+        await until(lambda: len(renewed) >= 2)
+    assert set(renewed) == {False}
+    assert len(sent) >= 2
 
 
 async def test_a_cable_that_comes_back_asks_and_announces_anew() -> None:
@@ -171,14 +192,7 @@ async def test_a_cable_that_comes_back_asks_and_announces_anew() -> None:
         return frozenset(plugged)
 
     a = Peer(A, 7106, poll_s=0.05, connected=connected)
-    renewed: list[bool] = []
-    renew = a.discovery._renew
-
-    async def renewing(*, ask: bool) -> None:
-        renewed.append(ask)
-        await renew(ask=ask)
-
-    a.discovery._renew = renewing  # type: ignore[method-assign]
+    renewed = renewals(a)
     b = Peer(B, 7107)
     async with running(a, b):
         await until(lambda: B in a.found and len(looks) > 2)
