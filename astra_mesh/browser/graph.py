@@ -55,12 +55,12 @@ class Graph:
         return name in self._entries
 
     def weight(self, name: str) -> str:
-        """A tensor of the weights, as float32 (indices: as int64)."""
+        """A tensor of the weights, as float32."""
         if name not in self._casts:
             entry = self._entries[name]
             self._tensors[name] = onnx.external(entry, WEIGHTS)
-            to = {"f2": onnx.FLOAT, "i4": onnx.INT64}.get(entry.dtype)
-            self._casts[name] = name if to is None else self.op("Cast", name, to=to)
+            half = entry.dtype == "f2"
+            self._casts[name] = self.op("Cast", name, to=onnx.FLOAT) if half else name
         return self._casts[name]
 
     def op(self, kind: str, *values: str, **attributes: Attribute) -> str:

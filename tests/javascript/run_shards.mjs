@@ -6,7 +6,7 @@ import { readFileSync, writeFileSync } from "node:fs";
 
 import { embedRange, loadModel } from "../../astra_mesh/web/site/peer/engine.js";
 import { Layout, pair } from "../../astra_mesh/web/site/peer/layout.js";
-import { Matrix } from "../../astra_mesh/web/site/peer/runtime.js";
+import { Matrix } from "../../astra_mesh/web/site/peer/matrix.js";
 
 const [from, to] = process.argv.slice(2);
 const models = new Map();

@@ -7,10 +7,12 @@ import { VectorCodec } from "./codes.js";
 import { PLAIN, PlainCodec } from "./plain.js";
 import { Graph } from "./runtime.js";
 import { ShardRun } from "./shard.js";
+import { tensorOf } from "./tensors.js";
+import { Panels } from "./workspace.js";
 
 export { embedRange } from "./shard.js";
 
-const SHARED = ["norm", "attend", "attend_causal", "final", "product"]; // without a block's weights
+const SHARED = ["norm", "attend", "attend_causal", "final"]; // without a block's weights
 const OWN = ["q", "kv", "mix", "finish"]; // of each block
 
 /**
@@ -91,27 +93,20 @@ export class Model {
     return (await this.#blocks[block].kv.run({ n, start })).rows;
   }
 
-  /** Keys and values as they come out of the projection, of n; makes a graph for it where there is none yet. */
-  async raw(block, n) {
-    const own = this.#blocks[block];
-    if (!this.manifest.graphs.raw) return (await own.kv.run({ n })).rows;
-    const weights = await this.#source.fetched(this.manifest.weights[block]);
-    const graph = await this.#source.load(this.manifest.graphs.raw, weights);
-    try {
-      return (await graph.run({ n })).raw;
-    } finally {
-      await graph.release();
-    }
+  /** The projection of n to keys and values before `finish`: Panels in a Workspace. */
+  async projection(block, space) {
+    const about = this.manifest.weights[block];
+    const bytes = await this.#source.fetched(about);
+    const tensor = (name) => tensorOf(about, bytes, name);
+    const { data, shape: [columns, depth] } = tensor("kv.weight");
+    const scale = tensor("scale_1")?.data ?? new Float32Array(depth).fill(1);
+    return new Panels(space, depth, columns, (row, column) => data[column * depth + row] * scale[row], tensor("kv.bias")?.data);
   }
 
   /** What `keyValue` makes of raw keys and values. */
   async finish(block, raw, start) {
     const { finish } = this.#blocks[block];
     return finish ? (await finish.run({ raw, start })).rows : raw;
-  }
-
-  async product(a, b) {
-    return (await this.#shared.product.run({ a, b })).product;
   }
 
   /** Attention over some keys: `out` and `lse`. `causal`: of the same tokens. */

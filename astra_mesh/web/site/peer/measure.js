@@ -1,6 +1,6 @@
 // How fast this tab runs a model, as astra_mesh/peer/measure.py and code_times.py: what planners are told.
 
-import { Matrix } from "./runtime.js";
+import { Matrix } from "./matrix.js";
 
 const SIZES = [8, 64, 256]; // tokens
 const BLOCKS = 3; // that are run in turn: more would only take longer
@@ -88,10 +88,10 @@ async function codesS(model, codec, stages) {
   const n = await model.normalize(x);
   const columns = codec.pastColumns(block);
   const past = columns ? random(tokens, columns) : null;
-  const codes = await codec.encodeOne(block, stages, x, n, past);
+  const { codes } = await codec.encodeOne(block, stages, x, n, past);
   return {
     encode: (await steadyS(() => codec.encodeOne(block, stages, x, n, past))) / tokens,
-    decode: (await steadyS(() => codec.decodeOne(block, stages, codes.codes, past, 0))) / tokens,
+    decode: (await steadyS(() => codec.decodeOne(block, codes, past, 0))) / tokens,
   };
 }
 

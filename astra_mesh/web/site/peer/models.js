@@ -3,7 +3,7 @@
 
 import { ModelError } from "./errors.js";
 import { embedBody } from "./messages.js";
-import { Matrix } from "./runtime.js";
+import { Matrix } from "./matrix.js";
 
 const TIMES = ["encode_token_s", "decode_token_s"];
 

@@ -1,5 +1,7 @@
 // onnxruntime-web behind a small face: graphs with weights, run one after the other.
 
+import { Matrix } from "./matrix.js";
+
 const ADDRESS = "../vendor/onnxruntime-web/dist/ort.wasm.min.mjs";
 export const MISSING = "this peer was installed without the browser runtime: run `make runtime` there, and start it again";
 const THREADS = 4; // more than a phone has fast cores
@@ -28,23 +30,6 @@ function inTurn(work) {
   const mine = last.then(work);
   last = mine.catch(() => {});
   return mine;
-}
-
-/** A matrix: `rows` x `columns` numbers, row after row. */
-export class Matrix {
-  constructor(data, columns) {
-    this.data = data;
-    this.columns = columns;
-  }
-
-  get rows() {
-    return this.data.length / this.columns;
-  }
-
-  /** Rows `start` to `stop`, sharing the numbers. */
-  slice(start, stop = this.rows) {
-    return new Matrix(this.data.subarray(start * this.columns, stop * this.columns), this.columns);
-  }
 }
 
 const KINDS = new Map([[Float32Array, "float32"], [Int32Array, "int32"], [BigInt64Array, "int64"]]);

@@ -1,6 +1,6 @@
 // One shard's steps, as astra_mesh/engine/shard.py.
 
-import { Matrix } from "./runtime.js";
+import { Matrix } from "./matrix.js";
 
 /** The positions [start, stop) whose embedded rows a shard needs: of all that it attends exactly. */
 export function embedRange(layout, shard) {
