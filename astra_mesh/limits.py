@@ -88,7 +88,6 @@ EARLY_CODES_S: Final = 10.0  # kept so long, then dropped
 # --- browser tabs ---------------------------------------------------------------------------------
 # Blocks in float32 in one tab: WebAssembly addresses 4 GiB, a phone gives a tab about half of it.
 TAB_MODEL_BYTES: Final = 1536 * MIB
-TAB_WHOLE_BYTES: Final = 64 * MIB  # blocks up to this are fetched in float32 where that is exact
 TAB_MODELS: Final = 8  # whose files are kept on the disk at once: 6 GiB in the worst case
 TAB_MAKING: Final = 8  # requests that wait for a model's files; each keeps a thread
 TAB_EMBED_AT_ONCE: Final = 4  # requests for embedded rows; 131,072 rows of 4,096 would be 2 GiB ...

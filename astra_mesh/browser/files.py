@@ -13,12 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from astra_mesh import limits
 from astra_mesh.browser.blocks import block_graphs, norm_graph
 from astra_mesh.browser.codes import book_tensors
-from astra_mesh.browser.sizes import blocks_bytes, check_size
+from astra_mesh.browser.sizes import check_size
 from astra_mesh.browser.tensors import Packed
-from astra_mesh.browser.weights import block_tensors, fits_half, with_half
+from astra_mesh.browser.weights import block_tensors, fits_half, with_half, with_rest
 from astra_mesh.errors import UnsupportedModelError
 from astra_mesh.families import Model
 from astra_mesh.quant.codebook import Codebook
@@ -87,7 +86,7 @@ class _Making:
     def blocks(self) -> list[dict[str, Any]]:
         """Write the weights of all blocks, and the graphs that they share."""
         spec = self.model.spec
-        half = blocks_bytes(spec) > limits.TAB_WHOLE_BYTES or all(
+        half = all(
             fits_half(block_tensors(self.model.block(index)))
             for index in range(spec.num_hidden_layers)
         )
@@ -96,7 +95,7 @@ class _Making:
     def _block(self, index: int, half: bool) -> dict[str, Any]:
         block = self.model.block(index)
         tensors = block_tensors(block)
-        packed = Packed(with_half(tensors) if half else tensors)
+        packed = Packed(with_half(tensors) if half else with_rest(tensors))
         graphs = block_graphs(block, packed.entries)
         if self.model.final_norm is not None:
             graphs["final"] = norm_graph(self.model.final_norm, self.model.spec.hidden_size)

@@ -14,6 +14,7 @@ from typing import Final
 from astra_mesh.browser.tensors import Array, Entry
 
 FLOAT: Final = 1  # TensorProto.DataType
+INT8: Final = 3
 INT64: Final = 7
 FLOAT16: Final = 10
 
@@ -23,7 +24,7 @@ Attribute = float | int | Sequence[int]
 _IR_VERSION: Final = 8
 _EXTERNAL: Final = 1  # TensorProto.DataLocation
 _KINDS: Final = {"float32": FLOAT, "int64": INT64}
-_EXTERNAL_KINDS: Final = {"f2": FLOAT16, "f4": FLOAT}
+_EXTERNAL_KINDS: Final = {"f2": FLOAT16, "f4": FLOAT, "i1": INT8}
 _ATTRIBUTE_FLOAT, _ATTRIBUTE_INT, _ATTRIBUTE_INTS = 1, 2, 7  # AttributeProto.AttributeType
 
 

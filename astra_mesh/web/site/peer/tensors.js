@@ -2,10 +2,20 @@
 
 import { fromHalves } from "./half.js";
 
-const KINDS = { f2: Uint16Array, f4: Float32Array, i4: Int32Array };
+const KINDS = { f2: Uint16Array, f4: Float32Array, i4: Int32Array, i1: Int8Array };
 
 /** One tensor: { data: Float32Array or Int32Array, shape }; undefined where there is none of that name. */
-export function tensorOf({ tensors }, bytes, name) {
+export function tensorOf(described, bytes, name) {
+  const found = stored(described, bytes, name);
+  const rest = stored(described, bytes, `${name}.rest`);
+  if (!rest) return found;
+  const step = stored(described, bytes, `${name}.step`).data;
+  const [, columns] = found.shape;
+  for (let i = 0; i < rest.data.length; i++) found.data[i] += rest.data[i] * step[Math.floor(i / columns)];
+  return found;
+}
+
+function stored({ tensors }, bytes, name) {
   const about = tensors.find((one) => one.name === name);
   if (!about) return undefined;
   const { dtype, shape, offset } = about;
