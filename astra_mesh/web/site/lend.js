@@ -122,12 +122,13 @@ function draw() {
   say($("lend-problem"), last.problem ? `The last one was not finished: ${last.problem}` : "");
 }
 
-function model({ name, state, done, total, why, tokenS }) {
+function model({ name, state, done, total, why, tokenS, place }) {
+  const where = place === "webgpu" ? ", on the GPU" : `, on the processor${why ? ` (${why})` : ""}`;
   const said = {
     offered: `offered (${bytes(total)}; fetched when somebody needs it)`,
     loading: `fetching ${bytes(done)} of ${bytes(total)}`,
     measuring: "ready in a moment: measuring",
-    ready: tokenS ? `ready: ${seconds(tokenS)} a token and block` : "ready",
+    ready: tokenS ? `ready: ${seconds(tokenS)} a token and block${where}` : "ready",
     failed: `cannot be used here: ${why}`,
   }[state];
   const bar = state === "loading" ? h("progress", { max: total || 1, value: done, "aria-label": `Fetching ${name}` }) : null;

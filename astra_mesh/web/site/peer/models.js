@@ -65,8 +65,8 @@ export class Models {
 
   /** For people. */
   states() {
-    return [...this.#known.values()].map(({ about, state, done = 0, total = about.bytes ?? 0, why = "", timing = null }) => ({
-      id: about.id, name: about.name, state, done, total, why, tokenS: timing && timing.per_token_s,
+    return [...this.#known.values()].map(({ about, state, done = 0, total = about.bytes ?? 0, why = "", timing = null, place }) => ({
+      id: about.id, name: about.name, state, done, total, why, tokenS: timing && timing.per_token_s, place,
     }));
   }
 
@@ -75,6 +75,10 @@ export class Models {
     const known = this.#known.get(id);
     if (!known) throw new ModelError(`no model ${id.slice(0, 12)} here`, "unknown-model");
     known.loading ??= this.#load(known);
+    const loading = known.loading;
+    const loaded = await loading;
+    if (!loaded.model.isLost) return loaded;
+    if (known.loading === loading) known.loading = this.#load(known); // whoever asks first; the others take what it gets
     return known.loading;
   }
 
@@ -85,7 +89,7 @@ export class Models {
       const model = await this.#engine.load(manifest, (done, total) => this.#say(known, { done, total }));
       this.#say(known, { state: "measuring" });
       const { timing, books } = await this.#engine.measure(model);
-      this.#say(known, { state: "ready", timing, books });
+      this.#say(known, { state: "ready", timing, books, place: model.place, why: model.why });
       return new Loaded(this.#http, manifest, model);
     } catch (error) {
       known.loading = null; // it can be tried again
