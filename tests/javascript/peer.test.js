@@ -38,11 +38,12 @@ class FakeRun {
   constructor(layout, shard, embedded, hold) {
     Object.assign(this, { layout, shard, embedded, hold });
   }
-  async encode(block) {
+  async encode(block, stages) {
     this.steps.push(`encode ${block}`);
     await this.hold?.(block);
     const { length } = this.layout.sent(this.shard);
-    return new Map([[1, [new Uint8Array(length).fill(block)]]]);
+    const codes = [new Uint8Array(length).fill(block)];
+    return new Map([...stages.keys()].map((receiver) => [receiver, codes]));
   }
   async attendLocal(block) {
     this.steps.push(`local ${block}`);

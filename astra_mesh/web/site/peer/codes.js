@@ -42,6 +42,12 @@ class Memory {
     this.#past = new Map([[0, known]]);
   }
 
+  fork() {
+    const other = new Memory(this.history, null);
+    other.#past = new Map(this.#past); // what is kept of a block changes no more after it
+    return other;
+  }
+
   /** What `block` is predicted from, side by side. */
   past(block) {
     return beside(sources(this.history, block).map((source) => this.#past.get(source)));
@@ -54,21 +60,24 @@ class Memory {
   }
 }
 
-/** The sending end for some tokens of one request, at one number of stages. Blocks come in ascending order. */
+/** The sending end for some tokens of one request. Blocks come in ascending order. */
 class VectorSender {
   #codec;
-  #stages;
   #memory;
 
-  constructor(codec, stages, memory) {
+  constructor(codec, memory) {
     this.#codec = codec;
-    this.#stages = stages;
     this.#memory = memory;
   }
 
-  /** Codes of a block's input `x`, whose normalized form is `n`. */
-  async encode(block, x, n) {
-    const { codes, kept } = this.#codec.encodeOne(block, this.#stages, x, n, this.#memory?.past(block));
+  /** Another one with the same past: what it sends from now on may differ. */
+  fork() {
+    return new VectorSender(this.#codec, this.#memory?.fork());
+  }
+
+  /** Codes of a block's input `x`, whose normalized form is `n`, of so many stages. */
+  async encode(block, x, n, stages) {
+    const { codes, kept } = this.#codec.encodeOne(block, stages, x, n, this.#memory?.past(block));
     this.#memory?.keep(block, kept);
     return codes;
   }
@@ -256,8 +265,8 @@ export class VectorCodec {
   }
 
   /** The sending end; `known`: the normalized input of the first block, null where that is coded too. */
-  sender(stages, known) {
-    return new VectorSender(this, stages, this.#memory(known));
+  sender(known) {
+    return new VectorSender(this, this.#memory(known));
   }
 
   receiver(stages, known) {

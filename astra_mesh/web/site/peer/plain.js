@@ -102,6 +102,10 @@ export class PlainCodec {
     return new PlainReceiver(this, known);
   }
 
+  fork() {
+    return this;
+  }
+
   /** See VectorSender. */
   async encode(block, x, n) {
     const found = new Uint8Array(n.rows * this.row);
