@@ -13,8 +13,9 @@ const SHOWN = { connecting: "Joining", waiting: "Not connected", left: "Left" };
 let worker = null;
 let last = null; // what the worker told last
 let plan = null; // of the newest request, as /live tells it
-let lock = null; // of the screen
-let release = 0;
+let lock = null; // of the screen; "asked": the browser has not answered yet
+let awake = false; // whether it is wanted
+let release = 0; // a timer
 
 export function startLending(asked) {
   $("lend-name").value = localStorage.getItem(NAME_KEY) ?? systemName();
@@ -44,19 +45,22 @@ async function checkRuntime() {
 }
 
 /** The address said #lend: whoever opened the page is asked at once. */
-function ask() {
+export function ask() {
+  if (worker) return $("lend").scrollIntoView();
   say($("lend-asked"), "You were asked to lend this device. Nothing is installed, and it ends when you close the page.");
   $("lend").scrollIntoView();
   $("lend-join").focus();
 }
 
-async function join() {
+function join() {
+  const focused = $("lend-form").contains(document.activeElement);
   const name = $("lend-name").value.trim() || systemName();
   localStorage.setItem(NAME_KEY, name);
   sessionStorage.setItem(LENT_KEY, "yes");
   say($("lend-problem"), "");
   say($("lend-asked"), "");
   show({ phase: "connecting", why: "", models: [], linked: [], now: null, done: 0, problem: "" });
+  if (focused) $("lend-leave").focus({ preventScroll: true });
   worker = new Worker("/page/peer/worker.js", { type: "module" });
   worker.onmessage = (event) => show(event.data);
   worker.onerror = () => broken("This browser cannot run the page's compute peer, or the peer was installed without it (`make runtime` there adds it).");
@@ -82,11 +86,13 @@ function leave() {
 }
 
 function end() {
+  const focused = $("lend-on").contains(document.activeElement);
   worker?.terminate();
   worker = null;
   last = null;
   sleep();
   draw();
+  if (focused) $("lend-join").focus({ preventScroll: true });
 }
 
 /** Join again now, with the token that the page has now. */
@@ -176,19 +182,25 @@ function systemName() {
 async function keepAwake() {
   clearTimeout(release);
   release = 0;
+  awake = true;
   if (lock || !navigator.wakeLock) return;
   lock = "asked";
   try {
-    lock = await navigator.wakeLock.request("screen");
-    lock.onrelease = () => (lock = null);
+    const given = await navigator.wakeLock.request("screen");
+    given.onrelease = () => (lock = lock === given ? null : lock);
+    lock = given;
+    if (!awake) sleep(); // it is over by now
   } catch {
     lock = null; // a battery that is low, or a page in the background
   }
 }
 
 function sleep() {
+  clearTimeout(release);
   release = 0;
-  lock?.release?.();
+  awake = false;
+  if (lock === null || lock === "asked") return;
+  lock.release();
   lock = null;
 }
 
