@@ -102,6 +102,9 @@ SILENCE_S: Final = (
 # Requests that run wait longer for it: a Wi-Fi that was away for 5 s is back then. TCP sends again
 # 0.2, 0.6, 1.4, 3.0 and 6.2 s after the first loss, a heartbeat after the last frame at most.
 LOST_S: Final = 8.0
+# A tab that is silent is mostly one that its browser froze: its socket lives on, and it joins again
+# by itself. Planning a request anew without it costs less than waiting.
+TAB_LOST_S: Final = 5.0
 # A client is a person's program, whose event loop may stand still for a while (an import, a plot).
 # If it dies, its socket closes; if its machine vanishes, a request lives on for this x SILENCE_S.
 CLIENT_PATIENCE: Final = 15

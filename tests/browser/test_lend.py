@@ -13,6 +13,7 @@ import pytest
 import torch
 from aiohttp import web
 
+from astra_mesh.limits import TAB_LOST_S
 from astra_mesh.web import ApiConfig, files, serving
 from astra_mesh.web.tabfiles import TabFiles
 from astra_mesh.wire.messages import Options, RequestId, Sampling, Task, Use
@@ -228,12 +229,13 @@ async def test_two_browsers_give_each_other_codes(tab: Tab, other_tab: Tab) -> N
 
 @pytest.mark.usefixtures("slow_peers")
 async def test_a_browser_that_dies_in_a_request(tab: Tab) -> None:
-    """Frozen, so that the request waits for it; then gone: the others do its part."""
+    """Frozen without a word, so that the request waits for it; then gone: others do its part."""
     async with shown(SHIPPED, ["alone"]) as on:
         phone = await lend(tab, on, "tiny-gpt2")
         async with client_of(on.peers[0]) as client:
             solo = await client.reply(ask(client, SOLO))
             assert phone in owners(await client.reply(ask(client)))
+            await tab.eval("document.onfreeze = null")
             await tab.call("Page.setWebLifecycleState", state="frozen")
             request = ask(client)
             await asyncio.sleep(0.5)
@@ -245,6 +247,42 @@ async def test_a_browser_that_dies_in_a_request(tab: Tab) -> None:
         assert phone not in owners(reply)
         assert took < patient(4)
         await until(lambda: not tabs_of(on, 0))
+
+
+@pytest.mark.usefixtures("slow_peers")
+async def test_a_browser_that_is_frozen_in_a_request(tab: Tab) -> None:
+    """Without a word, as iPhones do it: its socket stays open, and the others wait no longer than
+    for a tab.
+    """
+    async with shown(SHIPPED, ["alone"]) as on:
+        phone = await lend(tab, on, "tiny-gpt2")
+        async with client_of(on.peers[0]) as client:
+            solo = await client.reply(ask(client, SOLO))
+            assert phone in owners(await client.reply(ask(client)))
+            await tab.eval("document.onfreeze = null")
+            await tab.call("Page.setWebLifecycleState", state="frozen")
+            began = time.monotonic()
+            reply = await client.reply(ask(client))
+            assert time.monotonic() - began < patient(TAB_LOST_S + 1.5)
+        assert reply.ids == solo.ids
+        assert phone not in owners(reply)
+
+
+@pytest.mark.usefixtures("slow_peers")
+async def test_a_browser_that_tells_that_it_is_frozen_costs_nothing(tab: Tab) -> None:
+    async with shown(SHIPPED, ["alone"]) as on:
+        phone = await lend(tab, on, "tiny-gpt2")
+        async with client_of(on.peers[0]) as client:
+            solo = await client.reply(ask(client, SOLO))
+            assert phone in owners(await client.reply(ask(client)))
+            began = time.monotonic()
+            await tab.call("Page.setWebLifecycleState", state="frozen")
+            reply = await client.reply(ask(client))
+            assert time.monotonic() - began < patient(2.5)
+        assert reply.ids == solo.ids
+        await until(lambda: not tabs_of(on, 0))
+        await tab.call("Page.setWebLifecycleState", state="active")
+        await listed(tab, on)
 
 
 async def test_a_device_that_sleeps_is_lost_and_comes_back_by_itself(tab: Tab) -> None:
@@ -272,8 +310,11 @@ async def test_it_joins_again_when_its_peer_is_back(tab: Tab) -> None:
             first = await lend(tab, Shown(peers, server))
         await tab.until("document.getElementById('lend-state').textContent.startsWith('Not conn')")
         await until(lambda: first not in peers[0].others())
+        await asyncio.sleep(6)  # by then it would wait 8 s, if it waited twice as long each time
         async with serving(peers[1], ApiConfig(port=port)) as server:
+            began = time.monotonic()
             await listed(tab, Shown(peers, server))
+            assert time.monotonic() - began < patient(5)
 
 
 async def test_over_a_slow_line(tab: Tab) -> None:
@@ -366,6 +407,7 @@ async def test_a_code_that_is_scanned_into_an_open_page(tab: Tab) -> None:
         await tab.until("document.getElementById('token').hidden")
         await tab.until("document.getElementById('lend-asked').hidden === false")
         assert TOKEN not in await tab.eval("location.href")
+        await tab.until("document.getElementById('main').inert === false")
         await tab.click("#lend-join")
         await listed(tab, on)
 

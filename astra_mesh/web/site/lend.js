@@ -28,6 +28,9 @@ export function startLending(asked) {
   document.addEventListener("visibilitychange", () => {
     if (document.visibilityState === "visible") hurry();
   });
+  // Only some browsers tell that they are about to stop a page; to the others it is a lost peer.
+  document.onfreeze = () => worker?.postMessage({ type: "sleep" });
+  document.onresume = hurry;
   addEventListener("online", hurry);
   addEventListener("pageshow", hurry);
   addEventListener("pagehide", () => worker?.postMessage({ type: "leave" }));

@@ -72,6 +72,7 @@ export const PROBE_EVERY_S = 60.0;
 export const HANDSHAKE_S = 5.0;
 export const BACKOFF_FIRST_S = 0.5;
 export const BACKOFF_CAP_S = 15.0;
+export const KNOWN_S = 900.0;
 
 // --- trust
 export const CERTIFICATE_BYTES = 2_048;

@@ -1,4 +1,4 @@
-// The worker in which a tab is a peer: the page says join, leave and hurry, and is told what a person may see.
+// The worker in which a tab is a peer: the page says join, leave, sleep and hurry, and is told what a person may see.
 
 import { socket } from "../api.js";
 import { loadModel } from "./engine.js";
@@ -45,6 +45,7 @@ async function join({ base, token, name, device }) {
 
 onmessage = async ({ data }) => {
   if (data.type === "leave") peer?.leave();
+  else if (data.type === "sleep") peer?.sleep();
   else if (data.type === "hurry") {
     wanted = data.token;
     peer?.hurry();
