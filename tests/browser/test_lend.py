@@ -387,6 +387,19 @@ async def test_a_page_that_is_loaded_again_goes_on_lending(tab: Tab) -> None:
         assert await tab.eval("document.getElementById('lend-form').hidden") is False
 
 
+async def test_the_panel_says_who_planned_without_it_and_why(tab: Tab) -> None:
+    """Another peer than the one that serves the page."""
+    async with shown(SHIPPED, ["left", "right"]) as on:
+        phone = await lend(tab, on, "tiny-gpt2")
+        async with client_of(on.peers[0]) as client:
+            await client.reply(ask(client, SOLO))
+            now = "document.getElementById('lend-now').textContent"
+            await tab.until(f"{now}.includes('left planned it: ')")
+            reply = await client.reply(ask(client))
+            assert phone in owners(reply)
+            await tab.until(f"{now}.includes('It took part in the newest request')")
+
+
 async def test_the_keyboard_stays_on_the_button(tab: Tab) -> None:
     async with shown(SHIPPED, ["alone"]) as on:
         await tab.open(f"{on.url}#lend")

@@ -3,7 +3,7 @@
 import { setToken, takeToken } from "./api.js";
 import * as askPart from "./ask.js";
 import { $, say } from "./dom.js";
-import { ask as askToLend, hurry, showPlan, startLending } from "./lend.js";
+import { ask as askToLend, hurry, startLending } from "./lend.js";
 import { listen } from "./live.js";
 import { showMesh } from "./mesh.js";
 import { refresh, startPairing } from "./pair.js";
@@ -45,10 +45,7 @@ listen({
     showMesh(message);
     for (const part of [askPart, photoPart, qualityPart]) part.showModels(message.models);
   },
-  request(message) {
-    showRequest(message);
-    showPlan(message);
-  },
+  request: showRequest,
   marks: showMarks,
   up() {
     unlock = null;

@@ -12,7 +12,6 @@ const SHOWN = { connecting: "Joining", waiting: "Not connected", left: "Left" };
 
 let worker = null;
 let last = null; // what the worker told last
-let plan = null; // of the newest request, as /live tells it
 let lock = null; // of the screen; "asked": the browser has not answered yet
 let awake = false; // whether it is wanted
 let release = 0; // a timer
@@ -62,7 +61,7 @@ function join() {
   sessionStorage.setItem(LENT_KEY, "yes");
   say($("lend-problem"), "");
   say($("lend-asked"), "");
-  show({ phase: "connecting", why: "", models: [], linked: [], now: null, done: 0, problem: "" });
+  show({ phase: "connecting", why: "", models: [], linked: [], now: null, done: 0, problem: "", leftOut: null });
   if (focused) $("lend-leave").focus({ preventScroll: true });
   worker = new Worker("/page/peer/worker.js", { type: "module" });
   worker.onmessage = (event) => show(event.data);
@@ -100,12 +99,6 @@ function end() {
 
 /** Join again now, with the token that the page has now. */
 export const hurry = () => worker?.postMessage({ type: "hurry", token: token() });
-
-/** Who plans does not tell why a device was left out; who looks on sees the plan. */
-export function showPlan(message) {
-  plan = message;
-  draw();
-}
 
 function show(state) {
   last = state;
@@ -157,10 +150,8 @@ function idle() {
   if (!last.linked.length) return "It has no link to another device yet.";
   if (!last.models.length) return "The peer has no model that a browser can compute.";
   if (last.models.every((one) => one.state === "failed")) return "None of the models can be used here.";
-  if (plan === null) return last.done ? "It waits for the next request." : "No request came since the page was opened.";
-  if (plan.shards?.some((one) => one.id === last.id)) return "It took part in the newest request.";
-  const why = plan.cost?.plan?.reason ? ` The plan says: ${plan.cost.plan.reason}.` : "";
-  return `The newest request went without this device.${why}`;
+  if (last.leftOut) return `The newest request went without this device. ${last.leftOut.by} planned it: ${last.leftOut.why}.`;
+  return last.done ? "It took part in the newest request." : "No request came since it joined.";
 }
 
 // --- this device ----------------------------------------------------------------------------------

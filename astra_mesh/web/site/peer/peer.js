@@ -24,7 +24,7 @@ export class TabPeer {
   #listed = new Map(); // id -> { name, tab }
   #links = new Map(); // id -> Link
   #waits = new Map(); // id -> { timer, waitS } of peers that could not be linked
-  #state = { phase: "connecting", why: "" };
+  #state = { phase: "connecting", why: "", leftOut: null };
   #now = null; // what is computed
   #done = 0; // shards
   #problem = ""; // of the last shard that was not finished
@@ -60,9 +60,10 @@ export class TabPeer {
       turns: new Turns(),
       status: (link) => this.#sendStatus(link),
       on: {
-        began: (about) => this.#tell({ now: { ...about, block: 0 } }),
+        began: (about) => this.#tell({ now: { ...about, block: 0 }, leftOut: null }),
         block: (block) => this.#tell({ now: { ...this.#now, block } }),
         ended: (why) => this.#ended(why),
+        leftOut: (link, why) => this.#tell({ leftOut: { by: sanitise(link.hello.name, limits.NAME_CHARS), why } }),
       },
     });
   }
