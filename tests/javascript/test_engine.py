@@ -238,3 +238,16 @@ def test_bert(tmp_path: Path) -> None:
         ],
         tmp_path,
     )
+
+
+@pytest.mark.parametrize("name", ["vit-tiny", "tiny-gpt2"])
+def test_a_tab_fetches_what_the_readme_says(name: str, tmp_path: Path) -> None:
+    """Until the model is ready, at the codebook's default rate."""
+    model, codec = _shipped(name)
+    write_model(model, [codec], tmp_path / name)
+    command = ["node", str(HERE / "run_fetched.mjs"), str(tmp_path / name)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
+    found = json.loads(done.stdout)
+    parts = (found["blocks"], found["codebook"], found["blocks"] + found["codebook"])
+    row = " | ".join([name, *(f"{size / 1e6:.2f} MB" for size in parts)])
+    assert f"| {row} |" in (HERE.parents[1] / "peers" / "phone" / "README.md").read_text()
