@@ -33,8 +33,8 @@ export function judged(processor, gpu) {
   const off = gpu.numbers.reduce((most, one, i) => Math.max(most, Math.abs(one - processor.numbers[i])), 0);
   if (!(off <= CLOSE * largest)) return "the GPU computes too inexactly";
   const told = (ms) => Number(ms.toPrecision(2));
-  if (gpu.ms * GAIN > processor.ms) return `the GPU takes ${told(gpu.ms)} ms for what the processor does in ${told(processor.ms)} ms`;
-  return "";
+  if (gpu.ms * GAIN <= processor.ms) return "";
+  return `the GPU takes ${told(gpu.ms)} ms for what the processor does in ${told(processor.ms)} ms`;
 }
 
 async function tried(make, place) {

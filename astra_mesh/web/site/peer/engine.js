@@ -73,7 +73,10 @@ class Files {
   }
 }
 
-/** A loaded model; `place` is where it computes, `why` what speaks against the GPU. Rows of tokens are `Matrix`es; heads lie within a row. */
+/**
+ * A loaded model; `place` is where it computes, `why` what speaks against the GPU. Rows of tokens are `Matrix`es; heads lie
+ * within a row.
+ */
 export class Model {
   place = PROCESSOR;
   why = "";

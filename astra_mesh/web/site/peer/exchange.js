@@ -168,10 +168,11 @@ export class Exchange {
 
   /** By receiving peer, where it was not the plan's: a block, the bits per token from it on, the next block, and so on. */
   get rates() {
-    const changed = [...this.#rates].filter(([, { used }]) => used.length);
-    return Object.fromEntries(
-      changed.map(([receiver, { used }]) => [this.#peers[receiver], used.flatMap(([block, stages]) => [block, this.#codec.rate(stages)])]),
-    );
+    const found = {};
+    for (const [receiver, { used }] of this.#rates) {
+      if (used.length) found[this.#peers[receiver]] = used.flatMap(([block, stages]) => [block, this.#codec.rate(stages)]);
+    }
+    return found;
   }
 
   #bytes(stages, count) {

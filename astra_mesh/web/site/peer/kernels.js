@@ -45,28 +45,44 @@ function tile(madd, tools, row, stride, start, depth) {
 }
 
 // What a tile is computed with.
-const TOOLS = { sums: `${TILE} v128`, rows: `${ROWS} i32`, panel: "i32", left: "v128", right: "v128", one: "v128", count: "i32" };
+const TOOLS = {
+  ...{ sums: `${TILE} v128`, left: "v128", right: "v128", one: "v128" },
+  ...{ rows: `${ROWS} i32`, panel: "i32", count: "i32" },
+};
+
+const PRODUCT = ["a", "aStride", "b", "start", "c", "cStride", "m", "n", "depth"];
+const NEAREST = ["y", "yStride", "words", "start", "codes", "codesStride", "m", "size", "depth"];
 
 /**
  * product(a, aStride, b, start, c, cStride, m, n, depth): c (m, n) = a (m, depth) times b, plus a row of n numbers.
  * b lies in panels of eight columns. m is a multiple of ROWS, n of COLUMNS.
  */
 const product = (madd) =>
-  func(["a", "aStride", "b", "start", "c", "cStride", "m", "n", "depth"], { ...TOOLS, row: "i32", into: "i32", todo: "i32" }, (v) => {
+  func(PRODUCT, { ...TOOLS, row: "i32", into: "i32", todo: "i32" }, (v) => {
     const { a, aStride, b, start, c, cStride, m, n, depth, row, into, todo, panel, sums } = v;
     const store = repeat(ROWS, (i) => [
       v128.store(into.get, sums[2 * i].get),
       v128.store(into.get, sums[2 * i + 1].get, 16),
       into.grow(cStride.get),
     ]);
-    const down = loop(
-      [panel.set(b.get), tile(madd, v, row.get, aStride.get, start.get, depth.get), store, row.grow(i32.mul(aStride.get, i32.of(ROWS))), todo.grow(-ROWS)],
-      todo.get,
-    );
-    return loop(
-      [row.set(a.get), into.set(c.get), todo.set(m.get), down, b.grow(i32.shl(depth.get, i32.of(5))), start.grow(32), c.grow(32), n.grow(-COLUMNS)],
-      n.get,
-    );
+    const down = [
+      panel.set(b.get),
+      tile(madd, v, row.get, aStride.get, start.get, depth.get),
+      store,
+      row.grow(i32.mul(aStride.get, i32.of(ROWS))),
+      todo.grow(-ROWS),
+    ];
+    const across = [
+      row.set(a.get),
+      into.set(c.get),
+      todo.set(m.get),
+      loop(down, todo.get),
+      b.grow(i32.shl(depth.get, i32.of(5))),
+      start.grow(32),
+      c.grow(32),
+      n.grow(-COLUMNS),
+    ];
+    return loop(across, n.get);
   });
 
 /**
@@ -76,7 +92,7 @@ const product = (madd) =>
  */
 const nearest = (madd) =>
   func(
-    ["y", "yStride", "words", "start", "codes", "codesStride", "m", "size", "depth"],
+    NEAREST,
     {
       ...TOOLS,
       ...{ at: "i32", todo: "i32", best: `${ROWS} v128`, where: `${ROWS} v128`, low: "v128", high: "v128", mask: "v128" },
@@ -158,10 +174,8 @@ const sum = () =>
         ),
       );
       const add = loop([eight, at.grow(32), rows.map((row) => row.grow(16)), left.grow(-COLUMNS)], left.get);
-      const scaled = v128.store(
-        at.get,
-        f32x4.add(v128.load(i32.add(start.get, other.get)), f32x4.mul(v128.load(i32.add(scale.get, other.get)), f32x4.ofInts(v128.load(at.get)))),
-      );
+      const beside = (table) => v128.load(i32.add(table.get, other.get));
+      const scaled = v128.store(at.get, f32x4.add(beside(start), f32x4.mul(beside(scale), f32x4.ofInts(v128.load(at.get)))));
       return loop(
         [
           fill(out.get, i32.of(0), i32.shl(n.get, i32.of(2))),
@@ -217,7 +231,10 @@ const scatter = (change) =>
     ["words", "codes", "groups", "size", "width", "places", "into", "stride", "m"],
     { first: "i32", place: "i32", word: "i32", at: "i32", left: "i32", todo: "i32" },
     ({ words, codes, groups, size, width, places, into, stride, m, first, place, word, at, left, todo }) => {
-      const one = [at.set(i32.add(into.get, i32.load(place.get))), f32.store(at.get, change(f32.load(at.get), f32.load(word.get)))];
+      const one = [
+        at.set(i32.add(into.get, i32.load(place.get))),
+        f32.store(at.get, change(f32.load(at.get), f32.load(word.get))),
+      ];
       const bytes = i32.shl(width.get, i32.of(2));
       const group = [
         word.set(i32.add(first.get, i32.mul(i32.load(codes.get), bytes))),

@@ -36,11 +36,15 @@ export class Quantizer {
     if (center) this.#center = space.keep(center);
     const [analysis, synthesis, predict] = ["analysis", "synthesis", "predict"].map(tensors);
     const coordinates = analysis?.shape[0] ?? hidden;
-    const toCoordinates = (row, column) => (column < coordinates ? analysis.data[column * hidden + row] : 0);
-    if (analysis) this.#analysis = new Panels(space, hidden, rowSize(coordinates), toCoordinates);
-    if (synthesis) this.#synthesis = new Panels(space, coordinates, hidden, (row, column) => synthesis.data[column * coordinates + row]);
-    if (predict) this.#predict = new Panels(space, predict.shape[0], hidden, (row, column) => predict.data[row * hidden + column], center);
-    this.stages = Array.from({ length: stages }, (_, i) => new Stage(space, tensors(`codewords.${i}`), tensors(`order.${i}`)?.data ?? null, coordinates));
+    const panels = (depth, columns, number, start) => new Panels(space, depth, columns, number, start);
+    if (analysis) {
+      const number = (row, column) => (column < coordinates ? analysis.data[column * hidden + row] : 0);
+      this.#analysis = panels(hidden, rowSize(coordinates), number);
+    }
+    if (synthesis) this.#synthesis = panels(coordinates, hidden, (row, column) => synthesis.data[column * coordinates + row]);
+    if (predict) this.#predict = panels(predict.shape[0], hidden, (row, column) => predict.data[row * hidden + column], center);
+    const stage = (i) => new Stage(space, tensors(`codewords.${i}`), tensors(`order.${i}`)?.data ?? null, coordinates);
+    this.stages = Array.from({ length: stages }, (_, i) => stage(i));
   }
 
   /** Make a table of what codes add to n; `reach`: the synthesis, (coordinates, hidden). */
@@ -116,7 +120,10 @@ export class Quantizer {
     const rows = space.floats(room, stride * n.rows);
     const less = predicted && space.floats(predicted.address, predicted.stride * (n.rows - 1) + size);
     for (let row = 0; row < n.rows; row++) {
-      for (let j = 0; j < size; j++) rows[row * stride + j] = n.data[row * size + j] - (less ? less[row * predicted.stride + j] : 0);
+      rows.set(n.slice(row, row + 1).data, row * stride);
+      if (!less) continue;
+      const [to, from] = [row * stride, row * predicted.stride];
+      for (let j = 0; j < size; j++) rows[to + j] -= less[from + j];
     }
     if (!this.#analysis) return [room, stride];
     return [this.#analysis.run(room, stride, n.rows, "coordinates"), this.#analysis.width];
@@ -151,7 +158,11 @@ export class Quantizer {
     const more = space.floats(added.address, added.stride * (count - 1) + size);
     const base = predicted && space.floats(predicted.address, predicted.stride * (count - 1) + size);
     for (let row = 0; row < count; row++) {
-      for (let j = 0; j < size; j++) data[(first + row) * size + j] = more[row * added.stride + j] + (base ? base[row * predicted.stride + j] : 0);
+      const to = (first + row) * size;
+      data.set(more.subarray(row * added.stride, row * added.stride + size), to);
+      if (!base) continue;
+      const from = row * predicted.stride;
+      for (let j = 0; j < size; j++) data[to + j] += base[from + j];
     }
   }
 }
