@@ -188,7 +188,7 @@ export class VectorCodec {
 
   /** A table of what codes add to n, and a projection. */
   async #project(block, quantizer, tensors, space) {
-    if (this.#fits(this.model.spec.hidden_size)) await quantizer.tabulate(reachOf(tensors("synthesis")));
+    if (this.#fits(this.model.spec.hidden_size, true)) await quantizer.tabulate(reachOf(tensors("synthesis")));
     if (!this.#projections.has(block)) this.#projections.set(block, await this.model.projection(block, space));
   }
 
@@ -205,11 +205,11 @@ export class VectorCodec {
   }
 
   /** Whether tables of so many columns are small enough. */
-  #fits(columns) {
+  #fits(columns, exact = false) {
     const { size, levels } = this.#about;
     const codes = this.groups.reduce((sum, one) => sum + one, 0);
     const blocks = levels[this.able.at(-1)].length;
-    return this.name === "vq" && blocks * tableBytes(codes, size, columns) <= this.#mostBytes;
+    return this.name === "vq" && blocks * tableBytes(codes, size, columns, exact) <= this.#mostBytes;
   }
 
   #kvSize() {

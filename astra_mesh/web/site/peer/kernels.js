@@ -159,23 +159,26 @@ function first({ most, code, value, number, better }, best, where) {
 
 /**
  * sum(places, count, scale, start, out, m, n): each row of out (m, n) is start + scale * the sum of `count` rows of
- * 16-bit whole numbers, at the addresses in places (m, count). count is a multiple of ROWS, n of COLUMNS.
+ * 16-bit whole numbers, at the addresses in places (m, count). count is a multiple of ROWS, n of COLUMNS. `exact`: rows
+ * are 32-bit numbers, and there is no scale.
  */
-const sum = () =>
+const sum = (exact) =>
   func(
     ["places", "count", "scale", "start", "out", "m", "n"],
     { rows: `${ROWS} i32`, todo: "i32", left: "i32", at: "i32", other: "i32" },
     ({ places, count, scale, start, out, m, n, rows, todo, left, at, other }) => {
-      const eight = [0, 1].map((half) =>
+      const [plus, load, half] = exact ? [f32x4.add, v128.load, 16] : [i32x4.add, v128.load16s, 8];
+      const eight = [0, 1].map((part) =>
         v128.store(
           at.get,
-          rows.reduce((total, row) => i32x4.add(total, v128.load16s(row.get, 8 * half)), v128.load(at.get, 16 * half)),
-          16 * half,
+          rows.reduce((total, row) => plus(total, load(row.get, half * part)), v128.load(at.get, 16 * part)),
+          16 * part,
         ),
       );
-      const add = loop([eight, at.grow(32), rows.map((row) => row.grow(16)), left.grow(-COLUMNS)], left.get);
+      const add = loop([eight, at.grow(32), rows.map((row) => row.grow(2 * half)), left.grow(-COLUMNS)], left.get);
       const beside = (table) => v128.load(i32.add(table.get, other.get));
-      const scaled = v128.store(at.get, f32x4.add(beside(start), f32x4.mul(beside(scale), f32x4.ofInts(v128.load(at.get)))));
+      const whole = v128.load(at.get);
+      const scaled = v128.store(at.get, f32x4.add(beside(start), exact ? whole : f32x4.mul(beside(scale), f32x4.ofInts(whole))));
       return loop(
         [
           fill(out.get, i32.of(0), i32.shl(n.get, i32.of(2))),
@@ -259,7 +262,8 @@ export function kernels(relaxed) {
   return module({
     product: product(madd),
     nearest: nearest(madd),
-    sum: sum(),
+    sum: sum(false),
+    sumExact: sum(true),
     gather: gather(),
     add: scatter(f32.add),
     subtract: scatter(f32.sub),

@@ -49,7 +49,7 @@ export class Quantizer {
 
   /** Make a table of what codes add to n; `reach`: the synthesis, (coordinates, hidden). */
   async tabulate(reach) {
-    this.#rows = new Table(this.#space, await rowsOf(this.stages, reach), this.#size);
+    this.#rows = new Table(this.#space, await rowsOf(this.stages, reach), this.#size, null, true);
   }
 
   /** Of each stage. */

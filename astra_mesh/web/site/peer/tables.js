@@ -2,8 +2,9 @@
 // (astra_mesh/quant/vector.py). Made in the tab, because they are many times as large as the codebook that they
 // are made of.
 //
-// Rows are 16-bit whole numbers with a scale for each column, added up as whole numbers: half the memory to read, and
-// an error of at most 1/65,000 of the largest number of a column in each row.
+// Rows of keys and values are 16-bit whole numbers with a scale for each column, added up as whole numbers: half the
+// memory to read, and an error of at most 1/65,000 of the largest number of a column in each row. What both ends
+// remember is summed exactly, since small differences would choose other codes later.
 
 import { Matrix } from "./matrix.js";
 import { CHUNK, Panels, Workspace, copyRows, tall, wide } from "./workspace.js";
@@ -12,8 +13,8 @@ export const TABLE_BYTES = 2 ** 28; // of all blocks, at one number of stages; w
 
 const MOST = 32767; // of a number in a row
 
-/** Bytes of a table of so many codes in one block. */
-export const tableBytes = (codes, size, columns) => 2 * codes * size * wide(columns);
+/** Bytes of a table of so many codes in one block; exact: of 32-bit numbers. */
+export const tableBytes = (codes, size, columns, exact = false) => (exact ? 4 : 2) * codes * size * wide(columns);
 
 /** Sums of rows. */
 export class Table {
@@ -22,21 +23,24 @@ export class Table {
   #none; // of a row of zeros
   #scale;
   #start;
+  #kind; // of arrays of rows
 
   /**
    * @param space    where it lies
    * @param parts    Matrices of rows, in the order of the codes that they are for
    * @param columns  of a row
    * @param start    (columns,) to which sums are added; null: zeros
+   * @param exact    rows of 32-bit numbers
    */
-  constructor(space, parts, columns, start = null) {
-    const scale = scales(parts, columns);
+  constructor(space, parts, columns, start = null, exact = false) {
+    this.#kind = exact ? Float32Array : Int16Array;
+    const scale = exact ? new Float32Array(columns).fill(1) : scales(parts, columns);
     const count = parts.reduce((sum, part) => sum + part.rows, 0);
     this.#space = space;
     this.columns = columns;
     this.width = wide(columns); // of a sum: the rest is zeros
-    this.#rows = space.reserve(2 * (count + 1) * this.width);
-    this.#none = this.#rows + 2 * count * this.width;
+    this.#rows = space.reserve((count + 1) * this.#bytes);
+    this.#none = this.#rows + count * this.#bytes;
     [this.#scale, this.#start] = [scale, start ?? new Float32Array(columns)].map((values) => {
       const address = space.reserve(4 * this.width);
       space.floats(address, columns).set(values);
@@ -45,14 +49,21 @@ export class Table {
     let at = this.#rows;
     for (const part of parts) {
       this.#put(part, scale, at);
-      at += 2 * part.rows * this.width;
+      at += part.rows * this.#bytes;
     }
   }
 
+  /** Of a row. */
+  get #bytes() {
+    return this.#kind.BYTES_PER_ELEMENT * this.width;
+  }
+
   #put({ data, rows, columns }, scale, address) {
-    const found = this.#space.view(Int16Array, address, rows * this.width);
+    const found = this.#space.view(this.#kind, address, rows * this.width);
     for (let row = 0; row < rows; row++) {
-      for (let j = 0; j < columns; j++) found[row * this.width + j] = Math.round(data[row * columns + j] / scale[j]);
+      const [from, to] = [row * columns, row * this.width];
+      if (this.#kind === Float32Array) found.set(data.subarray(from, from + columns), to);
+      else for (let j = 0; j < columns; j++) found[to + j] = Math.round(data[from + j] / scale[j]);
     }
   }
 
@@ -64,6 +75,7 @@ export class Table {
    * @param size    codewords of each code
    */
   run({ codes, groups, size }, first, count, name) {
+    const bytes = this.#bytes;
     const each = tall(codes.reduce((sum, _, stage) => sum + groups[stage], 0));
     const places = this.#space.room("places", each);
     const found = this.#space.room(name, this.width);
@@ -71,13 +83,14 @@ export class Table {
     let index = 0;
     codes.forEach((one, stage) => {
       for (let group = 0; group < groups[stage]; group++, index++) {
-        const begin = this.#rows + 2 * index * size * this.width;
+        const begin = this.#rows + index * size * bytes;
         for (let token = 0; token < count; token++) {
-          view[token * each + index] = begin + 2 * this.width * one[(first + token) * groups[stage] + group];
+          view[token * each + index] = begin + bytes * one[(first + token) * groups[stage] + group];
         }
       }
     });
-    this.#space.sum(places, each, this.#scale, this.#start, found, count, this.width);
+    const sum = this.#kind === Float32Array ? this.#space.sumExact : this.#space.sum;
+    sum(places, each, this.#scale, this.#start, found, count, this.width);
     return found;
   }
 

@@ -35,7 +35,7 @@ export class Workspace {
 
   constructor(exports) {
     this.#exports = exports;
-    for (const name of ["product", "nearest", "sum", "gather", "add", "subtract"]) this[name] = exports[name];
+    for (const name of ["product", "nearest", "sum", "sumExact", "gather", "add", "subtract"]) this[name] = exports[name];
   }
 
   static async make() {
