@@ -83,7 +83,9 @@ async def page(made: Path) -> AsyncIterator[Tab]:
 
 async def _run(page: Tab, kind: str, place: str) -> dict[str, Any]:
     script = _LOAD.replace("KIND", kind).replace("PLACE", place).replace("TOKENS", str(TOKENS))
-    found: dict[str, Any] = json.loads(await page.eval(script))
+    await page.eval(f"{{ globalThis.found = null; {script}.then((one) => {{ found = one; }}); 0 }}")
+    await page.until("found !== null", 120)  # a GPU that is a program compiles slowly
+    found: dict[str, Any] = json.loads(await page.eval("found"))
     return found
 
 
