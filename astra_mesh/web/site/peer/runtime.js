@@ -14,6 +14,7 @@ let loading = null;
 let last = Promise.resolve(); // what runs, or ran last: the runtime computes one thing at a time
 let lost = ""; // why the GPU is gone
 let watching = null;
+let adapter = null; // a promise, once it was asked for
 
 /** Why nothing can be computed on a GPU; "" where it can be tried. */
 export async function gpuMissing() {
@@ -21,8 +22,8 @@ export async function gpuMissing() {
   if (!globalThis.isSecureContext) return "browsers offer the GPU to pages on HTTPS or localhost only";
   if (!globalThis.navigator?.gpu) return "this browser has no WebGPU";
   if (!WebAssembly.Suspending) return "this browser cannot wait for a GPU in WebAssembly";
-  const adapter = await navigator.gpu.requestAdapter().catch(() => null);
-  return adapter ? "" : "this device offers pages no GPU";
+  adapter ??= navigator.gpu.requestAdapter().catch(() => null); // browsers complain in the console each time
+  return (await adapter) ? "" : "this device offers pages no GPU";
 }
 
 /** The library; an Error that says what to do where the peer does not have it. */
