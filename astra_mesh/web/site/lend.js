@@ -8,6 +8,7 @@ const NAME_KEY = "astra-mesh-device-name";
 const LENT_KEY = "astra-mesh-lent"; // of this tab: a page that is loaded again goes on lending
 const AWAKE_S = 5; // a wake lock outlives the computing: the next request may follow at once
 const LEAVE_MS = 500;
+const GOODBYE_MS = 100;
 const SHOWN = { connecting: "Joining", waiting: "Not connected", left: "Left" };
 
 let worker = null;
@@ -28,7 +29,7 @@ export function startLending(asked) {
     if (document.visibilityState === "visible") hurry();
   });
   // Only some browsers tell that they are about to stop a page; to the others it is a lost peer.
-  document.onfreeze = () => worker?.postMessage({ type: "sleep" });
+  document.onfreeze = freeze;
   document.onresume = hurry;
   addEventListener("online", hurry);
   addEventListener("pageshow", hurry);
@@ -36,6 +37,13 @@ export function startLending(asked) {
   if (asked) ask();
   checkRuntime();
   if (sessionStorage.getItem(LENT_KEY)) join();
+}
+
+/** The worker is stopped together with this page, so the page waits until the goodbyes are out. */
+function freeze() {
+  if (!worker) return;
+  worker.postMessage({ type: "sleep" });
+  for (const until = performance.now() + GOODBYE_MS; performance.now() < until; );
 }
 
 /** A peer that was installed from a clone may lack what a tab runs on: said before somebody tries. */
