@@ -59,7 +59,10 @@ export function ask() {
   if (worker) return $("lend").scrollIntoView();
   say($("lend-asked"), "You were asked to lend this device. Nothing is installed, and it ends when you close the page.");
   $("lend").scrollIntoView();
-  $("lend-join").focus();
+  // Browsers take the focus away when they go to the part of a page that its address names, at the end of loading.
+  const focus = () => setTimeout(() => $("lend-join").focus());
+  if (document.readyState === "complete") focus();
+  else addEventListener("load", focus, { once: true });
 }
 
 function join() {
