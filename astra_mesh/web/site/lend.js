@@ -138,7 +138,7 @@ function draw() {
 function model({ name, state, done, total, why, tokenS, place }) {
   const where = place === "webgpu" ? ", on the GPU" : `, on the processor${why ? ` (${why})` : ""}`;
   const said = {
-    offered: `offered (${bytes(total)}; fetched when somebody needs it)`,
+    offered: `offered (${bytes(total)} at most; fetched when somebody needs it)`,
     loading: `fetching ${bytes(done)} of ${bytes(total)}`,
     measuring: "ready in a moment: measuring",
     ready: tokenS ? `ready: ${seconds(tokenS)} a token and block${where}` : "ready",

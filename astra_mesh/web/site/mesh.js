@@ -108,7 +108,7 @@ function arc(x, y, part) {
 }
 
 const initial = (name) => [...name][0]?.toUpperCase() ?? "?";
-const NAME = 17; // letters under a node
+const NAME = 15; // letters under a node
 
 function entry(peer) {
   const cores = `${Number(peer.cores.toPrecision(3))} ${peer.cores === 1 ? "core" : "cores"}`;

@@ -11,9 +11,9 @@ const KINDS = [
 ];
 const [ENCODED, SENT, LOCAL, ARRIVED, ATTENDED, DONE] = [0, 1, 2, 3, 4, 5]; // marks, as the peer counts them
 const KIND_OF = { [ENCODED]: "encode", [LOCAL]: "compute", [ATTENDED]: "decode", [DONE]: "compute" };
-const [LEFT, RIGHT, TOP, ROW, WIDTH] = [132, 16, 18, 38, 720];
+const [LEFT, RIGHT, TOP, ROW, WIDTH] = [144, 16, 18, 38, 720];
 const KEPT = 8;
-const NAME = 20; // letters beside a lane
+const NAME = 17; // letters beside a lane
 
 const requests = new Map(); // key -> {about, marks: peer id -> {start_us, marks}}
 let chosen = null; // a key; null: always the newest
