@@ -15,8 +15,9 @@ let wanted = null; // the token that the page has now
 let news = null;
 let timer = 0;
 
-/** Not more often than a person can see. */
+/** Not more often than a person can see, but at once when something begins: the screen is to stay on. */
 function show(state) {
+  if (state.now && !news?.now) postMessage(state);
   news = state;
   timer ||= setTimeout(() => {
     timer = 0;
