@@ -109,7 +109,7 @@ const fresh = (about) => (about.why ? { about, state: "failed", why: about.why }
 
 function offerOf({ about, state, timing = null, books = {} }) {
   return {
-    id: about.id, name: about.name, family: about.family, tasks: about.tasks, timing, loaded: state === "ready", precision: "fp32", divergence: 0,
+    id: about.id, name: about.name, family: about.family, tasks: about.tasks, timing, loaded: state === "ready", precision: "fp32", divergence: 0, also: [],
     codebooks: about.codebooks.map(({ id, codec, rates, default_rate }) => {
       const times = Object.fromEntries(TIMES.map((name) => [name, books[id]?.[name] ?? []]));
       return { id, codec, rates, default_rate, ...times };
