@@ -88,7 +88,6 @@ EARLY_CODES_S: Final = 10.0  # kept so long, then dropped
 # --- browser tabs ---------------------------------------------------------------------------------
 # Blocks in float32 in one tab: WebAssembly addresses 4 GiB, a phone gives a tab about half of it.
 TAB_MODEL_BYTES: Final = 1536 * MIB
-TAB_WHOLE_BYTES: Final = 64 * MIB  # blocks up to this are fetched in float32 where that is exact
 TAB_MODELS: Final = 8  # whose files are kept on the disk at once: 6 GiB in the worst case
 TAB_MAKING: Final = 8  # requests that wait for a model's files; each keeps a thread
 TAB_EMBED_AT_ONCE: Final = 4  # requests for embedded rows; 131,072 rows of 4,096 would be 2 GiB ...
@@ -103,6 +102,9 @@ SILENCE_S: Final = (
 # Requests that run wait longer for it: a Wi-Fi that was away for 5 s is back then. TCP sends again
 # 0.2, 0.6, 1.4, 3.0 and 6.2 s after the first loss, a heartbeat after the last frame at most.
 LOST_S: Final = 8.0
+# A tab that is silent is mostly one that its browser froze: its socket lives on, and it joins again
+# by itself. Planning a request anew without it costs less than waiting.
+TAB_LOST_S: Final = 5.0
 # A client is a person's program, whose event loop may stand still for a while (an import, a plot).
 # If it dies, its socket closes; if its machine vanishes, a request lives on for this x SILENCE_S.
 CLIENT_PATIENCE: Final = 15

@@ -34,7 +34,7 @@ def block_graphs(block: Block, entries: Entries) -> dict[str, bytes]:
 
     ``norm``  x to n (absent where n is x)
     ``q``, ``kv``  n, and where there are rotations the position of its first row, to query and rows
-    ``raw``, ``finish``  the two halves of ``kv``, where something comes after the projection
+    ``finish``  what comes in ``kv`` after the projection, where something does
     ``attend``, ``attend_causal``  query and rows to out and lse; causal: of the same tokens
     ``mix``  x and the merged heads to the block's output
     """
@@ -47,18 +47,10 @@ def block_graphs(block: Block, entries: Entries) -> dict[str, bytes]:
         "mix": _mix_graph(block, entries),
     }
     if block.k_norm is not None or block.rope is not None:
-        found |= {"raw": _raw_graph(block, entries), "finish": _finish_graph(block, entries)}
+        found["finish"] = _finish_graph(block, entries)
     if spec.causal:
         found["attend_causal"] = _attention_graph(spec, causal=True)
     return found
-
-
-def product_graph() -> bytes:
-    """The product of matrices ``a`` and ``b``."""
-    graph = Graph()
-    a, b = graph.input("a", ("M", "K")), graph.input("b", ("K", "N"))
-    graph.output("product", graph.op("MatMul", a, b), ("M", "N"))
-    return graph.data()
 
 
 def norm_graph(norm: Norm, size: int) -> bytes:
@@ -106,13 +98,6 @@ def _key_value_graph(block: Block, entries: Entries) -> bytes:
     n = graph.input("n", ("T", spec.hidden_size))
     raw = graph.linear(n, "kv", "scale_1")
     graph.output("rows", _finish_rows(graph, block, raw), ("T", 2 * spec.kv_size))
-    return graph.data()
-
-
-def _raw_graph(block: Block, entries: Entries) -> bytes:
-    spec, graph = block.spec, Graph(entries)
-    raw = graph.linear(graph.input("n", ("T", spec.hidden_size)), "kv", "scale_1")
-    graph.output("raw", raw, ("T", 2 * spec.kv_size))
     return graph.data()
 
 

@@ -13,18 +13,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from astra_mesh import limits
-from astra_mesh.browser.blocks import block_graphs, norm_graph, product_graph
-from astra_mesh.browser.codes import book_graphs, book_tensors
-from astra_mesh.browser.sizes import blocks_bytes, check_size
+from astra_mesh.browser.blocks import block_graphs, norm_graph
+from astra_mesh.browser.codes import book_tensors
+from astra_mesh.browser.sizes import check_size
 from astra_mesh.browser.tensors import Packed
-from astra_mesh.browser.weights import block_tensors, fits_half, with_half
+from astra_mesh.browser.weights import block_tensors, fits_half, with_half, with_rest
 from astra_mesh.errors import UnsupportedModelError
 from astra_mesh.families import Model
 from astra_mesh.quant.codebook import Codebook
 from astra_mesh.wire.messages import CodebookId
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ class _Making:
     def blocks(self) -> list[dict[str, Any]]:
         """Write the weights of all blocks, and the graphs that they share."""
         spec = self.model.spec
-        half = blocks_bytes(spec) > limits.TAB_WHOLE_BYTES or all(
+        half = all(
             fits_half(block_tensors(self.model.block(index)))
             for index in range(spec.num_hidden_layers)
         )
@@ -96,9 +95,8 @@ class _Making:
     def _block(self, index: int, half: bool) -> dict[str, Any]:
         block = self.model.block(index)
         tensors = block_tensors(block)
-        packed = Packed(with_half(tensors) if half else tensors)
+        packed = Packed(with_half(tensors) if half else with_rest(tensors))
         graphs = block_graphs(block, packed.entries)
-        graphs["product"] = product_graph()
         if self.model.final_norm is not None:
             graphs["final"] = norm_graph(self.model.final_norm, self.model.spec.hidden_size)
         written = {name: self._put(graph) for name, graph in graphs.items()}
@@ -109,7 +107,7 @@ class _Making:
         return packed.described()
 
     def codebook(self, key: CodebookId, book: Codebook) -> dict[str, Any]:
-        """Write a codebook's tensors and graphs."""
+        """Write a codebook's tensors."""
         return {
             "id": key,
             "codec": book.codec,
@@ -131,10 +129,8 @@ class _Making:
         found = []
         for block in range(book.first_block, book.first_block + book.blocks):
             packed = Packed(book_tensors(book.book(block, stored)))
-            graphs = book_graphs(book.book(block, stages), packed, book.hidden_size, book.history)
             self._put(packed.data)
-            written = {name: self._put(graph) for name, graph in graphs.items()}
-            found.append({"weights": packed.described(), "graphs": written})
+            found.append(packed.described())
         return found
 
     def _put(self, data: bytes) -> dict[str, Any]:

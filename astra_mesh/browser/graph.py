@@ -55,13 +55,19 @@ class Graph:
         return name in self._entries
 
     def weight(self, name: str) -> str:
-        """A tensor of the weights, as float32 (indices: as int64)."""
+        """A tensor of the weights, as float32."""
         if name not in self._casts:
-            entry = self._entries[name]
-            self._tensors[name] = onnx.external(entry, WEIGHTS)
-            to = {"f2": onnx.FLOAT, "i4": onnx.INT64}.get(entry.dtype)
-            self._casts[name] = name if to is None else self.op("Cast", name, to=to)
+            value = self._stored(name)
+            if self.has(f"{name}.rest"):
+                steps = (self._stored(f"{name}.{part}") for part in ("rest", "step"))
+                value = self.op("Add", value, self.op("Mul", *steps))
+            self._casts[name] = value
         return self._casts[name]
+
+    def _stored(self, name: str) -> str:
+        entry = self._entries[name]
+        self._tensors[name] = onnx.external(entry, WEIGHTS)
+        return name if entry.dtype == "f4" else self.op("Cast", name, to=onnx.FLOAT)
 
     def op(self, kind: str, *values: str, **attributes: Attribute) -> str:
         """The result of one operation."""

@@ -14,7 +14,7 @@ from typing import Final
 from astra_mesh.browser.tensors import Array, Entry
 
 FLOAT: Final = 1  # TensorProto.DataType
-INT32: Final = 6
+INT8: Final = 3
 INT64: Final = 7
 FLOAT16: Final = 10
 
@@ -23,8 +23,8 @@ Attribute = float | int | Sequence[int]
 
 _IR_VERSION: Final = 8
 _EXTERNAL: Final = 1  # TensorProto.DataLocation
-_KINDS: Final = {"float32": FLOAT, "int32": INT32, "int64": INT64}
-_EXTERNAL_KINDS: Final = {"f2": FLOAT16, "f4": FLOAT, "i4": INT32}
+_KINDS: Final = {"float32": FLOAT, "int64": INT64}
+_EXTERNAL_KINDS: Final = {"f2": FLOAT16, "f4": FLOAT, "i1": INT8}
 _ATTRIBUTE_FLOAT, _ATTRIBUTE_INT, _ATTRIBUTE_INTS = 1, 2, 7  # AttributeProto.AttributeType
 
 
@@ -52,7 +52,7 @@ def _ints(field: int, values: Iterable[int]) -> bytes:
 
 
 def tensor(name: str, values: Array) -> bytes:
-    """A tensor whose numbers are part of the file: float32, int32 or int64."""
+    """A tensor whose numbers are part of the file: float32 or int64."""
     kind = values.dtype.name
     data = values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
     return _ints(1, values.shape) + _int(2, _KINDS[kind]) + _bytes(8, name) + _bytes(9, data)

@@ -20,9 +20,8 @@ def blocks_bytes(spec: ModelSpec) -> int:
 
 
 def fetched_bytes(spec: ModelSpec) -> int:
-    """What a tab fetches of the blocks, at most."""
-    whole = blocks_bytes(spec)
-    return whole // 2 if whole > limits.TAB_WHOLE_BYTES else whole
+    """What a tab fetches of the blocks, at most: two or three bytes of each number."""
+    return 3 * blocks_bytes(spec) // 4
 
 
 def check_size(name: str, spec: ModelSpec) -> None:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 
 _ALIGNMENT: Final = 64
-_KINDS: Final = {"float16": "f2", "float32": "f4", "int32": "i4"}
+_KINDS: Final = {"float16": "f2", "float32": "f4", "int32": "i4", "int8": "i1"}
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Entry:
     """One tensor within the bytes."""
 
     name: str
-    dtype: str  # "f2", "f4" or "i4"
+    dtype: str  # "f2", "f4", "i4" or "i1"
     shape: tuple[int, ...]
     offset: int
     length: int  # in bytes

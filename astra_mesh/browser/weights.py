@@ -3,11 +3,15 @@
 Matrices are kept as the checkpoint has them, because only those fit into float16 without loss: what
 was folded into them from the norm (:attr:`Linear.column_scale`) lies beside them and is multiplied
 in when a graph is loaded.
+
+Of a checkpoint that does not fit, a tab gets three bytes for each number: the nearest float16 and,
+in 8 bits, what is left: of each row's numbers at most 2**-19 of the largest is lost.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
 import numpy as np
 import torch
@@ -15,6 +19,9 @@ from torch import Tensor
 
 from astra_mesh.browser.tensors import Array
 from astra_mesh.families.block import Block, Linear
+
+_LARGEST: Final = 65504.0  # of float16
+_STEP: Final = 2.0**-24  # its smallest
 
 
 def block_tensors(block: Block) -> dict[str, Array]:
@@ -45,18 +52,38 @@ def block_tensors(block: Block) -> dict[str, Array]:
 
 
 def fits_half(tensors: Mapping[str, Array]) -> bool:
-    """Whether float16 holds all matrices without loss, give or take the folding's rounding."""
-    with np.errstate(over="ignore"):
-        return all(
-            np.allclose(halved(one).astype(np.float32), one, rtol=2e-7, atol=0.0)
-            for one in tensors.values()
-            if one.ndim == 2
-        )
+    """Whether float16 holds all matrices without loss, give or take the folding's rounding and what
+    is lost below float16's smallest step where that is nothing beside the matrix."""
+    return all(_fits_half(one) for one in tensors.values() if one.ndim == 2)
+
+
+def _fits_half(matrix: Array) -> bool:
+    least = min(_STEP / 2, 1e-5 * float(np.sqrt(np.mean(np.square(matrix)))))
+    return np.allclose(halved(matrix).astype(np.float32), matrix, rtol=2e-7, atol=least)
 
 
 def with_half(tensors: Mapping[str, Array]) -> dict[str, Array]:
     """The same with matrices in float16; biases, scales and norms stay."""
     return {name: halved(one) if one.ndim == 2 else one for name, one in tensors.items()}
+
+
+def with_rest(tensors: Mapping[str, Array]) -> dict[str, Array]:
+    """The same, with what float16 leaves of each matrix: ``NAME.rest`` (int8) times ``NAME.step``
+    (rows, 1)."""
+    found = with_half(tensors)
+    for name, one in tensors.items():
+        if one.ndim == 2:
+            left = one - found[name].astype(np.float32)
+            step = np.maximum(_most(left) / 127, np.finfo(np.float32).tiny)
+            found[f"{name}.rest"] = np.round(left / step).astype(np.int8)
+            found[f"{name}.step"] = step
+    return found
+
+
+def _most(matrix: Array) -> Array:
+    """The largest size of each row's numbers: (rows, 1)."""
+    found: Array = np.abs(matrix).max(axis=1, keepdims=True)
+    return found
 
 
 def _plain_weight(layer: Linear) -> Tensor:
@@ -80,5 +107,5 @@ def array_of(tensor: Tensor) -> Array:
 
 
 def halved(tensor: Array) -> Array:
-    """The same in float16, which loses nothing where the numbers came from float16."""
-    return tensor.astype(np.float16)
+    """The nearest float16 numbers, which lose nothing where the numbers came from float16."""
+    return np.clip(tensor, -_LARGEST, _LARGEST).astype(np.float16)

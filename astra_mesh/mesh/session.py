@@ -239,7 +239,10 @@ class Session:
     @property
     def _lost_s(self) -> float:
         """How long it may say nothing before it is lost."""
-        return max(self._silence_s, self.timings.lost_s)
+        lost_s = self.timings.lost_s
+        if self._via is not None:
+            lost_s = min(lost_s, self.timings.tab_lost_s)
+        return max(self._silence_s, lost_s)
 
     def _beat(self, now: float) -> None:
         """Ping in silence; give up after too much of it."""

@@ -15,6 +15,7 @@ class Timings:
     heartbeat_s: float = limits.HEARTBEAT_S
     silence_s: float = limits.SILENCE_S
     lost_s: float = limits.LOST_S
+    tab_lost_s: float = limits.TAB_LOST_S
     close_s: float = limits.CLOSE_TIMEOUT_S
     dial_s: float = limits.DIAL_TIMEOUT_S
     probe_s: float = limits.PROBE_TIMEOUT_S

@@ -45,6 +45,7 @@ from astra_mesh.wire.messages import (
     ModelId,
     PeerId,
     PeerReport,
+    Plan,
     Planned,
     Propose,
     Report,
@@ -84,6 +85,7 @@ class Surroundings:
     watched: Callable[[], bool]  # somebody looks on: participants are to tell their progress
     checks: SpotChecks
     noted: Callable[[RequestId], Noted | None]  # where log-probabilities are wanted
+    passed_over: Callable[[Plan, str], None]  # who has no shard of a plan may be told why
 
 
 class Answer:
@@ -203,6 +205,7 @@ class Answer:
                 elsewhere=self._around.elsewhere(plan.model),
             )
         )
+        self._around.passed_over(plan, choice.reason)
         self._began = time.perf_counter()
         exchange, codec = self._exchange(choice, loaded)
         participants = Participants(exchange)

@@ -12,7 +12,7 @@ from astra_mesh.engine.timeline import Timeline
 from astra_mesh.errors import AstraMeshError, BusyError, InternalError, MeshError, ProtocolError
 from astra_mesh.mesh.link import Link
 from astra_mesh.peer import tasks
-from astra_mesh.peer.answer import Answer, Surroundings
+from astra_mesh.peer.answer import Answer, Surroundings, new_request
 from astra_mesh.peer.candidates import Candidates
 from astra_mesh.peer.early import EarlyCodes
 from astra_mesh.peer.exchange import MeshExchange
@@ -34,6 +34,7 @@ from astra_mesh.wire.messages import (
     Fail,
     Hello,
     PeerId,
+    Plan,
     Planned,
     Pooled,
     Prepare,
@@ -266,7 +267,15 @@ class Requests:
             watched=lambda: self._watch.active,
             checks=self._checks,
             noted=self._peer.likelihoods.find,
+            passed_over=self._pass_over,
         )
+
+    def _pass_over(self, plan: Plan, why: str) -> None:
+        """Tell the tabs that have no shard: a person sits before each, and wonders."""
+        for peer, hello in self._peer.others().items():
+            link = self._peer.link(peer)
+            if hello.via and link is not None and all(peer != one.peer for one in plan.shards):
+                send_if_open(link, Cancel(request=new_request(), text=sanitise(why)))
 
     def _open(self, shown: Shown, participants: Participants) -> None:
         exchange = participants.exchange

@@ -27,12 +27,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @asynccontextmanager
-async def browser() -> AsyncIterator[Tab]:
+async def browser(*flags: str) -> AsyncIterator[Tab]:
     if PATH is None:
         pytest.skip("no Chromium on this machine (Debian: apt install chromium)")
     folder = Path(tempfile.mkdtemp(prefix="astra-mesh-chrome-"))
     try:
-        async with chrome(folder) as found:
+        async with chrome(folder, *flags) as found:
             yield found
     finally:  # a dying Chromium may still write there
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)

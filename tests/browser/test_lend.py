@@ -13,6 +13,7 @@ import pytest
 import torch
 from aiohttp import web
 
+from astra_mesh.limits import TAB_LOST_S
 from astra_mesh.web import ApiConfig, files, serving
 from astra_mesh.web.tabfiles import TabFiles
 from astra_mesh.wire.messages import Options, RequestId, Sampling, Task, Use
@@ -30,9 +31,19 @@ from tests.browser.lending import (
 )
 from tests.browser.pages import Shown, shown
 from tests.browser.test_page import CONTRAST
-from tests.integration.mesh_fixtures import TestClient, client_of, mesh_of, picture, until
+from tests.bundles import write_bundle
+from tests.integration.mesh_fixtures import (
+    Reply,
+    TestClient,
+    client_of,
+    fit_small,
+    mesh_of,
+    picture,
+    until,
+)
 from tests.javascript.test_engine import VENDOR
 from tests.timings import patient
+from tests.unit.families.making import CONFIGS, make_tensors
 
 SHIPPED = Path(__file__).parents[2] / "models"
 PROMPT = [640, 11, 262, 717, 286, 262, 345, 12] * 8
@@ -141,6 +152,61 @@ async def test_vectors_and_other_families(tab: Tab, models: Path) -> None:
                     torch.testing.assert_close(*vectors, atol=1e-3, rtol=0)
 
 
+async def test_a_llama_with_shared_heads(tab: Tab, tmp_path: Path) -> None:
+    """Rotations and heads that share keys: the reference's text, exact and with codes."""
+    write_bundle(tmp_path / "llama", CONFIGS["llama"], make_tensors("llama"))
+    fit_small(tmp_path / "llama")
+    prompt = [7 * i % 61 for i in range(32)]
+    async with shown(tmp_path, ["left", "right"]) as on:
+        phone = await lend(tab, on, "llama")
+        async with client_of(on.peers[0]) as client:
+
+            async def asked(options: Options) -> Reply:
+                return await client.reply(
+                    client.send(
+                        Task.GENERATE, "llama", tokens=prompt, options=options, sampling=SHORT
+                    )
+                )
+
+            solo, exact = await asked(SOLO), await asked(EXACT)
+            assert phone in owners(exact)
+            assert exact.ids == solo.ids
+            coded = await asked(Options(use=Use.ALL, codec="vq"))
+            assert phone in owners(coded)
+            plan = coded.done().report.plan
+            wanted = await asyncio.to_thread(tokens_of, tmp_path / "llama", plan, prompt, SHORT)
+            assert coded.ids == wanted
+
+
+_LOCKS = """
+    globalThis.locks = [];
+    Object.defineProperty(navigator, "wakeLock", { value: { request: async (kind) => {
+      const lock = { kind, held: true, release: async () => {
+        lock.held = false;
+        lock.onrelease?.();
+      } };
+      locks.push(lock);
+      return lock;
+    } } });"""
+
+
+@pytest.mark.usefixtures("slow_peers")
+async def test_the_screen_stays_on_only_while_it_computes(tab: Tab) -> None:
+    await tab.call("Page.addScriptToEvaluateOnNewDocument", source=_LOCKS)
+    async with shown(SHIPPED, ["alone"]) as on:
+        await lend(tab, on, "tiny-gpt2")
+        assert await tab.eval("locks.length") == 0
+        async with client_of(on.peers[0]) as client:
+            await client.reply(ask(client))
+            await tab.until("locks.length === 1")
+            await tab.until("!locks[0].held")
+            await client.reply(ask(client))
+            await tab.until("locks.length === 2")
+            assert await tab.eval("locks[1].held && locks[1].kind === 'screen'")
+        await tab.click("#lend-leave")
+        assert await tab.eval("locks.some((one) => one.held)") is False
+
+
 async def test_two_browsers_give_each_other_codes(tab: Tab, other_tab: Tab) -> None:
     async with shown(SHIPPED, ["left", "right"]) as on:
         first = await lend(tab, on, "tiny-gpt2")
@@ -156,16 +222,20 @@ async def test_two_browsers_give_each_other_codes(tab: Tab, other_tab: Tab) -> N
             assert {first, second} < set(owners(reply))
             assert len(owners(reply)) == 4
             assert reply.ids == solo.ids
+        said = await tab.text("#devices")
+        for one in (first, second):  # they have the same name
+            assert f"browser on Linux computer ({one[:4]})" in said
 
 
 @pytest.mark.usefixtures("slow_peers")
 async def test_a_browser_that_dies_in_a_request(tab: Tab) -> None:
-    """Frozen, so that the request waits for it; then gone: the others do its part."""
+    """Frozen without a word, so that the request waits for it; then gone: others do its part."""
     async with shown(SHIPPED, ["alone"]) as on:
         phone = await lend(tab, on, "tiny-gpt2")
         async with client_of(on.peers[0]) as client:
             solo = await client.reply(ask(client, SOLO))
             assert phone in owners(await client.reply(ask(client)))
+            await tab.eval("document.onfreeze = null")
             await tab.call("Page.setWebLifecycleState", state="frozen")
             request = ask(client)
             await asyncio.sleep(0.5)
@@ -177,6 +247,42 @@ async def test_a_browser_that_dies_in_a_request(tab: Tab) -> None:
         assert phone not in owners(reply)
         assert took < patient(4)
         await until(lambda: not tabs_of(on, 0))
+
+
+@pytest.mark.usefixtures("slow_peers")
+async def test_a_browser_that_is_frozen_in_a_request(tab: Tab) -> None:
+    """Without a word, as iPhones do it: its socket stays open, and the others wait no longer than
+    for a tab.
+    """
+    async with shown(SHIPPED, ["alone"]) as on:
+        phone = await lend(tab, on, "tiny-gpt2")
+        async with client_of(on.peers[0]) as client:
+            solo = await client.reply(ask(client, SOLO))
+            assert phone in owners(await client.reply(ask(client)))
+            await tab.eval("document.onfreeze = null")
+            await tab.call("Page.setWebLifecycleState", state="frozen")
+            began = time.monotonic()
+            reply = await client.reply(ask(client))
+            assert time.monotonic() - began < patient(TAB_LOST_S + 1.5)
+        assert reply.ids == solo.ids
+        assert phone not in owners(reply)
+
+
+@pytest.mark.usefixtures("slow_peers")
+async def test_a_browser_that_tells_that_it_is_frozen_costs_nothing(tab: Tab) -> None:
+    async with shown(SHIPPED, ["alone"]) as on:
+        phone = await lend(tab, on, "tiny-gpt2")
+        async with client_of(on.peers[0]) as client:
+            solo = await client.reply(ask(client, SOLO))
+            assert phone in owners(await client.reply(ask(client)))
+            began = time.monotonic()
+            await tab.call("Page.setWebLifecycleState", state="frozen")
+            reply = await client.reply(ask(client))
+            assert time.monotonic() - began < patient(2.5)
+        assert reply.ids == solo.ids
+        await until(lambda: not tabs_of(on, 0))
+        await tab.call("Page.setWebLifecycleState", state="active")
+        await listed(tab, on)
 
 
 async def test_a_device_that_sleeps_is_lost_and_comes_back_by_itself(tab: Tab) -> None:
@@ -204,8 +310,11 @@ async def test_it_joins_again_when_its_peer_is_back(tab: Tab) -> None:
             first = await lend(tab, Shown(peers, server))
         await tab.until("document.getElementById('lend-state').textContent.startsWith('Not conn')")
         await until(lambda: first not in peers[0].others())
+        await asyncio.sleep(6)  # by then it would wait 8 s, if it waited twice as long each time
         async with serving(peers[1], ApiConfig(port=port)) as server:
+            began = time.monotonic()
             await listed(tab, Shown(peers, server))
+            assert time.monotonic() - began < patient(5)
 
 
 async def test_over_a_slow_line(tab: Tab) -> None:
@@ -278,6 +387,44 @@ async def test_a_page_that_is_loaded_again_goes_on_lending(tab: Tab) -> None:
         assert await tab.eval("document.getElementById('lend-form').hidden") is False
 
 
+async def test_the_panel_says_who_planned_without_it_and_why(tab: Tab) -> None:
+    """Another peer than the one that serves the page."""
+    async with shown(SHIPPED, ["left", "right"]) as on:
+        phone = await lend(tab, on, "tiny-gpt2")
+        async with client_of(on.peers[0]) as client:
+            await client.reply(ask(client, SOLO))
+            now = "document.getElementById('lend-now').textContent"
+            await tab.until(f"{now}.includes('left planned it: ')")
+            reply = await client.reply(ask(client))
+            assert phone in owners(reply)
+            await tab.until(f"{now}.includes('It took part in the newest request')")
+
+
+async def test_the_keyboard_stays_on_the_button(tab: Tab) -> None:
+    async with shown(SHIPPED, ["alone"]) as on:
+        await tab.open(f"{on.url}#lend")
+        await tab.until("document.activeElement.id === 'lend-join'")
+        await tab.key("Enter", 13, text="\r")
+        await tab.until("document.getElementById('lend-on').hidden === false")
+        assert await tab.eval("document.activeElement.id") == "lend-leave"
+        await tab.key("Enter", 13, text="\r")
+        await tab.until("document.getElementById('lend-form').hidden === false")
+        assert await tab.eval("document.activeElement.id") == "lend-join"
+
+
+async def test_a_code_that_is_scanned_into_an_open_page(tab: Tab) -> None:
+    async with shown(SHIPPED, ["alone"], token=TOKEN) as on:
+        await tab.open(on.url)
+        await tab.until("document.getElementById('token').hidden === false")
+        await tab.eval(f"location.hash = 'lend&token={TOKEN}'")
+        await tab.until("document.getElementById('token').hidden")
+        await tab.until("document.getElementById('lend-asked').hidden === false")
+        assert TOKEN not in await tab.eval("location.href")
+        await tab.until("document.getElementById('main').inert === false")
+        await tab.click("#lend-join")
+        await listed(tab, on)
+
+
 async def test_leaving_is_a_goodbye(tab: Tab) -> None:
     async with shown(SHIPPED, ["left", "right"]) as on:
         phone = await lend(tab, on)
@@ -323,6 +470,10 @@ async def test_the_panel_fits_a_small_phone_and_everybody(tab: Tab, dark: bool) 
         await tab.shape(320, 640, dark)
         await lend(tab, on)
         assert await tab.eval("document.documentElement.scrollWidth") <= 320
+        right = (
+            "[...document.querySelectorAll('nav a')].map((a) => a.getBoundingClientRect().right)"
+        )
+        assert max(await tab.eval(right)) <= 320
         assert await tab.eval(CONTRAST) == []
         met = await tab.names()
         assert ("button", "Leave") in met

@@ -24,9 +24,7 @@ def devices(count: int) -> str:
 
 
 async def spans(tab: Tab) -> list[str]:
-    script = (
-        "[...document.querySelectorAll('#request-picture title')].map((one) => one.textContent)"
-    )
+    script = "[...document.querySelectorAll('#request-picture rect title')].map((one) => one.textContent)"
     return [str(one) for one in await tab.eval(script)]
 
 

@@ -6,7 +6,12 @@ import { ProtocolError } from "../../astra_mesh/web/site/peer/errors.js";
 import { BadPlanError, checkPlan, partners } from "../../astra_mesh/web/site/peer/layout.js";
 import * as limits from "../../astra_mesh/web/site/peer/limits.js";
 import { decode, encode, sanitise } from "../../astra_mesh/web/site/peer/messages.js";
+import { Meter } from "../../astra_mesh/web/site/peer/meter.js";
+import { LinkRate, Pacing } from "../../astra_mesh/web/site/peer/rates.js";
 import { bytes, hex } from "./helpers.js";
+
+const plain = (value) => (value === Infinity ? "inf" : value); // as JSON has it
+const known = (value) => (value === "inf" ? Infinity : value);
 
 const ASKED = {
   limits: () => ({ ...limits }),
@@ -40,6 +45,23 @@ const ASKED = {
         partners: layout.holds(i) ? partners(layout, i) : null,
       })),
     };
+  },
+  /** What a meter says to each of many calls. */
+  meter({ calls }) {
+    const meter = new Meter();
+    return calls.map(([name, ...given]) => {
+      const found = meter[name](...given);
+      return name === "backlog" ? [found.size, plain(found.bps), found.measuredBps] : (found ?? meter.bps);
+    });
+  },
+  /** The stages of block after block. */
+  rates({ sizes, block_s: blockS, blocks }) {
+    const rate = new LinkRate(new Map(sizes));
+    const pacing = new Pacing(blockS);
+    return blocks.map(([block, now, busyS, [size, bps, measuredBps]]) => {
+      const allowedS = pacing.allowedS(block, now, busyS);
+      return [allowedS, rate.choose(block, allowedS, { size, bps: known(bps), measuredBps })];
+    });
   },
 };
 

@@ -9,7 +9,7 @@ import { sources } from "../../astra_mesh/web/site/peer/codes.js";
 import { fromHalf, rounded, toHalf } from "../../astra_mesh/web/site/peer/half.js";
 import { fit } from "../../astra_mesh/web/site/peer/measure.js";
 import { PLAIN, PlainCodec } from "../../astra_mesh/web/site/peer/plain.js";
-import { Matrix } from "../../astra_mesh/web/site/peer/runtime.js";
+import { Matrix } from "../../astra_mesh/web/site/peer/matrix.js";
 
 const vectors = JSON.parse(readFileSync(new URL("../vectors/codes.json", import.meta.url)));
 const bytesOf = (hex) => new Uint8Array(Buffer.from(hex, "hex"));

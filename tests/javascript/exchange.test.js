@@ -20,6 +20,9 @@ class FakeCodec {
   constructor(...groups) {
     this.groups = groups;
   }
+  rate(stages) {
+    return 8 * stages;
+  }
   packedBytes(stage, tokens) {
     return tokens * this.groups[stage];
   }
@@ -48,6 +51,10 @@ class FakeLink {
   }
   end(request) {
     this.ended.push(request);
+  }
+  under = { size: 0, bps: Infinity, measuredBps: null }; // way
+  backlog() {
+    return this.under;
   }
 }
 
@@ -87,7 +94,7 @@ for (const wide of [false, true]) {
     const sender = exchangeOf(layout, 0, new FakeCodec(...groups));
     const few = [rows(10, groups[0], 3)];
     const all = groups.map((columns, i) => rows(10, columns, i));
-    await sender.exchange.sendCodes(1, new Map([[3, all], [1, few]]));
+    await sender.exchange.sendCodes(1, new Map([[2, all], [1, few]]));
     assert.equal(sender.links.get(C).sent.length, wide ? 3 : 1);
     const receiver = exchangeOf(layout, 2, new FakeCodec(...groups));
     for (const message of sender.links.get(C).sent) receiver.exchange.take(A, message);
@@ -107,13 +114,29 @@ for (const size of [3, 6, 12, 1]) {
   });
 }
 
+test("a link that became slow gets fewer stages, and the report says so", async () => {
+  const layout = layoutFor(THREE, { stages: 3 });
+  const { exchange, links } = exchangeOf(layout, 0, new FakeCodec(400, 500, 600), new Patience(0.3, 3, "adapt"));
+  assert.deepEqual([...exchange.stages(1, 0)], [[1, 3], [2, 3]]);
+  assert.deepEqual(exchange.rates, {});
+  links.get(C).under = { size: 2000, bps: 600e3, measuredBps: 1e8 }; // 15,000 bytes take longer than 0.2 s
+  assert.deepEqual([...exchange.stages(2, 0)], [[2, 2]]); // in the last block only shard 2 is wanted
+  assert.deepEqual(exchange.rates, { [C]: [2, 16] });
+});
+
+test("where a plan waits, its rates are kept", async () => {
+  const { exchange, links } = exchangeOf(layoutFor(THREE, { stages: 3 }), 0);
+  links.get(C).under = { size: 1e6, bps: 1, measuredBps: 1 };
+  assert.deepEqual([...exchange.stages(1, 0)], [[1, 3], [2, 3]]);
+});
+
 test("where rates may fall each message tells how many stages its block has", async () => {
   const layout = layoutFor(THREE, { stages: 3 });
   const adapting = new Patience(1, 3, "adapt");
   const groups = [400, 500, 600];
   const sender = exchangeOf(layout, 0, new FakeCodec(...groups), adapting);
   const all = groups.map((columns, i) => rows(10, columns, i));
-  await sender.exchange.sendCodes(1, new Map([[3, all]]));
+  await sender.exchange.sendCodes(1, new Map([[1, all], [2, all]]));
   assert.ok(sender.links.get(C).sent.every(({ stage, count, data }) => stage === 0 && data.length === count * 1500));
   const receiver = exchangeOf(layout, 2, new FakeCodec(...groups), adapting);
   for (const message of sender.links.get(C).sent) receiver.exchange.take(A, message);

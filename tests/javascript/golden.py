@@ -19,12 +19,14 @@ from astra_mesh.plan.layout import Layout
 from astra_mesh.quant.codecs import PlainCodec, VectorCodec
 from astra_mesh.wire.messages import CodebookId
 
-Packed = dict[int, list[bytes]]  # by number of stages
+Packed = dict[int, list[bytes]]  # by receiver
+Rates = dict[tuple[int, int, int], int]  # stages by block, sender and receiver
 
 
 @dataclass
 class Case:
-    """A plan, and what it gives. ``missing``: (block, source) whose codes do not come."""
+    """A plan, and what it gives. ``missing``: (block, source) whose codes do not come; ``rates``:
+    where they are not the plan's."""
 
     model: Model
     folder: Path
@@ -32,6 +34,7 @@ class Case:
     codec: VectorCodec | PlainCodec
     inputs: ModelInput
     missing: Sequence[tuple[int, int]] = ()
+    rates: Rates = field(default_factory=dict)
     sent: list[list[Packed]] = field(default_factory=list)  # by block and shard
     pooled: list[tuple[Tensor, float]] = field(default_factory=list)
 
@@ -44,8 +47,8 @@ class Case:
             for shard in range(len(layout.bounds))
         ]
         for block in range(layout.blocks):
-            coded = [run.encode(block) for run in runs]
-            self.sent.append([self._packed(i, one) for i, one in enumerate(coded)])
+            coded = [run.encode(block, self._stages(block, run.shard)) for run in runs]
+            self.sent.append([self._packed(one) for one in coded])
             for run in runs:
                 run.attend_local(block)
                 for source in layout.sources(run.shard, block):
@@ -56,11 +59,16 @@ class Case:
                 run.finish(block)
         self.pooled = [run.pooled() for run in runs]
 
-    def _packed(self, shard: int, coded: Coded) -> Packed:
+    def _stages(self, block: int, shard: int) -> dict[int, int]:
         return {
-            self.layout.stages[shard, receiver]: [
-                self.codec.pack(stage, codes) for stage, codes in enumerate(arrays)
-            ]
+            receiver: stages
+            for (at, sender, receiver), stages in self.rates.items()
+            if (at, sender) == (block, shard)
+        }
+
+    def _packed(self, coded: Coded) -> Packed:
+        return {
+            receiver: [self.codec.pack(stage, codes) for stage, codes in enumerate(arrays)]
             for receiver, arrays in coded.items()
         }
 
@@ -85,6 +93,7 @@ class Case:
             "codebook": book,
             "embedded": embedded.flatten().tolist(),
             "missing": list(self.missing),
+            "rates": [[*where, stages] for where, stages in self.rates.items()],
             "codes": [
                 [
                     {

@@ -38,11 +38,12 @@ class FakeRun {
   constructor(layout, shard, embedded, hold) {
     Object.assign(this, { layout, shard, embedded, hold });
   }
-  async encode(block) {
+  async encode(block, stages) {
     this.steps.push(`encode ${block}`);
     await this.hold?.(block);
     const { length } = this.layout.sent(this.shard);
-    return new Map([[1, [new Uint8Array(length).fill(block)]]]);
+    const codes = [new Uint8Array(length).fill(block)];
+    return new Map([...stages.keys()].map((receiver) => [receiver, codes]));
   }
   async attendLocal(block) {
     this.steps.push(`local ${block}`);
@@ -180,6 +181,16 @@ test("remote parts, also those that overtake the proposal, and marks for a perso
 
 const classify = { ...ABOUT, tasks: ["embed"] };
 const both = async (path) => (path === "/tab/models" ? [classify] : { ...classify, spec: { ...SPEC, causal: false } });
+
+test("who planned without this tab says why, until it takes part again", async () => {
+  const { host, states } = await joined();
+  host.tell(make("Cancel", { request: 91n, text: "one device is faster" }));
+  host.tell(make("Cancel", { request: 92n })); // of a request that ended: nothing to say
+  host.tell(proposal(host));
+  await host.next("Done");
+  assert.deepEqual(states.find((state) => state.leftOut).leftOut, { by: "host", why: "one device is faster" });
+  assert.equal(states.at(-1).leftOut, null);
+});
 
 test("attention to tokens of others, and the pooled share", async () => {
   const { host, runs } = await joined({ json: both });

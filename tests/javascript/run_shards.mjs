@@ -6,7 +6,7 @@ import { readFileSync, writeFileSync } from "node:fs";
 
 import { embedRange, loadModel } from "../../astra_mesh/web/site/peer/engine.js";
 import { Layout, pair } from "../../astra_mesh/web/site/peer/layout.js";
-import { Matrix } from "../../astra_mesh/web/site/peer/runtime.js";
+import { Matrix } from "../../astra_mesh/web/site/peer/matrix.js";
 
 const [from, to] = process.argv.slice(2);
 const models = new Map();
@@ -29,7 +29,7 @@ function layoutOf({ bounds, blocks, causal, classToken, pooling, stages, firstBl
 }
 
 async function runShard(model, one, layout, shard) {
-  const able = [...layout.stages.values()];
+  const able = [...layout.stages.values(), ...one.rates.map(([, , , stages]) => stages)];
   const codec = await model.codec(one.codec, one.codebook, [...new Set(able)]);
   const size = model.spec.hidden_size;
   const whole = new Matrix(Float32Array.from(one.embedded), size);
@@ -37,14 +37,16 @@ async function runShard(model, one, layout, shard) {
   const sent = [];
   for (let block = 0; block < layout.blocks; block++) {
     const codes = {};
-    for (const [stages, arrays] of await run.encode(block)) codes[stages] = arrays.map((codes, stage) => textOf(codec.pack(stage, codes)));
+    const rates = one.rates.filter(([b, sender]) => b === block && sender === shard).map(([, , receiver, stages]) => [receiver, stages]);
+    for (const [receiver, arrays] of await run.encode(block, new Map(rates))) {
+      codes[receiver] = arrays.map((codes, stage) => textOf(codec.pack(stage, codes)));
+    }
     sent.push(codes);
     await run.attendLocal(block);
     if (block >= layout.firstBlock) {
       // the last first: parts come in any order
       for (const source of [...layout.sources(shard, block)].reverse()) {
-        const stages = layout.stagesBetween(source, shard);
-        const packed = one.missing.some(([b, s]) => b === block && s === source) ? [] : one.codes[block][source][stages];
+        const packed = one.missing.some(([b, s]) => b === block && s === source) ? [] : one.codes[block][source][shard];
         const tokens = layout.sent(source).length;
         await run.attendRemote(block, source, packed.map((text, stage) => codec.unpack(stage, bytesOf(text), tokens)));
       }

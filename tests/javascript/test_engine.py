@@ -19,7 +19,7 @@ from astra_mesh.families import Model, ModelInput, build_model
 from astra_mesh.plan.layout import ClassToken, make_layout
 from astra_mesh.quant.codebook import load_codebook
 from astra_mesh.quant.codecs import PlainCodec, VectorCodec
-from tests.javascript.golden import Case, Packed, write_model
+from tests.javascript.golden import Case, Packed, Rates, write_model
 from tests.unit.engine.plans import Bounds, cut, deep_model, random_codec
 from tests.unit.families.making import CONFIGS, make_model, make_tensors
 
@@ -69,13 +69,14 @@ def _check_codes(case: Case, shards: list[dict]) -> None:
         for shard, wanted in enumerate(each):
             tokens = len(case.layout.sent(shard))
             sent: Packed = {
-                int(stages): [base64.b64decode(one) for one in arrays]
-                for stages, arrays in shards[shard]["sent"][block].items()
+                int(receiver): [base64.b64decode(one) for one in arrays]
+                for receiver, arrays in shards[shard]["sent"][block].items()
             }
             assert sent.keys() == wanted.keys()
-            for stages, arrays in wanted.items():
+            for receiver, arrays in wanted.items():
+                assert len(sent[receiver]) == len(arrays)
                 for stage, data in enumerate(arrays):
-                    ours = case.codec.unpack(stage, sent[stages][stage], tokens)
+                    ours = case.codec.unpack(stage, sent[receiver][stage], tokens)
                     theirs = case.codec.unpack(stage, data, tokens)
                     if isinstance(case.codec, PlainCodec):
                         one, other = (case.codec.rebuild([c]).numpy() for c in (ours, theirs))
@@ -103,6 +104,7 @@ def _case(
     stages: int | dict[tuple[int, int], int] = 1,
     class_token: ClassToken | None = None,
     missing: list[tuple[int, int]] | None = None,
+    rates: Rates | None = None,
 ) -> Case:
     model = codec.model if isinstance(codec, VectorCodec) else codec._model
     bounds: Bounds = cut(model.count_tokens(inputs), edges)
@@ -114,9 +116,9 @@ def _case(
         class_token=class_token,
         stages=stages,
     )
-    if missing and isinstance(codec, VectorCodec):
-        codec = codec.projecting()  # tables know nothing that could stand in
-    return Case(model, folder, layout, codec, inputs, missing or [])
+    if (missing or rates) and isinstance(codec, VectorCodec):
+        codec = codec.projecting()  # tables know one rate, and nothing that could stand in
+    return Case(model, folder, layout, codec, inputs, missing or [], rates or {})
 
 
 def _tokens(model: Model, count: int) -> ModelInput:
@@ -137,6 +139,16 @@ def test_tiny_gpt2(tmp_path: Path) -> None:
             _case(folder, codec, text, [0, 20], task="generate", stages=3),
             _case(
                 folder, codec, text, [12, 40], task="generate", stages=4, missing=[(2, 0), (4, 1)]
+            ),
+            # One link slower from block 2 on, and better again; another one only in block 4.
+            _case(
+                folder,
+                codec,
+                text,
+                [12, 26],
+                task="generate",
+                stages=4,
+                rates={(2, 0, 1): 2, (3, 0, 1): 3, (4, 0, 2): 3, (3, 1, 2): 2},
             ),
             _case(folder, PlainCodec("fp16", model), text, [13, 25], task="generate"),
             _case(folder, PlainCodec("fp32", model), text, [25], task="generate"),
@@ -164,6 +176,15 @@ def test_vit_tiny(tmp_path: Path) -> None:
                 class_token="distributed",
             ),
             _case(folder, codec, picture, [20], task="classify", stages=2, missing=[(1, 1)]),
+            _case(
+                folder,
+                codec,
+                picture,
+                [20],
+                task="classify",
+                stages=4,
+                rates={(2, 0, 1): 2, (4, 1, 0): 3},
+            ),
         ],
         tmp_path,
     )
@@ -184,6 +205,7 @@ def test_llamas_with_shared_heads(kind: str, tmp_path: Path) -> None:
                 folder, codecs[0], text, [11], task="generate", stages=1, missing=[(1, 0), (2, 0)]
             ),
             _case(folder, codecs[1], text, [5, 20], task="generate", stages=2),
+            _case(folder, codecs[0], text, [11], task="generate", stages=2, rates={(2, 0, 1): 1}),
             _case(folder, PlainCodec("fp16", model), text, [17], task="generate"),
         ],
         tmp_path,
@@ -216,3 +238,16 @@ def test_bert(tmp_path: Path) -> None:
         ],
         tmp_path,
     )
+
+
+@pytest.mark.parametrize("name", ["vit-tiny", "tiny-gpt2"])
+def test_a_tab_fetches_what_the_readme_says(name: str, tmp_path: Path) -> None:
+    """Until the model is ready, at the codebook's default rate."""
+    model, codec = _shipped(name)
+    write_model(model, [codec], tmp_path / name)
+    command = ["node", str(HERE / "run_fetched.mjs"), str(tmp_path / name)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
+    found = json.loads(done.stdout)
+    parts = (found["blocks"], found["codebook"], found["blocks"] + found["codebook"])
+    row = " | ".join([name, *(f"{size / 1e6:.2f} MB" for size in parts)])
+    assert f"| {row} |" in (HERE.parents[1] / "peers" / "phone" / "README.md").read_text()

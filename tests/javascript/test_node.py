@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import re
 import shutil
@@ -16,7 +17,9 @@ import pytest
 from astra_mesh import limits
 from astra_mesh.errors import ProtocolError
 from astra_mesh.families.spec import ModelSpec
+from astra_mesh.mesh.probe import Backlog, Meter
 from astra_mesh.peer.exchange import partners
+from astra_mesh.peer.rates import LinkRate, Pacing
 from astra_mesh.plan.check import BadPlanError, layout_of
 from astra_mesh.plan.layout import Layout
 from astra_mesh.web import files
@@ -146,6 +149,78 @@ def _again(frame: bytes) -> str | None:
         return None if type(message).__name__ in OF_CLIENTS else encode(message).hex()
     except ProtocolError:
         return None
+
+
+# --- links ----------------------------------------------------------------------------------------
+
+
+def _calls(rng: random.Random) -> list[list[Any]]:
+    """What happens on a link: runs of frames, marks and their pongs, probes."""
+    now, found = 100.0, []
+    for _ in range(80):
+        now += rng.expovariate(1 / 0.02)
+        kind = rng.choice(("wrote", "wrote", "idle", "mark", "pong", "backlog", "probed"))
+        trip = rng.choice((None, 0.004, 0.03))
+        given: dict[str, list[Any]] = {
+            "wrote": [rng.choice((10, 3_000, 90_000)), now],
+            "pong": [now, trip],
+            "backlog": [now, rng.choice((0, 5_000)), trip],
+            "probed": [rng.uniform(1e5, 1e8), now],
+        }
+        found.append([kind, *given.get(kind, [now])])
+    return found
+
+
+def _metered(calls: list[list[Any]]) -> list[Any]:
+    meter, found = Meter(), []
+    for name, *given in calls:
+        one = getattr(meter, name)(*given)
+        if name == "backlog":
+            one = [one.size, "inf" if one.bps == math.inf else one.bps, one.measured_bps]
+        found.append(meter.bps if one is None else one)
+    return found
+
+
+def test_links_are_metered_alike() -> None:
+    rng = random.Random(81)
+    many = [_calls(rng) for _ in range(100)]
+    found = answers([{"ask": "meter", "calls": calls} for calls in many])
+    assert sum(one is True for each in found for one in each) > 100
+    for theirs, calls in zip(found, many, strict=True):
+        for mine, one in zip(_metered(calls), theirs, strict=True):
+            assert one == (mine if isinstance(mine, bool) else pytest.approx(mine)), calls
+
+
+def _blocks(rng: random.Random) -> list[list[Any]]:
+    now, bps, found = 50.0, 8e6, []
+    for block in range(1, 40):
+        now += rng.uniform(0.01, 0.12)
+        bps = min(max(bps * rng.choice((0.3, 0.8, 1.0, 1.0, 1.3, 2.0)), 1e5), 1e8)
+        size = rng.choice((0, 0, 4_000, 60_000))
+        seen = rng.choice(("inf", bps))
+        found.append([block, now, rng.uniform(0, 0.1), [size, seen, rng.choice((None, bps))]])
+    return found
+
+
+def test_rates_follow_links_alike() -> None:
+    rng = random.Random(82)
+    sizes = {1: 2_000, 2: 4_000, 3: 8_000, 5: 40_000}
+    many = [_blocks(rng) for _ in range(200)]
+    asked = [
+        {"ask": "rates", "sizes": list(sizes.items()), "block_s": 0.05, "blocks": blocks}
+        for blocks in many
+    ]
+    changed = 0
+    for theirs, blocks in zip(answers(asked), many, strict=True):
+        rate, pacing = LinkRate(sizes), Pacing(0.05)
+        for (block, now, busy_s, (size, bps, measured)), (allowed, stages) in zip(
+            blocks, theirs, strict=True
+        ):
+            mine = pacing.allowed_s(block, now, busy_s)
+            assert allowed == pytest.approx(mine)
+            assert stages == rate.choose(block, mine, Backlog(size, float(bps), measured))
+        changed += len(rate.used)
+    assert changed > 500
 
 
 # --- plans ----------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@
  */
 export async function bench(peer, fetched, tokens) {
   const { loadModel } = await import(`${peer}/engine.js`);
-  const { Matrix } = await import(`${peer}/runtime.js`);
+  const { Matrix } = await import(`${peer}/matrix.js`);
   const manifest = JSON.parse(new TextDecoder().decode(await fetched("manifest.json")));
   const model = await loadModel(manifest, fetched);
   const { hidden_size: size, causal } = model.spec;
@@ -35,7 +35,7 @@ export async function bench(peer, fetched, tokens) {
       const { codes } = await codec.encodeOne(block, stages, x, x, past);
       const name = `${codec.rate(stages)} bits, ${columns ? "history" : "no history"}`;
       found[`encode, ${name}`] = again(() => codec.encodeOne(block, stages, x, x, past));
-      found[`decode, ${name}`] = again(() => codec.decodeOne(block, stages, codes, past, 0));
+      found[`decode, ${name}`] = again(() => codec.decodeOne(block, codes, past, 0));
     }
   }
   return found;

@@ -19,6 +19,10 @@ const WHOLE = [
   "onnxruntime-web/dist/ort.wasm.min.mjs",
   "onnxruntime-web/dist/ort-wasm-simd-threaded.mjs",
   "onnxruntime-web/dist/ort-wasm-simd-threaded.wasm",
+  // The same with WebGPU; only pages that may use a GPU load it.
+  "onnxruntime-web/dist/ort.jspi.min.mjs",
+  "onnxruntime-web/dist/ort-wasm-simd-threaded.jspi.mjs",
+  "onnxruntime-web/dist/ort-wasm-simd-threaded.jspi.wasm",
 ];
 const LICENSES = { "onnxruntime-web": "ort-license.txt" }; // where the package has no such file
 const IMPORT = /^(import|export)\b[^'"`;]*?\bfrom\s*(['"])([^'"]+)\2|^import\s*(['"])([^'"]+)\4/gm;

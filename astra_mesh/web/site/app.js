@@ -3,7 +3,7 @@
 import { setToken, takeToken } from "./api.js";
 import * as askPart from "./ask.js";
 import { $, say } from "./dom.js";
-import { hurry, showPlan, startLending } from "./lend.js";
+import { ask as askToLend, hurry, startLending } from "./lend.js";
 import { listen } from "./live.js";
 import { showMesh } from "./mesh.js";
 import { refresh, startPairing } from "./pair.js";
@@ -12,6 +12,7 @@ import * as qualityPart from "./quality.js";
 import { forgetRequests, showMarks, showRequest, startTimeline } from "./timeline.js";
 
 let me = ""; // id of the peer that serves this page
+let unlock = null; // where the page waits for a token: goes on with the one that is known now
 
 const lending = new URLSearchParams(location.hash.slice(1)).has("lend");
 takeToken();
@@ -21,6 +22,16 @@ qualityPart.startQuality();
 startTimeline();
 startPairing();
 startLending(lending);
+
+/** An address with a token in the page that is open already: a code that was scanned, a line that was pasted. */
+addEventListener("hashchange", () => {
+  const given = new URLSearchParams(location.hash.slice(1));
+  if (!given.has("token")) return; // a part of the page
+  takeToken();
+  if (unlock) unlock();
+  else hurry();
+  if (given.has("lend")) askToLend();
+});
 
 listen({
   mesh(message) {
@@ -34,12 +45,10 @@ listen({
     showMesh(message);
     for (const part of [askPart, photoPart, qualityPart]) part.showModels(message.models);
   },
-  request(message) {
-    showRequest(message);
-    showPlan(message);
-  },
+  request: showRequest,
   marks: showMarks,
   up() {
+    unlock = null;
     refresh();
     $("token").hidden = true;
     $("main").inert = false;
@@ -53,13 +62,17 @@ listen({
     $("main").inert = true;
     $("token").hidden = false;
     $("token-text").focus();
-    $("token").onsubmit = (event) => {
-      event.preventDefault();
-      setToken($("token-text").value.trim());
+    unlock = () => {
+      unlock = null;
       hurry();
       $("token-text").value = "";
       state("connecting", false);
       again();
+    };
+    $("token").onsubmit = (event) => {
+      event.preventDefault();
+      setToken($("token-text").value.trim());
+      unlock?.();
     };
   },
 });

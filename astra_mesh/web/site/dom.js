@@ -43,6 +43,22 @@ export function choices(select, options) {
   if (options.some(([value]) => value === before)) select.value = before;
 }
 
+const TAG = 4; // digits of an id: enough to tell a few of the same name apart
+
+/** Names by id; where two have the same, with the first digits of the id. */
+export function labels(peers) {
+  const count = (name) => peers.filter((one) => one.name === name).length;
+  return new Map(peers.map(({ id, name }) => [id, count(name) > 1 ? `${name} (${id.slice(0, TAG)})` : name]));
+}
+
+/** A label in so many letters; digits of an id at its end stay. */
+export function clipped(label, most) {
+  const letters = [...label];
+  if (letters.length <= most) return label;
+  const [tag] = label.match(/ \([0-9a-f]{4}\)$/) ?? [""];
+  return `${letters.slice(0, most - 1 - tag.length).join("")}…${tag}`;
+}
+
 const three = (value) => (value >= 100 ? Math.round(value) : Number(value.toPrecision(3))).toString();
 
 export function seconds(value) {

@@ -8,13 +8,14 @@ const NAME_KEY = "astra-mesh-device-name";
 const LENT_KEY = "astra-mesh-lent"; // of this tab: a page that is loaded again goes on lending
 const AWAKE_S = 5; // a wake lock outlives the computing: the next request may follow at once
 const LEAVE_MS = 500;
+const GOODBYE_MS = 100;
 const SHOWN = { connecting: "Joining", waiting: "Not connected", left: "Left" };
 
 let worker = null;
 let last = null; // what the worker told last
-let plan = null; // of the newest request, as /live tells it
-let lock = null; // of the screen
-let release = 0;
+let lock = null; // of the screen; "asked": the browser has not answered yet
+let awake = false; // whether it is wanted
+let release = 0; // a timer
 
 export function startLending(asked) {
   $("lend-name").value = localStorage.getItem(NAME_KEY) ?? systemName();
@@ -27,12 +28,22 @@ export function startLending(asked) {
   document.addEventListener("visibilitychange", () => {
     if (document.visibilityState === "visible") hurry();
   });
+  // Only some browsers tell that they are about to stop a page; to the others it is a lost peer.
+  document.onfreeze = freeze;
+  document.onresume = hurry;
   addEventListener("online", hurry);
   addEventListener("pageshow", hurry);
   addEventListener("pagehide", () => worker?.postMessage({ type: "leave" }));
   if (asked) ask();
   checkRuntime();
   if (sessionStorage.getItem(LENT_KEY)) join();
+}
+
+/** The worker is stopped together with this page, so the page waits until the goodbyes are out. */
+function freeze() {
+  if (!worker) return;
+  worker.postMessage({ type: "sleep" });
+  for (const until = performance.now() + GOODBYE_MS; performance.now() < until; );
 }
 
 /** A peer that was installed from a clone may lack what a tab runs on: said before somebody tries. */
@@ -44,19 +55,25 @@ async function checkRuntime() {
 }
 
 /** The address said #lend: whoever opened the page is asked at once. */
-function ask() {
+export function ask() {
+  if (worker) return $("lend").scrollIntoView();
   say($("lend-asked"), "You were asked to lend this device. Nothing is installed, and it ends when you close the page.");
   $("lend").scrollIntoView();
-  $("lend-join").focus();
+  // Browsers take the focus away when they go to the part of a page that its address names, at the end of loading.
+  const focus = () => setTimeout(() => $("lend-join").focus());
+  if (document.readyState === "complete") focus();
+  else addEventListener("load", focus, { once: true });
 }
 
-async function join() {
+function join() {
+  const focused = $("lend-form").contains(document.activeElement);
   const name = $("lend-name").value.trim() || systemName();
   localStorage.setItem(NAME_KEY, name);
   sessionStorage.setItem(LENT_KEY, "yes");
   say($("lend-problem"), "");
   say($("lend-asked"), "");
-  show({ phase: "connecting", why: "", models: [], linked: [], now: null, done: 0, problem: "" });
+  show({ phase: "connecting", why: "", models: [], linked: [], now: null, done: 0, problem: "", leftOut: null });
+  if (focused) $("lend-leave").focus({ preventScroll: true });
   worker = new Worker("/page/peer/worker.js", { type: "module" });
   worker.onmessage = (event) => show(event.data);
   worker.onerror = () => broken("This browser cannot run the page's compute peer, or the peer was installed without it (`make runtime` there adds it).");
@@ -82,21 +99,17 @@ function leave() {
 }
 
 function end() {
+  const focused = $("lend-on").contains(document.activeElement);
   worker?.terminate();
   worker = null;
   last = null;
   sleep();
   draw();
+  if (focused) $("lend-join").focus({ preventScroll: true });
 }
 
 /** Join again now, with the token that the page has now. */
 export const hurry = () => worker?.postMessage({ type: "hurry", token: token() });
-
-/** Who plans does not tell why a device was left out; who looks on sees the plan. */
-export function showPlan(message) {
-  plan = message;
-  draw();
-}
 
 function show(state) {
   last = state;
@@ -122,12 +135,13 @@ function draw() {
   say($("lend-problem"), last.problem ? `The last one was not finished: ${last.problem}` : "");
 }
 
-function model({ name, state, done, total, why, tokenS }) {
+function model({ name, state, done, total, why, tokenS, place }) {
+  const where = place === "webgpu" ? ", on the GPU" : `, on the processor${why ? ` (${why})` : ""}`;
   const said = {
-    offered: `offered (${bytes(total)}; fetched when somebody needs it)`,
+    offered: `offered (${bytes(total)} at most; fetched when somebody needs it)`,
     loading: `fetching ${bytes(done)} of ${bytes(total)}`,
     measuring: "ready in a moment: measuring",
-    ready: tokenS ? `ready: ${seconds(tokenS)} a token and block` : "ready",
+    ready: tokenS ? `ready: ${seconds(tokenS)} a token and block${where}` : "ready",
     failed: `cannot be used here: ${why}`,
   }[state];
   const bar = state === "loading" ? h("progress", { max: total || 1, value: done, "aria-label": `Fetching ${name}` }) : null;
@@ -147,10 +161,8 @@ function idle() {
   if (!last.linked.length) return "It has no link to another device yet.";
   if (!last.models.length) return "The peer has no model that a browser can compute.";
   if (last.models.every((one) => one.state === "failed")) return "None of the models can be used here.";
-  if (plan === null) return last.done ? "It waits for the next request." : "No request came since the page was opened.";
-  if (plan.shards?.some((one) => one.id === last.id)) return "It took part in the newest request.";
-  const why = plan.cost?.plan?.reason ? ` The plan says: ${plan.cost.plan.reason}.` : "";
-  return `The newest request went without this device.${why}`;
+  if (last.leftOut) return `The newest request went without this device. ${last.leftOut.by} planned it: ${last.leftOut.why}.`;
+  return last.done ? "It took part in the newest request." : "No request came since it joined.";
 }
 
 // --- this device ----------------------------------------------------------------------------------
@@ -175,19 +187,25 @@ function systemName() {
 async function keepAwake() {
   clearTimeout(release);
   release = 0;
+  awake = true;
   if (lock || !navigator.wakeLock) return;
   lock = "asked";
   try {
-    lock = await navigator.wakeLock.request("screen");
-    lock.onrelease = () => (lock = null);
+    const given = await navigator.wakeLock.request("screen");
+    given.onrelease = () => (lock = lock === given ? null : lock);
+    lock = given;
+    if (!awake) sleep(); // it is over by now
   } catch {
     lock = null; // a battery that is low, or a page in the background
   }
 }
 
 function sleep() {
+  clearTimeout(release);
   release = 0;
-  lock?.release?.();
+  awake = false;
+  if (lock === null || lock === "asked") return;
+  lock.release();
   lock = null;
 }
 

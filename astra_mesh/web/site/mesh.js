@@ -1,6 +1,6 @@
 // The mesh as a picture, and the same as a list: this device in the middle, its links to the others.
 
-import { $, h, picture, rate, s, say, seconds } from "./dom.js";
+import { $, clipped, h, labels, picture, rate, s, say, seconds } from "./dom.js";
 
 const WIDTH = 360;
 const RADIUS = 24;
@@ -10,7 +10,8 @@ let mesh = null;
 let shares = new Map(); // peer id -> {start, stop, tokens} of the request that is shown
 
 export function showMesh(message) {
-  mesh = message;
+  const names = labels(message.peers);
+  mesh = { ...message, peers: message.peers.map((one) => ({ ...one, name: names.get(one.id) })) };
   draw();
 }
 
@@ -92,7 +93,7 @@ function node(peer, [x, y]) {
   const parts = [s("circle", { cx: x, cy: y, r: RADIUS, class: peer.self ? "node me" : "node" })];
   if (share) parts.push(arc(x, y, (share.stop - share.start) / Math.max(1, share.tokens)));
   parts.push(s("text", { x, y: y + 4, "text-anchor": "middle" }, share ? `${share.stop - share.start}` : initial(peer.name)));
-  parts.push(s("text", { x, y: y + RADIUS + 17, "text-anchor": "middle" }, short(peer.name)));
+  parts.push(s("text", { x, y: y + RADIUS + 17, "text-anchor": "middle" }, clipped(peer.name, NAME)));
   if (share) parts.push(s("text", { x, y: y + RADIUS + 31, "text-anchor": "middle", class: "soft" }, "tokens"));
   return parts;
 }
@@ -107,7 +108,7 @@ function arc(x, y, part) {
 }
 
 const initial = (name) => [...name][0]?.toUpperCase() ?? "?";
-const short = (name) => ([...name].length > 14 ? `${[...name].slice(0, 13).join("")}…` : name);
+const NAME = 15; // letters under a node
 
 function entry(peer) {
   const cores = `${Number(peer.cores.toPrecision(3))} ${peer.cores === 1 ? "core" : "cores"}`;

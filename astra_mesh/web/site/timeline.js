@@ -1,6 +1,6 @@
 // What each device did for a request, block by block, while it runs.
 
-import { $, bytes, choices, h, picture, s, say, seconds, steps } from "./dom.js";
+import { $, bytes, choices, clipped, h, labels, picture, s, say, seconds, steps } from "./dom.js";
 import { showShares } from "./mesh.js";
 
 const KINDS = [
@@ -11,8 +11,9 @@ const KINDS = [
 ];
 const [ENCODED, SENT, LOCAL, ARRIVED, ATTENDED, DONE] = [0, 1, 2, 3, 4, 5]; // marks, as the peer counts them
 const KIND_OF = { [ENCODED]: "encode", [LOCAL]: "compute", [ATTENDED]: "decode", [DONE]: "compute" };
-const [LEFT, RIGHT, TOP, ROW, WIDTH] = [84, 16, 18, 38, 720];
+const [LEFT, RIGHT, TOP, ROW, WIDTH] = [144, 16, 18, 38, 720];
 const KEPT = 8;
+const NAME = 17; // letters beside a lane
 
 const requests = new Map(); // key -> {about, marks: peer id -> {start_us, marks}}
 let chosen = null; // a key; null: always the newest
@@ -71,7 +72,8 @@ function draw() {
   const { about } = request;
   say($("request-said"), sentence(about));
   showShares(about.shards);
-  const rows = about.shards.map((shard) => ({ ...shard, ...spansOf(request.marks.get(shard.id)) }));
+  const names = labels(about.shards);
+  const rows = about.shards.map((shard) => ({ ...shard, name: names.get(shard.id), ...spansOf(request.marks.get(shard.id)) }));
   $("request-picture").replaceChildren(drawn(rows));
   $("request-table").replaceChildren(...table(about));
 }
@@ -131,7 +133,7 @@ function drawn(rows) {
 
 function lane(row, y, x) {
   const parts = [
-    s("text", { x: LEFT - 8, y: y + 13, "text-anchor": "end" }, [...row.name].slice(0, 11).join("")),
+    s("text", { x: LEFT - 8, y: y + 13, "text-anchor": "end" }, clipped(row.name, NAME), s("title", {}, row.name)),
     s("text", { x: LEFT - 8, y: y + 27, "text-anchor": "end", class: "soft" }, `${row.stop - row.start} tokens`),
   ];
   for (const { kind, from, to, block } of row.spans) {

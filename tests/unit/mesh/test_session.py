@@ -514,6 +514,15 @@ def test_silence() -> None:
         session.send(codes(R1))
 
 
+def test_a_silent_tab_is_lost_earlier() -> None:
+    session = tab_session(hello(A), via=C)
+    session.receive(encode(hello(B, via=C)), 0.0)
+    now = last = 0.0
+    while now < math.inf and session.state is State.OPEN:
+        last, now = now, session.tick(now)
+    assert last == 5.0
+
+
 def test_whoever_is_heard_again_is_silent_no_more() -> None:
     session = opened()
     now = 0.0

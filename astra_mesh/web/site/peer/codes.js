@@ -4,8 +4,11 @@
 // remember of some tokens of one request. Codes are one array for each stage, token after token.
 
 import * as bits from "./bits.js";
-import { Matrix } from "./runtime.js";
-import { TABLE_BYTES, Table, tableBytes, tensorsOf } from "./tables.js";
+import { Matrix } from "./matrix.js";
+import { Quantizer, reachOf } from "./quantizer.js";
+import { TABLE_BYTES, Table, rowsOf, tableBytes } from "./tables.js";
+import { tensorOf } from "./tensors.js";
+import { Workspace } from "./workspace.js";
 
 export const UNLIMITED = -1; // history
 
@@ -39,6 +42,12 @@ class Memory {
     this.#past = new Map([[0, known]]);
   }
 
+  fork() {
+    const other = new Memory(this.history, null);
+    other.#past = new Map(this.#past); // what is kept of a block changes no more after it
+    return other;
+  }
+
   /** What `block` is predicted from, side by side. */
   past(block) {
     return beside(sources(this.history, block).map((source) => this.#past.get(source)));
@@ -51,21 +60,24 @@ class Memory {
   }
 }
 
-/** The sending end for some tokens of one request, at one number of stages. Blocks come in ascending order. */
+/** The sending end for some tokens of one request. Blocks come in ascending order. */
 class VectorSender {
   #codec;
-  #stages;
   #memory;
 
-  constructor(codec, stages, memory) {
+  constructor(codec, memory) {
     this.#codec = codec;
-    this.#stages = stages;
     this.#memory = memory;
   }
 
-  /** Codes of a block's input `x`, whose normalized form is `n`. */
-  async encode(block, x, n) {
-    const { codes, kept } = await this.#codec.encodeOne(block, this.#stages, x, n, this.#memory?.past(block));
+  /** Another one with the same past: what it sends from now on may differ. */
+  fork() {
+    return new VectorSender(this.#codec, this.#memory?.fork());
+  }
+
+  /** Codes of a block's input `x`, whose normalized form is `n`, of so many stages. */
+  async encode(block, x, n, stages) {
+    const { codes, kept } = this.#codec.encodeOne(block, stages, x, n, this.#memory?.past(block));
     this.#memory?.keep(block, kept);
     return codes;
   }
@@ -87,7 +99,7 @@ class VectorReceiver {
 
   /** Keys and values of tokens whose first one has position `start`. */
   async decode(block, codes, start) {
-    const { n, kept, rows } = await this.#codec.decodeOne(block, codes.length, codes, this.#memory?.past(block), start);
+    const { n, kept, rows } = await this.#codec.decodeOne(block, codes, this.#memory?.past(block), start);
     this.#memory?.keep(block, kept);
     this.#last = n ?? { block, codes };
     return rows;
@@ -96,10 +108,9 @@ class VectorReceiver {
   /** The same where no codes came: from what is known of earlier blocks. */
   async standIn(block, start) {
     let n = this.#last;
-    if (n?.codes) ({ n } = await this.#codec.rebuild(n.block, n.codes.length, n.codes, undefined));
+    if (n?.codes) ({ n } = this.#codec.rebuild(n.block, n.codes));
     if (this.#memory) {
-      const past = this.#memory.past(block);
-      ({ n } = await this.#codec.graph(block, this.#stages, "predict").run({ past }));
+      n = this.#codec.predict(block, this.#stages, this.#memory.past(block));
       const nothing = new Matrix(new Float32Array(n.data.length), n.columns);
       this.#memory.keep(block, this.#memory.history === UNLIMITED ? n : nothing);
     }
@@ -107,21 +118,23 @@ class VectorReceiver {
   }
 }
 
-const keyOf = (stages, block) => `${stages}.${block}`;
-
 /** Codes of a codebook. `prepare` loads what a number of stages needs, before its senders and receivers. */
 export class VectorCodec {
   #about;
   #source;
-  #graphs = new Map(); // by number of stages and block: graphs by name
+  #mostBytes;
+  #space = null; // a promise
+  #quantizers = new Map(); // by level and block
   #making = new Map(); // the same: promises
-  #tables = new Map(); // by block, of the most stages that were asked for: fewer use its first rows
+  #tables = new Map(); // by block: codes to keys and values; only where nothing is remembered
+  #projections = new Map(); // by block: n^ to keys and values, where there is no table
 
-  /** source: fetched(description), the bytes that a manifest describes; load(description, weights), a Graph. */
-  constructor(model, about, source) {
+  /** source: fetched(description), the bytes that a manifest describes; mostBytes: of all blocks' tables. */
+  constructor(model, about, source, mostBytes = TABLE_BYTES) {
     this.model = model;
     this.#about = about;
     this.#source = source;
+    this.#mostBytes = mostBytes;
     this.name = about.codec;
     this.able = about.able;
     this.firstBlock = about.first_block;
@@ -140,7 +153,7 @@ export class VectorCodec {
 
   /** Load what a number of stages needs in one block; once, whoever asks meanwhile. */
   async prepareBlock(stages, block) {
-    const key = keyOf(stages, block);
+    const key = this.#key(stages, block);
     if (!this.#making.has(key)) this.#making.set(key, this.#make(stages, block));
     try {
       await this.#making.get(key);
@@ -150,62 +163,93 @@ export class VectorCodec {
     }
   }
 
-  async #make(stages, block) {
-    const { weights, graphs } = this.#about.levels[stages][block - this.firstBlock];
-    const data = await this.#source.fetched(weights);
-    const made = {};
-    for (const [name, graph] of Object.entries(graphs)) made[name] = await this.#source.load(graph, data);
-    if (this.#looksUp(stages) && !(this.#tables.get(block)?.stages >= stages)) {
-      const project = (n) => this.model.raw(block, n);
-      const product = (a, b) => this.model.product(a, b);
-      this.#tables.set(block, await Table.make(tensorsOf(weights, data), stages, project, product));
-    }
-    this.#graphs.set(keyOf(stages, block), made);
+  /** Without history one quantizer does for all numbers of stages: the largest one's. */
+  #level(stages) {
+    return this.#about.history ? stages : this.able.at(-1);
   }
 
-  #looksUp(stages) {
-    const codes = this.groups.slice(0, stages).reduce((sum, one) => sum + one, 0);
-    const bytes = this.#about.levels[stages].length * tableBytes(codes, this.#about.size, 2 * this.#kvSize());
-    return this.name === "vq" && !this.#about.history && bytes <= TABLE_BYTES;
+  #key(stages, block) {
+    return `${this.#level(stages)}.${block}`;
+  }
+
+  async #make(stages, block) {
+    const { history, levels } = this.#about;
+    const level = this.#level(stages);
+    const weights = levels[level][block - this.firstBlock];
+    const data = await this.#source.fetched(weights);
+    const tensors = (name) => tensorOf(weights, data, name);
+    const space = await (this.#space ??= Workspace.make());
+    const hidden = this.model.spec.hidden_size;
+    const quantizer = new Quantizer(space, tensors, { stages: level, history, hidden, kind: this.kind });
+    if (!history && this.#fits(2 * this.#kvSize())) await this.#tabulate(block, quantizer, tensors, space);
+    else if (this.name === "vq") await this.#project(block, quantizer, tensors, space);
+    this.#quantizers.set(this.#key(stages, block), quantizer);
+  }
+
+  /** A table of what codes add to n, and a projection. */
+  async #project(block, quantizer, tensors, space) {
+    if (this.#fits(this.model.spec.hidden_size, true)) await quantizer.tabulate(reachOf(tensors("synthesis")));
+    if (!this.#projections.has(block)) this.#projections.set(block, await this.model.projection(block, space));
+  }
+
+  /** A table of keys and values. */
+  async #tabulate(block, quantizer, tensors, space) {
+    const project = await this.model.projection(block, await Workspace.make());
+    const toN = reachOf(tensors("synthesis"));
+    const nothing = new Matrix(new Float32Array(toN.columns), toN.columns);
+    const bias = project.times(nothing).data; // which is not a coordinate's
+    const reach = project.times(toN);
+    for (let i = 0; i < reach.data.length; i++) reach.data[i] -= bias[i % reach.columns];
+    const start = project.times(new Matrix(tensors("center").data, toN.columns)).data;
+    this.#tables.set(block, new Table(space, await rowsOf(quantizer.stages, reach), reach.columns, start));
+  }
+
+  /** Whether tables of so many columns are small enough. */
+  #fits(columns, exact = false) {
+    const { size, levels } = this.#about;
+    const codes = this.groups.reduce((sum, one) => sum + one, 0);
+    const blocks = levels[this.able.at(-1)].length;
+    return this.name === "vq" && blocks * tableBytes(codes, size, columns, exact) <= this.#mostBytes;
   }
 
   #kvSize() {
     return this.model.spec.num_key_value_heads * this.model.spec.head_dim;
   }
 
-  graph(block, stages, name) {
-    return this.#graphs.get(keyOf(stages, block))[name];
+  #quantizer(stages, block) {
+    return this.#quantizers.get(this.#key(stages, block));
   }
 
   /** Codes of one block's input, and what both ends keep. `past`: what it is predicted from, if it is. */
-  async encodeOne(block, stages, x, n, past) {
-    const found = await this.graph(block, stages, "encode").run({ n: this.name === "astra" ? x : n, past });
-    const codes = this.groups.slice(0, stages).map((_, stage) => this.kind.from(found[`codes.${stage}`].data));
-    return { codes, kept: found.kept };
+  encodeOne(block, stages, x, n, past) {
+    return this.#quantizer(stages, block).encode(this.name === "astra" ? x : n, past, stages);
   }
 
   /**
    * Keys and values of codes (`rows`, of tokens from position `start` on), what both ends keep, and n^ where no
    * table spares it.
    */
-  async decodeOne(block, stages, codes, past, start) {
-    const table = this.#looksUp(stages) && this.#tables.get(block);
-    if (table) return { n: null, rows: await this.model.finish(block, table.sum(codes, this.groups), start) };
-    const { n, kept } = await this.rebuild(block, stages, codes, past);
+  async decodeOne(block, codes, past, start) {
+    const table = this.#tables.get(block);
+    if (table) return { n: null, rows: await this.model.finish(block, table.sum({ codes, groups: this.groups, size: this.#about.size }), start) };
+    const { n, kept } = this.rebuild(block, codes, past);
     return { n, kept, rows: await this.project(block, n, start) };
   }
 
   /** n^ of codes, and what both ends keep. */
-  async rebuild(block, stages, codes, past) {
-    const fed = { past };
-    codes.forEach((one, stage) => {
-      fed[`codes.${stage}`] = new Matrix(Int32Array.from(one), this.groups[stage]);
-    });
-    return this.graph(block, stages, "rebuild").run(fed);
+  rebuild(block, codes, past) {
+    return this.#quantizer(codes.length, block).rebuild(codes, past);
+  }
+
+  /** n^ of a block whose codes did not come. */
+  predict(block, stages, past) {
+    return this.#quantizer(stages, block).predict(past);
   }
 
   /** Keys and values of n^, or of the embedding for `astra`. */
   async project(block, n, start) {
+    const projection = this.#projections.get(block);
+    if (projection) return this.model.finish(block, projection.times(n), start);
     return this.model.keyValue(block, this.name === "astra" ? await this.model.normalize(n) : n, start);
   }
 
@@ -216,15 +260,13 @@ export class VectorCodec {
   }
 
   async release() {
-    for (const graphs of this.#graphs.values()) for (const graph of Object.values(graphs)) await graph.release();
-    this.#graphs.clear();
-    this.#making.clear();
-    this.#tables.clear();
+    for (const one of [this.#quantizers, this.#making, this.#tables, this.#projections]) one.clear();
+    this.#space = null;
   }
 
   /** The sending end; `known`: the normalized input of the first block, null where that is coded too. */
-  sender(stages, known) {
-    return new VectorSender(this, stages, this.#memory(known));
+  sender(known) {
+    return new VectorSender(this, this.#memory(known));
   }
 
   receiver(stages, known) {

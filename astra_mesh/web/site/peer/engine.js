@@ -3,14 +3,17 @@
 // The tab holds the blocks only: what goes in (embedded rows) comes from the peer that served the page, and the
 // answer's head is another peer's work.
 
+import { choose } from "./choice.js";
 import { VectorCodec } from "./codes.js";
 import { PLAIN, PlainCodec } from "./plain.js";
-import { Graph } from "./runtime.js";
+import { GPU, Graph, PROCESSOR, gpuLost } from "./runtime.js";
 import { ShardRun } from "./shard.js";
+import { tensorOf } from "./tensors.js";
+import { Panels } from "./workspace.js";
 
 export { embedRange } from "./shard.js";
 
-const SHARED = ["norm", "attend", "attend_causal", "final", "product"]; // without a block's weights
+const SHARED = ["norm", "attend", "attend_causal", "final"]; // without a block's weights
 const OWN = ["q", "kv", "mix", "finish"]; // of each block
 
 /**
@@ -19,33 +22,64 @@ const OWN = ["q", "kv", "mix", "finish"]; // of each block
  * @param manifest what GET /tab/models/{model} says.
  * @param getBlob (sha256, bytes) => Promise of a Uint8Array, verified.
  * @param progress (done, total) => void, in bytes of the blocks' weights.
+ * @param place where to compute: PROCESSOR or GPU; null: where its first block is faster.
  */
-export async function loadModel(manifest, getBlob, progress = () => {}) {
-  const { graphs } = manifest;
-  const texts = new Map(); // graphs' bytes: they are small, and many blocks share one
-  const fetched = ({ sha256, bytes }) => getBlob(sha256, bytes);
-  const load = async (graph, weights) => {
-    if (!texts.has(graph.sha256)) texts.set(graph.sha256, await fetched(graph));
-    return Graph.load(texts.get(graph.sha256), weights);
-  };
-  const shared = {};
-  for (const name of SHARED) if (graphs[name]) shared[name] = await load(graphs[name], null);
+export async function loadModel(manifest, getBlob, progress = () => {}, place = null) {
+  const files = new Files(manifest, getBlob);
+  const chosen = place ? { place, why: "" } : await choose((where) => partOf(manifest, files, where, 1));
   const total = manifest.weights.reduce((sum, one) => sum + one.bytes, 0);
-  const blocks = [];
   let done = 0;
-  for (const weights of manifest.weights) {
-    const block = {};
-    const data = await fetched(weights);
-    for (const name of OWN) if (graphs[name]) block[name] = await load(graphs[name], data);
-    blocks.push(block);
-    done += weights.bytes;
-    progress(done, total);
-  }
-  return new Model(manifest, shared, blocks, { fetched, load });
+  const model = await partOf(manifest, files, chosen.place, manifest.blocks, (bytes) => progress((done += bytes), total));
+  return Object.assign(model, chosen);
 }
 
-/** A loaded model. Rows of tokens are `Matrix`es; heads lie within a row. */
+/** A model of the first blocks. */
+async function partOf(manifest, files, place, count, loaded = () => {}) {
+  const shared = await files.graphs(SHARED, null, place);
+  const blocks = [];
+  for (const weights of manifest.weights.slice(0, count)) {
+    blocks.push(await files.graphs(OWN, await files.fetched(weights), place));
+    loaded(weights.bytes);
+  }
+  return new Model(manifest, shared, blocks, files);
+}
+
+/** A manifest's files. */
+class Files {
+  #graphs;
+  #getBlob;
+  #texts = new Map(); // graphs' bytes: they are small, and many blocks share one
+
+  constructor({ graphs }, getBlob) {
+    this.#graphs = graphs;
+    this.#getBlob = getBlob;
+  }
+
+  /** The bytes that a manifest describes. */
+  fetched({ sha256, bytes }) {
+    return this.#getBlob(sha256, bytes);
+  }
+
+  /** Graphs by name, of those names that the model has; weights: the bytes of a block's, or null. */
+  async graphs(names, weights, place) {
+    const found = {};
+    for (const name of names) {
+      const graph = this.#graphs[name];
+      if (!graph) continue;
+      if (!this.#texts.has(graph.sha256)) this.#texts.set(graph.sha256, await this.fetched(graph));
+      found[name] = await Graph.load(this.#texts.get(graph.sha256), weights, place);
+    }
+    return found;
+  }
+}
+
+/**
+ * A loaded model; `place` is where it computes, `why` what speaks against the GPU. Rows of tokens are `Matrix`es; heads lie
+ * within a row.
+ */
 export class Model {
+  place = PROCESSOR;
+  why = "";
   #shared;
   #blocks;
   #source;
@@ -58,6 +92,11 @@ export class Model {
     this.#shared = shared;
     this.#blocks = blocks;
     this.#source = source;
+  }
+
+  /** Whether what it was computed with is gone: it has to be loaded again. */
+  get isLost() {
+    return this.place === GPU && gpuLost();
   }
 
   /** The codec of a plan, prepared for `stages`; an Error where this tab has none of that name. */
@@ -91,17 +130,14 @@ export class Model {
     return (await this.#blocks[block].kv.run({ n, start })).rows;
   }
 
-  /** Keys and values as they come out of the projection, of n; makes a graph for it where there is none yet. */
-  async raw(block, n) {
-    const own = this.#blocks[block];
-    if (!this.manifest.graphs.raw) return (await own.kv.run({ n })).rows;
-    const weights = await this.#source.fetched(this.manifest.weights[block]);
-    const graph = await this.#source.load(this.manifest.graphs.raw, weights);
-    try {
-      return (await graph.run({ n })).raw;
-    } finally {
-      await graph.release();
-    }
+  /** The projection of n to keys and values before `finish`: Panels in a Workspace. */
+  async projection(block, space) {
+    const about = this.manifest.weights[block];
+    const bytes = await this.#source.fetched(about);
+    const tensor = (name) => tensorOf(about, bytes, name);
+    const { data, shape: [columns, depth] } = tensor("kv.weight");
+    const scale = tensor("scale_1")?.data ?? new Float32Array(depth).fill(1);
+    return new Panels(space, depth, columns, (row, column) => data[column * depth + row] * scale[row], tensor("kv.bias")?.data);
   }
 
   /** What `keyValue` makes of raw keys and values. */
@@ -110,8 +146,11 @@ export class Model {
     return finish ? (await finish.run({ raw, start })).rows : raw;
   }
 
-  async product(a, b) {
-    return (await this.#shared.product.run({ a, b })).product;
+  /** One block's output of its input, when nobody else takes part. */
+  async runBlock(block, x) {
+    const n = await this.normalize(x);
+    const part = await this.attend(await this.query(block, n, 0), await this.keyValue(block, n, 0), this.spec.causal);
+    return this.mix(block, x, part.out);
   }
 
   /** Attention over some keys: `out` and `lse`. `causal`: of the same tokens. */

@@ -6,6 +6,7 @@ import { DeadlineError, PeerLostError, ProtocolError } from "./errors.js";
 import { Part, split, stagesIn } from "./incoming.js";
 import * as limits from "./limits.js";
 import { make } from "./messages.js";
+import { LinkRate, Pacing } from "./rates.js";
 
 /** How long codes are waited for, from what the plan was predicted to take. */
 export class Patience {
@@ -38,6 +39,9 @@ export class Exchange {
   #patience;
   #givenUp = new Set(); // parts for which a prediction stood in
   #late = new Set(); // shards whose last part came too late
+  #adapts; // whether rates may fall
+  #rates = new Map(); // by receiver: LinkRate
+  #pacing;
   #parts = new Map();
   #done = new Set();
   #ready = new Map(); // block -> parts, in order of arrival
@@ -60,6 +64,8 @@ export class Exchange {
     this.#codec = codec;
     this.#links = links;
     this.#patience = patience;
+    this.#adapts = patience.lower && codec.able.length > 1;
+    this.#pacing = new Pacing(patience.predictedS / patience.blocks);
   }
 
   // --- what comes in --------------------------------------------------------------------------------
@@ -85,7 +91,7 @@ export class Exchange {
     const key = partKey(block, source);
     if (this.#givenUp.has(key)) return;
     if (this.#done.has(key)) throw new ProtocolError("codes that were sent before");
-    const coming = this.#patience.lower ? stagesIn(this.#codec, message, stages) : stages;
+    const coming = this.#adapts ? stagesIn(this.#codec, message, stages) : stages;
     const rows = split(this.#codec, message, coming).map(([at, data]) => [at, this.#unpack(at, data, count)]);
     if (!this.#parts.has(key)) this.#parts.set(key, new Part(coming, sent.length));
     const part = this.#parts.get(key);
@@ -142,14 +148,46 @@ export class Exchange {
 
   // --- the engine's side ----------------------------------------------------------------------------
 
-  /** Hand the own codes of `block` to every shard that needs them: a Map of number of stages to arrays. */
+  /** The stages of a block's codes by receiver: the plan's, or fewer where that is allowed and needed. */
+  stages(block, busyS) {
+    const receivers = this.#layout.receivers(this.#shard, block);
+    if (!this.#adapts) return new Map(receivers.map((i) => [i, this.#layout.stagesBetween(this.#shard, i)]));
+    const allowedS = this.#pacing.allowedS(block, performance.now() / 1000, busyS);
+    return new Map(receivers.map((i) => [i, this.#adapted(block, i, allowedS)]));
+  }
+
+  #adapted(block, receiver, allowedS) {
+    if (!this.#rates.has(receiver)) {
+      const most = this.#layout.stagesBetween(this.#shard, receiver);
+      const tokens = this.#layout.sent(this.#shard).length;
+      const able = this.#codec.able.filter((stages) => stages <= most);
+      this.#rates.set(receiver, new LinkRate(new Map(able.map((stages) => [stages, this.#bytes(upTo(stages), tokens)]))));
+    }
+    return this.#rates.get(receiver).choose(block, allowedS, this.#links.get(this.#peers[receiver]).backlog());
+  }
+
+  /** By receiving peer, where it was not the plan's: a block, the bits per token from it on, the next block, and so on. */
+  get rates() {
+    const found = {};
+    for (const [receiver, { used }] of this.#rates) {
+      if (used.length) found[this.#peers[receiver]] = used.flatMap(([block, stages]) => [block, this.#codec.rate(stages)]);
+    }
+    return found;
+  }
+
+  #bytes(stages, count) {
+    return stages.reduce((sum, stage) => sum + this.#codec.packedBytes(stage, count), 0);
+  }
+
+  /** Hand the own codes of `block` to every shard that needs them: a Map of receiver to arrays, the same for some. */
   async sendCodes(block, codes) {
-    const receivers = this.#layout.receivers(this.#shard, block).map((i) => [this.#layout.stagesBetween(this.#shard, i), this.#link(i)]);
-    for (const [stages, arrays] of [...codes].sort(([a], [b]) => a - b)) {
-      const taking = receivers.filter(([wanted]) => wanted === stages).map(([, link]) => link);
+    const links = new Map([...codes.keys()].map((receiver) => [receiver, this.#link(receiver)]));
+    const alike = new Map(); // arrays -> links
+    for (const [receiver, arrays] of codes) alike.set(arrays, [...(alike.get(arrays) ?? []), links.get(receiver)]);
+    for (const [arrays, taking] of [...alike].sort(([a], [b]) => a.length - b.length)) {
       for (const message of this.#messages(block, arrays)) taking.forEach((link) => this.#send(link, message));
     }
-    for (const [, link] of receivers) await link.drain();
+    for (const link of links.values()) await link.drain();
   }
 
   /**
@@ -158,10 +196,10 @@ export class Exchange {
    */
   *#messages(block, codes) {
     const { start, length: tokens } = this.#layout.sent(this.#shard);
-    const packed = (stages, count) => stages.reduce((sum, stage) => sum + this.#codec.packedBytes(stage, count), 0);
-    const every = codes.map((_, stage) => stage);
+    const packed = (stages, count) => this.#bytes(stages, count);
+    const every = upTo(codes.length);
     const small = Math.min(limits.JOINED_CODES_BYTES, limits.CODES_DATA_BYTES);
-    const joined = this.#patience.lower || packed(every, tokens) <= small;
+    const joined = this.#adapts || packed(every, tokens) <= small;
     for (const stages of joined ? [every] : every.map((stage) => [stage])) {
       // Cut so that each message stays within CODES_DATA_BYTES.
       const most = Math.max(1, Math.floor((limits.CODES_DATA_BYTES * 64) / packed(stages, 64)));
@@ -274,4 +312,5 @@ export class Exchange {
   }
 }
 
+const upTo = (count) => Array.from({ length: count }, (_, i) => i);
 const partKey = (block, source) => block * limits.PEERS_PER_PLAN + source;

@@ -24,6 +24,16 @@ export function fromHalf(half) {
   return exponent ? sign * 2 ** (exponent - 15) * (1 + part / 1024) : sign * part * 2 ** -24;
 }
 
+let all = null; // every float16 number, by its bits
+
+/** The numbers of a Uint16Array of float16 bits. */
+export function fromHalves(bits) {
+  all ??= Float32Array.from({ length: 2 ** 16 }, (_, half) => fromHalf(half));
+  const found = new Float32Array(bits.length);
+  for (let i = 0; i < bits.length; i++) found[i] = all[bits[i]];
+  return found;
+}
+
 /** The nearest whole number; of two that are as near, the even one. */
 export function rounded(value) {
   const floor = Math.floor(value);

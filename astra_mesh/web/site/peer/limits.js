@@ -56,6 +56,8 @@ export const CODES_TIMEOUT_S = 60.0;
 export const LATE_PATIENCE = 4.0;
 export const LATE_LEAST_S = 0.1;
 export const LATE_START_S = 1.0;
+export const RATE_LEAST_S = 0.03;
+export const PLENTY_BPS = 300e6;
 
 // --- links
 export const PENDING_PONGS = 256;
@@ -70,6 +72,7 @@ export const PROBE_EVERY_S = 60.0;
 export const HANDSHAKE_S = 5.0;
 export const BACKOFF_FIRST_S = 0.5;
 export const BACKOFF_CAP_S = 15.0;
+export const KNOWN_S = 900.0;
 
 // --- trust
 export const CERTIFICATE_BYTES = 2_048;

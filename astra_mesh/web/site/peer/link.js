@@ -5,6 +5,7 @@ import { cost } from "./flow.js";
 import { peerId } from "./identity.js";
 import * as limits from "./limits.js";
 import { make } from "./messages.js";
+import { Meter, trainBps } from "./meter.js";
 import { Answerer, Opener } from "./sealed.js";
 import { Session, State } from "./session.js";
 
@@ -25,6 +26,9 @@ export class Link {
   #waiting = []; // for room
   #probes = new Map(); // number -> what takes the time of its pong
   #pauses = new Set(); // timers of what waits, and what it does then
+  #meter = new Meter();
+  #marked = null; // the number of the ping that ends a run
+  #toldBps = null; // what the other end knows
   #silent = false;
   #over = false;
 
@@ -63,6 +67,11 @@ export class Link {
 
   get queuedBytes() {
     return this.session.queuedBytes;
+  }
+
+  /** What was given to send() and is not known to have arrived: see Meter. */
+  backlog() {
+    return this.#meter.backlog(now(), this.session.queuedBytes, this.session.roundTripS);
   }
 
   /** Queue a message; the length of its frame. MeshError if the link is over. */
@@ -153,7 +162,7 @@ export class Link {
   #take(frame) {
     for (const message of this.session.receive(frame, now())) {
       if (message.type === "Pong") {
-        this.#probes.get(message.number)?.(now());
+        this.#ponged(message.number);
         continue;
       }
       if (message.type === "Hello") this.#measure();
@@ -163,6 +172,15 @@ export class Link {
         if (!(error instanceof ProtocolError)) throw error;
         this.session.refuse("bad-message", error.message, error);
       }
+    }
+  }
+
+  #ponged(number) {
+    const probe = this.#probes.get(number);
+    if (probe) probe(now());
+    else if (number === this.#marked) {
+      this.#marked = null;
+      if (this.#meter.pong(now(), this.session.roundTripS)) this.#tellRate();
     }
   }
 
@@ -190,11 +208,31 @@ export class Link {
         }, FULL_MS);
         break;
       }
+      const began = now();
       const frames = this.session.frames();
-      if (!frames.length) break;
-      for (const frame of frames) this.#pipe.send(this.#channel.seal(frame));
+      if (frames.length) {
+        for (const frame of frames) this.#pipe.send(this.#channel.seal(frame));
+        if (this.#meter.wrote(frames.reduce((sum, frame) => sum + frame.length, 0), began)) this.#markRun();
+      } else if (this.isOpen && this.#meter.idle(began)) this.#markRun();
+      else break;
     }
     if (this.queuedBytes < limits.SEND_QUEUE_BYTES) this.#release();
+  }
+
+  /** Let a ping follow what was written: its pong says when that was there. */
+  #markRun() {
+    if (!this.isOpen) return;
+    this.#meter.mark(now());
+    this.#marked = this.session.ping(now());
+  }
+
+  /** Tell the other end, which cannot measure this direction, unless it knows about it. */
+  #tellRate() {
+    const { bps } = this.#meter;
+    if (bps === null || !this.#toldBps || Math.min(bps, this.#toldBps) > limits.PLENTY_BPS) return;
+    if (bps / this.#toldBps > 0.8 && bps / this.#toldBps < 1.25) return;
+    this.#toldBps = bps;
+    this.sendIfOpen(make("Throughput", { bps }));
   }
 
   #schedule() {
@@ -227,7 +265,9 @@ export class Link {
   async #measure() {
     if (!this.#dialled) await this.#told();
     while (this.isOpen) {
-      if (!this.isSilent) await this.#probe();
+      // Real traffic or a probe measured it not long ago: a probe would tell no more.
+      const known = now() - this.#meter.measured < limits.PROBE_EVERY_S / 2;
+      if (!this.isSilent && !(known && this.#toldBps)) await this.#probe();
       await this.#pause(limits.PROBE_EVERY_S * (0.8 + 0.4 * Math.random()));
     }
   }
@@ -242,7 +282,10 @@ export class Link {
     if (rate > limits.PROBE_FAST_BPS) {
       rate = await this.#train(limits.PING_PADDING_BYTES, Math.floor(limits.PROBE_FAST_BYTES / limits.PING_PADDING_BYTES));
     }
-    if (rate > 0) this.sendIfOpen(make("Throughput", { bps: rate }));
+    if (!(rate > 0)) return;
+    this.#meter.probed(rate, now());
+    this.#toldBps = rate;
+    this.sendIfOpen(make("Throughput", { bps: rate }));
   }
 
   /** Bits per second, from `count` pings in a row; 0 if no pong came in time. */
@@ -272,13 +315,4 @@ export class Link {
       this.#pauses.add(done);
     });
   }
-}
-
-/** As train_bps in astra_mesh/mesh/probe.py: the lower one of the whole train's rate and its second half's. */
-export function trainBps(pongs, size) {
-  const last = pongs.length - 1;
-  const half = Math.floor(last / 2);
-  const whole = (8 * size * last) / Math.max(pongs[last] - pongs[0], 1e-6);
-  const second = (8 * size * (last - half)) / Math.max(pongs[last] - pongs[half], 1e-6);
-  return Math.min(whole, second);
 }

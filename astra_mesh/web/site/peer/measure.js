@@ -1,6 +1,6 @@
 // How fast this tab runs a model, as astra_mesh/peer/measure.py and code_times.py: what planners are told.
 
-import { Matrix } from "./runtime.js";
+import { Matrix } from "./matrix.js";
 
 const SIZES = [8, 64, 256]; // tokens
 const BLOCKS = 3; // that are run in turn: more would only take longer
@@ -29,17 +29,10 @@ async function steadyS(work) {
   return Math.max(best, LEAST_S);
 }
 
-/** One block's output of its input. */
-async function runBlock(model, block, x) {
-  const n = await model.normalize(x);
-  const part = await model.attend(await model.query(block, n, 0), await model.keyValue(block, n, 0), model.spec.causal);
-  return model.mix(block, x, part.out);
-}
-
 async function blockS(model, tokens) {
   const x = random(tokens, model.spec.hidden_size);
   let turn = 0;
-  return steadyS(() => runBlock(model, turn++ % Math.min(BLOCKS, model.blocks), x));
+  return steadyS(() => model.runBlock(turn++ % Math.min(BLOCKS, model.blocks), x));
 }
 
 /** Solves a small system of equations; null where it has no one solution. */
@@ -88,10 +81,10 @@ async function codesS(model, codec, stages) {
   const n = await model.normalize(x);
   const columns = codec.pastColumns(block);
   const past = columns ? random(tokens, columns) : null;
-  const codes = await codec.encodeOne(block, stages, x, n, past);
+  const { codes } = await codec.encodeOne(block, stages, x, n, past);
   return {
     encode: (await steadyS(() => codec.encodeOne(block, stages, x, n, past))) / tokens,
-    decode: (await steadyS(() => codec.decodeOne(block, stages, codes.codes, past, 0))) / tokens,
+    decode: (await steadyS(() => codec.decodeOne(block, codes, past, 0))) / tokens,
   };
 }
 
@@ -116,7 +109,7 @@ export async function measure(model) {
   const { spec } = model;
   const until = now() + WARM_MS;
   const warm = random(Math.min(64, spec.max_tokens), spec.hidden_size);
-  while (now() < until) await runBlock(model, 0, warm);
+  while (now() < until) await model.runBlock(0, warm);
   const sizes = [...new Set(SIZES.map((size) => Math.min(size, spec.max_tokens)))].sort((a, b) => a - b);
   const times = [];
   for (const size of sizes) times.push(await blockS(model, size));

@@ -3,7 +3,7 @@
 
 import { ModelError } from "./errors.js";
 import { embedBody } from "./messages.js";
-import { Matrix } from "./runtime.js";
+import { Matrix } from "./matrix.js";
 
 const TIMES = ["encode_token_s", "decode_token_s"];
 
@@ -65,8 +65,8 @@ export class Models {
 
   /** For people. */
   states() {
-    return [...this.#known.values()].map(({ about, state, done = 0, total = about.bytes ?? 0, why = "", timing = null }) => ({
-      id: about.id, name: about.name, state, done, total, why, tokenS: timing && timing.per_token_s,
+    return [...this.#known.values()].map(({ about, state, done = 0, total = about.bytes ?? 0, why = "", timing = null, place }) => ({
+      id: about.id, name: about.name, state, done, total, why, tokenS: timing && timing.per_token_s, place,
     }));
   }
 
@@ -75,6 +75,10 @@ export class Models {
     const known = this.#known.get(id);
     if (!known) throw new ModelError(`no model ${id.slice(0, 12)} here`, "unknown-model");
     known.loading ??= this.#load(known);
+    const loading = known.loading;
+    const loaded = await loading;
+    if (!loaded.model.isLost) return loaded;
+    if (known.loading === loading) known.loading = this.#load(known); // whoever asks first; the others take what it gets
     return known.loading;
   }
 
@@ -85,7 +89,7 @@ export class Models {
       const model = await this.#engine.load(manifest, (done, total) => this.#say(known, { done, total }));
       this.#say(known, { state: "measuring" });
       const { timing, books } = await this.#engine.measure(model);
-      this.#say(known, { state: "ready", timing, books });
+      this.#say(known, { state: "ready", timing, books, place: model.place, why: model.why });
       return new Loaded(this.#http, manifest, model);
     } catch (error) {
       known.loading = null; // it can be tried again
@@ -105,7 +109,7 @@ const fresh = (about) => (about.why ? { about, state: "failed", why: about.why }
 
 function offerOf({ about, state, timing = null, books = {} }) {
   return {
-    id: about.id, name: about.name, family: about.family, tasks: about.tasks, timing, loaded: state === "ready", precision: "fp32", divergence: 0,
+    id: about.id, name: about.name, family: about.family, tasks: about.tasks, timing, loaded: state === "ready", precision: "fp32", divergence: 0, also: [],
     codebooks: about.codebooks.map(({ id, codec, rates, default_rate }) => {
       const times = Object.fromEntries(TIMES.map((name) => [name, books[id]?.[name] ?? []]));
       return { id, codec, rates, default_rate, ...times };

@@ -2,11 +2,12 @@
 // peer, and comes back by itself. Text messages are JSON, binary ones `channel (4 bytes) || payload`.
 
 import { base64, makeKey, peerId, unbase64 } from "./identity.js";
-import { BACKOFF_CAP_S, BACKOFF_FIRST_S, HELLO_TIMEOUT_S, UNSENT_BYTES } from "./limits.js";
+import { BACKOFF_CAP_S, BACKOFF_FIRST_S, HELLO_TIMEOUT_S, KNOWN_S, UNSENT_BYTES } from "./limits.js";
 import { sanitise } from "./messages.js";
 
 const VERSION = 1; // of what tab and host say
 const HEAD_BYTES = 4;
+const SOON_S = 2; // between two tries for KNOWN_S after a loss: a peer that is started again is back within seconds
 const LEAVE_MS = 300; // for the goodbyes
 const RENEW_MS = 60_000; // before the certificate ends
 
@@ -60,6 +61,7 @@ export class Mux {
   #pipes = new Map(); // by number
   #next = 1;
   #waitS = BACKOFF_FIRST_S;
+  #lostAt = null; // when the host was lost
   #timer = null;
   #left = false;
 
@@ -97,6 +99,13 @@ export class Mux {
     const socket = this.#socket;
     this.#drop("this device left");
     setTimeout(() => socket?.close(1000, "leaving"), LEAVE_MS);
+  }
+
+  /** Be gone until hurry(), once what was written is out. */
+  rest(why) {
+    if (this.#left) return;
+    clearTimeout(this.#timer);
+    this.#drop(why);
   }
 
   /** The device's network is back, or somebody looks at it: do not wait for the next try. */
@@ -167,6 +176,7 @@ export class Mux {
     clearTimeout(this.#timer);
     this.#timer = setTimeout(() => this.giveUp("its certificate is renewed"), 1000 * until - Date.now() - RENEW_MS);
     this.#waitS = BACKOFF_FIRST_S;
+    this.#lostAt = null;
     this.me = { id: peer, certificate: der, secret: this.#key.secret };
     this.#on.welcome({ me: this.me, host, machine });
   }
@@ -199,6 +209,8 @@ export class Mux {
     this.#drop(why);
     this.#timer = setTimeout(() => this.start(), 1000 * this.#waitS);
     this.#on.down(why, this.#waitS);
-    this.#waitS = Math.min(2 * this.#waitS, BACKOFF_CAP_S);
+    this.#lostAt ??= Date.now();
+    const cap = Date.now() - this.#lostAt < 1000 * KNOWN_S ? SOON_S : BACKOFF_CAP_S;
+    this.#waitS = Math.min(2 * this.#waitS, cap);
   }
 }

@@ -139,7 +139,7 @@ export class Participation {
     const { start, stop: end } = plan.shards.find((shard) => shard.peer === this.#me);
     const report = {
       peer: this.#me, tokens: end - start, ...pipeline.spent, finished_s: pipeline.totalS,
-      sent_bytes: this.#exchange.sentBytes, decode_steps: 0, late_parts: this.#exchange.lateParts, rates: {},
+      sent_bytes: this.#exchange.sentBytes, decode_steps: 0, late_parts: this.#exchange.lateParts, rates: this.#exchange.rates,
       precision: "fp32",
     };
     this.link.send(make("Done", { request, report }));
@@ -184,12 +184,12 @@ function countTokens({ name, spec, tasks }, task, inputs) {
   return inputs.tokens.length;
 }
 
-/** The numbers of stages on the links of a shard; what comes may have any of `lower` below them. */
+/** The numbers of stages on the links of a shard; codes may have any of `lower` below them. */
 function stagesOf(layout, shard, lower) {
-  const most = layout.sources(shard, 0).map((other) => layout.stagesBetween(other, shard));
-  const sources = [...most, ...lower.filter((stages) => stages < Math.max(...most))];
+  const sources = layout.sources(shard, 0).map((other) => layout.stagesBetween(other, shard));
   const receivers = layout.receivers(shard, layout.firstBlock).map((other) => layout.stagesBetween(shard, other));
-  return new Set([...sources, ...receivers]);
+  const planned = [...sources, ...receivers];
+  return new Set([...planned, ...lower.filter((stages) => stages < Math.max(...planned))]);
 }
 
 function layoutOf(plan, spec, task, tokens, codec) {

@@ -24,10 +24,11 @@ export class TabPeer {
   #listed = new Map(); // id -> { name, tab }
   #links = new Map(); // id -> Link
   #waits = new Map(); // id -> { timer, waitS } of peers that could not be linked
-  #state = { phase: "connecting", why: "" };
+  #state = { phase: "connecting", why: "", leftOut: null };
   #now = null; // what is computed
   #done = 0; // shards
   #problem = ""; // of the last shard that was not finished
+  #asleep = false; // and said so
   #looked = Date.now();
   #looking = null;
   #refreshed = 0;
@@ -59,9 +60,10 @@ export class TabPeer {
       turns: new Turns(),
       status: (link) => this.#sendStatus(link),
       on: {
-        began: (about) => this.#tell({ now: { ...about, block: 0 } }),
+        began: (about) => this.#tell({ now: { ...about, block: 0 }, leftOut: null }),
         block: (block) => this.#tell({ now: { ...this.#now, block } }),
         ended: (why) => this.#ended(why),
+        leftOut: (link, why) => this.#tell({ leftOut: { by: sanitise(link.hello.name, limits.NAME_CHARS), why } }),
       },
     });
   }
@@ -82,8 +84,17 @@ export class TabPeer {
     this.#tell({ phase: "left", why: "" });
   }
 
+  /** The browser is about to stop this page: say goodbye, so that nobody waits for it. */
+  sleep() {
+    for (const link of this.#links.values()) link.close("sleeping");
+    this.#mux.rest("this device sleeps");
+    this.#asleep = true;
+    this.#tell({ phase: "waiting", why: "the browser put this page to sleep" });
+  }
+
   /** Somebody looks at the page again, or the network is back. */
   hurry() {
+    this.#asleep = false;
     this.#look();
     this.#mux.hurry();
   }
@@ -92,7 +103,8 @@ export class TabPeer {
   #look() {
     const slept = (Date.now() - this.#looked) / 1000;
     this.#looked = Date.now();
-    if (slept > limits.LOST_S) this.#mux.giveUp("this device slept");
+    if (slept > limits.LOST_S && this.#asleep) this.hurry();
+    else if (slept > limits.LOST_S) this.#mux.giveUp("this device slept");
     else if (this.#mux.me !== null && Date.now() - this.#refreshed > REFRESH_MS) this.#refresh();
   }
 

@@ -37,6 +37,7 @@ export class Pipeline {
   #signal;
   #onBlock;
   #began = performance.now();
+  #workedS = 0; // when busyS was asked for last
 
   /**
    * @param run       of engine.js
@@ -76,7 +77,8 @@ export class Pipeline {
     let steps = block ? [this.#finish(block - 1)] : [];
     if (this.#layout.receivers(this.#shard, block).length) {
       let codes = null;
-      steps.push(["encode_s", async () => (codes = await run.encode(block)), "encoded", block]);
+      const stages = this.#exchange.stages(block, this.#busyS());
+      steps.push(["encode_s", async () => (codes = await run.encode(block, stages)), "encoded", block]);
       await this.#compute(steps);
       await this.#exchange.sendCodes(block, codes);
       this.#exchange.timeline?.note("sent", block);
@@ -94,6 +96,13 @@ export class Pipeline {
       steps = [];
       if (!missing) return;
     }
+  }
+
+  /** Seconds of work since the last call. */
+  #busyS() {
+    const before = this.#workedS;
+    this.#workedS = this.spent.compute_s + this.spent.encode_s + this.spent.decode_s;
+    return this.#workedS - before;
   }
 
   #finish(block) {

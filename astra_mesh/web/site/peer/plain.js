@@ -3,7 +3,7 @@
 // Codes are bytes, little-endian as every browser's numbers are: a row of `row` bytes for each token.
 
 import { fromHalf, rounded, toHalf } from "./half.js";
-import { Matrix } from "./runtime.js";
+import { Matrix } from "./matrix.js";
 
 export const PLAIN = ["fp32", "fp16", "int8", "int4"];
 const GROUP = 32; // values of int4 that share one scale
@@ -102,6 +102,10 @@ export class PlainCodec {
     return new PlainReceiver(this, known);
   }
 
+  fork() {
+    return this;
+  }
+
   /** See VectorSender. */
   async encode(block, x, n) {
     const found = new Uint8Array(n.rows * this.row);
@@ -115,7 +119,7 @@ export class PlainCodec {
   }
 
   /** See VectorCodec. */
-  async decodeOne(block, stages, codes, past, start) {
+  async decodeOne(block, codes, past, start) {
     return { rows: await this.model.keyValue(block, this.rebuild(codes), start) };
   }
 

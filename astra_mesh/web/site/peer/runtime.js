@@ -1,50 +1,63 @@
 // onnxruntime-web behind a small face: graphs with weights, run one after the other.
 
-const ADDRESS = "../vendor/onnxruntime-web/dist/ort.wasm.min.mjs";
+import { Matrix } from "./matrix.js";
+
+export const PROCESSOR = "wasm"; // places to compute, as the library names them
+export const GPU = "webgpu";
+
+const LIBRARIES = { [PROCESSOR]: "ort.wasm.min.mjs", [GPU]: "ort.jspi.min.mjs" }; // the other one has the first one's place too
+const FOLDER = "../vendor/onnxruntime-web/dist/";
 export const MISSING = "this peer was installed without the browser runtime: run `make runtime` there, and start it again";
-const THREADS = 4; // more than a phone has fast cores
+const THREADS = 8; // at most: more share their cores with others
 
 let loading = null;
 let last = Promise.resolve(); // what runs, or ran last: the runtime computes one thing at a time
+let lost = ""; // why the GPU is gone
+let watching = null;
+let adapter = null; // a promise, once it was asked for
+
+/** Why nothing can be computed on a GPU; "" where it can be tried. */
+export async function gpuMissing() {
+  if (lost) return lost;
+  if (!globalThis.isSecureContext) return "browsers offer the GPU to pages on HTTPS or localhost only";
+  if (!globalThis.navigator?.gpu) return "this browser has no WebGPU";
+  if (!WebAssembly.Suspending) return "this browser cannot wait for a GPU in WebAssembly";
+  adapter ??= navigator.gpu.requestAdapter().catch(() => null); // browsers complain in the console each time
+  return (await adapter) ? "" : "this device offers pages no GPU";
+}
 
 /** The library; an Error that says what to do where the peer does not have it. */
 async function library() {
-  loading ??= import(ADDRESS).then((ort) => {
+  loading ??= (async () => {
+    const place = (await gpuMissing()) ? PROCESSOR : GPU;
+    const ort = await import(FOLDER + LIBRARIES[place]);
     ort.env.wasm.numThreads = globalThis.crossOriginIsolated ? Math.min(THREADS, navigator.hardwareConcurrency || 1) : 1;
     ort.env.logLevel = "error";
     return ort;
-  }, (error) => {
+  })().catch((error) => {
     loading = null;
     throw new Error(MISSING, { cause: error });
   });
   return loading;
 }
 
+/** Whether a GPU was used and is gone. */
+export const gpuLost = () => lost !== "";
+
 /** Threads that the runtime computes with. */
 export const threads = async () => (await library()).env.wasm.numThreads;
+
+/** Learn when the GPU is lost: what was computed there has to move. */
+async function watch(ort) {
+  const device = await ort.env.webgpu.device;
+  device.lost.then(({ message }) => (lost = `the browser took the GPU away (${message || "it does not say why"})`));
+}
 
 /** Wait for what runs, then run. */
 function inTurn(work) {
   const mine = last.then(work);
   last = mine.catch(() => {});
   return mine;
-}
-
-/** A matrix: `rows` x `columns` numbers, row after row. */
-export class Matrix {
-  constructor(data, columns) {
-    this.data = data;
-    this.columns = columns;
-  }
-
-  get rows() {
-    return this.data.length / this.columns;
-  }
-
-  /** Rows `start` to `stop`, sharing the numbers. */
-  slice(start, stop = this.rows) {
-    return new Matrix(this.data.subarray(start * this.columns, stop * this.columns), this.columns);
-  }
 }
 
 const KINDS = new Map([[Float32Array, "float32"], [Int32Array, "int32"], [BigInt64Array, "int64"]]);
@@ -59,14 +72,16 @@ export class Graph {
     this.#session = session;
   }
 
-  /** A graph from its bytes; `weights`: the bytes that its tensors lie in, if it has any. */
-  static async load(bytes, weights = null) {
+  /** A graph from its bytes; `weights`: the bytes that its tensors lie in, if it has any; `place`: PROCESSOR or GPU. */
+  static async load(bytes, weights = null, place = PROCESSOR) {
     const ort = await library();
     // Threads that spin while they wait take the time of whoever else runs on the device.
     const extra = { session: { intra_op: { allow_spinning: "0" }, inter_op: { allow_spinning: "0" } } };
-    const options = { executionProviders: ["wasm"], logSeverityLevel: 3, extra };
+    const options = { executionProviders: [place], logSeverityLevel: 3, extra };
     if (weights !== null) options.externalData = [{ path: "weights", data: weights }];
-    return new Graph(ort, await inTurn(() => ort.InferenceSession.create(bytes, options)));
+    const session = await inTurn(() => ort.InferenceSession.create(bytes, options));
+    if (place === GPU) watching ??= watch(ort);
+    return new Graph(ort, session);
   }
 
   /** Whether it wants an input of that name. */

@@ -1,6 +1,6 @@
 // One shard's steps, as astra_mesh/engine/shard.py.
 
-import { Matrix } from "./runtime.js";
+import { Matrix } from "./matrix.js";
 
 /** The positions [start, stop) whose embedded rows a shard needs: of all that it attends exactly. */
 export function embedRange(layout, shard) {
@@ -67,7 +67,8 @@ export class ShardRun {
   #query = null;
   #parts = new Map();
   #known = new Map(); // by shard: n of the first block, if it is known
-  #senders = new Map(); // by number of stages
+  #common = null; // sender
+  #senders = new Map(); // by receiver; who got the same codes so far has the same one
   #receivers = new Map(); // by shard
 
   constructor(model, layout, shard, codec, embedded) {
@@ -88,18 +89,43 @@ export class ShardRun {
     return this.#layout.localRows(this.#shard) - this.#layout.sent(this.#shard).length;
   }
 
-  /** Codes of the own tokens for `block`, by each number of stages that a receiver takes: a Map. */
-  async encode(block) {
-    const wanted = this.#layout.receivers(this.#shard, block).map((other) => this.#layout.stagesBetween(this.#shard, other));
+  /**
+   * Codes of the own tokens for `block`: a Map of receiver to arrays. Those who got the same so far, and take the same
+   * now, share them.
+   *
+   * @param stages  of each receiver, a Map; by default those of the layout
+   */
+  async encode(block, stages = null) {
+    const receivers = this.#layout.receivers(this.#shard, block);
     const found = new Map();
-    if (!wanted.length) return found;
+    if (!receivers.length) return found;
     this.#n = await this.#model.normalize(this.x);
     const [x, n] = [this.x.slice(this.#unsent), this.#n.slice(this.#unsent)];
-    for (const stages of [...new Set(wanted)].sort((a, b) => a - b)) {
-      if (!this.#senders.has(stages)) this.#senders.set(stages, this.#codec.sender(stages, this.#known.get(this.#shard) ?? null));
-      found.set(stages, await this.#senders.get(stages).encode(block, x, n));
+    const wanted = new Map(); // sender -> Map of number of stages to receivers
+    for (const receiver of receivers) {
+      const count = stages?.get(receiver) ?? this.#layout.stagesBetween(this.#shard, receiver);
+      const sender = this.#sender(receiver);
+      if (!wanted.has(sender)) wanted.set(sender, new Map());
+      const alike = wanted.get(sender);
+      alike.set(count, [...(alike.get(count) ?? []), receiver]);
+    }
+    for (const [sender, groups] of wanted) {
+      const ends = [...groups].map((_, i) => (i ? sender.fork() : sender));
+      for (const [i, [count, some]] of [...groups].sort(([a], [b]) => a - b).entries()) {
+        const codes = await ends[i].encode(block, x, n, count);
+        for (const receiver of some) {
+          found.set(receiver, codes);
+          this.#senders.set(receiver, ends[i]);
+        }
+      }
     }
     return found;
+  }
+
+  /** What codes for a receiver come from; at first one for all. */
+  #sender(receiver) {
+    this.#common ??= this.#codec.sender(this.#known.get(this.#shard) ?? null);
+    return this.#senders.get(receiver) ?? this.#common;
   }
 
   /** Exact queries, keys and values of the own tokens, and attention among them. */

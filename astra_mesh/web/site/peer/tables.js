@@ -1,135 +1,141 @@
-// Tables that turn the codes of a block into its keys and values: a row for each codeword, in which the projection
-// is already applied (astra_mesh/quant/vector.py). Made in the tab, because they are many times as large as the
-// codebook that they are made of.
+// Tables that turn codes into sums of rows: a row for each codeword, in which a projection is already applied
+// (astra_mesh/quant/vector.py). Made in the tab, because they are many times as large as the codebook that they
+// are made of.
 //
-// Only for codebooks without history. With one, a table has the rows of all blocks that came before, and their sum
-// takes as long as the products that it saves (peers/phone/README.md has figures).
+// Rows of keys and values are 16-bit whole numbers with a scale for each column, added up as whole numbers: half the
+// memory to read, and an error of at most 1/65,000 of the largest number of a column in each row. What both ends
+// remember is summed exactly, since small differences would choose other codes later.
 
-import { fromHalf } from "./half.js";
-import { Matrix } from "./runtime.js";
+import { Matrix } from "./matrix.js";
+import { CHUNK, Panels, Workspace, copyRows, tall, wide } from "./workspace.js";
 
-export const TABLE_BYTES = 2 ** 28; // of all blocks, at one number of stages; where they would be larger, tabs project
+export const TABLE_BYTES = 2 ** 28; // of all blocks, at one number of stages; where they would be larger, tabs multiply
 
-const AT_ONCE = 4; // rows that are added in one pass over the sum
+const MOST = 32767; // of a number in a row
 
-/** Tensors of a manifest's description, by name: Float32Array, or Int32Array, and their shapes. */
-export function tensorsOf({ tensors }, bytes) {
-  const found = {};
-  for (const { name, dtype, shape, offset } of tensors) {
-    const count = shape.reduce((product, size) => product * size, 1);
-    const view = new DataView(bytes.buffer, bytes.byteOffset + offset);
-    const read = {
-      f2: (i) => fromHalf(view.getUint16(2 * i, true)),
-      f4: (i) => view.getFloat32(4 * i, true),
-      i4: (i) => view.getInt32(4 * i, true),
-    }[dtype];
-    const data = new (dtype === "i4" ? Int32Array : Float32Array)(count);
-    for (let i = 0; i < count; i++) data[i] = read(i);
-    found[name] = { data, shape };
-  }
-  return found;
-}
+/** Bytes of a table of so many codes in one block; exact: of 32-bit numbers. */
+export const tableBytes = (codes, size, columns, exact = false) => (exact ? 4 : 2) * codes * size * wide(columns);
 
-function transposed({ data, shape: [rows, columns] }) {
-  const found = new Float32Array(data.length);
-  for (let i = 0; i < rows; i++) for (let j = 0; j < columns; j++) found[j * rows + i] = data[i * columns + j];
-  return new Matrix(found, rows);
-}
-
-/** Bytes of a table of so many codes in one block. */
-export const tableBytes = (codes, size, columns) => 4 * codes * size * columns;
-
-/** Sums of a block's rows. */
+/** Sums of rows. */
 export class Table {
-  #rows;
-  #offset;
-  #size;
+  #space;
+  #rows; // address of the first one
+  #none; // of a row of zeros
+  #scale;
+  #start;
+  #kind; // of arrays of rows
 
   /**
-   * stages: whose codes it has, or fewer; rows: (codes * size, columns); offset: (columns,), to which they are added;
-   * size: codewords of each code
+   * @param space    where it lies
+   * @param parts    Matrices of rows, in the order of the codes that they are for
+   * @param columns  of a row
+   * @param start    (columns,) to which sums are added; null: zeros
+   * @param exact    rows of 32-bit numbers
    */
-  constructor(stages, rows, offset, size) {
-    this.stages = stages;
-    this.#rows = rows;
-    this.#offset = offset;
-    this.#size = size;
-  }
-
-  /**
-   * Make one.
-   *
-   * @param tensors  of the block's quantizer, by name
-   * @param stages   how many
-   * @param project  (n) => raw keys and values, a bias included
-   * @param product  (a, b) => their product
-   */
-  static async make(tensors, stages, project, product) {
-    const toNumbers = transposed(tensors.synthesis); // (R, D)
-    const columns = toNumbers.columns;
-    const inputs = new Float32Array((toNumbers.rows + 2) * columns);
-    inputs.set(toNumbers.data);
-    inputs.set(tensors.center.data, toNumbers.rows * columns); // and a row of zeros, which gives the bias alone
-    const raw = await project(new Matrix(inputs, columns));
-    const width = raw.columns;
-    const bias = raw.slice(-1 + raw.rows).data;
-    const offset = Float32Array.from(raw.slice(raw.rows - 2, raw.rows - 1).data);
-    const reach = raw.slice(0, toNumbers.rows); // each coordinate's share of keys and values
-    for (let i = 0; i < reach.data.length; i++) reach.data[i] -= bias[i % width];
-    const parts = [];
-    for (let stage = 0; stage < stages; stage++) parts.push(...(await stageRows(tensors, stage, reach, product)));
-    const rows = new Float32Array(parts.reduce((sum, one) => sum + one.data.length, 0));
-    let at = 0;
+  constructor(space, parts, columns, start = null, exact = false) {
+    this.#kind = exact ? Float32Array : Int16Array;
+    const scale = exact ? new Float32Array(columns).fill(1) : scales(parts, columns);
+    const count = parts.reduce((sum, part) => sum + part.rows, 0);
+    this.#space = space;
+    this.columns = columns;
+    this.width = wide(columns); // of a sum: the rest is zeros
+    this.#rows = space.reserve((count + 1) * this.#bytes);
+    this.#none = this.#rows + count * this.#bytes;
+    [this.#scale, this.#start] = [scale, start ?? new Float32Array(columns)].map((values) => {
+      const address = space.reserve(4 * this.width);
+      space.floats(address, columns).set(values);
+      return address;
+    });
+    let at = this.#rows;
     for (const part of parts) {
-      rows.set(part.data, at);
-      at += part.data.length;
+      this.#put(part, scale, at);
+      at += part.rows * this.#bytes;
     }
-    return new Table(stages, new Matrix(rows, width), offset, tensors["codewords.0"].shape[1]);
   }
 
-  /** Raw keys and values of codes: one array for each stage, token after token, with so many `groups`. */
-  sum(codes, groups) {
-    const { data, columns } = this.#rows;
-    const tokens = codes[0].length / groups[0];
-    const found = new Float32Array(tokens * columns);
-    const places = new Int32Array(groups.slice(0, codes.length).reduce((sum, one) => sum + one, 0));
-    for (let token = 0; token < tokens; token++) {
-      const begin = token * columns;
-      let count = 0;
-      codes.forEach((one, stage) => {
-        for (let group = 0; group < groups[stage]; group++, count++) {
-          places[count] = (count * this.#size + one[token * groups[stage] + group]) * columns;
-        }
-      });
-      found.set(this.#offset, begin);
-      let at = 0;
-      for (; at + AT_ONCE <= count; at += AT_ONCE) {
-        const [a, b, c, d] = [places[at], places[at + 1], places[at + 2], places[at + 3]];
-        for (let j = 0; j < columns; j++) found[begin + j] += data[a + j] + data[b + j] + data[c + j] + data[d + j];
-      }
-      for (; at < count; at++) {
-        const a = places[at];
-        for (let j = 0; j < columns; j++) found[begin + j] += data[a + j];
-      }
+  /** Of a row. */
+  get #bytes() {
+    return this.#kind.BYTES_PER_ELEMENT * this.width;
+  }
+
+  #put({ data, rows, columns }, scale, address) {
+    const found = this.#space.view(this.#kind, address, rows * this.width);
+    for (let row = 0; row < rows; row++) {
+      const [from, to] = [row * columns, row * this.width];
+      if (this.#kind === Float32Array) found.set(data.subarray(from, from + columns), to);
+      else for (let j = 0; j < columns; j++) found[to + j] = Math.round(data[from + j] / scale[j]);
     }
-    return new Matrix(found, columns);
+  }
+
+  /**
+   * The sums of `count` tokens from `first` on, `width` numbers each, in a room of that name; its address.
+   *
+   * @param codes   one array for each stage, token after token
+   * @param groups  of each stage
+   * @param size    codewords of each code
+   */
+  run({ codes, groups, size }, first, count, name) {
+    const bytes = this.#bytes;
+    const each = tall(codes.reduce((sum, _, stage) => sum + groups[stage], 0));
+    const places = this.#space.room("places", each);
+    const found = this.#space.room(name, this.width);
+    const view = this.#space.view(Int32Array, places, each * count).fill(this.#none);
+    let index = 0;
+    codes.forEach((one, stage) => {
+      for (let group = 0; group < groups[stage]; group++, index++) {
+        const begin = this.#rows + index * size * bytes;
+        for (let token = 0; token < count; token++) {
+          view[token * each + index] = begin + bytes * one[(first + token) * groups[stage] + group];
+        }
+      }
+    });
+    const sum = this.#kind === Float32Array ? this.#space.sumExact : this.#space.sum;
+    sum(places, each, this.#scale, this.#start, found, count, this.width);
+    return found;
+  }
+
+  /** The sums of all tokens: a Matrix. */
+  sum(coded) {
+    const tokens = coded.codes[0].length / coded.groups[0];
+    const found = new Float32Array(tokens * this.columns);
+    for (let first = 0; first < tokens; first += CHUNK) {
+      const count = Math.min(CHUNK, tokens - first);
+      const address = this.run(coded, first, count, "sums");
+      copyRows(this.#space.floats(address, count * this.width), this.width, found, first, this.columns);
+    }
+    return new Matrix(found, this.columns);
   }
 }
 
-/** The rows of one stage: a matrix for each group. */
-async function stageRows(tensors, stage, reach, product) {
-  const { data, shape } = tensors[`codewords.${stage}`];
-  const [groups, size, width] = shape;
-  const order = tensors[`order.${stage}`]?.data;
-  const found = [];
-  for (let group = 0; group < groups; group++) {
-    const words = new Matrix(data.subarray(group * size * width, (group + 1) * size * width), width);
-    const part = new Float32Array(width * reach.columns);
-    for (let i = 0; i < width; i++) {
-      const coordinate = order ? order[group * width + i] : group * width + i;
-      if (coordinate < reach.rows) part.set(reach.slice(coordinate, coordinate + 1).data, i * reach.columns); // else: none
+/** What a column's whole numbers are multiplied by. */
+function scales(parts, columns) {
+  const most = new Float32Array(columns);
+  for (const { data, rows } of parts) {
+    for (let row = 0; row < rows; row++) {
+      for (let j = 0; j < columns; j++) most[j] = Math.max(most[j], Math.abs(data[row * columns + j]));
     }
-    found.push(await product(words, new Matrix(part, reach.columns)));
+  }
+  return most.map((one) => one / MOST || 1);
+}
+
+/**
+ * The rows of a quantizer's codes: a Matrix for each group of each stage.
+ *
+ * @param stages  of the quantizer: { groups, size, width, words, order }
+ * @param reach   (coordinates, columns): what a coordinate adds to a sum
+ */
+export async function rowsOf(stages, reach) {
+  const found = [];
+  for (const { groups, size, width, words, order } of stages) {
+    for (let group = 0; group < groups; group++) {
+      const space = await Workspace.make(); // for this product only
+      const number = (row, column) => {
+        const coordinate = order ? order[group * width + row] : group * width + row;
+        return coordinate < reach.rows ? reach.data[coordinate * reach.columns + column] : 0; // else: none
+      };
+      const part = new Matrix(words.subarray(group * size * width, (group + 1) * size * width), width);
+      found.push(new Panels(space, width, reach.columns, number).times(part));
+    }
   }
   return found;
 }

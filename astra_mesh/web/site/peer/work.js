@@ -15,7 +15,7 @@ export class Work {
 
   /**
    * @param around  me(): id of this peer; models, findLink, turns: for Participation; status(link): sends one;
-   *                on: began(about), block(block), ended(why or null), of the shard that is computed
+   *                on: began(about), block(block), ended(why or null), of the shard that is computed; leftOut(link, why)
    */
   constructor(around) {
     this.#around = around;
@@ -31,7 +31,7 @@ export class Work {
     if (message.type === "Codes" || message.type === "Pooled") this.#codes(link, message);
     else if (message.type === "Propose") this.#propose(link, message);
     else if (message.type === "Prepare") this.#prepare(link, message);
-    else if (message.type === "Cancel") this.#cancel(link, message.request);
+    else if (message.type === "Cancel") this.#cancel(link, message);
   }
 
   /** A link is over: what needs it ends. */
@@ -54,9 +54,11 @@ export class Work {
     }
   }
 
-  #cancel(link, request) {
+  /** Of what was never proposed here: who planned it left this tab out, and says why. */
+  #cancel(link, { request, text }) {
     const part = this.#parts.get(request);
     if (part?.link === link) part.cancel();
+    else if (!part && text) this.#around.on.leftOut(link, text);
   }
 
   #propose(link, propose) {

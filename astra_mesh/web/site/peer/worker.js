@@ -1,4 +1,4 @@
-// The worker in which a tab is a peer: the page says join, leave and hurry, and is told what a person may see.
+// The worker in which a tab is a peer: the page says join, leave, sleep and hurry, and is told what a person may see.
 
 import { socket } from "../api.js";
 import { loadModel } from "./engine.js";
@@ -15,8 +15,9 @@ let wanted = null; // the token that the page has now
 let news = null;
 let timer = 0;
 
-/** Not more often than a person can see. */
+/** Not more often than a person can see, but at once when something begins: the screen is to stay on. */
 function show(state) {
+  if (state.now && !news?.now) postMessage(state);
   news = state;
   timer ||= setTimeout(() => {
     timer = 0;
@@ -45,6 +46,7 @@ async function join({ base, token, name, device }) {
 
 onmessage = async ({ data }) => {
   if (data.type === "leave") peer?.leave();
+  else if (data.type === "sleep") peer?.sleep();
   else if (data.type === "hurry") {
     wanted = data.token;
     peer?.hurry();

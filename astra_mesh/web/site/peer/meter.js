@@ -1,0 +1,95 @@
+// How fast a link is, from what was seen on it, without I/O; the same rules as astra_mesh/mesh/probe.py.
+
+const LEAST_BYTES = 2 * 1024; // of a run: less is not worth a ping
+const MOST_BYTES = 256 * 1024; // of a run: then it is marked while it goes on
+const EVERY_S = 0.05; // between two marks
+const PONG_S = 5; // a mark whose pong takes longer counts no more
+const SLACK_S = 0.01; // that two busy event loops may add to a run
+const AGREEING = 6; // runs that must be slower than the estimate, before it falls
+const GAIN = 0.5; // of a run that was faster
+
+/** Bits per second of a train of pings: the lower one of the whole train's rate and its second half's. */
+export function trainBps(pongs, size) {
+  const last = pongs.length - 1;
+  const half = Math.floor(last / 2);
+  const whole = (8 * size * last) / Math.max(pongs[last] - pongs[0], 1e-6);
+  const second = (8 * size * (last - half)) / Math.max(pongs[last] - pongs[half], 1e-6);
+  return Math.min(whole, second);
+}
+
+/** Throughput of a link from its real traffic; see the Python class. */
+export class Meter {
+  bps = null; // bits per second
+  measured = -Infinity; // when it was last confirmed or changed
+  #since = 0;
+  #bytes = 0;
+  #mark = null; // { since, size } of the run that waits for its pong
+  #next = -Infinity; // no mark before
+  #pong = -Infinity; // when the last one came
+  #ceilings = [];
+
+  /** So many bytes were given to the socket; whether to mark the end of the run here, though it goes on. */
+  wrote(size, began) {
+    if (!this.#bytes) this.#since = began;
+    this.#bytes += size;
+    return this.#bytes >= MOST_BYTES && this.#mayMark(began);
+  }
+
+  /** Nothing is left to write: the run is over; whether to mark its end. */
+  idle(now) {
+    if (this.#bytes >= LEAST_BYTES && this.#mayMark(now)) return true;
+    this.#bytes = 0;
+    return false;
+  }
+
+  #mayMark(now) {
+    const lost = this.#mark !== null && now - this.#mark.since > PONG_S;
+    return (this.#mark === null || lost) && now >= this.#next;
+  }
+
+  /** A ping follows what was written so far. */
+  mark(now) {
+    this.#mark = { since: this.#since, size: this.#bytes };
+    this.#bytes = 0;
+    this.#next = now + EVERY_S;
+  }
+
+  /** The pong of the last mark came; whether the estimate changed. */
+  pong(now, roundTripS) {
+    if (this.#mark === null) return false;
+    const { since: marked, size } = this.#mark;
+    this.#mark = null;
+    const tripS = roundTripS ?? 0;
+    const since = Math.max(marked, this.#pong - tripS); // where writing went on, what was before had to get through first
+    this.#pong = now;
+    const tookS = Math.max(now - since - tripS, 1e-6);
+    const floor = (8 * size) / tookS;
+    this.#ceilings = [...this.#ceilings, (8 * size) / Math.max(tookS - SLACK_S, 1e-6)].slice(-AGREEING);
+    this.measured = now;
+    const ceiling = Math.max(...this.#ceilings);
+    if (this.bps === null) this.bps = floor;
+    else if (floor > this.bps) this.bps += GAIN * (floor - this.bps);
+    else if (this.#ceilings.length === AGREEING && ceiling < this.bps) this.bps = ceiling;
+    else return false;
+    return true;
+  }
+
+  /**
+   * What is under way; `queued` bytes more wait to be written. `size`: in bytes; `bps`: at most, because it took so
+   * long already, Infinity: not known; `measuredBps`: as estimated, or null.
+   */
+  backlog(now, queued, roundTripS) {
+    const { since, size: marked } = this.#mark ?? { since: this.#since, size: 0 };
+    const size = marked + this.#bytes;
+    const tookS = now - since - (roundTripS ?? 0) - SLACK_S;
+    const bps = size && tookS > 0 ? (8 * size) / tookS : Infinity;
+    return { size: size + queued, bps, measuredBps: this.bps };
+  }
+
+  /** A probe measured this. */
+  probed(bps, now) {
+    this.bps = bps;
+    this.measured = now;
+    this.#ceilings = [];
+  }
+}

@@ -1,0 +1,131 @@
+// The memory that kernels.js computes in: what stays there (matrices, tables), and rooms that calls share.
+
+import { COLUMNS, ROWS, kernels } from "./kernels.js";
+import { Matrix } from "./matrix.js";
+
+export const CHUNK = 64; // rows that are computed at once: they stay in a processor's cache
+
+const PAGE = 2 ** 16;
+const LINE = 64; // what lies here begins at a multiple of it
+
+const upTo = (count, step) => Math.ceil(count / step) * step;
+export const wide = (columns) => upTo(columns, COLUMNS);
+export const tall = (rows) => upTo(rows, ROWS);
+
+/** Rows that lie `width` numbers apart, from row `first` on into others with fewer `columns`. */
+export function copyRows(from, width, into, first, columns) {
+  for (let i = 0; i * width < from.length; i++) into.set(from.subarray(i * width, i * width + columns), (first + i) * columns);
+}
+
+let compiled = null;
+
+/** The module, compiled once; with relaxed SIMD where the browser has it. */
+function compile() {
+  compiled ??= (async () => {
+    const relaxed = kernels(true);
+    return WebAssembly.compile(WebAssembly.validate(relaxed) ? relaxed : kernels(false));
+  })();
+  return compiled;
+}
+
+export class Workspace {
+  #exports;
+  #end = LINE; // of what is in use; nothing has the address 0
+  #rooms = new Map(); // by name: { address, bytes }
+
+  constructor(exports) {
+    this.#exports = exports;
+    for (const name of ["product", "nearest", "sum", "sumExact", "gather", "add", "subtract"]) this[name] = exports[name];
+  }
+
+  static async make() {
+    const instance = await WebAssembly.instantiate(await compile());
+    return new Workspace(instance.exports);
+  }
+
+  /** The address of so many bytes, zeros at first. Views are void afterwards. */
+  reserve(bytes) {
+    const address = this.#end;
+    this.#end = upTo(address + bytes, LINE);
+    const missing = this.#end - this.#exports.memory.buffer.byteLength;
+    if (missing > 0) this.#exports.memory.grow(Math.ceil(missing / PAGE));
+    return address;
+  }
+
+  /** A copy of numbers that stays; its address. */
+  keep(numbers) {
+    const address = this.reserve(numbers.byteLength);
+    this.view(numbers.constructor, address, numbers.length).set(numbers);
+    return address;
+  }
+
+  /**
+   * The address of a room for CHUNK rows of so many 32-bit numbers; the next call with that name has the same one, or
+   * a larger one. Views are void afterwards.
+   */
+  room(name, columns) {
+    const bytes = 4 * CHUNK * columns;
+    const known = this.#rooms.get(name);
+    if (known?.bytes >= bytes) return known.address;
+    const address = this.reserve(bytes);
+    this.#rooms.set(name, { address, bytes });
+    return address;
+  }
+
+  floats(address, count) {
+    return this.view(Float32Array, address, count);
+  }
+
+  view(kind, address, count) {
+    return new kind(this.#exports.memory.buffer, address, count);
+  }
+}
+
+/** A matrix (depth, columns) and a row to add, ready to be multiplied with. */
+export class Panels {
+  #space;
+  #start;
+
+  /**
+   * @param space    where it lies
+   * @param depth    its rows
+   * @param columns  as many as there are
+   * @param number   (row, column) => a number of it
+   * @param start    (columns,) to which products are added; null: zeros
+   */
+  constructor(space, depth, columns, number, start = null) {
+    this.#space = space;
+    this.depth = depth;
+    this.columns = columns;
+    this.width = wide(columns); // of a product: the rest is zeros
+    this.address = space.reserve(4 * this.width * depth);
+    this.#start = space.reserve(4 * this.width);
+    space.floats(this.#start, columns).set(start ?? new Float32Array(columns));
+    const found = space.floats(this.address, this.width * depth);
+    for (let column = 0; column < columns; column++) {
+      const begin = (column - (column % COLUMNS)) * depth + (column % COLUMNS);
+      for (let row = 0; row < depth; row++) found[begin + row * COLUMNS] = number(row, column);
+    }
+  }
+
+  /** The product with `count` rows at an address, `stride` numbers apart, into a room of that name; its address. */
+  run(rows, stride, count, name) {
+    const found = this.#space.room(name, this.width);
+    this.#space.product(rows, 4 * stride, this.address, this.#start, found, 4 * this.width, tall(count), this.width, this.depth);
+    return found;
+  }
+
+  /** The product with a Matrix. */
+  times(matrix) {
+    const space = this.#space;
+    const found = new Float32Array(matrix.rows * this.columns);
+    const rows = space.room("rows", this.depth);
+    for (let first = 0; first < matrix.rows; first += CHUNK) {
+      const some = matrix.slice(first, Math.min(first + CHUNK, matrix.rows));
+      space.floats(rows, some.data.length).set(some.data);
+      const address = this.run(rows, this.depth, some.rows, "product");
+      copyRows(space.floats(address, some.rows * this.width), this.width, found, first, this.columns);
+    }
+    return new Matrix(found, this.columns);
+  }
+}
