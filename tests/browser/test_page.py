@@ -24,7 +24,8 @@ def devices(count: int) -> str:
 
 
 async def spans(tab: Tab) -> list[str]:
-    script = "[...document.querySelectorAll('#request-picture rect title')].map((one) => one.textContent)"
+    titles = "document.querySelectorAll('#request-picture rect title')"
+    script = f"[...{titles}].map((one) => one.textContent)"
     return [str(one) for one in await tab.eval(script)]
 
 
