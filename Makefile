@@ -45,8 +45,10 @@ demo: $(RUN_STAMP) ## three peers on this machine find each other and answer
 
 .PHONY: test
 test: lint $(RUNTIME_IF_ABLE) ## style, types and all tests (PYTEST_ARGS="-k session" for some)
-	$(PYTEST) -n auto --maxprocesses 4 $(PEERS:%=--ignore=%) $(PYTEST_ARGS) $(OR_NONE)
-	$(PYTEST) $(PARTS:%=--ignore=%) $(PYTEST_ARGS) $(OR_NONE)
+	@failed=0; \
+	$(PYTEST) -n auto --maxprocesses 4 $(PEERS:%=--ignore=%) $(PYTEST_ARGS) $(OR_NONE) || failed=1; \
+	$(PYTEST) $(PARTS:%=--ignore=%) $(PYTEST_ARGS) $(OR_NONE) || failed=1; \
+	exit $$failed
 
 no-npm:
 	@echo 'npm was not found: this goes without what browser tabs compute with. Debian, Ubuntu: apt install npm'

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 EXAMPLE: Final = "Example:  astra-mesh peers --json"
 _LINKS: Final = 20  # lines
-_NAME_WIDTH: Final = 10  # of the table, however narrow the terminal
+_NAME_WIDTH, _PLACE_WIDTH = 14, 21  # that names and addresses keep in a narrow terminal
 
 
 def peers(connect: Connect = None, peer: Typed = None, as_json: Json = False) -> None:
@@ -43,18 +43,20 @@ async def _list(connect: str | None, typed: list[str] | None, as_json: bool) -> 
 
 def peer_table(found: list[PeerInfo]) -> Table:
     """One row for each peer."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("name", overflow="fold", min_width=_NAME_WIDTH)
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
+    names = [clean(one.name + (" (asked)" if one.self else "")) for one in found]
+    places = [clean(_place(one, found)) for one in found]
+    table.add_column("name", overflow="fold", min_width=_widest(names, _NAME_WIDTH))
     table.add_column("id", no_wrap=True)
-    for column in ("address", "system"):
-        table.add_column(column, overflow="fold")
+    table.add_column("address", overflow="fold", min_width=_widest(places, _PLACE_WIDTH))
+    table.add_column("system", overflow="fold")
     for column in ("cores", "round trip", "Mbit/s to", "from"):
         table.add_column(column, justify="right", no_wrap=True)
-    for one in found:
+    for one, name, place in zip(found, names, places, strict=True):
         texts = (
-            one.name + (" (asked)" if one.self else ""),
+            name,
             one.peer[:SHORT_ID],
-            _place(one, found),
+            place,
             one.device.system,
             f"{one.device.cores:g}",
             "" if one.round_trip_s is None else f"{one.round_trip_s * 1000:.1f} ms",
@@ -63,6 +65,10 @@ def peer_table(found: list[PeerInfo]) -> Table:
         )
         table.add_row(*(Text(clean(text)) for text in texts))
     return table
+
+
+def _widest(texts: list[str], most: int) -> int:
+    return min(most, max(map(len, texts), default=0))
 
 
 def _place(one: PeerInfo, found: list[PeerInfo]) -> str:

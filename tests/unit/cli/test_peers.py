@@ -87,3 +87,13 @@ def test_a_long_list_of_links_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     *shown, last = lines(found)
     assert len(shown) == 2
     assert last == "and 4 more links: --json"
+
+
+def test_a_usual_terminal_shows_all_columns() -> None:
+    text = io.StringIO()
+    fast = replace(HOST, send_bps=940e6, receive_bps=2500e6, self=True)
+    Console(file=text, width=80).print(peer_table([fast, TAB]))
+    head, first, *_ = text.getvalue().splitlines()
+    assert head.split()[-1] == "from"
+    assert first.split()[:4] == ["kitchen", "(asked)", A[:8], "192.0.2.7:7475"]
+    assert first.split()[-2:] == ["940", "2500"]
