@@ -55,7 +55,8 @@ def staging_folder(name: str) -> Path:
     target = user_models_path() / name
     if target.exists():
         raise InputError(
-            f"there is a model {name} in {target.parent}: remove it first, or choose another --name"
+            f"there is a model {name} in {target.parent}: delete that folder first, or choose "
+            "another --name"
         )
     folder = target.with_name(f".{name}.partial")
     with explained(folder):

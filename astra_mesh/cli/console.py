@@ -12,6 +12,7 @@ from typing import Any, Final, TypeVar
 
 import typer
 from rich.console import Console
+from rich.status import Status
 from rich.text import Text
 
 from astra_mesh.errors import AstraMeshError, CalibrationError, InputError, UnknownModelError
@@ -23,7 +24,19 @@ INTERRUPTED_STATUS: Final = 130
 _USAGE: Final = (InputError, UnknownModelError, CalibrationError)
 
 out = Console(highlight=False, soft_wrap=False)
-err = Console(stderr=True, highlight=False)
+
+
+class _Errors(Console):
+    """Standard error, without spinners where no terminal shows them: rich writes empty lines."""
+
+    def status(self, *args: Any, **options: Any) -> Status:
+        """As that of :class:`rich.console.Console`."""
+        if self.is_terminal:
+            return super().status(*args, **options)
+        return Console(quiet=True).status(*args, **options)
+
+
+err = _Errors(stderr=True, highlight=False)
 
 T = TypeVar("T")
 

@@ -54,6 +54,7 @@ def pair(
 ) -> None:
     """Pair two devices: show a code here, or use the one that the other device shows."""
     with reporting(as_json):
+        from astra_mesh.errors import InputError
         from astra_mesh.mesh.invitations import Invitations
         from astra_mesh.mesh.trust import Trust
 
@@ -64,6 +65,11 @@ def pair(
             Invitations(trust.folder).close()
         elif code is not None:
             run_async(_join(trust, code, at or [], as_json))
+        elif at:
+            raise InputError(
+                "--at says where the device is that showed a code: astra-mesh pair CODE --at "
+                "HOST:PORT"
+            )
         elif join_key:
             _make_key(trust, uses, _seconds(valid), _seconds(member_for), as_json)
         else:

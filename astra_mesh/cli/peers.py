@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 EXAMPLE: Final = "Example:  astra-mesh peers --json"
 _LINKS: Final = 20  # lines
-_NAME_WIDTH, _PLACE_WIDTH = 14, 21  # that names and addresses keep in a narrow terminal
+_NAME_WIDTH, _PLACE_WIDTH = 14, 21  # names and addresses up to so long stay in one line
+_WIDE: Final = 100  # columns of a terminal that shows systems, too
 
 
 def peers(connect: Connect = None, peer: Typed = None, as_json: Json = False) -> None:
@@ -33,7 +34,7 @@ async def _list(connect: str | None, typed: list[str] | None, as_json: bool) -> 
     if as_json:
         print_json({"peers": found})
     else:
-        out.print(peer_table(found))
+        out.print(peer_table(found, out.width))
         out.print()
         for line in (*link_lines(found), *model_lines(found)):
             out.print(line, soft_wrap=True)
@@ -41,15 +42,17 @@ async def _list(connect: str | None, typed: list[str] | None, as_json: bool) -> 
         hint(ALONE)
 
 
-def peer_table(found: list[PeerInfo]) -> Table:
-    """One row for each peer."""
+def peer_table(found: list[PeerInfo], width: int) -> Table:
+    """One row for each peer, for a terminal of so many columns."""
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
     names = [clean(one.name + (" (asked)" if one.self else "")) for one in found]
     places = [clean(_place(one, found)) for one in found]
-    table.add_column("name", overflow="fold", min_width=_widest(names, _NAME_WIDTH))
+    wide = width >= _WIDE
+    table.add_column("name", overflow="fold", no_wrap=_widest(names) <= _NAME_WIDTH)
     table.add_column("id", no_wrap=True)
-    table.add_column("address", overflow="fold", min_width=_widest(places, _PLACE_WIDTH))
-    table.add_column("system", overflow="fold")
+    table.add_column("address", overflow="fold", no_wrap=_widest(places) <= _PLACE_WIDTH)
+    if wide:
+        table.add_column("system", overflow="fold")
     for column in ("cores", "round trip", "Mbit/s to", "from"):
         table.add_column(column, justify="right", no_wrap=True)
     for one, name, place in zip(found, names, places, strict=True):
@@ -57,7 +60,7 @@ def peer_table(found: list[PeerInfo]) -> Table:
             name,
             one.peer[:SHORT_ID],
             place,
-            one.device.system,
+            *([one.device.system] if wide else []),
             f"{one.device.cores:g}",
             "" if one.round_trip_s is None else f"{one.round_trip_s * 1000:.1f} ms",
             _mbits(one.send_bps),
@@ -67,8 +70,8 @@ def peer_table(found: list[PeerInfo]) -> Table:
     return table
 
 
-def _widest(texts: list[str], most: int) -> int:
-    return min(most, max(map(len, texts), default=0))
+def _widest(texts: list[str]) -> int:
+    return max(map(len, texts), default=0)
 
 
 def _place(one: PeerInfo, found: list[PeerInfo]) -> str:

@@ -86,7 +86,7 @@ def picture(found: list[PeerInfo], events: deque[tuple[float, Event]]) -> Group:
     """One screen."""
     from astra_mesh.cli.peers import link_lines, model_lines, peer_table
 
-    parts: list[RenderableType] = [peer_table(found), Text(), *link_lines(found)]
+    parts: list[RenderableType] = [peer_table(found, out.width), Text(), *link_lines(found)]
     parts += model_lines(found)
     if events:
         parts += [Text(), Text("what happened", style="bold")]

@@ -25,6 +25,7 @@ from astra_mesh.wire.messages import DeviceId
 PATH: Final = "/mesh"
 _STAGGER_S: Final = 0.25  # between the addresses of one peer, which are tried side by side
 
+_NOT_TLS: Final = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE")
 TLS_NAME: Final = "astra-mesh"  # what TLS is told instead of an address; ids prove who answers
 
 Address = tuple[str, int]  # host or IP address (IPv6 with a scope where it needs one), port
@@ -275,7 +276,8 @@ def _is_about_certificates(exc: BaseException | None) -> bool:
     """Whether one of the ends does not know the other one's device."""
     if isinstance(exc, ssl.SSLCertVerificationError):
         return True
-    if isinstance(exc, ssl.SSLError) and "ALERT" in (exc.reason or "").upper():
+    # aiohttp has SSL errors of its own, without a reason.
+    if isinstance(exc, ssl.SSLError) and "ALERT" in (getattr(exc, "reason", None) or "").upper():
         return True
     if isinstance(exc, aiohttp.ClientConnectorCertificateError):
         return True
@@ -283,7 +285,20 @@ def _is_about_certificates(exc: BaseException | None) -> bool:
     return inner is not None and inner is not exc and _is_about_certificates(inner)
 
 
+def no_tls(exc: BaseException) -> str | None:
+    """What to say of an end that answers without TLS, as other ports than those of peers do."""
+    inner = getattr(exc, "os_error", exc)
+    if isinstance(inner, ssl.SSLError) and (inner.reason or "") in _NOT_TLS:
+        return (
+            "what answers there is no port of the mesh (perhaps the API's, or the page's): "
+            "`astra-mesh peer` prints its own behind `at`"
+        )
+    return None
+
+
 def _short(exc: BaseException) -> str:
+    if (why := no_tls(exc)) is not None:
+        return why
     if isinstance(exc, aiohttp.ClientConnectorError):
         return exc.strerror or str(exc.os_error)
     return str(exc) or type(exc).__name__

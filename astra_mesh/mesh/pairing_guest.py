@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from astra_mesh import limits
 from astra_mesh.errors import MeshError, PairingError, ProtocolError
 from astra_mesh.mesh.codes import Secret
-from astra_mesh.mesh.connect import Address
+from astra_mesh.mesh.connect import Address, no_tls
 from astra_mesh.mesh.doorman import abandon
 from astra_mesh.mesh.identity import device_id
 from astra_mesh.mesh.pairing import (
@@ -99,7 +99,7 @@ async def pair_at(trust: Trust, secret: Secret, address: Address) -> Paired:
     except EOFError:
         why = "it ended the conversation"
     except OSError as error:
-        why = error.strerror or str(error)
+        why = no_tls(error) or error.strerror or str(error)
     raise PairingError(f"cannot pair with what listens at {host}, port {port}: {why}")
 
 

@@ -488,3 +488,21 @@ async def test_a_flood_of_pairings_is_bounded(tmp_path: Path) -> None:
         assert keeper is not None
         assert keeper._doorman is not None
         assert len(keeper._doorman._pairing._tasks) <= limits.PAIR_CONNECTIONS
+
+
+async def test_a_port_without_tls_is_no_peers_port() -> None:
+    """The API's, say."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(100)
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    caller, secret = await Caller.new(), read_secret(new_code())
+    async with server, aiohttp.ClientSession() as http:
+        with pytest.raises(NoPeerError, match="no port of the mesh"):
+            await caller.dial(http, port)
+        with pytest.raises(PairingError, match="no port of the mesh"):
+            await pair_at(caller.trust, secret, ("127.0.0.1", port))

@@ -39,7 +39,7 @@ HOST = replace(
 
 def shown(found: list[PeerInfo]) -> list[str]:
     text = io.StringIO()
-    Console(file=text, width=200).print(peer_table(found))
+    Console(file=text, width=200).print(peer_table(found, 200))
     return text.getvalue().splitlines()[1:]
 
 
@@ -89,11 +89,14 @@ def test_a_long_list_of_links_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     assert last == "and 4 more links: --json"
 
 
-def test_a_usual_terminal_shows_all_columns() -> None:
+@pytest.mark.parametrize("address", ["192.0.2.7:7475", "192.168.178.254:65535"])
+def test_a_usual_terminal_shows_all_columns(address: str) -> None:
     text = io.StringIO()
-    fast = replace(HOST, send_bps=940e6, receive_bps=2500e6, self=True)
-    Console(file=text, width=80).print(peer_table([fast, TAB]))
+    fast = replace(HOST, send_bps=940e6, receive_bps=2220e6, self=True, address=address)
+    system = replace(fast.device, system="Linux x86_64")
+    fast = replace(fast, name="right", device=system)
+    Console(file=text, width=80).print(peer_table([fast, TAB], 80))
     head, first, *_ = text.getvalue().splitlines()
     assert head.split()[-1] == "from"
-    assert first.split()[:4] == ["kitchen", "(asked)", A[:8], "192.0.2.7:7475"]
-    assert first.split()[-2:] == ["940", "2500"]
+    assert first.split()[:4] == ["right", "(asked)", A[:8], address]
+    assert first.split()[-2:] == ["940", "2220"]
