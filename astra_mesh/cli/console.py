@@ -27,13 +27,18 @@ out = Console(highlight=False, soft_wrap=False)
 
 
 class _Errors(Console):
-    """Standard error, without spinners where no terminal shows them: rich writes empty lines."""
+    """Standard error. What moves is shown on a terminal only: elsewhere rich writes empty lines."""
+
+    @property
+    def moving(self) -> Console:
+        """For spinners and bars."""
+        return self if self.is_terminal else Console(quiet=True)
 
     def status(self, *args: Any, **options: Any) -> Status:
         """As that of :class:`rich.console.Console`."""
         if self.is_terminal:
             return super().status(*args, **options)
-        return Console(quiet=True).status(*args, **options)
+        return self.moving.status(*args, **options)
 
 
 err = _Errors(stderr=True, highlight=False)

@@ -472,7 +472,7 @@ def parse_numbers(option: str, text: str) -> tuple[int, ...]:
 def progress_bar() -> Iterator[Callable[[int, int, str], None]]:
     """A bar on standard error; called with (done, total, what)."""
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f}%"))
-    with Progress(*columns, TimeElapsedColumn(), console=err, transient=True) as bar:
+    with Progress(*columns, TimeElapsedColumn(), console=err.moving, transient=True) as bar:
         task = bar.add_task("starting", total=None)
 
         def advance(done: int, total: int, what: str) -> None:

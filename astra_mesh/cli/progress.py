@@ -27,7 +27,7 @@ def following(text: str, total: int, done: Callable[[], int]) -> Iterator[None]:
     """A bar that asks how many of ``total`` bytes are there, from a thread of its own."""
     over = threading.Event()
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn())
-    with Progress(*columns, TransferSpeedColumn(), console=err, transient=True) as bar:
+    with Progress(*columns, TransferSpeedColumn(), console=err.moving, transient=True) as bar:
         task = bar.add_task(text, total=total)
 
         def look() -> None:
@@ -48,6 +48,6 @@ def waiting(text: str) -> Iterator[Callable[[], None]]:
     """A line with the time that has passed, for what tells nothing of itself meanwhile; it is gone
     when it is over, or when what is given is called."""
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
-    with Progress(*columns, console=err, transient=True) as line:
+    with Progress(*columns, console=err.moving, transient=True) as line:
         line.add_task(text, total=None)
         yield line.stop
