@@ -29,7 +29,7 @@ MEET_S: Final = 60.0
 UNPLUGGED_S: Final = 5.5  # more than the silence after which a link is given up
 SETTLE_S: Final = 300.0
 _POLL_S: Final = 0.25
-_SETTLED_S: Final = 1.0  # so long idle
+_SETTLED_S: Final = 0.5  # so long idle
 _IDLE: Final = 0.03  # of a core and device: heartbeats
 
 

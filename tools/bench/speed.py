@@ -193,13 +193,13 @@ class Bench:
         """All rounds of a cell, each with an order of its own."""
         for name in shift.names:
             self._warm_up(rig, cell, name)
-        rig.settle()
         kind = shift.kind
         slow: set[str] = set()
         for turn in range(self._sweep.rounds):
             order = [name for name in shift.names if name not in slow]
             random.Random(f"{self._sweep.seed}/{cell}/{turn}").shuffle(order)
             for place, name in enumerate(order):
+                rig.settle()
                 found = ask(rig, cell, name)
                 at = {"variant": name, "shift": kind, "round": turn, "order": place}
                 self._rows.append(cell._asdict() | at | found)
