@@ -9,6 +9,7 @@ from astra_mesh import limits
 from astra_mesh.mesh.connect import Address
 from astra_mesh.mesh.meeting import MeetingPlaces
 from astra_mesh.mesh.trust import Trust
+from astra_mesh.peer.names import tell_changes
 
 
 async def watch_places(
@@ -29,9 +30,6 @@ async def watch_places(
     while True:
         others = trust.members().keys() - {trust.device.id}
         here = set(await asyncio.to_thread(places.of, others)) - set(typed)
-        for address in sorted(here - known):
-            came(*address)
-        for address in sorted(known - here):
-            went(*address)
+        tell_changes(known, here, came, went)
         known = here
         await asyncio.sleep(limits.TRUST_POLL_S)

@@ -37,12 +37,22 @@ async def watch_names(
                 text = f"the name {host} has no address ({str(error) or 'no answer'}); trying again"
                 log.log(logging.DEBUG if text == complaint else logging.WARNING, "%s", text)
                 complaint = text
-        for address in sorted(here - known):
-            came(*address)
-        for address in sorted(known - here):
-            went(*address)
+        tell_changes(known, here, came, went)
         known = here
         await asyncio.sleep(limits.NAMES_POLL_S)
+
+
+def tell_changes(
+    before: set[Address],
+    now: set[Address],
+    came: Callable[[str, int], None],
+    went: Callable[[str, int], None],
+) -> None:
+    """Call with each address that is new, and with each that is there no more."""
+    for address in sorted(now - before):
+        came(*address)
+    for address in sorted(before - now):
+        went(*address)
 
 
 async def _addresses(host: str, port: int) -> set[Address]:
