@@ -60,6 +60,12 @@ class Cut:
         width = y.shape[1] // self.groups
         return y.view(len(y), self.groups, width).transpose(0, 1)
 
+    def spread(self, matrix: Tensor) -> Tensor:
+        """Rows (R, N), one of each coordinate, as (G, W, N)."""
+        if self.order is not None:
+            matrix = F.pad(matrix, (0, 0, 0, 1))[self.order]
+        return matrix.view(self.groups, -1, matrix.shape[1])
+
     def join(self, grouped: Tensor) -> Tensor:
         """Inverse of :meth:`split`; coordinates in no group are zero."""
         y = grouped.transpose(0, 1).flatten(1)
@@ -138,16 +144,23 @@ class BlockCoder:
     def rows(self) -> Tensor:
         """Every codeword as what it adds to n^: (codewords of all stages and groups, D)."""
         if self._rows is None:
-            self._rows = torch.cat([self._stage_rows(stage) for stage in self.stages])
+            assert self.synthesis is not None
+            self._rows = self._rows_through(self.synthesis.T)
         return self._rows
 
-    def _stage_rows(self, stage: StageCoder) -> Tensor:
-        groups, size, width = stage.codewords.shape
-        wide = stage.codewords.new_zeros(groups, size, groups, width)
-        for group in range(groups):
-            wide[group, :, group] = stage.codewords[group]
-        y = stage.cut.join(wide.view(1, groups * size, -1))
-        return y if self.synthesis is None else F.linear(y, self.synthesis)
+    def rows_through(self, reach: Tensor) -> Tensor:
+        """:attr:`rows` multiplied by ``reach`` (D, N), at a fraction of the cost: a codeword lies
+        in the few coordinates of its group."""
+        assert self.synthesis is not None
+        return self._rows_through(self.synthesis.T @ reach)
+
+    def _rows_through(self, matrix: Tensor) -> Tensor:
+        """What every codeword becomes if coordinates are multiplied by ``matrix`` (R, N)."""
+        found = []
+        for stage in self.stages:
+            wide = stage.codewords @ stage.cut.spread(matrix)
+            found.append(wide.flatten(0, 1))
+        return torch.cat(found)
 
 
 def _first_cut_in_place(

@@ -235,7 +235,7 @@ class VectorCodec:
     def _make_table(self, block: int, stages: int) -> Table:
         at = self.model.block(block)
         blocks, reach, offset = reaches(self.codebook, block, stages, at)
-        rows = [self.coder(b, stages).rows.double() @ reach[b] for b in blocks]
+        rows = [self.coder(b, stages).rows_through(reach[b]) for b in blocks]
         dtype = at.kv_dtype
         known = reach.get(0)
         return Table(
@@ -285,27 +285,27 @@ def reaches(
 
     Returns:
         The coded blocks that matter, ascending; per block (0 among them where the known input
-        matters) the matrix (D, 2 kv_size) float64 that its q, or n of block 0, is multiplied by;
-        and the offset (2 kv_size,) float64.
+        matters) the matrix (D, 2 kv_size) float32 that its q, or n of block 0, is multiplied by;
+        and the offset (2 kv_size,) float32.
     """
-    weight = at.kv_weight.double().T
-    offset = torch.zeros(weight.shape[1], dtype=torch.float64)
+    weight = at.kv_weight.float().T
+    offset = torch.zeros(weight.shape[1])
     if at.kv_bias is not None:
-        offset = at.kv_bias.double()
+        offset = at.kv_bias.float()
     reach, through = {block: weight}, weight
     book = codebook.book(block, stages)
     assert book.center is not None
-    offset = offset + book.center.double() @ weight
+    offset = offset + book.center @ weight
     if codebook.history == UNLIMITED:
         for past in range(block - 1, -1, -1):
             assert book.predict is not None
-            through = book.predict[0].double() @ through
+            through = book.predict[0] @ through
             reach[past] = through
             if past:
                 book = codebook.book(past, stages)
                 assert book.center is not None
-                offset = offset + book.center.double() @ through
+                offset = offset + book.center @ through
     elif book.predict is not None:
         for source, matrix in zip(sources(codebook.history, block), book.predict, strict=True):
-            reach[source] = matrix.double() @ weight
+            reach[source] = matrix @ weight
     return tuple(sorted(b for b in reach if b)), reach, offset
