@@ -1,4 +1,5 @@
-"""``python -m tools.bench.plain MODULE ...``: a program of astra_mesh that speaks without TLS.
+"""``python -m tools.bench.plain MODULE ...``: a program of astra_mesh that speaks without TLS,
+and shares tokens evenly like :mod:`tools.bench.even`.
 
 Only for telling what TLS costs (:mod:`tools.bench.tls`), on networks made for that: there is nobody
 to be kept out, and everybody is believed.
@@ -8,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import runpy
 import socket
 import ssl
 import sys
@@ -20,6 +20,7 @@ from astra_mesh.mesh import connect
 from astra_mesh.mesh.trust import Known, Trust
 from astra_mesh.peer import links
 from astra_mesh.wire.messages import PeerId
+from tools.bench.even import run, share_evenly
 
 
 class PlainDoorman:
@@ -76,5 +77,5 @@ async def _dial(dial: Any, *args: Any, secure: object = None, **options: Any) ->
 
 if __name__ == "__main__":
     take_tls_out()
-    sys.argv = sys.argv[1:]
-    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    share_evenly()
+    run(sys.argv[1:])

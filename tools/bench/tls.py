@@ -1,9 +1,10 @@
 """What TLS costs: ``python -m tools.bench.tls`` (root, an idle machine; some minutes).
 
 Two pairs of devices in one laboratory, one pair with TLS and one without, each device with half a
-core, all links at the same rate. Both pairs answer the same request in turns, first one, then the
-other, in an order that changes; the client's own link counts too. The figure is the median of the
-ratios within rounds, with an interval that holds it in 95 of 100 repetitions (bootstrap).
+core, all links at the same rate, the tokens shared evenly. Both pairs answer the same request in
+turns, first one, then the other, in an order that changes; the client's own link counts too. The
+figure is the median of the ratios within rounds, with an interval that holds it in 95 of 100
+repetitions (bootstrap).
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from tools.bench.sizes import random_picture
+import msgspec
+
+from tools.bench.sizes import default_cache, ensure, random_picture
 from tools.lab.house import House
 from tools.lab.process import environment_of
 from tools.lab.scenario import Device, Options, Request, Scenario
@@ -27,25 +30,35 @@ from tools.lab.scenario import Device, Options, Request, Scenario
 SECURE: Final = ("s0", "s1")
 PLAIN: Final = ("p0", "p1")
 PORT: Final = 7475
-TOKENS: Final = 124
+LARGE: Final = "gpt2-124m"
 WARM: Final = 5  # rounds that do not count
 _DRAWS: Final = 10_000
 _MEET_S: Final = 120.0
 
 
 class Case(NamedTuple):
-    """A request; "" stands for the model's own codes."""
+    """A request."""
 
-    model: str
-    codec: str
+    model: str  # of GPT-2 124M: the folder of one with random weights
+    rate: int  # bits per token and block; 0: fp16
+    tokens: int = 0  # of the prompt; 0: a picture
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        size = f"{self.tokens} tokens" if self.tokens else "a picture"
+        return f"{Path(self.model).name}, {size}, {f'{self.rate} bits' if self.rate else 'fp16'}"
 
 
-CASES: Final = (
-    Case("vit-tiny", "fp16"),
-    Case("vit-tiny", ""),
-    Case("tiny-gpt2", "fp16"),
-    Case("tiny-gpt2", ""),
-)
+def cases(large: Path) -> list[Case]:
+    """All that is measured; ``large`` holds GPT-2 124M."""
+    return [
+        Case("vit-tiny", 0),
+        Case("vit-tiny", 64),
+        Case("tiny-gpt2", 0, 124),
+        Case("tiny-gpt2", 64, 124),
+        Case(str(large), 128, 512),
+    ]
 
 
 class Figure(NamedTuple):
@@ -81,10 +94,9 @@ class TlsHouse(House):
 
 
 def _for(device: str, argv: Sequence[str | Path]) -> list[str | Path]:
-    """A module of Python, run without TLS on the devices that do without."""
-    if device not in PLAIN:
-        return list(argv)
-    return [*argv[:2], "tools.bench.plain", *argv[2:]]
+    """A module of Python as both pairs run it, without TLS on the devices that do without."""
+    how = "plain" if device in PLAIN else "even"
+    return [*argv[:2], f"tools.bench.{how}", *argv[2:]]
 
 
 def start(house: House) -> None:
@@ -108,16 +120,16 @@ def start(house: House) -> None:
 
 def request(house: House, device: str, case: Case) -> Request:
     """One picture, or one token after a prompt, by both devices."""
-    options = Options(use="all", max_peers=2, codec=case.codec)
-    if case.model == "vit-tiny":
+    options = Options(use="all", max_peers=2, codec="" if case.rate else "fp16", rate=case.rate)
+    if not case.tokens:
         picture = house.folder / "picture.jpeg"
         if not picture.exists():
             picture.write_bytes(random_picture(224))
         return Request(
             device=device, model=case.model, task="classify", image=str(picture), options=options
         )
-    tokens = tuple(random.Random(1).choices(range(200), k=TOKENS))
-    options = Options(use="all", max_peers=2, codec=case.codec, max_new_tokens=1)
+    tokens = tuple(random.Random(1).choices(range(200), k=case.tokens))
+    options = msgspec.structs.replace(options, max_new_tokens=1)
     return Request(device=device, model=case.model, tokens=tokens, options=options)
 
 
@@ -129,9 +141,11 @@ def measure(house: House, case: Case, rounds: int) -> list[tuple[float, float]]:
         pair = (SECURE[0], PLAIN[0])
         for device in pair if number % 2 else reversed(pair):
             answer = house.ask(request(house, device, case))
-            peers = len(answer["report"]["peers"])
-            if peers != 2:
-                raise SystemExit(f"{peers} devices answered, not 2")
+            shared = [one["tokens"] for one in answer["report"]["peers"]]
+            if len(shared) != 2 or abs(shared[0] - shared[1]) > 1:
+                raise SystemExit(
+                    f"devices answered with {shared} tokens, not two with equal shares"
+                )
             times[device] = answer["wall_s"]
         if number >= WARM:
             found.append((times[SECURE[0]], times[PLAIN[0]]))
@@ -160,23 +174,32 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--rounds", type=int, default=200, help="of each case")
     parser.add_argument("--json", type=Path, help="write all times here")
     parsed = parser.parse_args(arguments)
-    device = Device(cpu=0.5, up_mbps=parsed.mbps, down_mbps=parsed.mbps, start=False)
+    large = ensure(LARGE, default_cache()) / LARGE
+    device = Device(
+        cpu=0.5,
+        threads=1,
+        options=("--dtype", "fp32"),
+        up_mbps=parsed.mbps,
+        down_mbps=parsed.mbps,
+        start=False,
+    )
     scenario = Scenario(
-        devices=dict.fromkeys((*SECURE, *PLAIN), device), offer=("vit-tiny", "tiny-gpt2")
+        devices=dict.fromkeys((*SECURE, *PLAIN), device),
+        offer=("vit-tiny", "tiny-gpt2", str(large)),
     )
     kept = {}
     with TlsHouse(scenario, print, timelines=False) as house:
         start(house)
-        for case in CASES:
+        for case in cases(large):
             times = measure(house, case, parsed.rounds)
             one = figure(times)
-            name = f"{case.model}, {case.codec or 'own codes'}"
             print(
-                f"{name:22} with TLS {one.secure_s * 1e3:.1f} ms, without {one.plain_s * 1e3:.1f}; "
+                f"{case.name:32} with TLS {one.secure_s * 1e3:.1f} ms, "
+                f"without {one.plain_s * 1e3:.1f}; "
                 f"ratio {one.ratio:.3f} [{one.low:.3f}, {one.high:.3f}], {one.rounds} rounds",
                 flush=True,
             )
-            kept[name] = {"times": times, **one._asdict()}
+            kept[case.name] = {"times": times, **one._asdict()}
     if parsed.json is not None:
         parsed.json.write_text(json.dumps(kept))
 

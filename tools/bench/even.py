@@ -1,0 +1,34 @@
+"""``python -m tools.bench.even MODULE ...``: a program of astra_mesh that shares tokens evenly.
+
+For comparing two meshes that are to do the same work: a planner that measures gives each its own
+shards.
+"""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from collections.abc import Sequence
+
+from astra_mesh.plan.cost import Candidate
+from astra_mesh.plan.search import Search, Trial, shares
+
+
+def share_evenly() -> None:
+    """In this process, where a request is for all peers."""
+    setattr(Search, "sized", _evenly)  # noqa: B010 (types)
+
+
+def _evenly(search: Search, group: Sequence[Candidate]) -> Trial:
+    return search.trial(group, shares(search.job.tokens, [1.0] * len(group)))
+
+
+def run(argv: Sequence[str]) -> None:
+    """Run the module that they name, with the rest of them."""
+    sys.argv = list(argv)
+    runpy.run_module(argv[0], run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    share_evenly()
+    run(sys.argv[1:])
