@@ -75,6 +75,7 @@ BOOK = m.CodebookOffer(
     default_rate=128,
     encode_token_s=[0.000030517578125, 0.00006103515625],
     decode_token_s=[0.0000152587890625, 0.000030517578125],
+    project_token_s=[0.000030517578125, 0.000030517578125],
 )
 
 MESSAGES: dict[str, AnyMessage] = {

@@ -28,7 +28,7 @@ from astra_mesh.peer.inputs import inputs_of_ask, read_inputs
 from astra_mesh.peer.likelihoods import Noted
 from astra_mesh.peer.loaded import AnyCodec, Loaded
 from astra_mesh.peer.models import ModelHost
-from astra_mesh.peer.part import NotTakingPartError, make_exchange, report_of
+from astra_mesh.peer.part import NotTakingPartError, make_exchange, report_of, tables_serve
 from astra_mesh.peer.participants import LostDuringPrefillError, Participants
 from astra_mesh.peer.spot_check import SpotChecks
 from astra_mesh.plan.alternatives import choose_among
@@ -175,6 +175,7 @@ class Answer:
             tokens=tokens,
             use=options.use,
             max_peers=options.max_peers,
+            tables=tables_serve(options.late),
             label=code.label,
         )
 

@@ -220,8 +220,9 @@ def _books(offer: ModelOffer) -> Books:
     """The codebooks of an offer, with their costs where those are measured and credible."""
     found = {}
     for book in offer.codebooks:
+        project = book.project_token_s or book.decode_token_s
         costs = itertools.starmap(
-            CodeCost, zip(book.encode_token_s, book.decode_token_s, strict=True)
+            CodeCost, zip(book.encode_token_s, book.decode_token_s, project, strict=True)
         )
         measured = zip(book.rates, costs, strict=False)
         found[book.id] = {bits: cost for bits, cost in measured if max(cost) <= _SLOWEST_S}

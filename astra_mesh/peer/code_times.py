@@ -30,6 +30,7 @@ class CodeTimes:
 
     encode_s: dict[int, float] = field(default_factory=dict)
     decode_s: dict[int, float] = field(default_factory=dict)
+    project_s: dict[int, float] = field(default_factory=dict)  # decoding without tables
     decoder: dict[int, str] = field(default_factory=dict)  # "table" or "project"
 
 
@@ -95,7 +96,7 @@ def measure_codebook(model: Model, codebook: Codebook) -> CodeTimes:
         project = _between(points[low].project_s, points[high].project_s, share)
         first, last = points[low].table_s, points[high].table_s
         table = None if first is None or last is None else _between(first, last, share)
-        found.encode_s[stages] = encode
+        found.encode_s[stages], found.project_s[stages] = encode, project
         found.decoder[stages] = "project" if table is None or table > project else "table"
         found.decode_s[stages] = project if table is None else min(table, project)
     return found

@@ -80,14 +80,19 @@ def make_exchange(
         if link is None:
             raise NotTakingPartError(Reason.NOT_LINKED, f"no link to peer {peer[:8]}", peer)
         links[peer] = link
-    adapt = plan.late is not Late.WAIT
+    adapt = not tables_serve(plan.late)
     patience = Patience(plan.predicted_s, layout.blocks, plan.late is Late.DEGRADE, adapt)
     if not adapt:
         codec = loaded.at_work(codec, [layout.stages[i, shard] for i in layout.sources(shard, 0)])
     elif isinstance(codec, VectorCodec):
-        codec = codec.projecting()  # tables know one rate, and no input that could stand in
+        codec = codec.projecting()
     width = loaded.spec.hidden_size
     return MeshExchange(request, layout, peers, shard, codec, width, links, patience), codec
+
+
+def tables_serve(late: Late) -> bool:
+    """Whether tables can decode: they know one rate, and no input that could stand in."""
+    return late is Late.WAIT
 
 
 def report_of(

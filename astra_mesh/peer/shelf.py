@@ -111,4 +111,5 @@ def offer_codebook(book: Codebook, times: CodeTimes | None = None) -> CodebookOf
         default_rate=book.rate(book.default_stages),
         encode_token_s=[] if times is None else [times.encode_s[one] for one in book.able],
         decode_token_s=[] if times is None else [times.decode_s[one] for one in book.able],
+        project_token_s=[] if times is None else [times.project_s[one] for one in book.able],
     )

@@ -39,6 +39,7 @@ class CodeCost(NamedTuple):
 
     encode_s: float
     decode_s: float
+    project_s: float  # decoding without tables
 
 
 Books = Mapping[CodebookId, Mapping[int, CodeCost]]  # costs by bits per token and block
@@ -65,13 +66,15 @@ class Candidate:
         """Whether it can run plans with this codebook; "" is none."""
         return not codebook or self.books is None or codebook in self.books
 
-    def coding(self, codebook: CodebookId, bits: int) -> Candidate:
-        """The same with the costs of one codebook and rate, where they are known."""
+    def coding(self, codebook: CodebookId, bits: int, tables: bool) -> Candidate:
+        """The same with the costs of one codebook and rate, where they are known, with or without
+        ``tables``."""
         cost = (self.books or {}).get(codebook, {}).get(bits)
         if cost is None:
             return self
+        decode_s = cost.decode_s if tables else cost.project_s
         timing = msgspec.structs.replace(
-            self.timing, encode_token_s=cost.encode_s, decode_token_s=cost.decode_s
+            self.timing, encode_token_s=cost.encode_s, decode_token_s=decode_s
         )
         return replace(self, timing=timing)
 

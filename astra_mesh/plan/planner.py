@@ -58,7 +58,7 @@ class Room:
     ) -> Room:
         """Of those who hold the codebook."""
         holders = [one for one in others if one.holds(job.codebook)]
-        coding = [one.coding(job.codebook, job.bits) for one in (me, *holders)]
+        coding = [one.coding(job.codebook, job.bits, job.tables) for one in (me, *holders)]
         me, *holders = _same_measure(coding)
         search = Search(job, me, links)
         return cls(search, holders, _only_one(job, holders, _limit(job, holders)))

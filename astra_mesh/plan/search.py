@@ -36,6 +36,7 @@ class Job:
     tokens: int
     use: Use = Use.AUTO
     max_peers: int = 0
+    tables: bool = True  # whether receivers may look codes up
     label: str = ""  # of the codes, for people: "predictive"
 
     @property

@@ -107,6 +107,7 @@ class CodebookOffer(Message, frozen=True):
     # Seconds for one token and block, one entry for each rate; empty until measured.
     encode_token_s: list[float] = []
     decode_token_s: list[float] = []
+    project_token_s: list[float] = []  # decoding without tables; empty: as ``decode_token_s``
 
 
 class ModelOffer(Message, frozen=True):

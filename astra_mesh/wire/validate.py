@@ -157,6 +157,7 @@ _RULES: Final[dict[type[msgspec.Struct], dict[str, Check]]] = {
         "rates": _rates,
         "encode_token_s": _rates,
         "decode_token_s": _rates,
+        "project_token_s": _rates,
     },
     m.ModelOffer: {
         "id": _is_id,
@@ -299,7 +300,8 @@ def _ask_fits(ask: m.Ask) -> bool:
 
 def _book_fits(book: m.CodebookOffer) -> bool:
     counts = {len(book.encode_token_s), len(book.decode_token_s)}
-    return counts in ({0}, {len(book.rates)})
+    measured = len(book.encode_token_s)
+    return counts in ({0}, {len(book.rates)}) and len(book.project_token_s) in {0, measured}
 
 
 def _shard_fits(shard: m.Shard) -> bool:

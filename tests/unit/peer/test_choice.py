@@ -241,7 +241,7 @@ def test_the_stages_of_a_plan(loaded: Loaded) -> None:
 
 def test_each_rate_has_the_decoder_that_is_faster_here(loaded: Loaded) -> None:
     few, many = LONG.able[0], LONG.able[-1]
-    loaded.times[LONG.id] = CodeTimes({}, {}, {few: "table", many: "project"})
+    loaded.times[LONG.id] = CodeTimes({}, {}, {}, {few: "table", many: "project"})
     looking, projecting = (loaded.codec("vq", LONG.id, stages) for stages in (few, many))
     assert isinstance(looking, VectorCodec)
     assert isinstance(projecting, VectorCodec)

@@ -61,6 +61,7 @@ async def test_the_costs_of_every_codebook_are_offered(
     for one in offer.codebooks:
         assert one.encode_token_s == list(loaded.times[one.id].encode_s.values())
         assert one.decode_token_s == list(loaded.times[one.id].decode_s.values())
+        assert one.project_token_s == list(loaded.times[one.id].project_s.values())
     assert loaded.quality is None
 
 

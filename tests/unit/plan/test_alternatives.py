@@ -15,7 +15,7 @@ from tests.unit.plan.making import FAST, device, job, links
 
 LONG, SHORT, OTHER = (CodebookId(letter * 64) for letter in "cde")
 # Few bits that take long to decode, and many that do not.
-BOOKS: Books = {LONG: {32: CodeCost(4e-6, 3e-6)}, SHORT: {128: CodeCost(2e-6, 0.5e-6)}}
+BOOKS: Books = {LONG: {32: CodeCost(4e-6, 3e-6, 9e-6)}, SHORT: {128: CodeCost(2e-6, 0.5e-6, 9e-6)}}
 THIN = Link(0.004, 2e6)
 
 
@@ -70,10 +70,26 @@ def test_the_measured_costs_of_the_codebook_count() -> None:
     """A device whose decoder is slow for one codebook makes the other one faster."""
     me, *others = room()
     known = links([me, *others], FAST)
-    slow: Books = {LONG: {32: CodeCost(1e-6, 1e-6)}, SHORT: {128: CodeCost(2e-6, 9e-5)}}
+    slow: Books = {LONG: {32: CodeCost(1e-6, 1e-6, 1e-6)}, SHORT: {128: CodeCost(2e-6, 9e-5, 9e-5)}}
     weak = [replace(one, books=slow) for one in (me, *others)]
     assert choose_among(jobs(), weak[0], weak[1:], known).plan.codebook == LONG
     assert choose_among(jobs(), me, others, known).plan.codebook == SHORT
+
+
+def test_without_tables_the_other_decoder_counts() -> None:
+    """Codes whose projection is slow are left where receivers may not look them up."""
+    me, *others = room()
+    known = links([me, *others], FAST)
+    books: Books = {
+        LONG: {32: CodeCost(1e-6, 2e-6, 2e-6)},
+        SHORT: {128: CodeCost(1e-6, 1e-6, 9e-5)},
+    }
+    able = [replace(one, books=books) for one in (me, *others)]
+    plain = [replace(one, tables=False) for one in jobs()]
+    looked_up = choose_among(jobs(), able[0], able[1:], known)
+    projected = choose_among(plain, able[0], able[1:], known)
+    assert (looked_up.plan.codebook, projected.plan.codebook) == (SHORT, LONG)
+    assert projected.plan.predicted_s > looked_up.plan.predicted_s
 
 
 def test_only_peers_that_hold_the_codebook_take_part() -> None:
@@ -120,7 +136,7 @@ def test_costs_that_nobody_measured_are_those_of_the_timing() -> None:
 
 def test_no_more_than_two_searches_however_many_codes() -> None:
     many = [coded(CodebookId(f"{i:064x}"), 32 + 8 * i, f"c{i}") for i in range(16)]
-    books: Books = {one.codebook: {one.bits: CodeCost(1e-6, 1e-6)} for one in many}
+    books: Books = {one.codebook: {one.bits: CodeCost(1e-6, 1e-6, 1e-6)} for one in many}
     peers = [holding(f"p{i}", books) for i in range(8)]
     known = links(peers, FAST)
 

@@ -31,7 +31,10 @@ def status(offer: CodebookOffer) -> Status:
 
 def test_costs_come_through() -> None:
     assert decode(encode(status(book()))) == status(book())
-    assert decode(encode(status(book(encode_token_s=[], decode_token_s=[])))) is not None
+    assert (
+        decode(encode(status(book(encode_token_s=[], decode_token_s=[], project_token_s=[]))))
+        is not None
+    )
 
 
 @pytest.mark.parametrize(
@@ -39,6 +42,9 @@ def test_costs_come_through() -> None:
     [
         {"encode_token_s": []},
         {"decode_token_s": [1.0]},
+        {"project_token_s": [1.0]},
+        {"project_token_s": [1.0, float("nan")]},
+        {"encode_token_s": [], "decode_token_s": [], "project_token_s": [1.0, 1.0]},
         {"encode_token_s": [1.0] * 3, "decode_token_s": [1.0] * 3},
         {"encode_token_s": [-1.0, 1.0]},
         {"decode_token_s": [float("nan"), 1.0]},

@@ -59,8 +59,10 @@ const Timing = struct("Timing", {
 });
 const CodebookOffer = struct("CodebookOffer", {
   id: [id], codec: [word], rates: [rates], default_rate: [int], encode_token_s: [times, []], decode_token_s: [times, []],
+  project_token_s: [times, []],
 }, {
-  fits: (book) => book.encode_token_s.length === book.decode_token_s.length && [0, book.rates.length].includes(book.encode_token_s.length),
+  fits: (book) => book.encode_token_s.length === book.decode_token_s.length && [0, book.rates.length].includes(book.encode_token_s.length)
+    && [0, book.encode_token_s.length].includes(book.project_token_s.length),
 });
 const ModelOffer = struct("ModelOffer", {
   id: [id], name: [name], family: [word], tasks: [list(task, 3)], codebooks: [list(CodebookOffer, limits.CODEBOOKS_PER_MODEL), []],

@@ -5,7 +5,7 @@ import { ModelError } from "./errors.js";
 import { embedBody } from "./messages.js";
 import { Matrix } from "./matrix.js";
 
-const TIMES = ["encode_token_s", "decode_token_s"];
+const TIMES = ["encode_token_s", "decode_token_s", "project_token_s"];
 
 /** A model that is ready. */
 class Loaded {
