@@ -30,7 +30,7 @@ from tools.lab.scenario import Device, Options, Request, Scenario
 SECURE: Final = ("s0", "s1")
 PLAIN: Final = ("p0", "p1")
 PORT: Final = 7475
-LARGE: Final = "gpt2-124m"
+LARGE: Final = "gpt2-124m"  # with random weights
 WARM: Final = 5  # rounds that do not count
 _DRAWS: Final = 10_000
 _MEET_S: Final = 120.0
@@ -39,7 +39,7 @@ _MEET_S: Final = 120.0
 class Case(NamedTuple):
     """A request."""
 
-    model: str  # of GPT-2 124M: the folder of one with random weights
+    model: str
     rate: int  # bits per token and block; 0: fp16
     tokens: int = 0  # of the prompt; 0: a picture
 
@@ -47,18 +47,16 @@ class Case(NamedTuple):
     def name(self) -> str:
         """For people."""
         size = f"{self.tokens} tokens" if self.tokens else "a picture"
-        return f"{Path(self.model).name}, {size}, {f'{self.rate} bits' if self.rate else 'fp16'}"
+        return f"{self.model}, {size}, {f'{self.rate} bits' if self.rate else 'fp16'}"
 
 
-def cases(large: Path) -> list[Case]:
-    """All that is measured; ``large`` holds GPT-2 124M."""
-    return [
-        Case("vit-tiny", 0),
-        Case("vit-tiny", 64),
-        Case("tiny-gpt2", 0, 124),
-        Case("tiny-gpt2", 64, 124),
-        Case(str(large), 128, 512),
-    ]
+CASES: Final = (
+    Case("vit-tiny", 0),
+    Case("vit-tiny", 64),
+    Case("tiny-gpt2", 0, 124),
+    Case("tiny-gpt2", 64, 124),
+    Case(LARGE, 128, 512),
+)
 
 
 class Figure(NamedTuple):
@@ -174,7 +172,6 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--rounds", type=int, default=200, help="of each case")
     parser.add_argument("--json", type=Path, help="write all times here")
     parsed = parser.parse_args(arguments)
-    large = ensure(LARGE, default_cache()) / LARGE
     device = Device(
         cpu=0.5,
         threads=1,
@@ -185,12 +182,12 @@ def main(arguments: Sequence[str]) -> None:
     )
     scenario = Scenario(
         devices=dict.fromkeys((*SECURE, *PLAIN), device),
-        offer=("vit-tiny", "tiny-gpt2", str(large)),
+        offer=("vit-tiny", "tiny-gpt2", str(ensure(LARGE, default_cache()) / LARGE)),
     )
     kept = {}
     with TlsHouse(scenario, print, timelines=False) as house:
         start(house)
-        for case in cases(large):
+        for case in CASES:
             times = measure(house, case, parsed.rounds)
             one = figure(times)
             print(
