@@ -29,10 +29,7 @@ INSTALL := $(PIP) install --quiet --constraint constraints.txt
 
 PYTEST_ARGS ?=
 PYTEST := $(BIN)/python -m pytest
-# Tests in a browser or in the laboratory have the machine to themselves; the others run beside each other, and often
-# wait, so that three at a time are not too many for two cores.
-ALONE := tests/browser tests/lab
-BESIDE := tests/unit tests/javascript tests/fuzz tests/integration
+# Three at a time are not too many for two cores: tests beside each other often wait (tests/conftest.py has their kinds).
 WORKERS := $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 3 ? 3 : n > 6 ? 6 : n)))
 OR_NONE := || [ $$? -eq 5 ]
 DATA := $(or $(ASTRA_MESH_DATA),../shared/data)
@@ -48,8 +45,8 @@ demo: $(RUN_STAMP) ## three peers on this machine find each other and answer
 .PHONY: test
 test: lint $(RUNTIME_IF_ABLE) ## style, types and all tests (PYTEST_ARGS="-k session" for some)
 	@failed=0; \
-	$(PYTEST) -n $(WORKERS) $(ALONE:%=--ignore=%) $(PYTEST_ARGS) $(OR_NONE) || failed=1; \
-	$(PYTEST) $(BESIDE:%=--ignore=%) $(PYTEST_ARGS) $(OR_NONE) || failed=1; \
+	run() { $(PYTEST) "$$@" $(PYTEST_ARGS) $(OR_NONE) || failed=1; }; \
+	run --kind beside -n $(WORKERS); run --kind faults -n $(WORKERS); run --kind alone; \
 	exit $$failed
 
 no-npm:

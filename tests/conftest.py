@@ -7,6 +7,8 @@ Automatic for each test:
 - In tests/unit and tests/integration, astra_mesh code that makes a blocking call inside a running
   event loop fails with ``BlockingError``.
 - A test marked ``lab`` is skipped, with the reason, where no network namespaces can be made.
+
+``--kind`` takes some of the tests, for `make test`: see :func:`kind_of`.
 """
 
 from __future__ import annotations
@@ -58,6 +60,31 @@ settings.register_profile(
     "shared", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("shared")
+
+
+# --- which tests run ------------------------------------------------------------------------------
+
+KINDS = ("beside", "faults", "alone")
+
+
+def kind_of(path: Path) -> str:
+    """Single parts and peers on loopback may be tested beside each other, and so may schedules of
+    faults; what is in a browser or measures is to have the machine to itself."""
+    if path == TESTS / "lab" / "test_nemesis.py":
+        return "faults"
+    return "alone" if path.parent in (TESTS / "browser", TESTS / "lab") else "beside"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kind", choices=KINDS, help="only tests of this kind; `make test` runs each")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if (kind := config.getoption("--kind")) is None:
+        return
+    others = [item for item in items if kind_of(item.path) != kind]
+    config.hook.pytest_deselected(items=others)
+    items[:] = [item for item in items if kind_of(item.path) == kind]
 
 
 # --- data -----------------------------------------------------------------------------------------
