@@ -164,10 +164,10 @@ class Candidates:
             del self._tabs[key]
 
     def links(self) -> Mapping[tuple[PeerId, PeerId], LinkProfile]:
-        """Links of this peer, both ways, as measured.
+        """Links of this peer, both ways, as measured, and those of others, as they tell them.
 
-        Of a link between two others nothing is known here; it is taken to be no better than the two
-        links that lead from one to this peer and on to the other.
+        What nobody tells of a link between two others is taken to be no better than the two links
+        that lead from one to this peer and on to the other.
         """
         found: dict[tuple[PeerId, PeerId], LinkProfile] = {}
         default = LinkProfile()
@@ -181,8 +181,12 @@ class Candidates:
             found[peer, self._peer.id] = LinkProfile(delay, max(down, _THINNEST_BPS))
         for one, other in itertools.permutations([peer for _, peer in list(found)[::2]], 2):
             first, second = found[one, self._peer.id], found[self._peer.id, other]
+            told = self._peer.figures.between(one, other)
+            around = max(first.round_trip_s, second.round_trip_s)
+            bps = min(first.bps, second.bps) if told.send_bps is None else told.send_bps
             found[one, other] = LinkProfile(
-                max(first.round_trip_s, second.round_trip_s), min(first.bps, second.bps)
+                around if told.round_trip_s is None else told.round_trip_s,
+                max(bps, _THINNEST_BPS),
             )
         return found
 

@@ -48,6 +48,20 @@ class LinkFigures:
         """What a peer told last, without addresses; empty if it told nothing."""
         return self._others.get(peer, [])
 
+    def between(self, sender: PeerId, receiver: PeerId) -> LinkInfo:
+        """The link from one peer to another as the sender told it; without figures if it did not.
+
+        Both ends time the same round trip: it is the receiver's where only that one is told.
+        """
+        told = self._told(sender, receiver)
+        if told.round_trip_s is None:
+            told = replace(told, round_trip_s=self._told(receiver, sender).round_trip_s)
+        return told
+
+    def _told(self, peer: PeerId, other: PeerId) -> LinkInfo:
+        links = self._others.get(peer, [])
+        return next((one for one in links if one.peer == other), LinkInfo(other))
+
     def places(self) -> dict[PeerId, Address]:
         """Where each peer that others tell of can be dialled."""
         return {peer: place for told in self._places.values() for peer, place in told.items()}

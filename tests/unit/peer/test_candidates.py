@@ -13,12 +13,15 @@ from msgspec.structs import replace
 from astra_mesh import limits
 from astra_mesh.errors import UnknownModelError
 from astra_mesh.peer.candidates import Candidates
+from astra_mesh.peer.figures import LinkFigures
+from astra_mesh.plan.cost import Link as LinkProfile
 from astra_mesh.wire.messages import (
     CodebookId,
     CodebookOffer,
     Device,
     Fail,
     Hello,
+    LinkInfo,
     ModelId,
     ModelOffer,
     PeerId,
@@ -47,6 +50,7 @@ class FakePeer:
         self.hellos: dict[PeerId, Hello] = {}
         self.links: dict[PeerId, FakeLink] = {}
         self.models = self
+        self.figures = LinkFigures()
         self.loading = asyncio.Event()
         self.error: Exception | None = None
         self.statuses: list[FakeLink] = []
@@ -225,6 +229,24 @@ async def test_thin_links_do_not_make_predictions_infinite(
     profiles = candidates.links()
     assert profiles[B, A].bps == 1000
     assert profiles[A, B].bps > 1e6
+
+
+async def test_links_between_others_are_those_that_they_tell(
+    peer: FakePeer, candidates: Candidates
+) -> None:
+    for key in (B, C, D):
+        link: Any = peer.add(key, ready())
+        link.round_trip_s, link.send_bps, link.receive_bps = 0.02, 4e6, 4e6
+    around = LinkProfile(0.02, 4e6)
+    assert candidates.links()[B, C] == around
+    peer.figures.take(B, [LinkInfo(C, 0.001, 9e8), LinkInfo(D, None, 1e-300)])
+    profiles = candidates.links()
+    assert profiles[B, C] == LinkProfile(0.001, 9e8)
+    assert profiles[C, B] == LinkProfile(0.001, 4e6)  # the delay is that of both directions
+    assert profiles[B, D] == LinkProfile(0.02, 1000)
+    assert profiles[C, D] == around
+    peer.figures.forget(B)
+    assert candidates.links()[B, C] == around
 
 
 async def test_who_is_left_out_is_named_with_the_reason(
