@@ -24,6 +24,8 @@ from astra_mesh.errors import BadImageError, WrongTaskError
 
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # of a GIF the first frame
 _WHITE: Final = (255, 255, 255, 255)
+_SMALL_BYTES: Final = 48 * limits.KIB  # 224 x 224 pixels of a photo, without loss, are 60 to 80
+_PACKED_EDGE: Final = 2_048  # pixels; packing larger ones takes longer than sending them
 
 Pixels = npt.NDArray[np.uint8]  # (H, W, 3)
 
@@ -65,18 +67,36 @@ class ImageProcessor:
 
     def process(self, image: Image.Image) -> torch.Tensor:
         """The pixel values (3, H, W) float32 of a decoded RGB image; BadImageError if too long."""
+        pixels = np.array(self._resized(image))
+        if self.steps.crop is not None:
+            pixels = _center_crop(pixels, *self.steps.crop)
+        return torch.from_numpy(self._scaled(pixels))
+
+    def shrunk(self, data: bytes) -> bytes:
+        """The file of an image with the same pixel values as that in ``data``, to send to others:
+        resized already and without loss, or ``data`` where that is no smaller.
+
+        Raises:
+            BadImageError: no image, of another format, cut short, or too large.
+        """
+        if len(data) <= _SMALL_BYTES:
+            return data
+        image = self._resized(decode_image(data))
+        if self.steps.resized(*image.size) != image.size or max(image.size) > _PACKED_EDGE:
+            return data
+        packed = io.BytesIO()
+        image.save(packed, "WEBP", lossless=True, quality=0, method=0)
+        return min(data, packed.getvalue(), key=len)
+
+    def _resized(self, image: Image.Image) -> Image.Image:
         width, height = self.steps.resized(*image.size)
         if width * height > limits.IMAGE_PIXELS:
             raise BadImageError(
                 f"the image is too elongated ({image.width} x {image.height} pixels): crop it first"
             )
-        if self.steps.resize is not None:
-            filter_ = Image.Resampling(self.steps.resample)
-            image = image.resize((width, height), resample=filter_)
-        pixels = np.array(image)
-        if self.steps.crop is not None:
-            pixels = _center_crop(pixels, *self.steps.crop)
-        return torch.from_numpy(self._scaled(pixels))
+        if self.steps.resize is None:
+            return image
+        return image.resize((width, height), resample=Image.Resampling(self.steps.resample))
 
     def _scaled(self, pixels: Pixels) -> npt.NDArray[np.float32]:
         """(H, W, 3) of 0..255 to (3, H, W), in the precision of each step of transformers."""

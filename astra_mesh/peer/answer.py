@@ -24,7 +24,7 @@ from astra_mesh.mesh.link import Link
 from astra_mesh.naming import Names
 from astra_mesh.peer.choice import Code, choose_codes, expected_cost, made_for, stages_of
 from astra_mesh.peer.exchange import MeshExchange
-from astra_mesh.peer.inputs import inputs_of_ask, read_inputs
+from astra_mesh.peer.inputs import input_bytes, inputs_of_ask, read_inputs
 from astra_mesh.peer.likelihoods import Noted
 from astra_mesh.peer.loaded import AnyCodec, Loaded
 from astra_mesh.peer.models import ModelHost
@@ -128,7 +128,7 @@ class Answer:
             if everybody:
                 self._notes += self._around.left_out(loaded, *books)
             others = self._trusted(others)
-        jobs = [self._job(loaded, code, tokens) for code in codes]
+        jobs = [self._job(loaded, code, inputs, tokens) for code in codes]
         while True:
             me, links = self._around.me(loaded), self._around.links()
             known = self._around.experience
@@ -156,7 +156,7 @@ class Answer:
                 found.append(one)
         return found
 
-    def _job(self, loaded: Loaded, code: Code, tokens: int) -> Job:
+    def _job(self, loaded: Loaded, code: Code, inputs: Inputs, tokens: int) -> Job:
         options, spec, codec = self.ask.options, loaded.spec, code.codec
         try:
             class_token = class_token_of(options.class_token or made_for(loaded, code.codebook))
@@ -175,6 +175,7 @@ class Answer:
             tokens=tokens,
             use=options.use,
             max_peers=options.max_peers,
+            input_bytes=input_bytes(inputs),
             tables=tables_serve(options.late),
             label=code.label,
         )

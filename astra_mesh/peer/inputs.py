@@ -10,12 +10,14 @@ from astra_mesh.families import ModelInput
 from astra_mesh.peer.models import Loaded
 from astra_mesh.wire.messages import Ask, Inputs, Task
 
+_TOKEN_BYTES = 3  # of an id above 255 in msgpack
+
 
 def inputs_of_ask(loaded: Loaded, ask: Ask) -> Inputs:
-    """Token ids, or the image as it came; InputError and its kin where it cannot be used.
+    """Token ids, or an image no larger than it came; InputError and its kin if it cannot be used.
 
-    New tokens that another peer gave follow the prompt. Slow for long texts: runs in the compute
-    thread.
+    Every peer of a plan gets them, and the same pixel values from fewer bytes. New tokens that
+    another peer gave follow the prompt. Slow for long texts: runs in the compute thread.
     """
     inputs = _given(loaded, ask)
     if not ask.answered:
@@ -26,13 +28,20 @@ def inputs_of_ask(loaded: Loaded, ask: Ask) -> Inputs:
     return replace(inputs, tokens=[*inputs.tokens, *ask.answered], token_types=types)
 
 
+def input_bytes(inputs: Inputs) -> int:
+    """About as many as they are on the wire."""
+    return _TOKEN_BYTES * len(inputs.tokens) + len(inputs.token_types) + len(inputs.image)
+
+
 def _given(loaded: Loaded, ask: Ask) -> Inputs:
     loaded.model.require(ask.task.value)
     given = [value for value in (ask.text, ask.tokens, ask.image) if value is not None]
     if len(given) != 1:
         raise InputError("give exactly one of a text, token ids and an image")
     if ask.image is not None:
-        return Inputs(image=ask.image)
+        if loaded.processor is None:
+            raise InputError(f"{loaded.bundle.name} reads text; give a text, not an image")
+        return Inputs(image=loaded.processor.shrunk(ask.image))
     if ask.tokens is not None:
         return Inputs(tokens=ask.tokens)
     if loaded.tokenizer is None:

@@ -93,6 +93,7 @@ class Work:
 
     token_bytes: Mapping[int, float]  # of one token and block on the wire, by number of stages
     coordinator: PeerId
+    input_bytes: int = 0  # that every other peer gets before it begins
 
 
 @dataclass(frozen=True)
@@ -142,11 +143,7 @@ class _Play:
         active = [candidates[i] for i in self.shards]
         self.factor |= dict(zip(self.shards, slowdown(active), strict=True))
         self.sent = [len(layout.sent(i)) for i in range(len(candidates))]
-        self.now = [
-            0.0 if one.peer == work.coordinator else self.link(work.coordinator, one.peer).delay_s
-            for one in candidates
-        ]
-        self.uplink_free = [0.0] * len(candidates)
+        self.now, self.uplink_free = self._started()
         self.downlink_free = [0.0] * len(candidates)
         self.waited = [0.0] * len(candidates)
         self.computed = [0.0] * len(candidates)
@@ -158,6 +155,17 @@ class _Play:
 
     def link(self, sender: PeerId, receiver: PeerId) -> Link:
         return self.links.get((sender, receiver), UNMEASURED)
+
+    def _started(self) -> tuple[list[float], list[float]]:
+        """When each has its inputs, and when its uplink is free: they go to all at the same time."""
+        coordinator = self.work.coordinator
+        links = [self.link(coordinator, one.peer) for one in self.candidates]
+        others = [i for i, one in enumerate(self.candidates) if one.peer != coordinator]
+        sent_s = sum(8 * self.work.input_bytes / links[i].bps for i in others)
+        began, free = [0.0] * len(links), [sent_s] * len(links)
+        for i in others:
+            began[i], free[i] = sent_s + links[i].delay_s, 0.0
+        return began, free
 
     def run(self) -> Prediction:
         for block in range(self.layout.blocks):

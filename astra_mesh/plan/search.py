@@ -36,6 +36,7 @@ class Job:
     tokens: int
     use: Use = Use.AUTO
     max_peers: int = 0
+    input_bytes: int = 0  # of the prompt or picture, as it goes to the other peers
     tables: bool = True  # whether receivers may look codes up
     label: str = ""  # of the codes, for people: "predictive"
 
@@ -75,7 +76,7 @@ class Search:
     def trial(self, group: Sequence[Candidate], sizes: Sequence[int]) -> Trial:
         """The prediction for one group with given sizes."""
         layout = _layout(self.job, sizes)
-        work = Work(self.job.token_bytes, self.me.peer)
+        work = Work(self.job.token_bytes, self.me.peer, self.job.input_bytes)
         return Trial(group, layout, predict(layout, work, group, self.links))
 
     def ranked(self, others: Sequence[Candidate]) -> list[Candidate]:

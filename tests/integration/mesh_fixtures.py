@@ -80,10 +80,10 @@ def fit_small(folder: Path) -> None:
         book.save(folder / f"{name}.safetensors")
 
 
-def picture(seed: int = 0) -> bytes:
-    """A PNG of 32 x 32 random pixels."""
+def picture(seed: int = 0, edge: int = 32) -> bytes:
+    """A PNG of ``edge`` x ``edge`` random pixels."""
     g = torch.Generator().manual_seed(seed)
-    pixels = torch.randint(256, (32, 32, 3), generator=g, dtype=torch.uint8)
+    pixels = torch.randint(256, (edge, edge, 3), generator=g, dtype=torch.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels.numpy()).save(buffer, "PNG")
     return buffer.getvalue()

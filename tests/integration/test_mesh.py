@@ -29,12 +29,14 @@ from astra_mesh.plan.check import layout_of
 from astra_mesh.quant.codebook import UNLIMITED
 from astra_mesh.quant.codecs import VectorCodec
 from astra_mesh.quant.vector import Table, VectorReceiver
+from astra_mesh.wire.codec import AnyMessage
 from astra_mesh.wire.messages import (
     Inputs,
     Late,
     Options,
     PeerId,
     Planned,
+    Propose,
     Result,
     Sampling,
     Task,
@@ -280,6 +282,30 @@ async def test_pictures_over_three_peers_equal_the_reference(
     for index, probability in enumerate(expected.tolist()):
         assert found[loaded.model.labels[index]] == pytest.approx(probability, abs=1e-5)
     assert [x.probability for x in result.labels] == sorted(found.values(), reverse=True)
+
+
+async def test_a_large_picture_is_sent_no_larger_than_the_model_looks_at_it(
+    models: Path, loaded_models: dict[str, Loaded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large, shared, send = picture(edge=600), list[bytes](), Link.send
+
+    def watched(link: Link, message: AnyMessage) -> None:
+        if isinstance(message, Propose):
+            shared.append(message.inputs.image)
+        send(link, message)
+
+    monkeypatch.setattr(Link, "send", watched)
+    async with mesh_of(["a", "b"], models) as peers, client_of(peers[0]) as client:
+        request = client.send(
+            Task.CLASSIFY, "pictures", image=large, options=options("fp32", 0, "single")
+        )
+        result = (await client.reply(request)).done()
+    assert [len(one) < 10_000 for one in shared] == [True]
+    assert len(large) > 1_000_000
+    loaded = loaded_models["pictures"]
+    runs = reference_of(loaded, result, Task.CLASSIFY, Inputs(image=large))
+    expected = torch.softmax(loaded.model.classify(pooled(runs)), -1)
+    assert result.labels[0].probability == pytest.approx(float(expected.max()), abs=1e-5)
 
 
 @pytest.mark.parametrize("class_token", ["single", "distributed"])

@@ -16,7 +16,7 @@ from PIL import Image
 from astra_mesh.bundle import open_bundle
 from astra_mesh.bundle.configs import load_json, save_json
 from astra_mesh.bundle.image import ImageProcessor, decode_image
-from astra_mesh.errors import WrongTaskError
+from astra_mesh.errors import BadImageError, WrongTaskError
 from tests.unit.bundle.making import make_bundle, photo, saved
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # about damaged EXIF data
@@ -84,6 +84,46 @@ def test_pixel_values_equal_transformers(
     assert mine.dtype == torch.float32
     assert mine.is_contiguous()
     assert torch.equal(mine, theirs(oracle, config, data).float())
+
+
+def of_kind(kind: str, image: Image.Image) -> bytes:
+    if kind == "upside down":
+        exif = Image.Exif()
+        exif[0x0112] = 3
+        return saved(image, "JPEG", quality=100, exif=exif)
+    if kind == "transparent":
+        image = image.convert("RGBA")
+        image.putalpha(100)
+        return saved(image)
+    return saved(image, kind)
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+@pytest.mark.parametrize("size", [(900, 500), (499, 901)])
+@pytest.mark.parametrize("kind", ["BMP", "upside down", "transparent"])
+def test_a_shrunk_image_has_the_same_pixel_values(
+    config: dict[str, Any], size: tuple[int, int], kind: str
+) -> None:
+    data = of_kind(kind, photo(*size))
+    processor = ImageProcessor.from_config(config)
+    shrunk = processor.shrunk(data)
+    assert torch.equal(processor(shrunk), processor(data))
+    assert len(shrunk) <= len(data)
+    if config.get("do_resize", True) and kind != "transparent":
+        assert len(shrunk) < 0.5 * len(data)
+    assert processor.shrunk(shrunk) == shrunk
+
+
+def test_images_that_are_small_already_stay_as_they_are() -> None:
+    processor = ImageProcessor.from_config(CONFIGS["defaults"])
+    small = saved(photo(300, 200), "JPEG")
+    assert processor.shrunk(small) is small
+    wide = ImageProcessor.from_config({"do_resize": False})
+    large = saved(photo(2100, 40), "BMP")
+    assert wide.shrunk(large) is large
+    assert wide.shrunk(b"no image") == b"no image"  # reading it says so
+    with pytest.raises(BadImageError, match="no image"):
+        wide.shrunk(b"no image" * 10_000)
 
 
 @pytest.fixture

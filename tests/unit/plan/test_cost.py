@@ -124,6 +124,21 @@ def test_two_devices_by_hand() -> None:
     )
 
 
+def test_inputs_reach_the_others_before_they_begin() -> None:
+    """500 kbit to each of two over 1 Mbit/s: both begin 1 s later, and the owner's codes leave
+    after that."""
+    peers = [device("a"), device("b"), device("c", 1e-9)]
+    shards = make_layout(GPT, [(0, 100), (100, 200), (200, 300)], pooling="last", stages=1)
+    known = links(peers, Link(0.0, 1e6))
+    light, heavy = (
+        predict(shards, Work({1: 1e-3}, peers[2].peer, size), peers, known) for size in (0, 62_500)
+    )
+    for before, after in zip(light.finished_s, heavy.finished_s, strict=True):
+        assert after - before == pytest.approx(1.0, abs=0.01)
+    first = Work({1: 100.0}, peers[0].peer, 62_500)  # the one whose codes the others wait for
+    assert predict(shards, first, peers, known).finished_s[1] > 1.0
+
+
 def test_a_full_uplink_delays_the_next_codes() -> None:
     """Codes of 1 s leave every 20 ms: what counts at the end is the line, not the work."""
     first, second = device("a"), device("b", 1e-6)
