@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +25,7 @@ from astra_mesh.naming import Names
 from astra_mesh.peer.choice import Code, choose_codes, expected_cost, made_for, stages_of
 from astra_mesh.peer.exchange import MeshExchange
 from astra_mesh.peer.inputs import input_bytes, inputs_of_ask, read_inputs
+from astra_mesh.peer.lessons import Lessons
 from astra_mesh.peer.likelihoods import Noted
 from astra_mesh.peer.loaded import AnyCodec, Loaded
 from astra_mesh.peer.models import ModelHost
@@ -35,7 +36,6 @@ from astra_mesh.plan.alternatives import choose_among
 from astra_mesh.plan.check import BadPlanError, class_token_of
 from astra_mesh.plan.cost import Candidate
 from astra_mesh.plan.cost import Link as LinkProfile
-from astra_mesh.plan.experience import Conditions, Effort, Experience
 from astra_mesh.plan.planner import Choice, Job
 from astra_mesh.wire.codec import sanitise
 from astra_mesh.wire.messages import (
@@ -81,7 +81,8 @@ class Surroundings:
     elsewhere: Callable[[ModelId], list[str]]  # addresses of other peers that hold a model
     open: Callable[[Participants], None]  # codes and messages for them are delivered from now on
     close: Callable[[RequestId], None]
-    experience: Experience
+    lessons: Lessons
+    busy: Callable[[], bool]  # with other requests
     watched: Callable[[], bool]  # somebody looks on: participants are to tell their progress
     checks: SpotChecks
     noted: Callable[[RequestId], Noted | None]  # where log-probabilities are wanted
@@ -101,6 +102,7 @@ class Answer:
         self._around, self._emit = around, emit
         self._notes: list[str] = []
         self._began = 0.0
+        self._beside = False  # whether other requests ran here at the same time
         self._names: dict[PeerId, str] = {}
         self._noted = around.noted(ask.request)
 
@@ -131,7 +133,7 @@ class Answer:
         jobs = [self._job(loaded, code, inputs, tokens) for code in codes]
         while True:
             me, links = self._around.me(loaded), self._around.links()
-            known = self._around.experience
+            known = self._around.lessons.experience
             seen = [one.seen(known, loaded.bundle.model_id) for one in others]
             me = me.seen(known, loaded.bundle.model_id)
             choice = await self._compute(choose_among, jobs, me, seen, links)
@@ -162,7 +164,7 @@ class Answer:
             class_token = class_token_of(options.class_token or made_for(loaded, code.codebook))
         except BadPlanError as error:
             raise InputError(str(error)) from error
-        return Job(
+        job = Job(
             spec=spec,
             model=loaded.bundle.model_id,
             codebook=code.codebook,
@@ -179,6 +181,8 @@ class Answer:
             tables=tables_serve(options.late),
             label=code.label,
         )
+        drifts = self._around.lessons.drifts.known(job.codes, time.monotonic())
+        return dataclasses.replace(job, drifts=drifts)
 
     async def _attempt(
         self,
@@ -208,7 +212,7 @@ class Answer:
             )
         )
         self._around.passed_over(plan, choice.reason)
-        self._began = time.perf_counter()
+        self._began, self._beside = time.perf_counter(), self._around.busy()
         exchange, codec = self._exchange(choice, loaded)
         participants = Participants(exchange)
         self._around.checks.begin(exchange, plan)
@@ -274,8 +278,9 @@ class Answer:
             vector = pooled.numpy().astype("<f4").tobytes()
             actual = time.perf_counter() - self._began
         total = time.perf_counter() - self._began
+        self._beside |= self._around.busy()
         await self._check(loaded, pipeline.run, participants.exchange)
-        peers = await self._reports(choice, loaded, pipeline, participants, steps)
+        peers = await self._reports(choice, loaded, pipeline, participants, steps, actual)
         report = Report(
             plan=choice.plan,
             predicted_s=choice.prediction.total_s,
@@ -332,6 +337,7 @@ class Answer:
         pipeline: Pipeline,
         participants: Participants,
         steps: int,
+        actual_s: float,
     ) -> list[PeerReport]:
         """What each peer did, in the order of the plan."""
         run, plan = pipeline.run, choice.plan
@@ -345,7 +351,10 @@ class Answer:
         late = own.late_parts + sum(one.late_parts for one in others)
         slower = [one for one in [*others, own] if one.rates]
         if not (missing or late or slower):
-            self._learn(choice, [*others, own])
+            self._around.lessons.learn_paces(choice, [*others, own])
+            if not self._beside:
+                now = time.monotonic()
+                self._around.lessons.learn_total(choice, actual_s, now)
         self._notes += [note for one in slower for note in self._slower(one)]
         if late:
             self._notes.append(
@@ -365,14 +374,6 @@ class Answer:
                 f"degraded: {names(one.peer)} sent {names(peer)} fewer bits per token than "
                 f"planned, because the link became slower: {', '.join(bits)}"
             )
-
-    def _learn(self, choice: Choice, reports: Sequence[PeerReport]) -> None:
-        """How long each peer took, beside what was predicted: the next plan is better balanced."""
-        shards = choice.plan.shards
-        conditions = Conditions(choice.plan.model, alone=len(shards) == 1)
-        took = {one.peer: _effort(one) for one in reports}
-        for shard, predicted in zip(shards, choice.prediction.efforts, strict=True):
-            self._around.experience.learn(shard.peer, conditions, predicted, took[shard.peer])
 
     def _decoder(self, run: ShardRun, loaded: Loaded) -> Decoder:
         best = None if self._noted is None else self._noted.best
@@ -396,12 +397,6 @@ class Answer:
             await self._emit(Token(self.ask.request, count, token, text))
             count += 1
         return count, decoder.finish
-
-
-def _effort(one: PeerReport) -> Effort:
-    worked_s = one.compute_s + one.encode_s + one.decode_s
-    other_s = max(0.0, one.finished_s - worked_s - one.wait_s)
-    return Effort(one.compute_s, one.encode_s, one.decode_s, other_s)
 
 
 def _labels(loaded: Loaded, pooled: Tensor) -> list[Label]:

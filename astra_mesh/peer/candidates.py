@@ -15,11 +15,11 @@ from astra_mesh import limits
 from astra_mesh.errors import AstraMeshError, InternalError
 from astra_mesh.mesh.link import Link
 from astra_mesh.peer.answer import new_request
+from astra_mesh.peer.lessons import Lessons
 from astra_mesh.peer.loaded import Loaded
 from astra_mesh.peer.sending import send_if_open
 from astra_mesh.plan.cost import Books, Candidate, CodeCost
 from astra_mesh.plan.cost import Link as LinkProfile
-from astra_mesh.plan.experience import Experience
 from astra_mesh.wire.codec import sanitise
 from astra_mesh.wire.messages import (
     CodebookId,
@@ -46,7 +46,7 @@ class Candidates:
 
     def __init__(self, peer: Peer) -> None:
         self._peer = peer
-        self.experience = Experience()  # what finished requests taught of their pace
+        self.lessons = Lessons()
         self._asked: dict[RequestId, PeerId] = {}  # to prepare, and did not fail yet
         self._tabs: dict[tuple[PeerId, ModelId], float] = {}  # until when they are waited for
         self._preparing: dict[tuple[Link, ModelId], set[RequestId]] = {}  # for others

@@ -104,6 +104,7 @@ class Prediction:
     finished_s: tuple[float, ...]
     waited_s: tuple[float, ...]
     efforts: tuple[Effort, ...] = ()
+    drift: float = 1.0  # that ``total_s`` is multiplied by already (:mod:`astra_mesh.plan.drift`)
 
 
 def slowdown(candidates: Sequence[Candidate]) -> list[float]:
@@ -157,7 +158,7 @@ class _Play:
         return self.links.get((sender, receiver), UNMEASURED)
 
     def _started(self) -> tuple[list[float], list[float]]:
-        """When each has its inputs, and when its uplink is free: they go to all at the same time."""
+        """When each has its inputs, which go to all at once, and when its uplink is free."""
         coordinator = self.work.coordinator
         links = [self.link(coordinator, one.peer) for one in self.candidates]
         others = [i for i, one in enumerate(self.candidates) if one.peer != coordinator]

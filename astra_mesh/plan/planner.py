@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from astra_mesh.plan.cost import Candidate, Link, Prediction
+from astra_mesh.plan.drift import Codes
 from astra_mesh.plan.layout import Layout
 from astra_mesh.plan.search import Job, Search, Trial
 from astra_mesh.wire.messages import LinkRate, PeerId, Plan, Shard, Use
@@ -24,6 +25,7 @@ class Choice:
     prediction: Prediction
     solo_s: float
     reason: str
+    codes: Codes
 
 
 def choose(
@@ -145,6 +147,7 @@ def _choice(job: Job, found: Trial, solo: Trial, reason: str) -> Choice:
         prediction=found.prediction,
         solo_s=solo.total_s,
         reason=reason,
+        codes=job.codes,
     )
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from astra_mesh.families.spec import ModelSpec, Pooling
 from astra_mesh.plan.cost import Candidate, Link, Prediction, Work, predict
+from astra_mesh.plan.drift import Codes, Group, drift_of
 from astra_mesh.plan.layout import ClassToken, Layout, make_layout
 from astra_mesh.wire.messages import CodebookId, ModelId, PeerId, Use
 
@@ -38,12 +39,18 @@ class Job:
     max_peers: int = 0
     input_bytes: int = 0  # of the prompt or picture, as it goes to the other peers
     tables: bool = True  # whether receivers may look codes up
+    drifts: Mapping[Group, float] = field(default_factory=dict)  # how much longer groups took
     label: str = ""  # of the codes, for people: "predictive"
 
     @property
     def bits(self) -> int:
         """Per token and block."""
         return round(8 * self.token_bytes[self.stages])
+
+    @property
+    def codes(self) -> Codes:
+        """What is sent."""
+        return Codes(self.model, self.codec, self.codebook, self.bits)
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,9 @@ class Search:
         """The prediction for one group with given sizes."""
         layout = _layout(self.job, sizes)
         work = Work(self.job.token_bytes, self.me.peer, self.job.input_bytes)
-        return Trial(group, layout, predict(layout, work, group, self.links))
+        found = predict(layout, work, group, self.links)
+        drift = drift_of(frozenset(one.peer for one in group), self.job.drifts)
+        return Trial(group, layout, replace(found, total_s=drift * found.total_s, drift=drift))
 
     def ranked(self, others: Sequence[Candidate]) -> list[Candidate]:
         """Most useful first: by what each could do together with ``me``, over their link."""
