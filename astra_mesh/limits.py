@@ -110,7 +110,8 @@ TAB_LOST_S: Final = 5.0
 CLIENT_PATIENCE: Final = 15
 CLOSE_TIMEOUT_S: Final = 1.0
 ACCEPT_TIMEOUT_S: Final = 10.0  # propose -> accept, the model already loaded
-PREPARE_TIMEOUT_S: Final = 60.0  # loading and measuring a model on a slow board
+PREPARE_TIMEOUT_S: Final = 60.0  # loading and measuring a model on a slow board, for all peers
+LOADING_S: Final = 3.0  # who did not ask for all peers waits so long for others that still load
 # Waiting for one remote part: this many times what the whole plan was predicted to take, within
 # these bounds. Past it its sender is left out, and the request planned again.
 CODES_PATIENCE: Final = 20.0

@@ -75,7 +75,9 @@ class Surroundings:
 
     me: Callable[[Loaded], Candidate]
     candidates: FindCandidates
+    wake: Callable[[ModelId], None]  # lets others load a model
     left_out: Callable[..., list[str]]  # notes on who has the model and is no candidate
+    loading: Callable[..., list[str]]  # notes on who only still loads it
     links: Callable[[], Mapping[tuple[PeerId, PeerId], LinkProfile]]
     find_link: Callable[[PeerId], Link | None]
     elsewhere: Callable[[ModelId], list[str]]  # addresses of other peers that hold a model
@@ -113,7 +115,10 @@ class Answer:
             AstraMeshError: the request ended without an answer.
         """
         ask = self.ask
-        loaded = await self._models.load(self._models.find(ask.model))
+        model = self._models.find(ask.model)
+        if ask.options.use is not Use.SOLO:
+            self._around.wake(model)
+        loaded = await self._models.load(model)
         inputs = await self._compute(inputs_of_ask, loaded, ask)
         given, tokens = await self._compute(read_inputs, loaded, inputs)
         if ask.sampling is not None:
@@ -127,8 +132,8 @@ class Answer:
             books = [code.codebook for code in codes]
             everybody = ask.options.use is Use.ALL
             others = await self._around.candidates(loaded, *books, patient=everybody)
-            if everybody:
-                self._notes += self._around.left_out(loaded, *books)
+            told = self._around.left_out if everybody else self._around.loading
+            self._notes += told(loaded, *books)
             others = self._trusted(others)
         jobs = [self._job(loaded, code, inputs, tokens) for code in codes]
         while True:

@@ -47,7 +47,8 @@ class Candidates:
     def __init__(self, peer: Peer) -> None:
         self._peer = peer
         self.lessons = Lessons()
-        self._asked: dict[RequestId, PeerId] = {}  # to prepare, and did not fail yet
+        self._asked: dict[RequestId, tuple[PeerId, ModelId]] = {}  # to prepare, did not fail yet
+        self._failed: dict[tuple[PeerId, ModelId], str] = {}  # why it could not the last time
         self._tabs: dict[tuple[PeerId, ModelId], float] = {}  # until when they are waited for
         self._preparing: dict[tuple[Link, ModelId], set[RequestId]] = {}  # for others
 
@@ -64,12 +65,13 @@ class Candidates:
     ) -> list[Candidate]:
         """Other peers with this model and one of these codebooks, loaded and measured there.
 
-        An empty id stands for codecs without a codebook, which every peer has. Tabs that still
-        have to fetch the model are asked to, and waited for only if ``patient``.
+        An empty id stands for codecs without a codebook, which every peer has. Those that still
+        have to load the model are asked to, and waited for a little, or as long as a slow board
+        takes if ``patient``; tabs, which have to fetch it, not at all or a little.
         """
         model = loaded.bundle.model_id
         asked: dict[PeerId, RequestId] = {}
-        end = _now() + limits.PREPARE_TIMEOUT_S
+        end = _now() + (limits.PREPARE_TIMEOUT_S if patient else limits.LOADING_S)
         try:
             while (
                 wait_s := self._unready(self._offers(model, codebooks), asked, end, patient)
@@ -84,9 +86,26 @@ class Candidates:
         found = []
         for peer, offer in self._offers(model, codebooks).items():
             device, timing = hellos[peer].device, offer.timing
-            if device is not None and timing is not None and not _not_ready(hellos[peer], offer):
+            if device is not None and timing is not None and not self._not_ready(peer, offer):
                 found.append(Candidate(peer, hellos[peer].name, device, timing, _books(offer)))
         return found
+
+    def wake(self, model: ModelId) -> None:
+        """Let others load a model while this peer does."""
+        for peer, hello in self._peer.others().items():
+            link = self._peer.link(peer)
+            if link is not None and any(x.id == model and x.timing is None for x in hello.models):
+                send_if_open(link, Prepare(request=new_request(), model=model))
+
+    def loading(self, loaded: Loaded, *codebooks: CodebookId) -> list[str]:
+        """A sentence for each other device that is no candidate because it still loads the model;
+        of tabs only those who ask for all peers are told."""
+        hellos = self._peer.others()
+        return [
+            _left_out(hellos[peer], self._not_ready(peer, offer))
+            for peer, offer in self._offers(loaded.bundle.model_id, codebooks).items()
+            if offer.timing is None and not hellos[peer].via
+        ]
 
     def left_out(self, loaded: Loaded, *codebooks: CodebookId) -> list[str]:
         """A sentence for each other peer that has the model and is no candidate, and why."""
@@ -94,14 +113,26 @@ class Candidates:
         notes = []
         for peer, hello in self._peer.others().items():
             if peer in offers:
-                why = _not_ready(hello, offers[peer])
+                why = self._not_ready(peer, offers[peer])
             elif any(offer.id == loaded.bundle.model_id for offer in hello.models):
                 why = "it has the model, but not the codebook"
             else:
                 continue
             if why:
-                notes.append(f"planned without {sanitise(hello.name)}: {why}")
+                notes.append(_left_out(hello, why))
         return notes
+
+    def _not_ready(self, peer: PeerId, offer: ModelOffer) -> str:
+        """Why a peer that has the model and the codebook cannot be planned with; "" if it can."""
+        hello = self._peer.others()[peer]
+        if offer.timing is None and (why := self._failed.get((peer, offer.id))):
+            return f"it could not load the model: {sanitise(why)}"
+        if offer.timing is None:
+            what = "this tab" if hello.via else "it"
+            return f"{what} is still loading the model; requests can count on it once it has"
+        if hello.device is None or not _credible(offer.timing):
+            return "what it says of its own speed cannot be"
+        return ""
 
     def _offers(
         self, model: ModelId, codebooks: Collection[CodebookId]
@@ -146,20 +177,22 @@ class Candidates:
     def _ask_to_prepare(self, peer: PeerId, model: ModelId) -> RequestId:
         request, link = new_request(), self._peer.link(peer)
         if link is not None:
-            self._asked[request] = peer
+            self._asked[request] = peer, model
             send_if_open(link, Prepare(request=request, model=model))
         return request
 
-    def failed(self, peer: PeerId, request: RequestId) -> None:
+    def failed(self, peer: PeerId, message: Fail) -> None:
         """A peer cannot prepare."""
-        if self._asked.get(request) == peer:
-            del self._asked[request]
+        asked = self._asked.get(message.request)
+        if asked is not None and asked[0] == peer:
+            del self._asked[message.request]
+            self._failed[asked] = message.text
             self._peer.note_change()
 
     def peer_gone(self, peer: PeerId) -> None:
         """It will not prepare either; if it comes back, it is not waited for."""
-        for request in [request for request, one in self._asked.items() if one == peer]:
-            del self._asked[request]
+        self._asked = {one: asked for one, asked in self._asked.items() if asked[0] != peer}
+        self._failed = {asked: why for asked, why in self._failed.items() if asked[0] != peer}
         for key in [key for key in self._tabs if key[0] == peer]:
             del self._tabs[key]
 
@@ -233,15 +266,8 @@ def _books(offer: ModelOffer) -> Books:
     return found
 
 
-def _not_ready(hello: Hello, offer: ModelOffer) -> str:
-    """Why a peer that has the model and the codebook cannot be planned with; "" if it can."""
-    if offer.timing is None and hello.via:
-        return "this tab is still loading the model; requests can count on it once it has"
-    if offer.timing is None:
-        return "the model is not loaded there"
-    if hello.device is None or not _credible(offer.timing):
-        return "what it says of its own speed cannot be"
-    return ""
+def _left_out(hello: Hello, why: str) -> str:
+    return f"planned without {sanitise(hello.name)}: {why}"
 
 
 def _credible(timing: Timing) -> bool:

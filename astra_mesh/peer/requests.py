@@ -136,7 +136,7 @@ class Requests:
             if participants is not None:
                 participants.on_message(hello.peer, message)
             elif isinstance(message, Fail):
-                self._candidates.failed(hello.peer, message.request)
+                self._candidates.failed(hello.peer, message)
         elif isinstance(message, Cancel):
             self._cancel(link, message.request)
 
@@ -257,7 +257,9 @@ class Requests:
         return Surroundings(
             me=self._candidates.me,
             candidates=self._candidates.others,
+            wake=self._candidates.wake,
             left_out=self._candidates.left_out,
+            loading=self._candidates.loading,
             links=self._candidates.links,
             find_link=self._peer.link,
             elsewhere=self._peer.elsewhere,

@@ -155,11 +155,16 @@ async def test_a_peer_that_cannot_prepare_is_not_waited_for(
     peer.add(C, ready())
     waiting = asyncio.ensure_future(found(candidates))
     await asyncio.sleep(0)
-    candidates.failed(C, link.sent[0].request)  # type: ignore[union-attr]  # not its business
+    fail = Fail(link.sent[0].request, "bad-bundle", "a file is damaged")  # type: ignore[union-attr]
+    candidates.failed(C, fail)  # not its business
     await asyncio.sleep(0)
     assert not waiting.done()
-    candidates.failed(B, link.sent[0].request)  # type: ignore[union-attr]
+    candidates.failed(B, fail)
     assert await waiting == [C]
+    told = "planned without peer b: it could not load the model: a file is damaged"
+    assert candidates.loading(LOADED, NO_BOOK) == [told]
+    candidates.peer_gone(B)
+    assert "is still loading" in candidates.loading(LOADED, NO_BOOK)[0]
 
 
 @pytest.mark.parametrize("back", [False, True])
@@ -179,11 +184,34 @@ async def test_a_peer_that_leaves_meanwhile_is_not_waited_for(
 async def test_the_wait_has_an_end(
     peer: FakePeer, candidates: Candidates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "PREPARE_TIMEOUT_S", 0.01)
+    """Short for who did not ask for all peers: a slow board is not what the answer waits for."""
+    monkeypatch.setattr(limits, "PREPARE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(limits, "LOADING_S", 0.01)
     peer.add(B, OFFER)
     peer.add(C, ready())
+    loop = asyncio.get_running_loop()
+    began = loop.time()
     assert await found(candidates) == [C]
+    assert loop.time() - began < 0.15
+    assert await found(candidates, patient=True) == [C]
+    assert loop.time() - began > 0.2
     assert candidates._asked == {}
+
+
+async def test_others_load_while_this_peer_does(peer: FakePeer, candidates: Candidates) -> None:
+    cold, warm = peer.add(B, OFFER), peer.add(C, ready())
+    other = peer.add(D, replace(OFFER, id=ModelId("d" * 64)))
+    candidates.wake(MODEL)
+    assert [type(message) for message in cold.sent] == [Prepare]
+    assert warm.sent == other.sent == []
+
+
+async def test_who_still_loads_is_named(peer: FakePeer, candidates: Candidates) -> None:
+    for key in (B, C, D):
+        peer.add(key, OFFER if key != D else ready())
+    peer.hellos[C] = replace(peer.hellos[C], via=D)
+    (told,) = candidates.loading(LOADED, NO_BOOK)
+    assert told.startswith("planned without peer b: it is still loading the model; requests")
 
 
 async def test_a_tab_is_waited_for_once_and_a_little(
@@ -267,7 +295,7 @@ async def test_who_is_left_out_is_named_with_the_reason(
         "planned without bare: it has the model, but not the codebook",
         f"planned without tab: {LOADING}",
         "planned without slow: what it says of its own speed cannot be",
-        "planned without lazy: the model is not loaded there",
+        "planned without lazy: it is still loading the model; requests can count on it once it has",
     ]
     peer.hellos = {key: one for key, one in peer.hellos.items() if key == D}
     assert candidates.left_out(LOADED, BOOK) == []
