@@ -203,6 +203,13 @@ MESSAGES: dict[str, AnyMessage] = {
         prompt_tokens=5,
         expected=EXPECTED,
     ),
+    "refer": m.Refer(
+        request=REQUEST,
+        peer=B,
+        name="laptop",
+        address="192.0.2.7:7474",
+        reason="laptop is predicted to answer in 1.5 s, board in 12.0 s",
+    ),
     "result": m.Result(
         request=REQUEST, report=REPORT, labels=[m.Label(label="cat", probability=0.75)]
     ),

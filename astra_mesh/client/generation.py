@@ -10,11 +10,12 @@ from msgspec.structs import replace
 
 from astra_mesh import limits
 from astra_mesh.client.answers import Token
-from astra_mesh.client.line import Conversation, new_request
+from astra_mesh.client.line import Conversation, Line, new_request
 from astra_mesh.client.way import Way, may_go_on
 from astra_mesh.errors import MeshError
 from astra_mesh.wire import messages as wire
-from astra_mesh.wire.messages import Ask, Planned, Report, RequestId, Result
+from astra_mesh.wire.codec import sanitise
+from astra_mesh.wire.messages import Ask, Planned, Refer, Report, RequestId, Result
 
 
 class _Progress:
@@ -29,7 +30,9 @@ class _Progress:
         self.report: Report | None = None
         self.ids: list[int] = []
         self.texts: list[str] = []
-        self.moves: list[str] = []  # to other peers, a sentence each
+        self.referred: Line | None = None  # to the peer that answers, if the first sent us there
+        self.moves = 0  # to other peers after a loss
+        self.notes: list[str] = []  # for the report: a sentence for each move and referral
         self.used = False  # its stream was handed out
 
 
@@ -40,7 +43,8 @@ class Generation:
     or an exception within the next turns of the event loop, ``async with generation:`` and
     ``contextlib.aclosing`` (or :meth:`aclose`) before the next line runs.
 
-    If the asked peer is lost, another one goes on after the tokens that came; the report says so.
+    If another peer would answer much sooner, it is asked instead. If the one that answers is lost,
+    another one goes on after the tokens that came. The report says so.
     """
 
     def __init__(self, way: Way, ask: Ask) -> None:
@@ -108,13 +112,13 @@ class Generation:
 async def _stream(progress: _Progress) -> AsyncGenerator[Token, None]:
     ask, way = progress.ask, progress.way
     while True:
-        line, started = way.line, False
+        line, started, refer = progress.referred or way.line, False, None
         try:
             conversation = progress.conversation = line.start(ask)
             started = True
             way.look_around()
             try:
-                while True:
+                while refer is None:
                     message = await conversation.next()
                     if isinstance(message, Planned):
                         progress.planned = message
@@ -125,20 +129,45 @@ async def _stream(progress: _Progress) -> AsyncGenerator[Token, None]:
                         progress.ids.append(message.token)
                         progress.texts.append(message.text)
                         yield Token(message.token, message.text, message.index)
+                    elif isinstance(message, Refer):
+                        refer = message
                     elif isinstance(message, Result):
-                        for move in progress.moves:
-                            message = with_note(message, move)
+                        for note in progress.notes:
+                            message = with_note(message, note)
                         progress.report = message.report
                         return
             finally:
                 conversation.close()
+            await _follow(progress, refer)
         except MeshError as error:
-            if len(progress.moves) >= limits.CLIENT_MOVES or not may_go_on(line, error):
-                raise
-            after = f" after {len(progress.ids)} tokens"
-            move = await way.onward(line, error, after=after, again=not started)
-            progress.moves.append(move)
-            ask = _rest(progress)
+            await _go_on(progress, line, error, again=not started)
+        ask = _rest(progress)
+
+
+async def _follow(progress: _Progress, refer: Refer) -> None:
+    """Ask the peer that would answer sooner from now on, if it can be reached."""
+    progress.ask = replace(progress.ask, may_refer=False)
+    try:
+        progress.referred = await progress.way.referred(refer)
+    except MeshError as error:
+        name = sanitise(refer.name)
+        progress.notes.append(f"{name} would answer sooner, but cannot be asked: {error.message}")
+    else:
+        progress.notes.append(f"answered by {sanitise(refer.name)}: {sanitise(refer.reason)}")
+
+
+async def _go_on(progress: _Progress, line: Line, error: MeshError, *, again: bool) -> None:
+    """Whom to ask after an error; it is raised if nobody can help."""
+    after, way = f" after {len(progress.ids)} tokens", progress.way
+    if line is progress.referred and (not progress.ids or may_go_on(line, error)):
+        progress.referred = None  # back to the first one
+        note = f"continued by {way.line.hello.name}{after}: {error.message}"
+        progress.notes.append(sanitise(note))
+        return
+    if progress.moves >= limits.CLIENT_MOVES or not may_go_on(line, error):
+        raise error
+    progress.moves += 1
+    progress.notes.append(await way.onward(line, error, after=after, again=again))
 
 
 def _rest(progress: _Progress) -> Ask:

@@ -29,6 +29,7 @@ from astra_mesh.wire.messages import (
     Hello,
     ListPeers,
     Peers,
+    Refer,
     RequestId,
     Result,
     Subscribe,
@@ -103,7 +104,7 @@ class Conversation:
 
     def take(self, message: AnyMessage) -> None:
         """A message came from the link."""
-        self._over = self._over or isinstance(message, Fail | Result | Peers)
+        self._over = self._over or isinstance(message, Fail | Result | Refer | Peers)
         if isinstance(message, Event) and len(self._unread) >= UNREAD_EVENTS:
             self._unread.popleft()
         self._unread.append(message)

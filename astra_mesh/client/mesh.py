@@ -174,6 +174,7 @@ class Mesh:
         rate: int = 0,
         max_loss: float | None = None,
         late: LateName = "wait",
+        stay: bool = False,
     ) -> Generation:
         """Continue a text (or token ids): an async iterator of tokens. See :class:`Generation`.
 
@@ -194,6 +195,8 @@ class Mesh:
                 (0.02: 2 % more perplexity); None for the limit that was stored with it.
             late: "wait" for codes that come late, or "degrade": go on with what is predicted from
                 earlier blocks. The report's notes say where that happened.
+            stay: With "auto", the asked peer makes the new tokens, also if another one is much
+                faster at that.
 
         Raises:
             InputError: Something given cannot be used; other errors come from the iterator.
@@ -204,6 +207,7 @@ class Mesh:
             model=check_model(model),
             sampling=make_sampling(max_new_tokens, temperature, top_k, top_p, seed),
             options=make_options(use, max_peers, codec, rate, max_loss=max_loss, late=late),
+            may_refer=use == "auto" and not stay,
             **check_prompt(prompt),
         )
         return Generation(self._open_way(), ask)

@@ -13,11 +13,11 @@ from astra_mesh import limits
 from astra_mesh.client.addresses import parse_address
 from astra_mesh.client.finding import Target, open_line
 from astra_mesh.client.line import Conversation, Line, new_request
-from astra_mesh.errors import AstraMeshError, InputError, MeshError, PeerLostError
+from astra_mesh.errors import AstraMeshError, InputError, MeshError, NoPeerError, PeerLostError
 from astra_mesh.mesh.connect import show_address
 from astra_mesh.mesh.interfaces import is_loopback
 from astra_mesh.wire.codec import sanitise
-from astra_mesh.wire.messages import ListPeers, Peers, Planned
+from astra_mesh.wire.messages import ListPeers, PeerId, Peers, Planned, Refer
 
 if TYPE_CHECKING:
     from astra_mesh.mesh.connect import Address
@@ -41,6 +41,7 @@ class Way:
         self.line, self._stays = line, stays
         self._stack, self._target = stack, target
         self._elsewhere: list[Address] = []  # of other peers, the ones told last
+        self._others: dict[PeerId, Line] = {}  # to peers that were referred to
         self._roster: Conversation | None = None
         self._turn = asyncio.Lock()
 
@@ -53,6 +54,24 @@ class Way:
         """Other peers that hold the model, as the coordinator sees them now."""
         if planned.elsewhere:
             self._elsewhere = self._reachable(planned.elsewhere)
+
+    async def referred(self, message: Refer) -> Line:
+        """The line to a peer that would answer sooner, opened once. Cancelling it changes nothing.
+
+        Raises:
+            MeshError: It cannot be reached, or is another one.
+        """
+        async with self._turn:
+            line = self._others.get(message.peer)
+            if line is not None and line.is_open:
+                return line
+            for place in self._reachable([message.address]):
+                line = await self._open(place)
+                if line.hello.peer == message.peer:
+                    self._others[message.peer] = line
+                    return line
+                await line.close()
+        raise NoPeerError(f"{sanitise(message.name)} is not where it was said to be")
 
     async def onward(
         self, lost: Line, error: MeshError, *, after: str = "", again: bool = False
@@ -84,15 +103,17 @@ class Way:
         return sanitise(f"continued by {name}{after}: {error.message}")
 
     async def _move(self, place: Address) -> bool:
-        timings = replace(self._target.timings, dial_s=limits.CLIENT_MOVE_S)
-        target = replace(self._target, timings=timings)
         try:
-            line = await open_line(self._stack, place, target)
+            line = await self._open(place)
         except MeshError as why:
             log.info("cannot go on at %s: %s", show_address(place), why.message)
             return False
         self.line, self._roster = line, None
         return True
+
+    async def _open(self, place: Address) -> Line:
+        timings = replace(self._target.timings, dial_s=limits.CLIENT_MOVE_S)
+        return await open_line(self._stack, place, replace(self._target, timings=timings))
 
     async def _read_roster(self) -> None:
         """What the lost peer said about the others before it was lost."""

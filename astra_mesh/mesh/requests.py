@@ -29,6 +29,7 @@ from astra_mesh.wire.messages import (
     Pooled,
     Progress,
     Propose,
+    Refer,
     Refuse,
     RequestId,
     Result,
@@ -47,6 +48,7 @@ _ANSWERS: Final[dict[type, tuple[type, ...]]] = {
     Token: (Propose, Ask),
     Planned: (Ask,),
     Result: (Ask,),
+    Refer: (Ask,),
     Peers: (ListPeers,),
     Event: (Subscribe,),
 }
@@ -58,6 +60,7 @@ _OF_REQUESTS: Final = (
     Token,
     Planned,
     Result,
+    Refer,
     Peers,
     Event,
     Codes,
@@ -65,7 +68,7 @@ _OF_REQUESTS: Final = (
     Cancel,
     Fail,
 )
-_LAST: Final = (Refuse, Done, Result, Peers, Cancel, Fail)  # nothing follows them
+_LAST: Final = (Refuse, Done, Result, Refer, Peers, Cancel, Fail)  # nothing follows them
 _ONCE: Final = (Accept, Refuse)
 
 

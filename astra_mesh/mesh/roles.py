@@ -25,6 +25,7 @@ from astra_mesh.wire.messages import (
     Prepare,
     Progress,
     Propose,
+    Refer,
     Refuse,
     Result,
     Role,
@@ -51,7 +52,7 @@ _BETWEEN_PEERS: Final = {
     Cancel,
     Fail,
 }
-_TO_CLIENT: Final = {Status, Planned, Token, Result, Peers, Event, Fail}
+_TO_CLIENT: Final = {Status, Planned, Refer, Token, Result, Peers, Event, Fail}
 _FROM_CLIENT: Final = {Ask, Cancel, ListPeers, Subscribe}
 
 _TABLE: Final[dict[tuple[Role, Role], set[type]]] = {

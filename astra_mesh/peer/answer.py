@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterator
 
 import torch
 from msgspec.structs import replace
@@ -17,37 +15,31 @@ from astra_mesh.engine.decode import Decoder
 from astra_mesh.engine.pipeline import Pipeline
 from astra_mesh.engine.sampling import check_sampling
 from astra_mesh.engine.shard import ShardRun
-from astra_mesh.errors import InputError, MeshError, RefusedError
+from astra_mesh.errors import MeshError, RefusedError
 from astra_mesh.families import ModelInput
 from astra_mesh.limits import LATE_REPORT_S, NEW_TOKENS, NOTES, SHUTDOWN_S
-from astra_mesh.mesh.link import Link
 from astra_mesh.naming import Names
-from astra_mesh.peer.choice import Code, choose_codes, expected_cost, made_for, stages_of
+from astra_mesh.peer.choice import expected_cost, stages_of
 from astra_mesh.peer.exchange import MeshExchange
-from astra_mesh.peer.inputs import input_bytes, inputs_of_ask, read_inputs
-from astra_mesh.peer.lessons import Lessons
-from astra_mesh.peer.likelihoods import Noted
+from astra_mesh.peer.inputs import inputs_of_ask, read_inputs
 from astra_mesh.peer.loaded import AnyCodec, Loaded
 from astra_mesh.peer.models import ModelHost
-from astra_mesh.peer.part import NotTakingPartError, make_exchange, report_of, tables_serve
+from astra_mesh.peer.part import NotTakingPartError, make_exchange, report_of
 from astra_mesh.peer.participants import LostDuringPrefillError, Participants
-from astra_mesh.peer.spot_check import SpotChecks
-from astra_mesh.plan.alternatives import choose_among
-from astra_mesh.plan.check import BadPlanError, class_token_of
+from astra_mesh.peer.planning import Planning
+from astra_mesh.peer.surroundings import Surroundings
 from astra_mesh.plan.cost import Candidate
-from astra_mesh.plan.cost import Link as LinkProfile
-from astra_mesh.plan.planner import Choice, Job
+from astra_mesh.plan.planner import Choice
 from astra_mesh.wire.codec import sanitise
 from astra_mesh.wire.messages import (
     Ask,
     Inputs,
     Label,
-    ModelId,
     PeerId,
     PeerReport,
-    Plan,
     Planned,
     Propose,
+    Refer,
     Report,
     RequestId,
     Result,
@@ -59,36 +51,12 @@ from astra_mesh.wire.messages import (
 
 LABELS = 100  # classes in a result, the most likely first
 
-Emit = Callable[[Planned | Token | Result], Awaitable[None]]
-# Of (loaded, *codebooks): peers with the model and one of the codebooks, loaded and measured there.
-FindCandidates = Callable[..., Awaitable[list[Candidate]]]
+Emit = Callable[[Planned | Refer | Token | Result], Awaitable[None]]
 
 
 def new_request() -> RequestId:
     """A fresh random id."""
     return RequestId(secrets.randbits(63))
-
-
-@dataclass(frozen=True)
-class Surroundings:
-    """What an answer needs of the peer around it."""
-
-    me: Callable[[Loaded], Candidate]
-    candidates: FindCandidates
-    wake: Callable[[ModelId], None]  # lets others load a model
-    left_out: Callable[..., list[str]]  # notes on who has the model and is no candidate
-    loading: Callable[..., list[str]]  # notes on who only still loads it
-    links: Callable[[], Mapping[tuple[PeerId, PeerId], LinkProfile]]
-    find_link: Callable[[PeerId], Link | None]
-    elsewhere: Callable[[ModelId], list[str]]  # addresses of other peers that hold a model
-    open: Callable[[Participants], None]  # codes and messages for them are delivered from now on
-    close: Callable[[RequestId], None]
-    lessons: Lessons
-    busy: Callable[[], bool]  # with other requests
-    watched: Callable[[], bool]  # somebody looks on: participants are to tell their progress
-    checks: SpotChecks
-    noted: Callable[[RequestId], Noted | None]  # where log-probabilities are wanted
-    passed_over: Callable[[Plan, str], None]  # who has no shard of a plan may be told why
 
 
 class Answer:
@@ -123,71 +91,19 @@ class Answer:
         given, tokens = await self._compute(read_inputs, loaded, inputs)
         if ask.sampling is not None:
             check_sampling(ask.sampling)
-        task = ask.task.value
-        codes, notes = await self._compute(choose_codes, loaded, ask.options, task)
-        self._notes += notes
-        self._notes += [f"a codebook is left out: {problem}" for problem in loaded.problems]
-        others: list[Candidate] = []
-        if ask.options.use is not Use.SOLO:
-            books = [code.codebook for code in codes]
-            everybody = ask.options.use is Use.ALL
-            others = await self._around.candidates(loaded, *books, patient=everybody)
-            told = self._around.left_out if everybody else self._around.loading
-            self._notes += told(loaded, *books)
-            others = self._trusted(others)
-        jobs = [self._job(loaded, code, inputs, tokens) for code in codes]
+        planning = Planning(ask, loaded, self._around, self._compute, self._notes)
+        await planning.look_around(inputs, tokens)
         while True:
-            me, links = self._around.me(loaded), self._around.links()
-            known = self._around.lessons.experience
-            seen = [one.seen(known, loaded.bundle.model_id) for one in others]
-            me = me.seen(known, loaded.bundle.model_id)
-            choice = await self._compute(choose_among, jobs, me, seen, links)
-            if len(choice.plan.shards) > 1:
-                plan = replace(choice.plan, late=ask.options.late)
-                choice = dataclasses.replace(choice, plan=plan)
+            choice = await planning.choose()
+            if refer := await planning.refer(choice):
+                await self._emit(refer)
+                return
             try:
-                await self._attempt(choice, loaded, inputs, given, others)
+                await self._attempt(choice, loaded, inputs, given, planning.others)
                 return
             except LostDuringPrefillError as lost:
                 self._notes.append(f"planned again without {lost.peer[:8]}: {lost.error.message}")
-                find_link = self._around.find_link
-                others = [x for x in others if x.peer != lost.peer and find_link(x.peer)]
-
-    def _trusted(self, others: list[Candidate]) -> list[Candidate]:
-        """Without those that sent false codes not long ago."""
-        found = []
-        for one in others:
-            if self._around.checks.shuns(one.peer):
-                self._notes.append(f"planned without {one.name}, which sent false codes before")
-            else:
-                found.append(one)
-        return found
-
-    def _job(self, loaded: Loaded, code: Code, inputs: Inputs, tokens: int) -> Job:
-        options, spec, codec = self.ask.options, loaded.spec, code.codec
-        try:
-            class_token = class_token_of(options.class_token or made_for(loaded, code.codebook))
-        except BadPlanError as error:
-            raise InputError(str(error)) from error
-        job = Job(
-            spec=spec,
-            model=loaded.bundle.model_id,
-            codebook=code.codebook,
-            codec=codec.name,
-            token_bytes={able: codec.rate(able) / 8 for able in codec.able},
-            stages=code.stages,
-            first_block=codec.first_block,
-            class_token=class_token,
-            pooling=spec.pooling(self.ask.task.value),
-            tokens=tokens,
-            use=options.use,
-            max_peers=options.max_peers,
-            input_bytes=input_bytes(inputs),
-            tables=tables_serve(options.late),
-            label=code.label,
-        )
-        drifts = self._around.lessons.drifts.known(job.codes, time.monotonic())
-        return dataclasses.replace(job, drifts=drifts)
+                planning.lose(lost.peer)
 
     async def _attempt(
         self,

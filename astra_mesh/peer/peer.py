@@ -387,6 +387,10 @@ class Peer:
         """Addresses of other peers that hold a model and answer for it."""
         return view.elsewhere(self, model)
 
+    def address_of(self, peer: PeerId) -> str:
+        """Where a client can ask another peer; "" where it cannot."""
+        return view.address_of(self, peer)
+
     def announced(self, peer: PeerId) -> Address | None:
         """Where a peer said that it can be dialled; None if it did not."""
         return self._links.place(peer) if self._links is not None else None

@@ -12,7 +12,7 @@ from astra_mesh.engine.timeline import Timeline
 from astra_mesh.errors import AstraMeshError, BusyError, InternalError, MeshError, ProtocolError
 from astra_mesh.mesh.link import Link
 from astra_mesh.peer import tasks
-from astra_mesh.peer.answer import Answer, Surroundings, new_request
+from astra_mesh.peer.answer import Answer, new_request
 from astra_mesh.peer.candidates import Candidates
 from astra_mesh.peer.early import EarlyCodes
 from astra_mesh.peer.exchange import MeshExchange
@@ -22,6 +22,7 @@ from astra_mesh.peer.participants import Participants
 from astra_mesh.peer.recorder import Recorder
 from astra_mesh.peer.sending import send_if_open
 from astra_mesh.peer.spot_check import SpotChecks
+from astra_mesh.peer.surroundings import Surroundings
 from astra_mesh.peer.turns import Turns
 from astra_mesh.peer.watch import Shown, Watch
 from astra_mesh.wire.codec import AnyMessage, sanitise
@@ -41,6 +42,7 @@ from astra_mesh.wire.messages import (
     Progress,
     Propose,
     Reason,
+    Refer,
     Refuse,
     RequestId,
     Result,
@@ -222,7 +224,7 @@ class Requests:
     async def _answer(self, link: Link, ask: Ask) -> None:
         shown = self._watch.asked(ask.task, ask.model)
 
-        async def emit(message: Planned | Token | Result) -> None:
+        async def emit(message: Planned | Refer | Token | Result) -> None:
             shown.told(message)
             link.send(message)
             await link.drain()
@@ -262,6 +264,7 @@ class Requests:
             loading=self._candidates.loading,
             links=self._candidates.links,
             find_link=self._peer.link,
+            address=self._peer.address_of,
             elsewhere=self._peer.elsewhere,
             open=partial(self._open, shown),
             close=self._close_exchange,

@@ -8,7 +8,7 @@ from astra_mesh import limits
 from astra_mesh.mesh.connect import Address, show_address
 from astra_mesh.mesh.link import Link
 from astra_mesh.peer.places import TAB, dial_address, is_link_local
-from astra_mesh.wire.messages import Hello, LinkInfo, ModelId, PeerInfo
+from astra_mesh.wire.messages import Hello, LinkInfo, ModelId, PeerId, PeerInfo
 
 if TYPE_CHECKING:
     from astra_mesh.peer.peer import Peer
@@ -36,6 +36,15 @@ def elsewhere(peer: Peer, model: ModelId) -> list[str]:
         if not hello.via and any(offer.id == model for offer in hello.models)
     ]
     return holders[: limits.CLIENT_PLACES]
+
+
+def address_of(peer: Peer, other: PeerId) -> str:
+    """Where a client can ask another peer; "" where it cannot (a tab, or one that is gone)."""
+    link, hello = peer.link(other), peer.others().get(other)
+    if link is None or hello is None:
+        return ""
+    address = place(peer, link, hello)
+    return "" if address is None else show_address(address)
 
 
 def own_links(peer: Peer) -> list[LinkInfo]:

@@ -16,7 +16,7 @@ from astra_mesh import limits
 from astra_mesh.engine.timeline import Timeline
 from astra_mesh.peer.exchange import MeshExchange
 from astra_mesh.peer.progress import marks_of
-from astra_mesh.wire.messages import PeerId, Planned, Report, Result, Task, Token
+from astra_mesh.wire.messages import PeerId, Planned, Refer, Report, Result, Task, Token
 
 _MARKS_OF_A_BLOCK = 4  # encoded, sent, local, done; and two for each remote part
 
@@ -47,13 +47,13 @@ class Shown:
         self._offsets_us: dict[PeerId, int] = {}
         self._most = 0  # marks of one peer that the plan can explain
 
-    def told(self, message: Planned | Token | Result) -> None:
+    def told(self, message: Planned | Refer | Token | Result) -> None:
         """What the client is told."""
         if isinstance(message, Planned):
             self.planned = message
         elif isinstance(message, Token):
             self.new_tokens += 1
-        else:
+        elif isinstance(message, Result):
             self.report = message.report
         self.version += 1
 

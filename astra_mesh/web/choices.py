@@ -151,6 +151,7 @@ class _Text:
             top_k=wanted.top_k,
             top_p=wanted.top_p,
             seed=None if wanted.seed is None else wanted.seed + self.copy,
+            stay=wanted.best is not None,  # this peer notes how likely tokens were
             **structs.asdict(wanted.options),
         )
 

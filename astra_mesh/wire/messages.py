@@ -447,6 +447,7 @@ class Ask(Message, frozen=True):
     sampling: Sampling | None = None
     options: Options = Options()
     answered: list[int] = []  # new tokens that another peer gave before it was lost: go on after
+    may_refer: bool = False  # the client asks another peer if it gets a :class:`Refer`
 
 
 class ExpectedCost(Message, frozen=True):
@@ -471,6 +472,16 @@ class Planned(Message, frozen=True):
     prompt_tokens: int
     expected: ExpectedCost | None = None  # None: one device, or not measured
     elsewhere: list[str] = []  # addresses of other peers that hold the model, should this one go
+
+
+class Refer(Message, frozen=True):
+    """Another peer would answer sooner: the end of this request, and where to ask again."""
+
+    request: RequestId
+    peer: PeerId
+    name: str
+    address: str  # "host:port"
+    reason: str  # for people
 
 
 class Label(Message, frozen=True):
@@ -578,4 +589,5 @@ TYPES: dict[int, type[msgspec.Struct]] = {
     34: Peers,
     35: Subscribe,
     36: Event,
+    37: Refer,
 }

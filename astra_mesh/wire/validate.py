@@ -264,6 +264,7 @@ _RULES: Final[dict[type[msgspec.Struct], dict[str, Check]]] = {
         "prompt_tokens": _position,
         "elsewhere": _texts(limits.CLIENT_PLACES, 128),
     },
+    m.Refer: {"peer": _is_id, "name": _name, "address": _line(128), "reason": _sentence},
     m.Label: {"label": _sentence, "probability": _between(0.0, 1.0 + 1e-3)},
     m.Report: {
         "peers": _size(limits.PEERS_PER_PLAN),

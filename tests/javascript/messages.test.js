@@ -9,7 +9,7 @@ import { line } from "../../astra_mesh/web/site/peer/fields.js";
 import * as limits from "../../astra_mesh/web/site/peer/limits.js";
 import { A, bytes, codes, done, hello, hex, R2, thrown, vectors } from "./helpers.js";
 
-const OF_CLIENTS = new Set(["Ask", "Planned", "Result", "ListPeers", "Peers", "Subscribe", "Event"]);
+const OF_CLIENTS = new Set(["Ask", "Planned", "Result", "ListPeers", "Peers", "Subscribe", "Event", "Refer"]);
 
 /** The body of a message as the vector file writes it. */
 function plain(value) {

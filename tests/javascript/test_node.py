@@ -125,7 +125,7 @@ def test_damaged_frames_are_judged_alike() -> None:
     assert sum(one is not None for one in found) > 1000
 
 
-OF_CLIENTS = {"Ask", "Planned", "Result", "ListPeers", "Peers", "Subscribe", "Event"}
+OF_CLIENTS = {"Ask", "Planned", "Result", "ListPeers", "Peers", "Subscribe", "Event", "Refer"}
 
 
 def _mangled(frame: bytes, rng: random.Random) -> bytes:

@@ -155,7 +155,7 @@ const TYPES = {
   }, positional), SMALL],
 };
 /** What only clients say and hear; a tab has none. */
-const OF_CLIENTS = { 30: "Ask", 31: "Planned", 32: "Result", 33: "ListPeers", 34: "Peers", 35: "Subscribe", 36: "Event" };
+const OF_CLIENTS = { 30: "Ask", 31: "Planned", 32: "Result", 33: "ListPeers", 34: "Peers", 35: "Subscribe", 36: "Event", 37: "Refer" };
 const NUMBERS = Object.fromEntries(Object.entries(TYPES).map(([number, [kind]]) => [kind.name, Number(number)]));
 const HEAD = 0x92; // an array of two
 

@@ -1,0 +1,137 @@
+"""Planning one request: which codes would do, who could help, and who should answer."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+
+from msgspec.structs import replace
+
+from astra_mesh.engine.compute import ComputeThread
+from astra_mesh.errors import InputError
+from astra_mesh.peer.choice import Code, choose_codes, made_for
+from astra_mesh.peer.inputs import input_bytes
+from astra_mesh.peer.loaded import Loaded
+from astra_mesh.peer.part import tables_serve
+from astra_mesh.peer.surroundings import Surroundings
+from astra_mesh.plan.alternatives import choose_among
+from astra_mesh.plan.check import BadPlanError, class_token_of
+from astra_mesh.plan.cost import Candidate
+from astra_mesh.plan.planner import Choice, Job
+from astra_mesh.plan.referral import better_placed
+from astra_mesh.wire.codec import sanitise
+from astra_mesh.wire.messages import Ask, Inputs, PeerId, Refer, Task, Use
+
+
+class Planning:
+    """The plans of one request; ``notes`` gets a sentence for what its caller should know."""
+
+    def __init__(
+        self,
+        ask: Ask,
+        loaded: Loaded,
+        around: Surroundings,
+        compute: ComputeThread,
+        notes: list[str],
+    ) -> None:
+        self.others: list[Candidate] = []  # as they measured themselves
+        self._ask, self._loaded = ask, loaded
+        self._around, self._compute, self._notes = around, compute, notes
+        self._jobs: list[Job] = []
+        self._refers = ask.may_refer and ask.options.use is Use.AUTO and not ask.answered
+
+    async def look_around(self, inputs: Inputs, tokens: int) -> None:
+        """Find the codes that would do and the peers that could help.
+
+        Raises:
+            InputError, CodebookError: what the caller named does not exist or fit.
+        """
+        ask, loaded = self._ask, self._loaded
+        codes, notes = await self._compute(choose_codes, loaded, ask.options, ask.task.value)
+        self._notes += notes
+        self._notes += [f"a codebook is left out: {problem}" for problem in loaded.problems]
+        if ask.options.use is not Use.SOLO:
+            books = [code.codebook for code in codes]
+            everybody = ask.options.use is Use.ALL
+            others = await self._around.candidates(loaded, *books, patient=everybody)
+            told = self._around.left_out if everybody else self._around.loading
+            self._notes += told(loaded, *books)
+            self.others = self._trusted(others)
+        self._jobs = [self._job(code, inputs, tokens) for code in codes]
+
+    async def choose(self) -> Choice:
+        """The plan with this peer as the one that answers."""
+        me, others = self._as_seen()
+        links = self._around.links()
+        choice = await self._compute(choose_among, self._jobs, me, others, links)
+        if len(choice.plan.shards) > 1:
+            plan = replace(choice.plan, late=self._ask.options.late)
+            choice = dataclasses.replace(choice, plan=plan)
+        return choice
+
+    async def refer(self, choice: Choice) -> Refer | None:
+        """Where the client should ask instead, if another peer would answer much sooner."""
+        ask = self._ask
+        if not self._refers or ask.task is not Task.GENERATE or ask.sampling is None:
+            return None
+        self._refers = False  # once: a plan made anew after a loss is this peer's
+        me, others = self._as_seen()
+        places = {one.peer: self._around.address(one.peer) for one in others}
+        others = [one for one in others if places[one.peer]]
+        tokens, links = ask.sampling.max_new_tokens, self._around.links()
+        found = await self._compute(better_placed, self._jobs, choice, me, others, links, tokens)
+        if found is None:
+            return None
+        name = sanitise(found.peer.name)
+        text = (
+            f"{tokens} new tokens are predicted to take {found.its_s:.1f} s there, "
+            f"{found.own_s:.1f} s on {sanitise(me.name)}"
+        )
+        return Refer(ask.request, found.peer.peer, name, places[found.peer.peer], text)
+
+    def lose(self, peer: PeerId) -> None:
+        """Plan without a peer, and without those that have gone."""
+        find_link = self._around.find_link
+        self.others = [one for one in self.others if one.peer != peer and find_link(one.peer)]
+
+    def _as_seen(self) -> tuple[Candidate, list[Candidate]]:
+        """This peer and the others, with what finished requests taught of them."""
+        known, model = self._around.lessons.experience, self._loaded.bundle.model_id
+        me = self._around.me(self._loaded).seen(known, model)
+        return me, [one.seen(known, model) for one in self.others]
+
+    def _trusted(self, others: list[Candidate]) -> list[Candidate]:
+        """Without those that sent false codes not long ago."""
+        found = []
+        for one in others:
+            if self._around.checks.shuns(one.peer):
+                self._notes.append(f"planned without {one.name}, which sent false codes before")
+            else:
+                found.append(one)
+        return found
+
+    def _job(self, code: Code, inputs: Inputs, tokens: int) -> Job:
+        options, loaded, codec = self._ask.options, self._loaded, code.codec
+        try:
+            class_token = class_token_of(options.class_token or made_for(loaded, code.codebook))
+        except BadPlanError as error:
+            raise InputError(str(error)) from error
+        job = Job(
+            spec=loaded.spec,
+            model=loaded.bundle.model_id,
+            codebook=code.codebook,
+            codec=codec.name,
+            token_bytes={able: codec.rate(able) / 8 for able in codec.able},
+            stages=code.stages,
+            first_block=codec.first_block,
+            class_token=class_token,
+            pooling=loaded.spec.pooling(self._ask.task.value),
+            tokens=tokens,
+            use=options.use,
+            max_peers=options.max_peers,
+            input_bytes=input_bytes(inputs),
+            tables=tables_serve(options.late),
+            label=code.label,
+        )
+        drifts = self._around.lessons.drifts.known(job.codes, time.monotonic())
+        return dataclasses.replace(job, drifts=drifts)
