@@ -224,8 +224,13 @@ class Requests:
     async def _answer(self, link: Link, ask: Ask) -> None:
         shown = self._watch.asked(ask.task, ask.model)
 
+        answered = "answered"
+
         async def emit(message: Planned | Refer | Token | Result) -> None:
+            nonlocal answered
             shown.told(message)
+            if isinstance(message, Refer):
+                answered = f"referred to {message.name}"
             link.send(message)
             await link.drain()
 
@@ -236,7 +241,7 @@ class Requests:
         try:
             async with self._turns.turn(link):
                 await answer.run()
-            outcome = "answered"
+            outcome = answered
         except AstraMeshError as error:
             outcome = error.message
             self._fail(link, ask.request, error)

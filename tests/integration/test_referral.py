@@ -70,10 +70,12 @@ async def alone(mesh: Mesh) -> list[int]:
     return await told(mesh.generate("words", PROMPT, max_new_tokens=NEW, use="solo"))
 
 
-async def test_the_faster_one_answers(models: Path) -> None:
+async def test_the_faster_one_answers(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with board_and_laptop(models) as (board, laptop, mesh):
         wanted = await alone(mesh)
         lines = []
+        told_events: list[str] = []
+        monkeypatch.setattr(board, "tell", lambda kind, *peer, text="": told_events.append(text))
         for _ in range(2):
             generation = mesh.generate("words", PROMPT, max_new_tokens=NEW, codec="fp32")
             assert await told(generation) == wanted
@@ -81,6 +83,7 @@ async def test_the_faster_one_answers(models: Path) -> None:
             assert generation.report.plan.answering == laptop.id
             assert "answered by laptop: 20 new tokens are predicted to take" in notes_of(generation)
             lines.append(mesh._way._others[laptop.id])  # type: ignore[union-attr]
+        assert told_events.count("referred to laptop") == 2
         assert lines[0] is lines[1]  # one link serves both
         assert mesh.peer.peer == board.id  # what else is asked goes to the first
         assert len(await mesh.peers()) == 2
