@@ -21,6 +21,8 @@ from tools.lab.scenario import Device, Kill, Network, Options, Request, Scenario
 MODEL = "tiny-gpt2"
 TOKENS = tuple(1 + (37 * i) % 500 for i in range(230))
 REPEATS = 5
+MEDIUM_MBPS = 8.0
+AUTOMATIC = 30
 
 
 def ask(device: str, **options: Any) -> Request:
@@ -130,6 +132,45 @@ def slow_third(say: Say) -> str:
     )
 
 
+def weak_asked(say: Say) -> str:
+    """A weak device is asked for a long text; it stays there, or it does not."""
+    request = ask("attic", use="auto", codec="", max_new_tokens=100)
+    staying = ask("attic", use="auto", codec="", max_new_tokens=100, stay=True)
+    with house(say, {"attic": Device(cpu=0.1), "study": Device(cpu=0.8)}) as one:
+        for name in ("study", "attic"):
+            one.ask(ask(name))
+        referred, stayed = [], []
+        for _ in range(REPEATS):
+            stayed.append(one.ask(staying)["wall_s"])
+            referred.append(one.ask(request)["wall_s"])
+        notes = one.ask(request)["report"]["notes"]
+    return (
+        f"100 new tokens asked of a device of 0.1 cores beside one of 0.8: "
+        f"{statistics.median(referred):.2f} s, {statistics.median(stayed):.2f} s if it has to "
+        f"answer itself (medians of {REPEATS}); {'; '.join(notes)}"
+    )
+
+
+def shared_medium(say: Say) -> str:
+    """Four devices share one medium that is too slow for what they send."""
+    names = ("attic", "cellar", "kitchen", "garage")
+    network = Network(medium_mbps=MEDIUM_MBPS)
+    with house(say, dict.fromkeys(names, Device(cpu=0.4)), network) as one:
+        for name in names:
+            one.ask(ask(name))
+        solo_s = usual_s(one, ask("attic", use="solo"), 9)
+        answers = [one.ask(ask("attic", use="auto")) for _ in range(AUTOMATIC)]
+        together_s = usual_s(one, ask("attic"), REPEATS)
+    used = " ".join(str(len(one["report"]["plan"]["shards"])) for one in answers)
+    slower = sum(one["wall_s"] > 1.1 * solo_s for one in answers)
+    last_s = statistics.median(one["wall_s"] for one in answers[-9:])
+    return (
+        f"four devices on one medium of {MEDIUM_MBPS:g} Mbit/s, fp16 codes: {together_s:.2f} s by "
+        f"all, {solo_s:.2f} s by one; of {AUTOMATIC} automatic answers {slower} took more than 1.1 "
+        f"times one device, the last 9 {last_s:.2f} s ({last_s / solo_s:.2f}); devices: {used}"
+    )
+
+
 def lossy(say: Say) -> str:
     """One frame in a hundred is lost between two peers at 20 Mbit/s."""
     two, times = dict.fromkeys(("attic", "cellar"), Device(rate_mbps=20.0)), []
@@ -188,6 +229,8 @@ FIGURES: dict[str, Callable[[Say], str]] = {
     "halved-within": halved_within,
     "fallen": fallen,
     "slow": slow_third,
+    "weak": weak_asked,
+    "medium": shared_medium,
     "lossy": lossy,
     "crowd": crowd,
 }

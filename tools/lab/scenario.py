@@ -90,6 +90,7 @@ class Options(_Strict, frozen=True, kw_only=True, omit_defaults=True):
     max_loss: float | msgspec.UnsetType = msgspec.UNSET
     class_token: str | msgspec.UnsetType = msgspec.UNSET
     late: Literal["wait", "adapt", "degrade"] | msgspec.UnsetType = msgspec.UNSET
+    stay: bool | msgspec.UnsetType = msgspec.UNSET
 
 
 _SAMPLING = {"max_new_tokens", "temperature", "top_k", "top_p", "seed"}
