@@ -19,15 +19,10 @@ from typer.testing import CliRunner, Result
 
 from astra_mesh.cli.app import app
 from astra_mesh.quant.codebook import load_codebook
-from tests.integration.mesh_fixtures import make_models, picture
+from tests.integration.mesh_fixtures import picture
 from tests.timings import patient
 
 START_S = patient(40.0)  # a process that imports torch on a busy core
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_models(tmp_path_factory.mktemp("models") / "all")
 
 
 @pytest.fixture(autouse=True)

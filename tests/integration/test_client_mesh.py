@@ -15,14 +15,9 @@ from astra_mesh.errors import PromptTooLongError, UnknownModelError, WrongTaskEr
 from astra_mesh.peer import Peer
 from astra_mesh.peer.local import LocalPeer, write_record
 from astra_mesh.wire.messages import PeerId
-from tests.integration.mesh_fixtures import make_models, mesh_of, picture, until
+from tests.integration.mesh_fixtures import mesh_of, picture, until
 
 PROMPT = [(7 * i) % 64 for i in range(40)]
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_models(tmp_path_factory.mktemp("models") / "all")
 
 
 @pytest.fixture
@@ -96,7 +91,7 @@ async def test_peers_and_models_of_a_mesh(two: list[Peer]) -> None:
     async with to(two[1]) as mesh:
         assert {info.name for info in await mesh.peers()} == {"left", "right"}
         found = {model.name: model for model in await mesh.models()}
-    assert sorted(found) == ["feelings", "pictures", "words"]
+    assert sorted(found) == ["feelings", "pictures", "plain", "words"]
     assert sorted(found["words"].peers) == ["left", "right"]
 
 

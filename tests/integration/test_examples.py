@@ -12,14 +12,9 @@ from pathlib import Path
 import pytest
 
 from astra_mesh.peer import Peer
-from tests.integration.mesh_fixtures import make_models, mesh_of, picture
+from tests.integration.mesh_fixtures import mesh_of, picture
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_models(tmp_path_factory.mktemp("models") / "all")
 
 
 @pytest.fixture

@@ -19,16 +19,11 @@ from astra_mesh.peer import Peer
 from astra_mesh.peer.answer import Answer
 from astra_mesh.peer.models import _load
 from astra_mesh.wire.messages import Sampling
-from tests.integration.mesh_fixtures import make_models, mesh_of, picture, until
+from tests.integration.mesh_fixtures import mesh_of, picture, until
 from tests.timings import patient
 
 PROMPT = [(7 * i) % 64 for i in range(40)]
 NEW = 20
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_models(tmp_path_factory.mktemp("models") / "all")
 
 
 def sampling(temperature: float) -> Sampling:

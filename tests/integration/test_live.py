@@ -18,15 +18,10 @@ from astra_mesh.client import Mesh
 from astra_mesh.peer import Peer
 from astra_mesh.web import ApiConfig, ApiServer, serving
 from astra_mesh.web.answers import MeshAnswer
-from tests.integration.mesh_fixtures import WAIT_S, make_models, mesh_of, until
+from tests.integration.mesh_fixtures import WAIT_S, mesh_of, until
 
 PROMPT = " ".join(f"w{7 * i % 64}" for i in range(40))
 TOKEN = "0123456789abcdef/+~"
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_models(tmp_path_factory.mktemp("models") / "all")
 
 
 @asynccontextmanager

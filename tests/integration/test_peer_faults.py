@@ -58,7 +58,6 @@ from tests.integration.mesh_fixtures import (
     Reply,
     TestClient,
     client_of,
-    make_models,
     mesh_of,
     picture,
     until,
@@ -68,11 +67,6 @@ from tests.timings import patient
 PROMPT = [(7 * i) % 64 for i in range(40)]
 SHORT = Sampling(max_new_tokens=4)
 ALL = Options(use=Use.ALL, codec="fp32")
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_models(tmp_path_factory.mktemp("models") / "all")
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,7 @@ from astra_mesh.peer.links import LinkKeeper
 from astra_mesh.peer.local import _folder, local_peers
 from astra_mesh.wire.messages import PROTOCOL_VERSION, Event, Options, PeerId, Task, Use
 from tests.integration.fake_peer import fake_peer
-from tests.integration.mesh_fixtures import client_of, make_models, mesh_of, until
+from tests.integration.mesh_fixtures import client_of, mesh_of, until
 from tests.integration.secure import Caller
 from tests.timings import patient
 
@@ -49,11 +49,6 @@ def config(**more: Any) -> PeerConfig:
 def ended(peer: Peer) -> bool:
     """Whether it holds nothing that needs closing."""
     return peer._main is None and peer._links is None and bool(peer._compute._pool._shutdown)
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_models(tmp_path_factory.mktemp("models") / "all")
 
 
 def free_port() -> int:

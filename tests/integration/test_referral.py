@@ -18,18 +18,13 @@ from astra_mesh.errors import BusyError
 from astra_mesh.peer import Peer
 from astra_mesh.plan.cost import Candidate
 from astra_mesh.wire.messages import Ask
-from tests.integration.mesh_fixtures import make_models, mesh_of, picture
+from tests.integration.mesh_fixtures import mesh_of, picture
 from tests.integration.test_failover import vanish
 from tests.timings import patient
 
 PROMPT = [(7 * i) % 64 for i in range(40)]
 NEW = 20
 WEAK_S = 1.0  # of a step, in the place of a millisecond
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_models(tmp_path_factory.mktemp("models") / "all")
 
 
 def set_step(peer: Peer, seconds: float) -> None:

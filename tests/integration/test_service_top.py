@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from astra_mesh.cli import service
 from astra_mesh.cli.app import app
 from astra_mesh.client import Mesh
-from tests.integration.mesh_fixtures import make_models, mesh_of
+from tests.integration.mesh_fixtures import mesh_of
 
 
 def run(*argv: str) -> tuple[int, str]:
@@ -91,11 +91,6 @@ def test_a_service_of_the_system_needs_a_python_outside_of_homes(
     status, text = run("install", "--system", "--print")
     assert status == 2
     assert "peers/board/install.sh" in re.sub(r"\s+", " ", text)
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_models(tmp_path_factory.mktemp("models") / "all")
 
 
 async def test_top_tells_peers_and_requests(models: Path) -> None:

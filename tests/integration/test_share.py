@@ -27,14 +27,9 @@ from astra_mesh.errors import BadBundleError, InputError, MeshError, ModelError,
 from astra_mesh.mesh.connect import TLS_NAME
 from astra_mesh.peer import Peer, PeerConfig
 from astra_mesh.peer.share import Listing, Share, SharedFile
-from tests.integration.mesh_fixtures import make_models, mesh_of, until
+from tests.integration.mesh_fixtures import mesh_of, until
 
 PIECE = 16_000
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_models(tmp_path_factory.mktemp("models") / "all")
 
 
 @pytest.fixture(scope="module")
@@ -250,7 +245,7 @@ async def test_a_full_disk_is_said_before_anything_comes(
 
 async def test_names_that_cannot_be(models: Path, words: Bundle) -> None:
     async with mesh_of(["left"], models) as peers:
-        with pytest.raises(UnknownModelError, match="feelings, pictures, words"):
+        with pytest.raises(UnknownModelError, match="feelings, pictures, plain, words"):
             await holders(peers[0], "nothing")
         found = await holders(peers[0], words.model_id[:10])
         assert found.name == "words"

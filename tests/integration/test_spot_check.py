@@ -12,15 +12,10 @@ from astra_mesh.peer import Peer
 from astra_mesh.peer.exchange import MeshExchange
 from astra_mesh.quant.codes import CodeArray
 from astra_mesh.wire.messages import Options, Pooled, Sampling, Task, Use
-from tests.integration.mesh_fixtures import Reply, client_of, make_models, mesh_of, picture
+from tests.integration.mesh_fixtures import Reply, client_of, mesh_of, picture
 
 PROMPT = [5, 9, 2, 7, 1, 3, 8, 4, 6, 11, 10, 12]
 CODES = ["", "fp16"]
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_models(tmp_path_factory.mktemp("models") / "all")
 
 
 def false(codes: CodeArray) -> CodeArray:

@@ -27,7 +27,6 @@ from tests.integration.mesh_fixtures import (
     Reply,
     TestClient,
     client_of,
-    make_models,
     mesh_of,
     picture,
     until,
@@ -40,11 +39,6 @@ from tests.timings import patient
 PROMPT = [7 * i % 64 for i in range(40)]
 SHORT = Sampling(max_new_tokens=8)
 ALL = Options(use=Use.ALL, codec="fp32")
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_models(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")
