@@ -18,6 +18,12 @@ from astra_mesh.web.wanted import as_it_came, sentence
 T = TypeVar("T")
 
 _CHUNK_BYTES: Final = 64 * limits.KIB
+# Half of a pair of escapes that stand for one character, after whole ones and all other text.
+_HALF: Final = re.compile(
+    rb"(?:[^\\]|\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|(?!u[dD][89a-fA-F]).))*+"
+    rb"(?P<half>\\u[dD][89a-fA-F][0-9a-fA-F]{2})",
+    re.DOTALL,
+)
 _PLACE: Final = re.compile(r"^(?P<what>.*?)(?: - at `(?P<where>[^`]*)`)?$", re.DOTALL)
 
 
@@ -113,10 +119,23 @@ def _no_json(data: bytes, error: Exception) -> str:
         return "it is empty"
     if isinstance(error, UnicodeDecodeError):
         return "it is not UTF-8 text"
+    if ("surrogate" in str(error) or "truncated" in str(error)) and (half := _half(data)):
+        return half
     if "truncated" in str(error):
         return "it ends too early"
     found = re.search(r"\(byte (\d+)\)", str(error))
     return f"it is no JSON{f' from its byte {found[1]} on' if found else ''}"
+
+
+def _half(data: bytes) -> str:
+    """Where a character is written by half of its two escapes; "" if nowhere, or at the end."""
+    match = _HALF.match(data)
+    if match is None or match.end() == len(data):
+        return ""
+    return (
+        f"{match['half'].decode()} at its byte {match.start('half')} is half of a surrogate pair: "
+        "write both halves, or the character itself"
+    )
 
 
 def _invalid(text: str, data: bytes, kind: type) -> ApiError:
