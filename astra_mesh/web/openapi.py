@@ -36,7 +36,7 @@ from astra_mesh.web.unsupported import ALLOWED
 _REF: Final = "#/components/schemas/{name}"
 _JSON: Final = "application/json"
 _REFUSALS: Final = {
-    400: "The request cannot be used; `param` names the field.",
+    400: "The request cannot be used; `param` names the field, if one is to blame.",
     401: "The peer wants its API token.",
     403: "A page of another site, or a name that is not this machine's.",
     404: "There is no such model, or device.",

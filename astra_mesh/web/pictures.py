@@ -11,7 +11,7 @@ from aiohttp import web
 from msgspec import structs
 
 from astra_mesh.web.body import decode
-from astra_mesh.web.errors import ApiError, bad
+from astra_mesh.web.errors import ApiError, bad, blaming
 from astra_mesh.web.jsons import json_response
 from astra_mesh.web.reports import Summary
 from astra_mesh.web.requests import ClassifyRequest
@@ -30,12 +30,10 @@ async def classify(request: web.Request, data: bytes) -> web.StreamResponse:
     options = asked.x_astra_mesh
     mesh = await state.door.mesh()
     async with asyncio.timeout(state.config.request_s):
-        found = await mesh.classify(
-            asked.model,
-            picture,
-            top=asked.top,
-            **structs.asdict(options),
-        )
+        with blaming("image"):
+            found = await mesh.classify(
+                asked.model, picture, top=asked.top, **structs.asdict(options)
+            )
     tokens = found.planned.prompt_tokens if found.planned is not None else 0
     summary = Summary(tokens, 0, found.planned, found.report, time.perf_counter() - began)
     state.metrics.note([summary])

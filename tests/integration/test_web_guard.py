@@ -240,9 +240,15 @@ async def test_fields_that_cannot_be_used_are_named(models: Path) -> None:
         ({"prompt": None}, "prompt"),
         ({"prompt": {"a": 1}}, "prompt"),
         ({"prompt": []}, "prompt"),
-        ({"prompt": ["w1", 3]}, ""),
+        ({"prompt": ["w1", 3]}, "prompt"),
         ({"prompt": [[-1]]}, "prompt[0][0]"),
-        ({"prompt": ""}, ""),
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": "", "stream": True}, "prompt"),
+        ({"prompt": ["w1", ""]}, "prompt[1]"),
+        ({"prompt": [64]}, "prompt"),
+        ({"prompt": [[1], [64]]}, "prompt[1]"),
+        ({"prompt": "w1 " * 100}, "prompt"),
+        ({"model": "pictures"}, "model"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": "3"}, "max_tokens"),
         ({"temperature": -1}, "temperature"),
@@ -260,15 +266,46 @@ async def test_fields_that_cannot_be_used_are_named(models: Path) -> None:
         ({"nonsense": 1}, "nonsense"),
         ({"x_astra_mesh": {"use": "most"}}, "x_astra_mesh.use"),
         ({"x_astra_mesh": {"nonsense": 1}}, "x_astra_mesh.nonsense"),
+        ({"x_astra_mesh": {"codec": "zip"}}, "x_astra_mesh.codec"),
+        ({"model": "plain", "x_astra_mesh": {"codec": "vq"}}, "x_astra_mesh.codec"),
+        ({"x_astra_mesh": {"codec": "a\nb"}}, "x_astra_mesh.codec"),
+        ({"x_astra_mesh": {"rate": 7}}, "x_astra_mesh.rate"),
+        ({"x_astra_mesh": {"codec": "fp16", "rate": 7}}, "x_astra_mesh.rate"),
     ]
     async with live(models, 1) as on:
         for change, param in table:
             async with on.http.post(f"{on.root}/v1/completions", json=base | change) as answer:
-                error = (await answer.json())["error"]
                 assert answer.status == 400, change
+                error = (await answer.json())["error"]
                 assert error["type"] == "invalid_request_error"
                 assert (error["param"] or "") == param, (change, error)
                 assert error["message"]
+
+
+async def test_other_addresses_name_the_field_too(models: Path) -> None:
+    user = {"role": "user", "content": "w1"}
+    image = base64.b64encode(picture()).decode()
+    table: list[tuple[str, dict[str, Any], str]] = [
+        ("chat/completions", {"model": "pictures", "messages": [user]}, "model"),
+        ("chat/completions", {"model": "plain", "messages": [user]}, "model"),
+        (
+            "chat/completions",
+            {"model": "words", "messages": [user | {"content": "w1 " * 100}]},
+            "messages",
+        ),
+        ("embeddings", {"model": "feelings", "input": ""}, "input"),
+        ("embeddings", {"model": "feelings", "input": ["w1", [64]]}, "input[1]"),
+        ("embeddings", {"model": "feelings", "input": ["w1", 3]}, "input"),
+        ("images/classify", {"model": "words", "image": image}, "model"),
+        ("images/classify", {"model": "pictures", "image": "aGVsbG8="}, "image"),
+        ("pairing/join", {"code": "abc"}, "code"),
+        ("pairing/join", {"code": "K7QM-2XRT", "at": ["127.0.0.1", "[[["]}, "at[1]"),
+    ]
+    async with live(models, 1) as on:
+        for path, body, param in table:
+            async with on.http.post(f"{on.root}/v1/{path}", json=body) as answer:
+                error = (await answer.json())["error"]
+                assert (answer.status, error["param"]) == (400, param), (path, body, error)
 
 
 async def test_pictures_that_cannot_be_used(models: Path) -> None:

@@ -13,7 +13,7 @@ from astra_mesh import errors, limits
 from astra_mesh.errors import InputError
 from astra_mesh.web.body import Budget, decode
 from astra_mesh.web.config import ApiConfig
-from astra_mesh.web.errors import INTERNAL, ApiError, api_error
+from astra_mesh.web.errors import INTERNAL, ApiError, api_error, bad, blaming
 from astra_mesh.web.guard import Guard
 from astra_mesh.web.openapi import description
 from astra_mesh.web.page import page
@@ -104,11 +104,12 @@ def test_messages_that_are_no_text_are_refused() -> None:
 
 
 def test_prompts() -> None:
-    assert prompts_of("a") == ["a"]
-    assert prompts_of([1, 2]) == [[1, 2]]
-    assert prompts_of(["a", [1]]) == ["a", [1]]
-    with pytest.raises(ApiError, match="not both"):
-        prompts_of(["a", 1])
+    assert prompts_of("a", "input") == ["a"]
+    assert prompts_of([1, 2], "input") == [[1, 2]]
+    assert prompts_of(["a", [1]], "input") == ["a", [1]]
+    with pytest.raises(ApiError, match="not both") as error:
+        prompts_of(["a", 1], "input")
+    assert error.value.param == "input"
 
 
 # --- errors ---------------------------------------------------------------------------------------
@@ -139,6 +140,31 @@ def test_errors_have_their_status(error: Exception, status: int, code: str) -> N
     assert found.message == (INTERNAL if status == 500 else str(error))
     assert (found.headers.get("Retry-After") == "1") == (status == 429)
     assert set(found.body()["error"]) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize(
+    ("error", "param"),
+    [
+        (errors.EmptyPromptError("empty"), "input"),
+        (errors.PromptTooLongError("long"), "input"),
+        (errors.InputError("a token id"), "input"),
+        (errors.BadImageError("bad"), "input"),
+        (errors.WrongTaskError("vit"), "model"),
+        (errors.UnknownModelError("none"), "model"),
+        (errors.CodecError("none"), "x_astra_mesh.codec"),
+        (errors.CodebookError("none"), "x_astra_mesh.codec"),
+        (errors.RateError("none"), "x_astra_mesh.rate"),
+        (errors.PeerLostError("gone"), None),
+        (errors.BusyError("full"), None),
+        (errors.InternalError("trace"), None),
+        (bad("other", "n"), "n"),
+    ],
+)
+def test_an_error_of_the_mesh_names_the_field_to_blame(error: Exception, param: str | None) -> None:
+    assert api_error(error, "input").param == param
+    with pytest.raises(ApiError) as raised, blaming("input"):
+        raise error
+    assert raised.value.param == param
 
 
 # --- who may ask ----------------------------------------------------------------------------------
