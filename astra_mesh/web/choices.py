@@ -9,8 +9,6 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-from msgspec import structs
-
 from astra_mesh.bundle.text import TextTokenizer
 from astra_mesh.client import Generation, Mesh
 from astra_mesh.errors import DeadlineError
@@ -163,7 +161,7 @@ class _Text:
             top_k=wanted.top_k,
             top_p=wanted.top_p,
             seed=None if wanted.seed is None else wanted.seed + self.copy,
-            **structs.asdict(wanted.options),
+            **wanted.options.given(),
         )
 
 

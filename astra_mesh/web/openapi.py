@@ -133,6 +133,10 @@ _TABLE: Final[tuple[tuple[str, str, str, Any, Any, dict[str, Any]], ...]] = (
     ("/health", "get", "Whether the peer runs", None, HealthAnswer, {}),
     ("/metrics", "get", "Figures for Prometheus", None, None, {}),
 )
+_TOGETHER: Final = {  # what is refused without another field
+    "stream_options": "With `stream: true` only.",
+    "top_logprobs": "With `logprobs: true` only.",
+}
 _TEXT: Final[dict[str, Any]] = {"type": "string", "minLength": 1}
 _TOKEN: Final[dict[str, Any]] = {"type": "integer", "minimum": 0, "exclusiveMaximum": 2**31}
 _OPEN: Final = frozenset({"/health"})
@@ -170,6 +174,9 @@ def _say_more(fields: dict[str, Any]) -> None:
         allowed, sentence = ALLOWED[name]
         fields[name] = {"enum": [None, *allowed], "description": sentence}
     fields.pop("best_of", None)
+    for name, sentence in _TOGETHER.items():
+        if name in fields:
+            fields[name] = {**fields[name], "description": sentence}
     if "dimensions" in fields:
         fields["dimensions"] = {"enum": [None], "description": "The model decides."}
     for name in fields.keys() & {"prompt", "input"}:

@@ -44,6 +44,7 @@ from astra_mesh.web.door import Door
 from astra_mesh.web.errors import ApiError, api_error, busy
 from astra_mesh.web.guard import Guard
 from astra_mesh.web.metrics import Metrics
+from astra_mesh.web.query import check_query
 from astra_mesh.web.state import STATE, State
 from astra_mesh.web.tabfiles import TabFiles
 
@@ -266,6 +267,7 @@ def _outer(state: State, guard: Guard) -> Middleware:
             guard.check(request.path, request.headers)
             if running > limits.API_REQUESTS:
                 raise busy("this peer has as many requests as it takes; try again later")
+            check_query(request)
             response = await handler(request)
             status = response.status
         except TimeoutError:

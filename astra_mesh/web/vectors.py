@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from aiohttp import web
-from msgspec import structs
 
 from astra_mesh import limits
 from astra_mesh.client import Embedding, Mesh
@@ -50,7 +49,7 @@ async def _embed_all(
     async def one(named: tuple[str, Prompt]) -> tuple[Embedding, Summary]:
         began, (field, text) = time.perf_counter(), named
         with blaming(field):
-            found = await mesh.embed(asked.model, text, **structs.asdict(options))
+            found = await mesh.embed(asked.model, text, **options.given())
         tokens = found.planned.prompt_tokens if found.planned is not None else 0
         took = time.perf_counter() - began
         return found, Summary(tokens, 0, found.planned, found.report, took)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import openai
 import pytest
 
 from astra_mesh import limits
@@ -258,6 +259,9 @@ async def test_fields_that_cannot_be_used_are_named(models: Path) -> None:
         ({"stop": [""]}, "stop[0]"),
         ({"stop": ["a"] * 5}, "stop"),
         ({"stream": "yes"}, "stream"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"stream": False, "stream_options": {}}, "stream_options"),
+        ({"x_astra_mesh": {"max_peers": 0}}, "x_astra_mesh.max_peers"),
         ({"logprobs": 6}, "logprobs"),
         ({"logprobs": True}, "logprobs"),
         ({"suffix": "x"}, "suffix"),
@@ -280,6 +284,35 @@ async def test_fields_that_cannot_be_used_are_named(models: Path) -> None:
                 assert error["type"] == "invalid_request_error"
                 assert (error["param"] or "") == param, (change, error)
                 assert error["message"]
+
+
+async def test_fields_in_an_address_are_refused_where_they_mean_nothing(models: Path) -> None:
+    kind = {"Content-Type": "image/png"}
+    table: list[tuple[str, str, dict[str, str], int, str]] = [
+        ("GET", "/v1/models?foo=1", {}, 400, "foo"),
+        ("GET", "/v1/models/words?foo=1", {}, 400, "foo"),
+        ("GET", "/v1/nothing?foo=1", {}, 404, ""),
+        ("DELETE", "/v1/models?foo=1", {}, 405, ""),
+        ("POST", "/v1/images/classify?model=pictures&tpo=2", kind, 400, "tpo"),
+        ("POST", "/v1/images/classify?model=pictures&top=2", kind, 200, ""),
+        ("POST", "/v1/images/classify?top=2", {}, 400, "top"),
+        ("GET", "/health?foo=1", {}, 200, ""),
+        ("GET", "/metrics?foo=1", {}, 200, ""),
+        ("GET", "/?foo=1", {}, 200, ""),
+    ]
+    body = {"model": "pictures", "image": base64.b64encode(picture()).decode()}
+    async with live(models, 1) as on:
+        for method, path, headers, status, param in table:
+            sent = {"data": picture(), "headers": headers} if headers else {"json": body}
+            async with on.http.request(method, on.root + path, **sent) as answer:
+                assert answer.status == status, path
+                if status == 400:
+                    error = (await answer.json())["error"]
+                    assert (error["param"], error["code"]) == (param, "invalid_value"), path
+                    assert f"'{param}'" in error["message"]
+        with pytest.raises(openai.BadRequestError, match="no fields after a question mark") as slip:
+            await on.client.models.list(extra_query={"limit": 3})
+        assert slip.value.param == "limit"
 
 
 async def test_other_addresses_name_the_field_too(models: Path) -> None:

@@ -77,6 +77,10 @@ def test_the_field_to_blame_is_named(body: str, message: str, param: str | None)
         ({"logprobs": False, "top_logprobs": 0}, "top_logprobs"),
         ({"logprobs": False, "frequency_penalty": 0, "logit_bias": {}}, None),
         ({"modalities": ["text", "audio"]}, "modalities"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"stream_options": {"include_usage": False}, "stream": False}, "stream_options"),
+        ({"stream_options": None}, None),
+        ({"stream_options": {"include_usage": True}, "stream": True}, None),
     ],
 )
 def test_what_asks_for_nothing_passes(fields: dict[str, Any], param: str | None) -> None:

@@ -45,6 +45,7 @@ TEXT: list[tuple[dict[str, Any], str, str, str]] = [
     ({"best_of": 0}, "best_of", "a whole number of at least 1 or null", "0"),
     ({"stream": "yes"}, "stream", "true or false or null", '"yes"'),
     ({MESH: {"use": "some"}}, f"{MESH}.use", 'one of "all", "auto", "solo"', '"some"'),
+    ({MESH: {"max_peers": 0}}, f"{MESH}.max_peers", "a whole number from 1 to 64 or null", "0"),
     ({MESH: "all"}, MESH, "an object", '"all"'),
     ({"stop": ["a", ""]}, "stop[1]", "a text of 1 to 256 characters", "an empty text"),
     ({"stop": ["a"] * 5}, "stop", STOPS, "a list of 5"),
