@@ -67,7 +67,8 @@ def check_text(text: str) -> Given:
         raise InputError("the text holds bytes that are no UTF-8 text") from None
     if size > limits.TEXT_BYTES:
         raise PromptTooLongError(
-            f"the text has {size} bytes; at most {limits.TEXT_BYTES} can be sent: shorten it"
+            f"the text is longer than the {limits.TEXT_BYTES / limits.MIB:.3g} MiB that can be "
+            "sent: shorten it"
         )
     return {"text": text}
 

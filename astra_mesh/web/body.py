@@ -17,6 +17,9 @@ from astra_mesh.web.wanted import as_it_came, sentence
 
 T = TypeVar("T")
 
+_JSON: Final = "application/json"
+_PICTURE: Final = "image/"
+_FORM: Final = "multipart/"
 _CHUNK_BYTES: Final = 64 * limits.KIB
 # Half of a pair of escapes that stand for one character, after whole ones and all other text.
 _HALF: Final = re.compile(
@@ -43,6 +46,23 @@ class Budget:
             yield
         finally:
             self._left += size
+
+
+def check_kind(request: web.Request, kinds: tuple[str, ...]) -> None:
+    """ApiError (415) for a body that is neither JSON nor of one of the ``kinds``."""
+    if request.content_type.startswith((_JSON, *kinds)):
+        return
+    able = " or ".join([_JSON, *(f"{kind}*" for kind in kinds)])
+    text = f"send the header Content-Type: {able}"
+    if _PICTURE in kinds:
+        is_form = request.content_type.startswith(_FORM)
+        what = "no form, but the file itself" if is_form else "a file"
+        address = f"http://{request.host}{request.path}?model=NAME"
+        text += (
+            f", and {what} like this: curl '{address}' -H 'Content-Type: image/jpeg' "
+            "--data-binary @photo.jpg"
+        )
+    raise ApiError(415, text, "unsupported_media_type")
 
 
 def expected_bytes(request: web.Request, limit: int) -> int:
@@ -156,5 +176,5 @@ def _invalid(text: str, data: bytes, kind: type) -> ApiError:
 
 
 def _too_large(limit: int) -> ApiError:
-    text = f"the body of the request has more than the {limit} bytes that are taken here"
+    text = f"the body of the request is larger than the {limit / limits.MIB:.3g} MiB taken here"
     return ApiError(413, text, "too_large", headers={"Connection": "close"})

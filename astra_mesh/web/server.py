@@ -38,7 +38,7 @@ from astra_mesh.web import (
     texts,
     vectors,
 )
-from astra_mesh.web.body import expected_bytes, read_body
+from astra_mesh.web.body import check_kind, expected_bytes, read_body
 from astra_mesh.web.config import DEFAULT_PORT, LOOPBACK, ApiConfig
 from astra_mesh.web.door import Door
 from astra_mesh.web.errors import ApiError, api_error, busy
@@ -241,10 +241,7 @@ def _with_body(handle: BodyHandler, limit: int, kinds: tuple[str, ...] = ()) -> 
 
     async def handler(request: web.Request) -> web.StreamResponse:
         state = request.app[STATE]
-        if not request.content_type.startswith(("application/json", *kinds)):
-            able = " or ".join(["application/json", *(f"{kind}*" for kind in kinds)])
-            text = f"send the header Content-Type: {able}"
-            raise ApiError(415, text, "unsupported_media_type")
+        check_kind(request, kinds)
         with state.budget.reserve(expected_bytes(request, limit)):
             data = await read_body(request, limit, state.config.body_s)
             return await handle(request, data)

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import msgspec
 import openai
 import pytest
@@ -341,6 +342,20 @@ async def test_other_addresses_name_the_field_too(models: Path) -> None:
                 assert (answer.status, error["param"]) == (400, param), (path, body, error)
 
 
+async def test_a_form_is_told_how_to_send_the_file(models: Path) -> None:
+    async with live(models, 1) as on:
+        address, form = f"{on.root}/v1/images/classify", aiohttp.FormData()
+        form.add_field("file", picture(), filename="a.png", content_type="image/png")
+        async with on.http.post(address, data=form) as answer:
+            error = (await answer.json())["error"]
+        assert (answer.status, error["code"]) == (415, "unsupported_media_type")
+        example = f"curl '{address}?model=NAME' -H 'Content-Type: image/jpeg' --data-binary @photo"
+        assert f"no form, but the file itself like this: {example}" in error["message"]
+        async with on.http.post(f"{on.root}/v1/completions", data={"model": "words"}) as answer:
+            error = (await answer.json())["error"]
+        assert error["message"] == "send the header Content-Type: application/json"
+
+
 async def test_pictures_that_cannot_be_used(models: Path) -> None:
     async with live(models, 1) as on:
         for image, word in (
@@ -359,6 +374,8 @@ async def test_pictures_that_cannot_be_used(models: Path) -> None:
         head = _post(b"", f"Content-Length: {size}\r\n", "/v1/images/classify")
         reader, writer = await asyncio.open_connection("127.0.0.1", on.server.port)
         writer.write(head)
-        assert (await reader.read()).startswith(b"HTTP/1.1 413")
+        found = await reader.read()
+        assert found.startswith(b"HTTP/1.1 413")
+        assert b"is larger than the 14 MiB taken here" in found
         writer.close()
         await writer.wait_closed()
