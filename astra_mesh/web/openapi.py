@@ -22,6 +22,7 @@ from astra_mesh.web.answers import (
     OpenedAnswer,
     PairingAnswer,
 )
+from astra_mesh.web.query import API
 from astra_mesh.web.requests import (
     ChatRequest,
     ClassifyRequest,
@@ -209,7 +210,8 @@ def _responses(path: str, asked: Any, answer: Any) -> dict[str, Any]:
         content |= _STREAM
     found: dict[str, Any] = {"200": {"description": "Done.", "content": content}}
     codes = [*_OF_ALL, *(_OF_ASKING if asked is not None else ())]
-    codes += [400, 404] if "{" in path else []
+    codes += [400] if path.startswith(API) else []  # at least for what follows a question mark
+    codes += [404] if "{" in path else []
     codes += [503] if path in _NEEDS_PEER else []
     codes += [409] if asked is JoinRequest else []
     error = {_JSON: {"schema": _ref(ErrorAnswer)}}

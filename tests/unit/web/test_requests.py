@@ -238,6 +238,12 @@ def test_the_page_has_every_address_and_loads_nothing() -> None:
     assert "src=" not in text
 
 
+def test_the_description_tells_which_addresses_may_refuse_a_field() -> None:
+    for path, methods in description()["paths"].items():
+        for operation in methods.values():
+            assert ("400" in operation["responses"]) == path.startswith("/v1/"), path
+
+
 def test_every_reference_of_the_description_resolves() -> None:
     schemas = description()["components"]["schemas"]
     text = json.dumps(description())
