@@ -187,6 +187,42 @@ def test_a_name_of_this_machine_may_be_added() -> None:
     Guard(ApiConfig(hosts=("Kitchen.lan",))).check("/v1/models", {"Host": "kitchen.lan:7476"})
 
 
+LINK = {
+    "Host": "127.0.0.1:7476",
+    "Sec-Fetch-Site": "cross-site",
+    "Sec-Fetch-Mode": "navigate",
+    "Sec-Fetch-Dest": "document",
+}
+
+
+@pytest.mark.parametrize(
+    ("path", "change", "passes"),
+    [
+        ("/", {}, True),
+        ("/docs", {}, True),
+        ("/v1/models", {}, False),
+        ("/metrics", {}, False),
+        ("/page/app.js", {}, False),
+        ("/live", {}, False),
+        ("/", {"Sec-Fetch-Dest": "iframe"}, False),
+        ("/", {"Sec-Fetch-Dest": "object"}, False),
+        ("/", {"Sec-Fetch-Mode": "no-cors"}, False),
+        ("/", {"Origin": "https://evil.example"}, False),
+        ("/", {"Host": "evil.example"}, False),
+    ],
+)
+def test_a_link_of_another_site_leads_to_the_page_only(
+    path: str, change: dict[str, str], passes: bool
+) -> None:
+    guard = Guard(ApiConfig())
+    if passes:
+        guard.check(path, LINK | change)
+        return
+    with pytest.raises(ApiError) as error:
+        guard.check(path, LINK | change)
+    assert error.value.status == 403
+
+
 @given(st.text(max_size=20), st.text(max_size=20))
 def test_any_headers_pass_or_are_refused(host: str, token: str) -> None:
     guard = Guard(ApiConfig(token="t" * 20))
