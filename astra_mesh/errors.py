@@ -50,6 +50,18 @@ class WrongTaskError(InputError):
     code = "wrong-task"
 
 
+class CodecError(InputError):
+    """Codes that are not there were named."""
+
+    code = "bad-codec"
+
+
+class RateError(InputError):
+    """The codes have no such rate."""
+
+    code = "bad-rate"
+
+
 class ModelError(AstraMeshError):
     """A model bundle cannot be used."""
 

@@ -119,7 +119,7 @@ def decode_image(data: bytes) -> Image.Image:
         raise BadImageError("the image is empty (0 bytes)")
     if len(data) > limits.IMAGE_BYTES:
         raise BadImageError(
-            f"the image file has {len(data)} bytes, more than the {limits.IMAGE_BYTES} allowed: "
+            f"the image file is larger than the {limits.IMAGE_BYTES / limits.MIB:.3g} MiB allowed: "
             "save it smaller"
         )
     try:
@@ -146,7 +146,7 @@ def _check_pixels(image: Image.Image) -> None:
     if image.width * image.height > limits.IMAGE_PIXELS:
         raise BadImageError(
             f"the image has {image.width} x {image.height} pixels, more than the "
-            f"{limits.IMAGE_PIXELS} allowed: save it smaller"
+            f"{limits.IMAGE_PIXELS:,} allowed: save it smaller"
         )
 
 

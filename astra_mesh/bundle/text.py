@@ -87,7 +87,8 @@ class TextTokenizer:
             raise InputError(f"the text has an invalid character at {error.start}") from error
         if size > limits.TEXT_BYTES:
             raise PromptTooLongError(
-                f"the text has {size} bytes, more than the {limits.TEXT_BYTES} allowed"
+                f"the text is longer than the {limits.TEXT_BYTES / limits.MIB:.3g} MiB allowed: "
+                "shorten it"
             )
         try:
             encoding = self._tokenizer.encode(text, add_special_tokens=special)

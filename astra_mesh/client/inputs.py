@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias, TypedDict
 from astra_mesh import limits
 from astra_mesh.errors import (
     BadImageError,
+    CodecError,
     EmptyPromptError,
     InputError,
     PromptTooLongError,
+    RateError,
     UnknownModelError,
 )
 from astra_mesh.wire.messages import Late, Options, Sampling, Use
@@ -65,7 +67,8 @@ def check_text(text: str) -> Given:
         raise InputError("the text holds bytes that are no UTF-8 text") from None
     if size > limits.TEXT_BYTES:
         raise PromptTooLongError(
-            f"the text has {size} bytes; at most {limits.TEXT_BYTES} can be sent: shorten it"
+            f"the text is longer than the {limits.TEXT_BYTES / limits.MIB:.3g} MiB that can be "
+            "sent: shorten it"
         )
     return {"text": text}
 
@@ -188,9 +191,9 @@ def make_options(
     if not 0 <= max_peers <= limits.PEERS_PER_PLAN:
         raise InputError(f"max_peers must lie in 0..{limits.PEERS_PER_PLAN} (0: no limit)")
     if not 0 <= rate < 2**31:
-        raise InputError("rate is a number of bits per token and block, 0 for the model's own")
+        raise RateError("rate is a number of bits per token and block, 0 for the model's own")
     if len(codec) > 32 or not codec.isprintable():
-        raise InputError(
+        raise CodecError(
             "codec must be vq, astra, fp32, fp16, int8, int4 or the name of a codebook"
         )
     if class_token not in ("", "single", "distributed"):

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from astra_mesh.bundle.quality import Measured, TaskQuality, code_name, loss_in_words
-from astra_mesh.errors import InputError
+from astra_mesh.errors import RateError
 from astra_mesh.peer.loaded import AnyCodec, Loaded, choose_stages
 from astra_mesh.quant.codebook import Codebook
 from astra_mesh.quant.codecs import PLAIN
@@ -43,7 +43,7 @@ def choose_codes(loaded: Loaded, options: Options, task: str) -> tuple[list[Code
     """What the planner may choose from, the smallest rate first, and notes for the caller.
 
     Raises:
-        InputError, CodebookError: what the caller named does not exist.
+        CodecError, CodebookError, RateError: what the caller named does not exist.
     """
     books = loaded.named(options.codec)
     if not books:
@@ -105,7 +105,7 @@ def _at_rate(
     ]
     if not able:
         known = sorted({bits for book in books.values() for bits in book.rates.values()})
-        raise InputError(
+        raise RateError(
             f"{loaded.bundle.name} has no rate of {rate} bits per token and block; it has "
             + ", ".join(map(str, known))
         )

@@ -11,7 +11,7 @@ from astra_mesh.bundle import Bundle
 from astra_mesh.bundle.image import ImageProcessor
 from astra_mesh.bundle.quality import Quality, TaskQuality
 from astra_mesh.bundle.text import TextTokenizer
-from astra_mesh.errors import CodebookError, InputError
+from astra_mesh.errors import CodebookError, CodecError, RateError
 from astra_mesh.families import Model, ModelSpec
 from astra_mesh.peer.code_times import CodeTimes
 from astra_mesh.peer.precision import Chosen
@@ -55,7 +55,7 @@ class Loaded:
         """The codec of a plan, with the decoder that is the faster one here for so many stages.
 
         Raises:
-            InputError, CodebookError: there is none.
+            CodecError, CodebookError: there is none.
         """
         codec = self._codec(name, codebook)
         if not isinstance(codec, VectorCodec) or codebook not in self.times:
@@ -129,7 +129,7 @@ class Loaded:
             raise CodebookError(self.problems[0])
         if name and name not in ("vq", "astra") and self.names:
             known = ", ".join([*self.names.values(), *PLAIN])
-            raise InputError(f"{self.bundle.name} has no codes {name!r}; it has {known}")
+            raise CodecError(f"{self.bundle.name} has no codes {name!r}; it has {known}")
         if name:
             return make_codec(name, self.model), CodebookId("")  # raises, saying what to do
         return self.codec("fp16", CodebookId("")), CodebookId("")
@@ -139,7 +139,7 @@ def choose_stages(codec: AnyCodec, rate: int) -> int:
     """Stages for a rate in bits per token and block; 0: the codebook's default.
 
     Raises:
-        InputError: the codebook has no such rate.
+        RateError: the codebook has no such rate.
     """
     if rate == 0:
         return codec.codebook.default_stages if isinstance(codec, VectorCodec) else codec.stages
@@ -147,4 +147,4 @@ def choose_stages(codec: AnyCodec, rate: int) -> int:
         if codec.rate(stages) == rate:
             return stages
     able = ", ".join(str(codec.rate(stages)) for stages in codec.able)
-    raise InputError(f"{codec.name} has no rate of {rate} bits per token and block; it has {able}")
+    raise RateError(f"{codec.name} has no rate of {rate} bits per token and block; it has {able}")

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from astra_mesh.errors import CodebookError, InputError, ProtocolError
+from astra_mesh.errors import CodebookError, CodecError, ProtocolError
 from astra_mesh.families.model import Model
 from astra_mesh.quant.codebook import Codebook
 from astra_mesh.quant.codes import CodeArray, Codec
@@ -176,11 +176,11 @@ def _from_int4(rows: CodeArray, hidden: int) -> Tensor:
 def make_codec(
     name: str, model: Model, codebook: Codebook | None = None, decoder: str = "table"
 ) -> PlainCodec | VectorCodec:
-    """The codec of that name; InputError for an unknown one, CodebookError without its codebook."""
+    """The codec of that name; CodecError for an unknown one, CodebookError without its codebook."""
     if name in PLAIN:
         return PlainCodec(name, model)
     if name not in VECTOR:
-        raise InputError(f"unknown codec {name!r}; known: {', '.join(PLAIN + VECTOR)}")
+        raise CodecError(f"unknown codec {name!r}; known: {', '.join(PLAIN + VECTOR)}")
     if codebook is None or codebook.codec != name:
         raise CodebookError(
             f"the model has no {name} codebook; fit one (astra-mesh fit MODEL --codec {name}) or "

@@ -17,7 +17,16 @@ from astra_mesh.web.wanted import as_it_came, sentence
 
 T = TypeVar("T")
 
+_JSON: Final = "application/json"
+_PICTURE: Final = "image/"
+_FORM: Final = "multipart/"
 _CHUNK_BYTES: Final = 64 * limits.KIB
+# Half of a pair of escapes that stand for one character, after whole ones and all other text.
+_HALF: Final = re.compile(
+    rb"(?:[^\\]|\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|(?!u[dD][89a-fA-F]).))*+"
+    rb"(?P<half>\\u[dD][89a-fA-F][0-9a-fA-F]{2})",
+    re.DOTALL,
+)
 _PLACE: Final = re.compile(r"^(?P<what>.*?)(?: - at `(?P<where>[^`]*)`)?$", re.DOTALL)
 
 
@@ -37,6 +46,23 @@ class Budget:
             yield
         finally:
             self._left += size
+
+
+def check_kind(request: web.Request, kinds: tuple[str, ...]) -> None:
+    """ApiError (415) for a body that is neither JSON nor of one of the ``kinds``."""
+    if request.content_type.startswith((_JSON, *kinds)):
+        return
+    able = " or ".join([_JSON, *(f"{kind}*" for kind in kinds)])
+    text = f"send the header Content-Type: {able}"
+    if _PICTURE in kinds:
+        is_form = request.content_type.startswith(_FORM)
+        what = "no form, but the file itself" if is_form else "a file"
+        address = f"http://{request.host}{request.path}?model=NAME"
+        text += (
+            f", and {what} like this: curl '{address}' -H 'Content-Type: image/jpeg' "
+            "--data-binary @photo.jpg"
+        )
+    raise ApiError(415, text, "unsupported_media_type")
 
 
 def expected_bytes(request: web.Request, limit: int) -> int:
@@ -113,10 +139,23 @@ def _no_json(data: bytes, error: Exception) -> str:
         return "it is empty"
     if isinstance(error, UnicodeDecodeError):
         return "it is not UTF-8 text"
+    if ("surrogate" in str(error) or "truncated" in str(error)) and (half := _half(data)):
+        return half
     if "truncated" in str(error):
         return "it ends too early"
     found = re.search(r"\(byte (\d+)\)", str(error))
     return f"it is no JSON{f' from its byte {found[1]} on' if found else ''}"
+
+
+def _half(data: bytes) -> str:
+    """Where a character is written by half of its two escapes; "" if nowhere, or at the end."""
+    match = _HALF.match(data)
+    if match is None or match.end() == len(data):
+        return ""
+    return (
+        f"{match['half'].decode()} at its byte {match.start('half')} is half of a surrogate pair: "
+        "write both halves, or the character itself"
+    )
 
 
 def _invalid(text: str, data: bytes, kind: type) -> ApiError:
@@ -137,5 +176,5 @@ def _invalid(text: str, data: bytes, kind: type) -> ApiError:
 
 
 def _too_large(limit: int) -> ApiError:
-    text = f"the body of the request has more than the {limit} bytes that are taken here"
+    text = f"the body of the request is larger than the {limit / limits.MIB:.3g} MiB taken here"
     return ApiError(413, text, "too_large", headers={"Connection": "close"})

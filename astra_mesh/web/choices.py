@@ -9,12 +9,11 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-from msgspec import structs
-
 from astra_mesh.bundle.text import TextTokenizer
 from astra_mesh.client import Generation, Mesh
 from astra_mesh.errors import DeadlineError
 from astra_mesh.peer.likelihoods import Likelihoods, Noted
+from astra_mesh.web.errors import ApiError, api_error
 from astra_mesh.web.logprobs import Scored, Scorer
 from astra_mesh.web.reports import Summary, of_generation
 from astra_mesh.web.requests import MeshOptions
@@ -36,6 +35,7 @@ class Wanted:
     seed: int | None
     stops: tuple[str, ...]
     options: MeshOptions
+    field: str = "prompt"  # of the request, which holds what is continued
     best: int | None = None  # log-probabilities, also of so many most probable tokens
     tokenizer: TextTokenizer | None = None  # for those
 
@@ -66,7 +66,7 @@ class Choices:
     """The events of all choices, in the order in which they happen. Made by :func:`run_choices`."""
 
     def __init__(self, count: int) -> None:
-        self._queue: asyncio.Queue[Event | BaseException] = asyncio.Queue(_UNREAD)
+        self._queue: asyncio.Queue[Event | ApiError] = asyncio.Queue(_UNREAD)
         self._running = count
         self._failed = False
 
@@ -74,10 +74,10 @@ class Choices:
         """The next event. Cancelling it loses nothing.
 
         Raises:
-            AstraMeshError: A choice failed; nothing comes after that.
+            ApiError: A choice failed; nothing comes after that.
         """
         item = await self._queue.get()
-        if isinstance(item, BaseException):
+        if isinstance(item, ApiError):
             self._failed = True
             raise item
         if isinstance(item, Ended):
@@ -88,7 +88,7 @@ class Choices:
         """Whether all have ended, or one failed."""
         return self._failed or self._running == 0
 
-    async def put(self, item: Event | BaseException) -> None:
+    async def put(self, item: Event | ApiError) -> None:
         """A choice went on; waits while too much is unread."""
         await self._queue.put(item)
 
@@ -112,10 +112,12 @@ async def run_choices(
         running = [
             group.create_task(
                 _run(
-                    _Text(mesh, likelihoods, wanted, prompt, at * n + copy, copy), choices, within_s
+                    _Text(mesh, likelihoods, wanted, prompt, field, at * n + copy, copy),
+                    choices,
+                    within_s,
                 )
             )
-            for at, prompt in enumerate(prompts)
+            for at, (field, prompt) in enumerate(named_places(wanted.field, prompts))
             for copy in range(n)
         ]
         try:
@@ -129,6 +131,13 @@ async def run_choices(
         raise error
 
 
+def named_places(field: str, prompts: Sequence[Prompt]) -> list[tuple[str, Prompt]]:
+    """Each prompt with its place in the request; one alone is the whole field."""
+    if len(prompts) == 1:
+        return [(field, prompts[0])]
+    return [(f"{field}[{at}]", prompt) for at, prompt in enumerate(prompts)]
+
+
 @dataclass(frozen=True)
 class _Text:
     """One text that is to be made."""
@@ -137,6 +146,7 @@ class _Text:
     likelihoods: Likelihoods
     wanted: Wanted
     prompt: Prompt
+    field: str  # of the request, which holds the prompt
     index: int  # of the choice
     copy: int  # of this prompt's texts
 
@@ -152,7 +162,7 @@ class _Text:
             top_p=wanted.top_p,
             seed=None if wanted.seed is None else wanted.seed + self.copy,
             stay=wanted.best is not None,  # this peer notes how likely tokens were
-            **structs.asdict(wanted.options),
+            **wanted.options.given(),
         )
 
 
@@ -164,9 +174,9 @@ async def _run(text: _Text, choices: Choices, within_s: float) -> None:
         sentence = (
             f"the text was not complete within {within_s:g} s; ask for fewer tokens (max_tokens)"
         )
-        await choices.put(DeadlineError(sentence))
+        await choices.put(api_error(DeadlineError(sentence)))
     except Exception as error:
-        await choices.put(error)
+        await choices.put(api_error(error, text.field))
 
 
 async def _generate(text: _Text, choices: Choices) -> None:

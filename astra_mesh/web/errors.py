@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 from aiohttp import web
@@ -38,6 +40,14 @@ _STATUS: Final[tuple[tuple[type[AstraMeshError], int], ...]] = (
 )
 _TOLD: Final = (errors.UnsupportedModelError,)  # although it is a fault of this side
 _CODES: Final = {"unknown-model": "model_not_found", "prompt-too-long": "context_length_exceeded"}
+# The field to blame, where the error tells it.
+_PARAMS: Final[tuple[tuple[type[AstraMeshError], str], ...]] = (
+    (errors.UnknownModelError, "model"),
+    (errors.WrongTaskError, "model"),
+    (errors.CodecError, "x_astra_mesh.codec"),
+    (errors.CodebookError, "x_astra_mesh.codec"),
+    (errors.RateError, "x_astra_mesh.rate"),
+)
 
 
 class ApiError(Exception):
@@ -85,19 +95,31 @@ def busy(message: str, retry_s: float = limits.API_RETRY_S) -> ApiError:
     return ApiError(429, message, "busy", headers={"Retry-After": str(math.ceil(retry_s))})
 
 
-def api_error(error: BaseException) -> ApiError:
-    """What a caller is told about any error; what is no sentence for people goes to the log."""
+def api_error(error: BaseException, field: str | None = None) -> ApiError:
+    """What a caller is told about any error; what is no sentence for people goes to the log.
+
+    ``field`` holds what the model reads: it is to blame for an input that cannot be used.
+    """
     if isinstance(error, ApiError):
         return error
     if isinstance(error, AstraMeshError):
-        return _of_mesh(error)
+        return _of_mesh(error, field)
     if isinstance(error, web.HTTPException):
         return _of_http(error)
     log.error("a request of the API failed", exc_info=error)
     return ApiError(500, INTERNAL, "internal")
 
 
-def _of_mesh(error: AstraMeshError) -> ApiError:
+@contextmanager
+def blaming(field: str) -> Iterator[None]:
+    """Raise errors of the mesh as ApiError, which names that field if its value cannot be used."""
+    try:
+        yield
+    except AstraMeshError as error:
+        raise api_error(error, field) from None
+
+
+def _of_mesh(error: AstraMeshError, field: str | None) -> ApiError:
     status = next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
     if status == 500 and not isinstance(error, _TOLD):
         log.error("a request of the API failed: %s", error.message)
@@ -105,7 +127,8 @@ def _of_mesh(error: AstraMeshError) -> ApiError:
     if isinstance(error, errors.BusyError):
         return busy(error.message, error.retry_s)
     code = _CODES.get(error.code, error.code.replace("-", "_"))
-    param = "model" if isinstance(error, errors.UnknownModelError) else None
+    input_field = field if isinstance(error, errors.InputError) else None
+    param = next((name for kind, name in _PARAMS if isinstance(error, kind)), input_field)
     return ApiError(status, error.message, code, param)
 
 

@@ -22,6 +22,7 @@ from astra_mesh.web.errors import ApiError
 
 # Without a token. The page holds nothing that is secret; what it asks for needs the token.
 OPEN_PATHS: Final = frozenset({"/", "/health", "/docs", "/openapi.json"})
+LINKED_PATHS: Final = frozenset({"/", "/docs"})  # that a page of another site may lead to
 PAGE_FILES: Final = "/page/"
 # Browsers give a WebSocket no header of one's own, but these words: "bearer." and the token in
 # URL-safe base64 without padding.
@@ -42,7 +43,8 @@ class Guard:
         """Let a request pass, or raise ApiError (403, 401) that says why not."""
         host = headers.get("Host", "")
         self._check_host(host)
-        _check_origin(host, headers)
+        if not _is_link(path, headers):
+            _check_origin(host, headers)
         if self._token is not None and path not in OPEN_PATHS and not path.startswith(PAGE_FILES):
             self._check_token(headers.get("Authorization") or _of_protocols(headers))
 
@@ -82,6 +84,16 @@ def _of_protocols(headers: Mapping[str, str]) -> str:
                 return ""
             return f"Bearer {token.decode('utf-8', 'surrogateescape')}"
     return ""
+
+
+def _is_link(path: str, headers: Mapping[str, str]) -> bool:
+    """Whether a person follows a link to the page: the browser shows it in place of the other.
+
+    The other site learns nothing of it, and its scripts reach nothing in it. A form that is sent
+    has an ``Origin``, a frame is no document.
+    """
+    shown = headers.get("Sec-Fetch-Mode"), headers.get("Sec-Fetch-Dest")
+    return path in LINKED_PATHS and shown == ("navigate", "document") and "Origin" not in headers
 
 
 def _check_origin(host: str, headers: Mapping[str, str]) -> None:

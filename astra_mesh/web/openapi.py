@@ -22,6 +22,7 @@ from astra_mesh.web.answers import (
     OpenedAnswer,
     PairingAnswer,
 )
+from astra_mesh.web.query import API
 from astra_mesh.web.requests import (
     ChatRequest,
     ClassifyRequest,
@@ -36,7 +37,7 @@ from astra_mesh.web.unsupported import ALLOWED
 _REF: Final = "#/components/schemas/{name}"
 _JSON: Final = "application/json"
 _REFUSALS: Final = {
-    400: "The request cannot be used; `param` names the field.",
+    400: "The request cannot be used; `param` names the field, if one is to blame.",
     401: "The peer wants its API token.",
     403: "A page of another site, or a name that is not this machine's.",
     404: "There is no such model, or device.",
@@ -133,6 +134,10 @@ _TABLE: Final[tuple[tuple[str, str, str, Any, Any, dict[str, Any]], ...]] = (
     ("/health", "get", "Whether the peer runs", None, HealthAnswer, {}),
     ("/metrics", "get", "Figures for Prometheus", None, None, {}),
 )
+_TOGETHER: Final = {  # what is refused without another field
+    "stream_options": "With `stream: true` only.",
+    "top_logprobs": "With `logprobs: true` only.",
+}
 _TEXT: Final[dict[str, Any]] = {"type": "string", "minLength": 1}
 _TOKEN: Final[dict[str, Any]] = {"type": "integer", "minimum": 0, "exclusiveMaximum": 2**31}
 _OPEN: Final = frozenset({"/health"})
@@ -170,6 +175,9 @@ def _say_more(fields: dict[str, Any]) -> None:
         allowed, sentence = ALLOWED[name]
         fields[name] = {"enum": [None, *allowed], "description": sentence}
     fields.pop("best_of", None)
+    for name, sentence in _TOGETHER.items():
+        if name in fields:
+            fields[name] = {**fields[name], "description": sentence}
     if "dimensions" in fields:
         fields["dimensions"] = {"enum": [None], "description": "The model decides."}
     for name in fields.keys() & {"prompt", "input"}:
@@ -202,7 +210,8 @@ def _responses(path: str, asked: Any, answer: Any) -> dict[str, Any]:
         content |= _STREAM
     found: dict[str, Any] = {"200": {"description": "Done.", "content": content}}
     codes = [*_OF_ALL, *(_OF_ASKING if asked is not None else ())]
-    codes += [400, 404] if "{" in path else []
+    codes += [400] if path.startswith(API) else []  # at least for what follows a question mark
+    codes += [404] if "{" in path else []
     codes += [503] if path in _NEEDS_PEER else []
     codes += [409] if asked is JoinRequest else []
     error = {_JSON: {"schema": _ref(ErrorAnswer)}}

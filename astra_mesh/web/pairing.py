@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from aiohttp import web
 
+from astra_mesh.client.addresses import parse_address
 from astra_mesh.client.pairing_search import pair_nearby
 from astra_mesh.errors import NoPeerError
 from astra_mesh.mesh.codes import as_uri, new_code, read_secret
@@ -21,7 +22,7 @@ from astra_mesh.mesh.invitations import Invitations
 from astra_mesh.mesh.roster import RosterBook
 from astra_mesh.mesh.trust import Trust
 from astra_mesh.web.body import decode
-from astra_mesh.web.errors import ApiError
+from astra_mesh.web.errors import ApiError, blaming
 from astra_mesh.web.jsons import json_response
 from astra_mesh.web.qr import drawing
 from astra_mesh.web.requests import JoinRequest, NothingRequest, UnpairRequest
@@ -61,8 +62,13 @@ async def close(request: web.Request, data: bytes) -> web.Response:
 async def join(request: web.Request, data: bytes) -> web.Response:
     """Handle ``POST /v1/pairing/join``: use the code that another device shows."""
     asked, trust = decode(data, JoinRequest), _trust(request)
-    secret = read_secret(asked.code)
-    paired = await pair_nearby(trust, secret, asked.at, field="HOST:PORT, in the field beside it")
+    for place, text in enumerate(asked.at):
+        with blaming(f"at[{place}]"):
+            parse_address(text)
+    with blaming("code"):  # it may hold addresses too
+        secret = read_secret(asked.code)
+        beside = "HOST:PORT, in the field beside it"
+        paired = await pair_nearby(trust, secret, asked.at, field=beside)
     return json_response(await asyncio.to_thread(_status, trust) | {"paired": paired.name})
 
 

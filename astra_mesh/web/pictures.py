@@ -8,11 +8,11 @@ import binascii
 import time
 
 from aiohttp import web
-from msgspec import structs
 
 from astra_mesh.web.body import decode
-from astra_mesh.web.errors import ApiError, bad
+from astra_mesh.web.errors import ApiError, bad, blaming
 from astra_mesh.web.jsons import json_response
+from astra_mesh.web.query import takes_picture
 from astra_mesh.web.reports import Summary
 from astra_mesh.web.requests import ClassifyRequest
 from astra_mesh.web.state import STATE
@@ -21,7 +21,7 @@ from astra_mesh.web.state import STATE
 async def classify(request: web.Request, data: bytes) -> web.StreamResponse:
     """Handle ``POST /v1/images/classify``: JSON, or the picture's file as body."""
     state, began = request.app[STATE], time.perf_counter()
-    if request.content_type.startswith("image/"):
+    if takes_picture(request):
         asked, picture = _of_query(request), data
     else:
         asked = decode(data, ClassifyRequest)
@@ -30,12 +30,8 @@ async def classify(request: web.Request, data: bytes) -> web.StreamResponse:
     options = asked.x_astra_mesh
     mesh = await state.door.mesh()
     async with asyncio.timeout(state.config.request_s):
-        found = await mesh.classify(
-            asked.model,
-            picture,
-            top=asked.top,
-            **structs.asdict(options),
-        )
+        with blaming("image"):
+            found = await mesh.classify(asked.model, picture, top=asked.top, **options.given())
     tokens = found.planned.prompt_tokens if found.planned is not None else 0
     summary = Summary(tokens, 0, found.planned, found.report, time.perf_counter() - began)
     state.metrics.note([summary])

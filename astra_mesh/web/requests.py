@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, structs
 
 from astra_mesh import limits
 
@@ -24,11 +24,15 @@ class MeshOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """Which peers and codes a request may use; as ``Mesh.generate`` of the Python client."""
 
     use: Literal["auto", "all", "solo"] = "auto"
-    max_peers: Annotated[int, Meta(ge=0, le=limits.PEERS_PER_PLAN)] = 0
+    max_peers: Annotated[int, Meta(ge=1, le=limits.PEERS_PER_PLAN)] | None = None  # no limit
     codec: Annotated[str, Meta(max_length=32)] = ""
     rate: Annotated[int, Meta(ge=0, lt=2**31)] = 0
     max_loss: Annotated[float, Meta(ge=0, le=1)] | None = None
     late: Literal["wait", "adapt", "degrade"] = "wait"
+
+    def given(self) -> dict[str, Any]:
+        """As arguments of the Python client."""
+        return {**structs.asdict(self), "max_peers": self.max_peers or 0}
 
 
 class Ignored(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -38,12 +38,13 @@ from astra_mesh.web import (
     texts,
     vectors,
 )
-from astra_mesh.web.body import expected_bytes, read_body
+from astra_mesh.web.body import check_kind, expected_bytes, read_body
 from astra_mesh.web.config import DEFAULT_PORT, LOOPBACK, ApiConfig
 from astra_mesh.web.door import Door
 from astra_mesh.web.errors import ApiError, api_error, busy
 from astra_mesh.web.guard import Guard
 from astra_mesh.web.metrics import Metrics
+from astra_mesh.web.query import check_query
 from astra_mesh.web.state import STATE, State
 from astra_mesh.web.tabfiles import TabFiles
 
@@ -240,10 +241,7 @@ def _with_body(handle: BodyHandler, limit: int, kinds: tuple[str, ...] = ()) -> 
 
     async def handler(request: web.Request) -> web.StreamResponse:
         state = request.app[STATE]
-        if not request.content_type.startswith(("application/json", *kinds)):
-            able = " or ".join(["application/json", *(f"{kind}*" for kind in kinds)])
-            text = f"send the header Content-Type: {able}"
-            raise ApiError(415, text, "unsupported_media_type")
+        check_kind(request, kinds)
         with state.budget.reserve(expected_bytes(request, limit)):
             data = await read_body(request, limit, state.config.body_s)
             return await handle(request, data)
@@ -266,6 +264,7 @@ def _outer(state: State, guard: Guard) -> Middleware:
             guard.check(request.path, request.headers)
             if running > limits.API_REQUESTS:
                 raise busy("this peer has as many requests as it takes; try again later")
+            check_query(request)
             response = await handler(request)
             status = response.status
         except TimeoutError:

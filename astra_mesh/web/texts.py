@@ -14,7 +14,7 @@ from aiohttp import web
 from astra_mesh import limits
 from astra_mesh.web.body import decode
 from astra_mesh.web.choices import Choices, Ended, Piece, Prompt, Wanted, run_choices
-from astra_mesh.web.errors import api_error, bad
+from astra_mesh.web.errors import api_error, bad, blaming
 from astra_mesh.web.jsons import json_response
 from astra_mesh.web.logprobs import Scored
 from astra_mesh.web.reports import Summary, usage
@@ -80,7 +80,7 @@ async def complete(request: web.Request, data: bytes) -> web.StreamResponse:
     state = request.app[STATE]
     model = state.peer.models.find(asked.model)  # named before anything else is judged
     check_supported(asked)
-    prompts = prompts_of(asked.prompt)
+    prompts = prompts_of(asked.prompt, "prompt")
     if len(prompts) > limits.API_PROMPTS:
         raise bad(f"at most {limits.API_PROMPTS} prompts fit in one request", "prompt")
     wanted = _wanted(asked, asked.max_tokens or _COMPLETION_TOKENS)
@@ -96,22 +96,23 @@ async def chat(request: web.Request, data: bytes) -> web.StreamResponse:
     model = state.peer.models.find(asked.model)
     check_supported(asked)
     loaded = await state.peer.models.load(model)
-    prompt = await state.templates.prompt(loaded, asked.messages)
+    with blaming("messages"):
+        prompt = await state.templates.prompt(loaded, asked.messages)
     most = asked.max_completion_tokens or asked.max_tokens or _CHAT_TOKENS
-    wanted = _wanted(asked, most)
+    wanted = replace(_wanted(asked, most), field="messages")
     if asked.logprobs:
         wanted = replace(wanted, best=asked.top_logprobs or 0, tokenizer=loaded.tokenizer)
     return await _answer(request, asked, CHAT, [prompt], wanted)
 
 
-def prompts_of(given: str | list[Any]) -> list[Prompt]:
-    """The prompts of a request: a text, token ids, or a list of these."""
+def prompts_of(given: str | list[Any], field: str) -> list[Prompt]:
+    """The prompts in a field of a request: a text, token ids, or a list of these."""
     if isinstance(given, str):
         return [given]
     if all(isinstance(one, int) for one in given):
         return [given]
     if any(isinstance(one, int) for one in given):
-        raise bad("give texts or lists of token ids, not both in one list", None, "invalid_type")
+        raise bad("give texts or lists of token ids, not both in one list", field, "invalid_type")
     return given
 
 

@@ -33,6 +33,8 @@ def check_supported(request: CompletionRequest | ChatRequest) -> None:
         value = getattr(request, name, None)
         if value is not None and not any(_same(value, one) for one in allowed):
             raise _refused(name, sentence)
+    if request.stream_options is not None and not request.stream:
+        raise bad("stream_options needs stream: true beside it", "stream_options")
     if getattr(request, "top_logprobs", None) is not None and not request.logprobs:
         raise bad("top_logprobs needs logprobs: true beside it", "top_logprobs")
     best_of = getattr(request, "best_of", None)

@@ -9,13 +9,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from aiohttp import web
-from msgspec import structs
 
 from astra_mesh import limits
 from astra_mesh.client import Embedding, Mesh
 from astra_mesh.web.body import decode
-from astra_mesh.web.choices import Prompt
-from astra_mesh.web.errors import bad
+from astra_mesh.web.choices import Prompt, named_places
+from astra_mesh.web.errors import bad, blaming
 from astra_mesh.web.jsons import json_response
 from astra_mesh.web.reports import Summary
 from astra_mesh.web.requests import EmbeddingRequest
@@ -31,7 +30,7 @@ async def embed(request: web.Request, data: bytes) -> web.StreamResponse:
     if asked.dimensions is not None:
         text = "vectors have the model's own number of dimensions: leave dimensions out"
         raise bad(text, "dimensions", "unsupported_parameter")
-    texts = prompts_of(asked.input)
+    texts = prompts_of(asked.input, "input")
     if len(texts) > limits.API_TEXTS:
         raise bad(f"at most {limits.API_TEXTS} texts fit in one request", "input")
     mesh = await state.door.mesh()
@@ -47,18 +46,15 @@ async def _embed_all(
 ) -> list[tuple[Embedding, Summary]]:
     options = asked.x_astra_mesh
 
-    async def one(text: Prompt) -> tuple[Embedding, Summary]:
-        began = time.perf_counter()
-        found = await mesh.embed(
-            asked.model,
-            text,
-            **structs.asdict(options),
-        )
+    async def one(named: tuple[str, Prompt]) -> tuple[Embedding, Summary]:
+        began, (field, text) = time.perf_counter(), named
+        with blaming(field):
+            found = await mesh.embed(asked.model, text, **options.given())
         tokens = found.planned.prompt_tokens if found.planned is not None else 0
         took = time.perf_counter() - began
         return found, Summary(tokens, 0, found.planned, found.report, took)
 
-    return await side_by_side(one, texts, limits.API_SIDE_BY_SIDE)
+    return await side_by_side(one, named_places("input", texts), limits.API_SIDE_BY_SIDE)
 
 
 def _answer(

@@ -7,12 +7,17 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
 
 from astra_mesh import limits
+from astra_mesh.peer.steps import StepQueue
 from tests.browser.chrome import Tab
 from tests.browser.pages import no_complaints, shown
+from tests.integration.mesh_fixtures import until
+from tests.integration.web_fixtures import busy
 
 PROMPT = " ".join(f"w{7 * i % 64}" for i in range(40))
 TOKEN = "a/token+of~the=tests"
@@ -132,6 +137,114 @@ async def test_a_picture_from_a_file_and_from_the_camera(
         assert "picture" in await tab.text("#photo-problem") or "image" in await tab.text(
             "#photo-problem"
         )
+
+
+async def test_files_that_are_no_usual_picture(tab: Tab, models: Path, tmp_path: Path) -> None:
+    async with shown(models, ["alone"]) as on:
+        await tab.open(on.url)
+        await tab.until("document.getElementById('photo-model').value === 'pictures'")
+        text = tmp_path / "notes.txt"
+        text.write_text("no picture")
+        await tab.upload("#photo-file", text)
+        await tab.until("!document.getElementById('photo-problem').hidden")
+        assert "cannot read the file as a picture" in await tab.text("#photo-problem")
+        assert await tab.eval("document.getElementById('photo-preview').hidden") is True
+
+        thin = tmp_path / "thin.bmp"  # of no kind that is sent as it is: the page draws it anew
+        Image.new("RGB", (4000, 1), "red").save(thin)
+        await tab.upload("#photo-file", thin)
+        await tab.until("document.querySelectorAll('#labels li').length > 0")
+        assert await tab.eval("document.getElementById('photo-problem').hidden") is True
+        await no_complaints(tab, on.url)
+
+
+@pytest.fixture
+def slow_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each new token takes 0.1 s longer."""
+    original = StepQueue.step
+
+    async def slow(self: StepQueue, *args: Any) -> int | None:
+        await asyncio.sleep(0.1)
+        return await original(self, *args)
+
+    monkeypatch.setattr(StepQueue, "step", slow)
+
+
+async def begin(tab: Tab, kind: str) -> None:
+    """Ask, and wait for the first letters of the answer."""
+    await tab.until("document.getElementById('ask-model').value === 'words'")
+    await tab.choose("#ask-as", kind)
+    await tab.type("#ask-text", "w9 w8")
+    await tab.click("#ask-go")
+    await tab.until("document.querySelector('#answers p:last-child .made')?.textContent")
+
+
+async def test_a_stopped_answer_stays_and_the_conversation_goes_on_from_it(
+    tab: Tab, models: Path, slow_steps: None
+) -> None:
+    async with shown(models, ["alone"]) as on:
+        await tab.open(on.url)
+        await begin(tab, "chat")
+        await tab.eval("document.getElementById('ask-stop').focus()")
+        await tab.key("Enter", 13, text="\r")
+        await tab.until("document.querySelector('#answers .cost')?.textContent === '\\nstopped'")
+        assert await tab.eval("document.activeElement.id") == "ask-text"
+        assert await tab.eval("document.getElementById('ask-problem').hidden") is True
+        await until(lambda: not busy(on.peers[0]))
+        made = await tab.text("#answers .made")
+        await tab.eval("""window.sent = []; window.send = fetch;
+            window.fetch = (path, about) => { sent.push(about.body); return send(path, about); }""")
+        await tab.type("#ask-text", "w7")
+        await tab.click("#ask-go")
+        await tab.until("sent.length === 1")
+        messages = json.loads(await tab.eval("sent[0]"))["messages"]
+        roles = [one["role"] for one in messages]
+        assert roles == ["user", "assistant", "user"]
+        assert messages[1]["content"].strip() == made.strip()
+        await tab.click("#ask-stop")
+        await tab.until("document.getElementById('ask-stop').hidden")
+        await no_complaints(tab, on.url)
+
+
+async def test_an_answer_that_is_cut_off_is_said_in_a_sentence(
+    tab: Tab, models: Path, slow_steps: None
+) -> None:
+    async with shown(models, ["alone"]) as on:
+        await tab.open(on.url)
+        await begin(tab, "text")
+        assert on.server._runner is not None
+        assert on.server._runner.server is not None
+        for one in on.server._runner.server.connections:  # as where the process is killed
+            if one.transport is not None:
+                one.transport.abort()
+        await tab.until("!document.getElementById('ask-problem').hidden")
+        assert await tab.text("#ask-problem") == "The answer was cut off: the peer went away."
+        assert await tab.text("#answers .made") != ""  # what came stays
+        assert await tab.eval("document.getElementById('ask-go').disabled") is False
+
+
+async def test_a_peer_without_models_says_so(tab: Tab, tmp_path: Path) -> None:
+    async with shown(tmp_path, ["empty"]) as on:
+        await tab.open(on.url)
+        await tab.until(devices(1))
+        assert await tab.text("#ask-model") == "no model here writes texts"
+        assert await tab.eval("document.getElementById('ask-go').disabled") is True
+        assert await tab.text("#photo-none") == "No model here labels pictures."
+        assert await tab.text("#quality-body") == "No model is here."
+        assert await tab.eval("document.getElementById('quality-model').offsetParent") is None
+        await no_complaints(tab, on.url)
+
+
+async def test_a_link_on_another_site_leads_to_the_page(tab: Tab, models: Path) -> None:
+    async with shown(models, ["alone"]) as on:
+        other = on.url.replace("127.0.0.1", "localhost")  # another site to a browser
+        await tab.open(f"{other}docs")
+        await tab.eval(f"location.href = {json.dumps(on.url)}")
+        await tab.until(f"location.href === {json.dumps(on.url)}")
+        await tab.until(devices(1))
+        await tab.open(f"{other}docs")
+        await tab.eval(f"location.href = {json.dumps(on.url + 'v1/models')}")
+        await tab.until("document.body?.innerText.includes('foreign_origin')")
 
 
 async def test_quality_against_bits(tab: Tab, models: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -116,6 +118,33 @@ def test_a_peer_ends_with_its_standard_input_where_asked(tmp_path: Path) -> None
         assert process.stdin is not None
         process.stdin.close()
         assert process.wait(patient(10.0)) == 0
+
+
+def shape(text: str) -> list[str]:
+    """What a peer says first, without what differs from run to run."""
+    text = re.sub(r"\b[0-9a-f]{8}\b", "ID", text)
+    return re.sub(r"(models +).*", r"\1NAMES", re.sub(r":\d+\b", ":PORT", text)).splitlines()
+
+
+def test_a_peer_says_first_what_the_document_shows(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
+    command, _, said = page.split("```\n$ astra-mesh ")[1].split("```")[0].partition("\n")
+    output = tmp_path / "output"
+    with output.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "astra_mesh", *shlex.split(command), "--port", "0"],
+            stdout=file,
+        )
+    try:
+        deadline = time.monotonic() + START_S
+        while "Ctrl-C" not in output.read_text():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        process.kill()
+        process.wait()
+    assert shape(output.read_text()) == shape(said)
 
 
 def test_a_port_in_use_is_named() -> None:

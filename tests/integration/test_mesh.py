@@ -498,12 +498,12 @@ async def test_many_requests_at_once_all_get_their_own_answer(
                 "text": "w1",
                 "options": Options(codec="zip"),
             },
-            "bad-input",
+            "bad-codec",
             "fp16",
         ),
         (
             {"task": Task.GENERATE, "model": "words", "text": "w1", "options": Options(rate=7)},
-            "bad-input",
+            "bad-rate",
             "8, 16",
         ),
         (

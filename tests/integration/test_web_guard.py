@@ -10,7 +10,9 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import msgspec
+import openai
 import pytest
 
 from astra_mesh import limits
@@ -240,9 +242,15 @@ async def test_fields_that_cannot_be_used_are_named(models: Path) -> None:
         ({"prompt": None}, "prompt"),
         ({"prompt": {"a": 1}}, "prompt"),
         ({"prompt": []}, "prompt"),
-        ({"prompt": ["w1", 3]}, ""),
+        ({"prompt": ["w1", 3]}, "prompt"),
         ({"prompt": [[-1]]}, "prompt[0][0]"),
-        ({"prompt": ""}, ""),
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": "", "stream": True}, "prompt"),
+        ({"prompt": ["w1", ""]}, "prompt[1]"),
+        ({"prompt": [64]}, "prompt"),
+        ({"prompt": [[1], [64]]}, "prompt[1]"),
+        ({"prompt": "w1 " * 100}, "prompt"),
+        ({"model": "pictures"}, "model"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": "3"}, "max_tokens"),
         ({"temperature": -1}, "temperature"),
@@ -252,6 +260,9 @@ async def test_fields_that_cannot_be_used_are_named(models: Path) -> None:
         ({"stop": [""]}, "stop[0]"),
         ({"stop": ["a"] * 5}, "stop"),
         ({"stream": "yes"}, "stream"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"stream": False, "stream_options": {}}, "stream_options"),
+        ({"x_astra_mesh": {"max_peers": 0}}, "x_astra_mesh.max_peers"),
         ({"logprobs": 6}, "logprobs"),
         ({"logprobs": True}, "logprobs"),
         ({"suffix": "x"}, "suffix"),
@@ -260,15 +271,89 @@ async def test_fields_that_cannot_be_used_are_named(models: Path) -> None:
         ({"nonsense": 1}, "nonsense"),
         ({"x_astra_mesh": {"use": "most"}}, "x_astra_mesh.use"),
         ({"x_astra_mesh": {"nonsense": 1}}, "x_astra_mesh.nonsense"),
+        ({"x_astra_mesh": {"codec": "zip"}}, "x_astra_mesh.codec"),
+        ({"model": "plain", "x_astra_mesh": {"codec": "vq"}}, "x_astra_mesh.codec"),
+        ({"x_astra_mesh": {"codec": "a\nb"}}, "x_astra_mesh.codec"),
+        ({"x_astra_mesh": {"rate": 7}}, "x_astra_mesh.rate"),
+        ({"x_astra_mesh": {"codec": "fp16", "rate": 7}}, "x_astra_mesh.rate"),
     ]
     async with live(models, 1) as on:
         for change, param in table:
             async with on.http.post(f"{on.root}/v1/completions", json=base | change) as answer:
-                error = (await answer.json())["error"]
                 assert answer.status == 400, change
+                error = (await answer.json())["error"]
                 assert error["type"] == "invalid_request_error"
                 assert (error["param"] or "") == param, (change, error)
                 assert error["message"]
+
+
+async def test_fields_in_an_address_are_refused_where_they_mean_nothing(models: Path) -> None:
+    kind = {"Content-Type": "image/png"}
+    table: list[tuple[str, str, dict[str, str], int, str]] = [
+        ("GET", "/v1/models?foo=1", {}, 400, "foo"),
+        ("GET", "/v1/models/words?foo=1", {}, 400, "foo"),
+        ("GET", "/v1/nothing?foo=1", {}, 404, ""),
+        ("DELETE", "/v1/models?foo=1", {}, 405, ""),
+        ("POST", "/v1/images/classify?model=pictures&tpo=2", kind, 400, "tpo"),
+        ("POST", "/v1/images/classify?model=pictures&top=2", kind, 200, ""),
+        ("POST", "/v1/images/classify?top=2", {}, 400, "top"),
+        ("GET", "/health?foo=1", {}, 200, ""),
+        ("GET", "/metrics?foo=1", {}, 200, ""),
+        ("GET", "/?foo=1", {}, 200, ""),
+    ]
+    body = {"model": "pictures", "image": base64.b64encode(picture()).decode()}
+    async with live(models, 1) as on:
+        for method, path, headers, status, param in table:
+            sent = {"data": picture(), "headers": headers} if headers else {"json": body}
+            async with on.http.request(method, on.root + path, **sent) as answer:
+                assert answer.status == status, path
+                if status == 400:
+                    error = (await answer.json())["error"]
+                    assert (error["param"], error["code"]) == (param, "invalid_value"), path
+                    assert f"'{param}'" in error["message"]
+        with pytest.raises(openai.BadRequestError, match="no fields after a question mark") as slip:
+            await on.client.models.list(extra_query={"limit": 3})
+        assert slip.value.param == "limit"
+
+
+async def test_other_addresses_name_the_field_too(models: Path) -> None:
+    user = {"role": "user", "content": "w1"}
+    image = base64.b64encode(picture()).decode()
+    table: list[tuple[str, dict[str, Any], str]] = [
+        ("chat/completions", {"model": "pictures", "messages": [user]}, "model"),
+        ("chat/completions", {"model": "plain", "messages": [user]}, "model"),
+        (
+            "chat/completions",
+            {"model": "words", "messages": [user | {"content": "w1 " * 100}]},
+            "messages",
+        ),
+        ("embeddings", {"model": "feelings", "input": ""}, "input"),
+        ("embeddings", {"model": "feelings", "input": ["w1", [64]]}, "input[1]"),
+        ("embeddings", {"model": "feelings", "input": ["w1", 3]}, "input"),
+        ("images/classify", {"model": "words", "image": image}, "model"),
+        ("images/classify", {"model": "pictures", "image": "aGVsbG8="}, "image"),
+        ("pairing/join", {"code": "abc"}, "code"),
+        ("pairing/join", {"code": "K7QM-2XRT", "at": ["127.0.0.1", "[[["]}, "at[1]"),
+    ]
+    async with live(models, 1) as on:
+        for path, body, param in table:
+            async with on.http.post(f"{on.root}/v1/{path}", json=body) as answer:
+                error = (await answer.json())["error"]
+                assert (answer.status, error["param"]) == (400, param), (path, body, error)
+
+
+async def test_a_form_is_told_how_to_send_the_file(models: Path) -> None:
+    async with live(models, 1) as on:
+        address, form = f"{on.root}/v1/images/classify", aiohttp.FormData()
+        form.add_field("file", picture(), filename="a.png", content_type="image/png")
+        async with on.http.post(address, data=form) as answer:
+            error = (await answer.json())["error"]
+        assert (answer.status, error["code"]) == (415, "unsupported_media_type")
+        example = f"curl '{address}?model=NAME' -H 'Content-Type: image/jpeg' --data-binary @photo"
+        assert f"no form, but the file itself like this: {example}" in error["message"]
+        async with on.http.post(f"{on.root}/v1/completions", data={"model": "words"}) as answer:
+            error = (await answer.json())["error"]
+        assert error["message"] == "send the header Content-Type: application/json"
 
 
 async def test_pictures_that_cannot_be_used(models: Path) -> None:
@@ -289,6 +374,8 @@ async def test_pictures_that_cannot_be_used(models: Path) -> None:
         head = _post(b"", f"Content-Length: {size}\r\n", "/v1/images/classify")
         reader, writer = await asyncio.open_connection("127.0.0.1", on.server.port)
         writer.write(head)
-        assert (await reader.read()).startswith(b"HTTP/1.1 413")
+        found = await reader.read()
+        assert found.startswith(b"HTTP/1.1 413")
+        assert b"is larger than the 14 MiB taken here" in found
         writer.close()
         await writer.wait_closed()

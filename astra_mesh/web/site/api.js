@@ -56,13 +56,17 @@ export async function ask(path, body, signal) {
 
 export const json = async (path, body, signal) => (await ask(path, body, signal)).json();
 
+const cutOff = () => new Refused("The answer was cut off: the peer went away.", "gone", 0);
+
 /** The JSON values of a stream of server-sent events, until [DONE]. */
 export async function* events(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";
   for (;;) {
-    const { value, done } = await reader.read();
-    if (done) throw new Refused("The answer was cut off: the peer went away.", "gone", 0);
+    const { value, done } = await reader.read().catch((error) => {
+      throw error.name === "AbortError" ? error : cutOff(); // a browser says "network error"
+    });
+    if (done) throw cutOff();
     text += value;
     const lines = text.split("\n\n");
     text = lines.pop();

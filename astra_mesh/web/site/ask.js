@@ -61,7 +61,7 @@ async function submit(event) {
     const cost = await stream(isChat, text, made, running.signal);
     answer.append(h("span", { class: "cost" }, `\n${costLine(cost)}`));
   } catch (error) {
-    if (error.name === "AbortError") answer.append(h("span", { class: "cost" }, "\nstopped"));
+    if (error.name === "AbortError") stopped(answer, made, isChat ? text : "");
     else failed(answer, made, error, isChat ? text : "");
   } finally {
     running = null;
@@ -69,6 +69,13 @@ async function submit(event) {
     fit();
     scroll();
   }
+}
+
+/** What was said so far stays, also for the model: the conversation goes on from there. */
+function stopped(answer, made, text) {
+  answer.append(h("span", { class: "cost" }, "\nstopped"));
+  if (text && made.textContent) messages = [...messages, { role: "user", content: text }, { role: "assistant", content: made.textContent }];
+  if (document.activeElement === $("ask-stop")) $("ask-text").focus(); // the button goes
 }
 
 function failed(answer, made, error, text) {

@@ -56,7 +56,7 @@ export function clipped(label, most) {
   const letters = [...label];
   if (letters.length <= most) return label;
   const [tag] = label.match(/ \([0-9a-f]{4}\)$/) ?? [""];
-  return `${letters.slice(0, most - 1 - tag.length).join("")}…${tag}`;
+  return `${letters.slice(0, Math.max(0, most - 1 - tag.length)).join("")}…${tag}`;
 }
 
 const three = (value) => (value >= 100 ? Math.round(value) : Number(value.toPrecision(3))).toString();

@@ -92,14 +92,14 @@ async function sendable(file) {
   try {
     bitmap = await createImageBitmap(file);
   } catch {
-    throw new Error("This file is no picture that the browser can read; choose a JPEG or PNG file.");
+    throw new Error("This browser cannot read the file as a picture; choose a JPEG or PNG file, or a smaller one.");
   }
   const scale = Math.min(1, SIDE / Math.max(bitmap.width, bitmap.height));
   return drawn(bitmap, bitmap.width * scale, bitmap.height * scale);
 }
 
 function drawn(source, width, height) {
-  const canvas = h("canvas", { width: Math.round(width), height: Math.round(height) });
+  const canvas = h("canvas", { width: Math.max(1, Math.round(width)), height: Math.max(1, Math.round(height)) });
   canvas.getContext("2d").drawImage(source, 0, 0, canvas.width, canvas.height);
   return new Promise((resolve) => canvas.toBlob(resolve, "image/jpeg", 0.92));
 }
@@ -124,6 +124,7 @@ async function openCamera() {
 
 async function snap() {
   const video = $("photo-video");
+  if (!video.videoWidth) return; // nothing came from the camera yet
   const file = await drawn(video, video.videoWidth, video.videoHeight);
   closeCamera();
   label(file);

@@ -20,7 +20,9 @@ export function showModels(found) {
   const here = found.filter((one) => one.here);
   const before = $("quality-model").value;
   choices($("quality-model"), here.map((one) => [one.name, one.name]));
-  if ($("quality-model").value !== before) load();
+  $("quality-model").parentElement.hidden = here.length === 0;
+  if (here.length === 0) $("quality-body").replaceChildren(h("p", {}, "No model is here."));
+  else if ($("quality-model").value !== before) load();
 }
 
 async function load() {

@@ -13,7 +13,7 @@ from astra_mesh import errors, limits
 from astra_mesh.errors import InputError
 from astra_mesh.web.body import Budget, decode
 from astra_mesh.web.config import ApiConfig
-from astra_mesh.web.errors import INTERNAL, ApiError, api_error
+from astra_mesh.web.errors import INTERNAL, ApiError, api_error, bad, blaming
 from astra_mesh.web.guard import Guard
 from astra_mesh.web.openapi import description
 from astra_mesh.web.page import page
@@ -77,6 +77,10 @@ def test_the_field_to_blame_is_named(body: str, message: str, param: str | None)
         ({"logprobs": False, "top_logprobs": 0}, "top_logprobs"),
         ({"logprobs": False, "frequency_penalty": 0, "logit_bias": {}}, None),
         ({"modalities": ["text", "audio"]}, "modalities"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"stream_options": {"include_usage": False}, "stream": False}, "stream_options"),
+        ({"stream_options": None}, None),
+        ({"stream_options": {"include_usage": True}, "stream": True}, None),
     ],
 )
 def test_what_asks_for_nothing_passes(fields: dict[str, Any], param: str | None) -> None:
@@ -104,11 +108,12 @@ def test_messages_that_are_no_text_are_refused() -> None:
 
 
 def test_prompts() -> None:
-    assert prompts_of("a") == ["a"]
-    assert prompts_of([1, 2]) == [[1, 2]]
-    assert prompts_of(["a", [1]]) == ["a", [1]]
-    with pytest.raises(ApiError, match="not both"):
-        prompts_of(["a", 1])
+    assert prompts_of("a", "input") == ["a"]
+    assert prompts_of([1, 2], "input") == [[1, 2]]
+    assert prompts_of(["a", [1]], "input") == ["a", [1]]
+    with pytest.raises(ApiError, match="not both") as error:
+        prompts_of(["a", 1], "input")
+    assert error.value.param == "input"
 
 
 # --- errors ---------------------------------------------------------------------------------------
@@ -141,6 +146,31 @@ def test_errors_have_their_status(error: Exception, status: int, code: str) -> N
     assert set(found.body()["error"]) == {"message", "type", "param", "code"}
 
 
+@pytest.mark.parametrize(
+    ("error", "param"),
+    [
+        (errors.EmptyPromptError("empty"), "input"),
+        (errors.PromptTooLongError("long"), "input"),
+        (errors.InputError("a token id"), "input"),
+        (errors.BadImageError("bad"), "input"),
+        (errors.WrongTaskError("vit"), "model"),
+        (errors.UnknownModelError("none"), "model"),
+        (errors.CodecError("none"), "x_astra_mesh.codec"),
+        (errors.CodebookError("none"), "x_astra_mesh.codec"),
+        (errors.RateError("none"), "x_astra_mesh.rate"),
+        (errors.PeerLostError("gone"), None),
+        (errors.BusyError("full"), None),
+        (errors.InternalError("trace"), None),
+        (bad("other", "n"), "n"),
+    ],
+)
+def test_an_error_of_the_mesh_names_the_field_to_blame(error: Exception, param: str | None) -> None:
+    assert api_error(error, "input").param == param
+    with pytest.raises(ApiError) as raised, blaming("input"):
+        raise error
+    assert raised.value.param == param
+
+
 # --- who may ask ----------------------------------------------------------------------------------
 
 
@@ -155,6 +185,42 @@ def test_a_name_of_this_machine_may_be_added() -> None:
     with pytest.raises(ApiError):
         Guard(ApiConfig()).check("/v1/models", {"Host": "kitchen.lan:7476"})
     Guard(ApiConfig(hosts=("Kitchen.lan",))).check("/v1/models", {"Host": "kitchen.lan:7476"})
+
+
+LINK = {
+    "Host": "127.0.0.1:7476",
+    "Sec-Fetch-Site": "cross-site",
+    "Sec-Fetch-Mode": "navigate",
+    "Sec-Fetch-Dest": "document",
+}
+
+
+@pytest.mark.parametrize(
+    ("path", "change", "passes"),
+    [
+        ("/", {}, True),
+        ("/docs", {}, True),
+        ("/v1/models", {}, False),
+        ("/metrics", {}, False),
+        ("/page/app.js", {}, False),
+        ("/live", {}, False),
+        ("/", {"Sec-Fetch-Dest": "iframe"}, False),
+        ("/", {"Sec-Fetch-Dest": "object"}, False),
+        ("/", {"Sec-Fetch-Mode": "no-cors"}, False),
+        ("/", {"Origin": "https://evil.example"}, False),
+        ("/", {"Host": "evil.example"}, False),
+    ],
+)
+def test_a_link_of_another_site_leads_to_the_page_only(
+    path: str, change: dict[str, str], passes: bool
+) -> None:
+    guard = Guard(ApiConfig())
+    if passes:
+        guard.check(path, LINK | change)
+        return
+    with pytest.raises(ApiError) as error:
+        guard.check(path, LINK | change)
+    assert error.value.status == 403
 
 
 @given(st.text(max_size=20), st.text(max_size=20))
@@ -206,6 +272,12 @@ def test_the_page_has_every_address_and_loads_nothing() -> None:
     assert "http://" not in text.replace("http://127.0.0.1", "")
     assert "<script" not in text
     assert "src=" not in text
+
+
+def test_the_description_tells_which_addresses_may_refuse_a_field() -> None:
+    for path, methods in description()["paths"].items():
+        for operation in methods.values():
+            assert ("400" in operation["responses"]) == path.startswith("/v1/"), path
 
 
 def test_every_reference_of_the_description_resolves() -> None:

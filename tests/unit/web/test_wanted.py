@@ -31,6 +31,7 @@ MESH = "x_astra_mesh"
 ROLES = 'one of "assistant", "developer", "function", "system", "tool", "user"'
 STOPS = "a text of 1 to 256 characters or a list of up to 4 items or null"
 SEEDS = f"a whole number from {-(2**63)} to {2**63 - 1} or null"
+HALF = "is half of a surrogate pair: write both halves, or the character itself"
 INPUTS = (
     f"a text of up to {limits.TEXT_BYTES} characters or a list of 1 to {limits.PROMPT_TOKENS} items"
 )
@@ -44,6 +45,7 @@ TEXT: list[tuple[dict[str, Any], str, str, str]] = [
     ({"best_of": 0}, "best_of", "a whole number of at least 1 or null", "0"),
     ({"stream": "yes"}, "stream", "true or false or null", '"yes"'),
     ({MESH: {"use": "some"}}, f"{MESH}.use", 'one of "all", "auto", "solo"', '"some"'),
+    ({MESH: {"max_peers": 0}}, f"{MESH}.max_peers", "a whole number from 1 to 64 or null", "0"),
     ({MESH: "all"}, MESH, "an object", '"all"'),
     ({"stop": ["a", ""]}, "stop[1]", "a text of 1 to 256 characters", "an empty text"),
     ({"stop": ["a"] * 5}, "stop", STOPS, "a list of 5"),
@@ -108,6 +110,12 @@ def test_a_number_that_no_program_can_hold() -> None:
         (b'{"model": "a"', "it ends too early"),
         (b'{"model": NaN}', "it is no JSON from its byte 10 on"),
         (b'{"model": "\xff"}', "it is not UTF-8 text"),
+        (rb'{"model": "\ud800"}', rf"\ud800 at its byte 11 {HALF}"),
+        (rb'{"model": "\udc00"}', rf"\udc00 at its byte 11 {HALF}"),
+        (rb'{"model": "\\ \ud83d\ude00 \uD83D and more"}', rf"\uD83D at its byte 27 {HALF}"),
+        (rb'{"model": "\ud83d\ude00', "it ends too early"),
+        (rb'{"model": "\ud83d', "it ends too early"),
+        (rb'{"model": "\\ud800', "it ends too early"),
     ],
 )
 def test_why_bytes_are_no_json(body: bytes, why: str) -> None:
