@@ -99,9 +99,9 @@ def describe(bundle: ModelBundle) -> Row:
     path, size = str(bundle.path), sum(file.stat().st_size for file in bundle.weight_paths)
     try:
         from astra_mesh.bundle.header import read_header
-        from astra_mesh.families import read_spec
+        from astra_mesh.bundle.specs import spec_of
 
-        spec = read_spec(bundle.config)
+        spec = spec_of(bundle)
         shapes = [
             info.shape
             for file in bundle.weight_paths

@@ -131,7 +131,7 @@ def test_alone_is_an_answer_and_a_hint(mesh: StubMesh) -> None:
         (NoPeerError("nobody there"), 1),
         (DeadlineError("too late"), 1),
         (BadBundleError("a file is damaged"), 1),
-        (UnsupportedModelError("another family"), 1),
+        (UnsupportedModelError("another family"), 2),
         (PairingError("nobody came"), 1),
         (InternalError("a fault"), 1),
     ],
