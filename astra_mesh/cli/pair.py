@@ -15,6 +15,7 @@ from astra_mesh.cli.console import clean, err, hint, out, print_json, reporting,
 from astra_mesh.cli.options import Json
 
 if TYPE_CHECKING:
+    from astra_mesh.client.pairing_post import Post
     from astra_mesh.mesh.invitations import Invitation, Invitations
     from astra_mesh.mesh.trust import Trust
 
@@ -186,29 +187,29 @@ def _make_key(trust: Trust, uses: int, valid_s: int, member_s: int, as_json: boo
 async def _show_code(trust: Trust, member_s: int, as_json: bool) -> None:
     from contextlib import AsyncExitStack
 
-    from astra_mesh.client.pairing_post import pairing_addresses
+    from astra_mesh.client.pairing_post import pairing_post
     from astra_mesh.mesh.codes import new_code, read_secret
     from astra_mesh.mesh.invitations import Invitations
 
     invitations = Invitations(trust.folder)
     code = new_code()
     async with AsyncExitStack() as stack:
-        addresses = await pairing_addresses(stack, trust)
+        post = await pairing_post(stack, trust)
         await asyncio.to_thread(invitations.open_window, read_secret(code), member_s)
         try:
-            _print_code(code, addresses, as_json)
+            _print_code(code, post, as_json)
             await _wait(invitations, as_json)
         finally:
             invitations.close(b"")
 
 
-def _print_code(code: str, addresses: list[str], as_json: bool) -> None:
+def _print_code(code: str, post: Post, as_json: bool) -> None:
     from astra_mesh import limits
     from astra_mesh.mesh.codes import as_uri
 
-    uri = as_uri(code, addresses)
+    uri = as_uri(code, post.far)
     if as_json:
-        about = {"code": code, "uri": uri, "addresses": addresses}
+        about = {"code": code, "uri": uri, "addresses": post.near, "note": post.note}
         print_json({"type": "code", **about, "valid_s": limits.PAIR_CODE_S})
         return
     import segno
@@ -218,11 +219,11 @@ def _print_code(code: str, addresses: list[str], as_json: bool) -> None:
     out.file.write(drawing.getvalue())
     out.print(Text(f"  {code}", style="bold"))
     out.print(f"  on the other device:  astra-mesh pair {code}", style="dim")
-    if addresses:
-        out.print(
-            f"  if it finds nobody:   astra-mesh pair {code} --at {addresses[0]}", style="dim"
-        )
+    if post.far:
+        out.print(f"  if it finds nobody:   astra-mesh pair {code} --at {post.far[0]}", style="dim")
     out.print(f"  valid for {limits.PAIR_CODE_S / 60:g} minutes; Ctrl-C closes it", style="dim")
+    if post.note:
+        hint(f"but {post.note}")
 
 
 async def _wait(invitations: Invitations, as_json: bool) -> None:

@@ -270,11 +270,10 @@ def _read_stdin(stop: asyncio.Event) -> None:
 def _introduce(peer: Peer, api: str | None, config: ApiConfig | None, as_json: bool) -> None:
     """The first lines: who this is, where, with what."""
     from astra_mesh.mesh.connect import show_address
-    from astra_mesh.mesh.interfaces import own_addresses
+    from astra_mesh.peer.places import own_hosts
     from astra_mesh.wire.messages import names_of
 
-    hosts = [peer.config.listen] if peer.config.listen else [str(ip) for ip in own_addresses()]
-    addresses = [show_address((host, peer.port)) for host in hosts]
+    addresses = [show_address((host, peer.port)) for host in own_hosts(peer.config.listen)]
     models = [name for offer in peer.models.offers() for name in names_of(offer)]
     pages = page_addresses(peer, config, api) if config is not None and api is not None else []
     if as_json:

@@ -11,6 +11,8 @@ from pathlib import Path
 import msgspec
 import platformdirs
 
+from astra_mesh.mesh.connect import Address
+from astra_mesh.peer.places import own_address
 from astra_mesh.wire.messages import PeerId
 
 
@@ -22,6 +24,12 @@ class LocalPeer:
     port: int
     id: PeerId
     name: str
+    listen: str = ""  # the one address that it listens on; "": all
+
+    @property
+    def address(self) -> Address:
+        """Where programs of this machine reach it."""
+        return own_address(self.listen, self.port)
 
 
 def _folder() -> Path:

@@ -24,6 +24,7 @@ from astra_mesh import limits
 from astra_mesh.errors import MeshError, PortInUseError
 from astra_mesh.mesh.connect import show_address
 from astra_mesh.peer import Peer
+from astra_mesh.peer.places import own_address
 from astra_mesh.web import (
     files,
     invitation,
@@ -76,8 +77,7 @@ class ApiServer:
     @property
     def url(self) -> str:
         """Where programs of this machine find it: the base URL of OpenAI's clients."""
-        host = self._hosts()[0] or "127.0.0.1"
-        return f"http://{show_address((host, self.port))}/v1"
+        return f"http://{show_address(own_address(self._hosts()[0], self.port))}/v1"
 
     async def start(self) -> None:
         """Listen. An error leaves nothing behind.

@@ -36,6 +36,20 @@ def test_a_record_is_found_and_removed() -> None:
     remove_record(ME)
 
 
+def test_a_record_says_where_the_peer_answers() -> None:
+    assert ME.address == ("127.0.0.1", 7475)
+    write_record(LocalPeer(os.getpid(), 7475, ME.id, "board", "192.0.2.7"))
+    (found,) = local_peers()
+    assert found.address == ("192.0.2.7", 7475)
+
+
+def test_a_record_of_an_older_version_is_read() -> None:
+    path = write_record(ME)
+    path.write_text(path.read_text().replace(',"listen":""', ""))
+    assert "listen" not in path.read_text()
+    assert local_peers() == [ME]
+
+
 def test_only_the_user_can_read_it() -> None:
     before = os.umask(0)
     try:
