@@ -45,6 +45,7 @@ from astra_mesh.web.door import Door
 from astra_mesh.web.errors import ApiError, api_error, busy
 from astra_mesh.web.guard import Guard
 from astra_mesh.web.metrics import Metrics
+from astra_mesh.web.neighbour import check_own_port
 from astra_mesh.web.state import STATE, State
 from astra_mesh.web.tabfiles import TabFiles
 
@@ -124,6 +125,7 @@ class ApiServer:
             await self._bind(runner, DEFAULT_PORT if wanted is None else wanted)
         except PortInUseError:
             if wanted is not None:
+                await check_own_port(own_address(self._hosts()[0], wanted))
                 raise
             await self._bind(runner, 0)
 
