@@ -76,13 +76,16 @@ def test_two_devices_pair_and_part(tmp_path: Path) -> None:
         wrong = run(two, "pair", "2345-678A", "--at", at, status=2)
         assert "mistyped" in json.dumps(wrong)
         paired = run(two, "pair", shown["code"], "--at", at)
-        assert len(paired["members"]) == 2
+        assert len(paired["members"]) == 2 == len(set(paired["members"])), "one name, two ids"
         assert process.stdout is not None
-        assert json.loads(process.stdout.readline())["type"] == "paired"
+        came = json.loads(process.stdout.readline())
+        assert came["type"] == "paired"
         assert process.wait(patient(WAIT_S)) == 0
     listed = run(two, "pair", "--list")
     assert names(listed) == names(run(one, "pair", "--list")) == 2
     other = next(row["id"] for row in listed["devices"] if not row["this"])
+    assert paired["id"] == other
+    assert came["id"] == next(row["id"] for row in listed["devices"] if row["this"])
     assert "no other device" in json.dumps(run(two, "unpair", "nobody-here", status=2))
     assert names(run(two, "unpair", other[:12])) == 1
     assert names(run(one, "unpair", "--leave")) == 1
