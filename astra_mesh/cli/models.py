@@ -20,7 +20,7 @@ from astra_mesh.errors import AstraMeshError, CodebookError
 if TYPE_CHECKING:
     from astra_mesh.bundle import Bundle as ModelBundle
 
-SHORT_ID: Final = 12  # hex digits
+_ID_DIGITS: Final = 12
 EXAMPLE: Final = "Examples:  astra-mesh models   ·   astra-mesh models verify tiny-gpt2"
 
 app = typer.Typer(
@@ -156,7 +156,7 @@ def _table(rows: list[Row]) -> Table:
             amount(row.size_bytes),
             ", ".join(row.tasks),
             books or "none",
-            row.id[:SHORT_ID],
+            row.id[:_ID_DIGITS],
         )
     return table
 
