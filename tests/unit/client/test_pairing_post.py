@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from contextlib import AsyncExitStack
 from ipaddress import ip_address
@@ -48,7 +49,8 @@ def test_without_a_network_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None
 
 async def test_of_several_peers_one_that_others_reach_is_named() -> None:
     trust: Any = None  # no post is opened
-    write_record(LocalPeer(os.getpid(), 7000, ME, "open"))
-    write_record(LocalPeer(os.getpid(), 7001, ME, "shut", "127.0.0.1"))
+    for port, listen in ((7000, ""), (7001, "127.0.0.1")):
+        record = LocalPeer(os.getpid(), port, ME, "peer", listen)
+        await asyncio.to_thread(write_record, record)
     async with AsyncExitStack() as stack:
         assert (await pairing_post(stack, trust)).far[0] == "192.0.2.7:7000"
