@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from astra_mesh.wire.messages import PeerId
 
-SHORT_ID: Final = 8  # hex digits of a peer's id, for people
+SHORT_ID: Final = 8  # hex digits of the id of a peer or device, for people
 
 
 class Names:
@@ -28,4 +28,9 @@ class Names:
         name = self._names.get(peer, "")
         if not name:
             return peer[:SHORT_ID]
-        return f"{name} ({peer[:SHORT_ID]})" if self._counts[name] > 1 else name
+        return labelled(name, peer) if self._counts[name] > 1 else name
+
+
+def labelled(name: str, key: str) -> str:
+    """The name of a peer or device with the first digits of its id."""
+    return f"{name} ({key[:SHORT_ID]})" if key else name

@@ -25,8 +25,19 @@ def shown(path: Path) -> str:
 
 
 def bad_file(path: Path, problem: str, remedy: str = _COPY_AGAIN) -> BadBundleError:
-    """The error for a file that cannot be used: which, why, and what to do."""
-    return BadBundleError(f"{shown(path)}: {problem}; {remedy}")
+    """The error for a file that cannot be used: which, why, and what to do.
+
+    Args:
+        path: of the file.
+        problem: what is said of the file ("is empty"), or of a part of it ("its header ...").
+        remedy: what to do.
+    """
+    return BadBundleError(f"{about_file(path, problem)}; {remedy}")
+
+
+def about_file(path: Path, problem: str) -> str:
+    """The first half of such a sentence."""
+    return f"{shown(path)}{':' if problem.startswith('its ') else ''} {problem}"
 
 
 def read_file(path: Path, limit_bytes: int) -> bytes:
@@ -37,7 +48,7 @@ def read_file(path: Path, limit_bytes: int) -> bytes:
     """
     size = file_size(path)
     if size > limit_bytes:
-        raise bad_file(path, f"{size} bytes are more than the {limit_bytes} allowed")
+        raise bad_file(path, f"has {size} bytes, more than the {limit_bytes} allowed")
     try:
         with path.open("rb") as stream:
             data = stream.read(limit_bytes + 1)
@@ -65,7 +76,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object without duplicate keys: two readers could disagree on which one counts."""
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise ValueError("a key occurs twice in one object")
+        raise ValueError("has a key twice in one object")
     return found
 
 

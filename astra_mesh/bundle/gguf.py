@@ -43,7 +43,7 @@ class GgufFile:
     """One GGUF file, opened.
 
     Raises:
-        InputError: the package ``gguf`` is not installed.
+        InputError: the package ``gguf`` is not installed, or the file is none of its kind.
         BadBundleError: the file is damaged, or its tensors are not those that its metadata say.
         UnsupportedModelError: it holds a model of another kind, or in another form.
     """

@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from astra_mesh.bundle.configs import bad_file, file_size
-from astra_mesh.errors import BadBundleError, UnsupportedModelError
+from astra_mesh.bundle.configs import about_file, bad_file, file_size
+from astra_mesh.errors import BadBundleError, InputError, UnsupportedModelError
 
 AGAIN: Final = "download or convert it again"
 _MAGIC: Final = b"GGUF"
@@ -36,15 +36,20 @@ def check_whole(path: Path, blocks: Mapping[int, tuple[int, int]]) -> None:
         blocks: by the number of a tensor's kind: weights of a block, and its bytes.
 
     Raises:
-        BadBundleError: it is no GGUF file, is damaged, or ends too early.
+        InputError: it is no GGUF file.
+        BadBundleError: it is damaged, or ends too early.
         UnsupportedModelError: it is for big-endian machines, of an unknown version, or has tensors
             of an unknown kind.
     """
     size = file_size(path)
     if size == 0:
-        raise bad_file(path, "is empty", AGAIN)
+        raise _no_gguf(path, "is empty")
     with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
         _Walk(path, data, blocks).run()
+
+
+def _no_gguf(path: Path, problem: str) -> InputError:
+    return InputError(f"{about_file(path, problem)}; {AGAIN}")
 
 
 class _Walk:
@@ -57,9 +62,8 @@ class _Walk:
 
     def run(self) -> None:
         if self._data[: len(_MAGIC)] != _MAGIC:
-            raise bad_file(
-                self._path, "is no GGUF file: it does not begin with the word GGUF", AGAIN
-            )
+            problem = "is no GGUF file: it does not begin with the word GGUF"
+            raise _no_gguf(self._path, problem)
         self._at = len(_MAGIC)
         self._check_version(self._whole(4))
         tensors, values = self._whole(8), self._whole(8)

@@ -81,7 +81,7 @@ def _bad(path: Path, problem: str) -> BadBundleError:
 
 def _header_bytes(path: Path, size: int) -> bytes:
     if size < 8:
-        raise _bad(path, f"{size} bytes are too few for a safetensors file")
+        raise _bad(path, f"has {size} bytes, too few for a safetensors file")
     try:
         with path.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 from astra_mesh.bundle.configs import save_json
 from astra_mesh.bundle.header import read_header
 from astra_mesh.bundle.manifest import write_manifest
+from astra_mesh.bundle.specs import spec_of
 from astra_mesh.bundle.store import Bundle, open_bundle, user_models_path
 from astra_mesh.errors import InputError, ModelError
 
@@ -94,10 +95,8 @@ def check_usable(folder: Path) -> Bundle:
     Raises:
         AstraMeshError: It cannot be used, and why.
     """
-    from astra_mesh.families import read_spec
-
     bundle = open_bundle(folder)
-    read_spec(bundle.config)
+    spec_of(bundle)
     for path in bundle.weight_paths:
         read_header(path)
     return bundle

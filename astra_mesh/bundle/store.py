@@ -8,6 +8,7 @@ import logging
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,7 @@ from astra_mesh import limits
 from astra_mesh.bundle import manifest
 from astra_mesh.bundle.configs import load_json, member, shown
 from astra_mesh.bundle.hashing import file_sha256
+from astra_mesh.bundle.specs import spec_in
 from astra_mesh.bundle.weights import weight_paths
 from astra_mesh.errors import AstraMeshError, BadBundleError, UnknownModelError
 from astra_mesh.wire.messages import ModelId
@@ -96,21 +98,32 @@ def open_bundle(path: Path | str) -> Bundle:
     """Opens the bundle in a folder: reads config.json and manifest.json, checks names and sizes.
 
     Raises:
-        UnknownModelError: there is no such folder.
-        BadBundleError: it is no bundle, or a file is missing, cut short, or leads elsewhere.
+        UnknownModelError: there is no such folder, or it has no config.json.
+        BadBundleError: a file is missing, cut short, or leads elsewhere.
+        UnsupportedModelError: the weights are missing, and would be of no use.
     """
     folder = _existing_folder(path)
     if not os.path.lexists(folder / "config.json"):
-        raise BadBundleError(f"{shown(folder)} holds no model: it has no config.json")
+        raise UnknownModelError(f"{shown(folder)} holds no model: it has no config.json")
     config = load_json(member(folder, "config.json"), _CONFIG_BYTES)
     entries = manifest.read_manifest(folder)
-    paths = weight_paths(folder)
+    paths = _weight_paths(folder, config)
     for name, entry in (entries or {}).items():
         path = member(folder, name)
         if path.exists() or not _is_optional(name):
             manifest.check_size(path, entry)
     name = "".join(c if c.isprintable() else "?" for c in folder.name)[: limits.NAME_CHARS]
     return Bundle(name, folder, config, paths, entries)
+
+
+def _weight_paths(folder: Path, config: dict[str, Any]) -> tuple[Path, ...]:
+    """As :func:`weight_paths`; but nobody should fetch the weights of a model that cannot run."""
+    try:
+        return weight_paths(folder)
+    except BadBundleError:
+        with suppress(BadBundleError):
+            spec_in(folder, config)
+        raise
 
 
 def _is_optional(name: str) -> bool:

@@ -33,7 +33,7 @@ def open_tensors(path_or_paths: PathLike | Iterable[PathLike]) -> dict[str, torc
         loaded = _load(path)
         if twice := found.keys() & loaded.keys():
             name = min(twice)
-            raise bad_file(path, f"tensor {name[:64]!a} is in another file too")
+            raise bad_file(path, f"has the tensor {name[:64]!a}, which is in another file too")
         found.update(loaded)
     return found
 
@@ -70,7 +70,7 @@ def load_weights(bundle: Bundle) -> dict[str, torch.Tensor]:
     if expected and expected.keys() != weights.keys():
         name = min(expected.keys() ^ weights.keys())
         fault = "is in no shard" if name in expected else "is in a shard but not in the index"
-        raise bad_file(bundle.path / INDEX, f"tensor {name[:64]!a} {fault}")
+        raise bad_file(bundle.path / INDEX, f"its tensor {name[:64]!a} {fault}")
     check_finite(weights, bundle.name)
     return weights
 

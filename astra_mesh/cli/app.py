@@ -20,9 +20,11 @@ from astra_mesh.cli import (
     service,
     top,
 )
+from astra_mesh.cli.wording import Commands
 
 app = typer.Typer(
     name="astra-mesh",
+    cls=Commands,
     help="One transformer inference, spread over the devices in the room.",
     epilog="Start with:  astra-mesh demo   ·   on each device:  astra-mesh peer",
     no_args_is_help=True,

@@ -6,7 +6,7 @@ import asyncio
 import os
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -64,10 +64,15 @@ def run(
         int, typer.Option("-n", "--max-new-tokens", min=1, help="At most so many new tokens.")
     ] = 64,
     temperature: Annotated[
-        float, typer.Option(min=0.0, help="0 takes the most probable token; above, it samples.")
+        float,
+        typer.Option(
+            min=0.0, max=100.0, help="0 takes the most probable token; above, it samples."
+        ),
     ] = 0.0,
     top_k: Annotated[int, typer.Option(min=0, help="Sample from so many tokens; 0: all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Sample from this much probability.")] = 1.0,
+    top_p: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Sample from this much probability.")
+    ] = 1.0,
     seed: Annotated[int | None, typer.Option(help="For the same sample again.")] = None,
     use: UseOption = Use.AUTO,
     max_peers: MaxPeers = 0,
@@ -150,15 +155,27 @@ def classify(
 ) -> None:
     """Label a picture, or a text."""
     with reporting(as_json):
-        if not text and not Path(what).is_file():
-            raise BadImageError(
-                f"there is no file {clean(what)[:200]!r}; to label a text, add --text"
-            )
+        if not text:
+            _check_picture(what)
         options = plan_options(use, max_peers, codec, rate, loss, late)
         given: str | os.PathLike[str] = what if text else Path(what)
         run_async(
             _classify(connect, peer, by_path(model), given, top, class_token, options, as_json)
         )
+
+
+def _check_picture(what: str) -> None:
+    """BadImageError where no file is named."""
+    with suppress(OSError, ValueError):  # too long, not encodable
+        path = Path(what)
+        if path.is_file():
+            return
+        if path.is_dir():
+            raise BadImageError(
+                f"{clean(what)[-200:]!a} is a folder, and classify takes one picture: a file in "
+                "JPEG, PNG, WebP, GIF or BMP"
+            )
+    raise BadImageError(f"there is no file {clean(what)[:200]!a}; to label a text, add --text")
 
 
 async def _classify(

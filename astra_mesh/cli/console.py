@@ -15,13 +15,19 @@ from rich.console import Console
 from rich.status import Status
 from rich.text import Text
 
-from astra_mesh.errors import AstraMeshError, CalibrationError, InputError, UnknownModelError
+from astra_mesh.errors import (
+    AstraMeshError,
+    CalibrationError,
+    InputError,
+    UnknownModelError,
+    UnsupportedModelError,
+)
 
 # How commands end, beside 0. README.md tells people the same.
 FAILED_STATUS: Final = 1  # what was asked is right, but it failed; or the doctor found a fault
-USAGE_STATUS: Final = 2  # what was typed cannot be used: options, names, files, texts, data
+USAGE_STATUS: Final = 2  # what was typed cannot be used: options, names, files, models, texts, data
 INTERRUPTED_STATUS: Final = 130
-_USAGE: Final = (InputError, UnknownModelError, CalibrationError)
+_USAGE: Final = (InputError, UnknownModelError, UnsupportedModelError, CalibrationError)
 
 out = Console(highlight=False, soft_wrap=False)
 

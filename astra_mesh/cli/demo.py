@@ -58,7 +58,9 @@ def demo(
     peers: Annotated[int, typer.Option(min=2, max=len(NAMES), help="How many peers.")] = 3,
     photo: Annotated[Path | None, typer.Option(help="A picture of your own.")] = None,
     prompt: Annotated[str | None, typer.Option(help="A text of your own to continue.")] = None,
-    keep_logs: Annotated[bool, typer.Option(help="Keep the folder with the peers' logs.")] = False,
+    keep_logs: Annotated[
+        bool, typer.Option("--keep-logs", help="Keep the folder with the peers' logs.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Start peers on this machine, let them find each other, and ask them a text and a picture."""

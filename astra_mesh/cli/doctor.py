@@ -94,7 +94,7 @@ async def _mesh() -> tuple[Any, list[str]]:
     if not running:
         return None, names
     try:
-        async with Mesh(("127.0.0.1", running[-1].port)) as mesh:
+        async with Mesh(running[-1].address) as mesh:
             peers = await mesh.peers()
     except AstraMeshError as error:
         return {"error": error.message}, names

@@ -14,25 +14,25 @@ from rich.table import Table
 from rich.text import Text
 
 from astra_mesh.cli.console import clean, err, hint, out, print_json, reporting
-from astra_mesh.cli.learn import (
+from astra_mesh.cli.options import (
+    Bundle,
     ClassTokenName,
     Data,
+    Json,
     Split,
     SplitName,
     Window,
+    check_output,
     parse_numbers,
-    progress_bar,
 )
-from astra_mesh.cli.options import Bundle, Json, check_output
+from astra_mesh.cli.progress import counting
 from astra_mesh.errors import InputError
 
 if TYPE_CHECKING:
     from astra_mesh.bundle.quality import TaskQuality
     from astra_mesh.quality import EvalRow, Evaluation
 
-EXAMPLE: Final = (
-    "Example:  astra-mesh eval my-model --data texts/ --peers 2,4 --save --plot quality.svg"
-)
+EXAMPLE: Final = "Example:  astra-mesh eval my-model --data texts/ --peers 2,4 --save"
 _IN_LOSS: Final = ("nats_per_token", "nats_increase", "accuracy_change", "loss_error")
 
 
@@ -49,7 +49,9 @@ def evaluate(
     peers: Annotated[str, typer.Option(help="Numbers of peers, as 2,4,8.")] = "4",
     codec: Annotated[
         list[str] | None,
-        typer.Option(help="vq, astra, fp32, ... May be repeated. Default: all there are."),
+        typer.Option(
+            metavar="CODEC", help="vq, astra, fp32, ... May be repeated. Default: all there are."
+        ),
     ] = None,
     rates: Annotated[
         str, typer.Option(help="Bits per token and block, as 32,64. Default: all there are.")
@@ -119,7 +121,7 @@ def evaluate(
             split=None if split is SplitName.ALL else split.value,
         )
         bundle = find_bundle(model)
-        with progress_bar() as progress:
+        with counting() as progress:
             found = quality.evaluate(bundle, data, settings, progress)
         before = stored_tasks(bundle).get(found.task) if save else None
         if save:

@@ -3,36 +3,28 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from typing import Annotated, Final
 
 import typer
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
-from astra_mesh.cli.console import clean, err, hint, out, print_json, reporting
-from astra_mesh.cli.options import Bundle, Json, check_output
+from astra_mesh.cli.console import clean, err, hint, reporting
+from astra_mesh.cli.fitting import Asked, fit_codebook, tune_model
+from astra_mesh.cli.options import (
+    Bundle,
+    ClassTokenName,
+    Data,
+    Json,
+    Split,
+    SplitName,
+    Window,
+    parse_numbers,
+)
 from astra_mesh.errors import InputError
 
-if TYPE_CHECKING:
-    from astra_mesh.bundle import Bundle as ModelBundle
-    from astra_mesh.peer.code_times import CodeTimes
-    from astra_mesh.quality import FitOptions, Fitted
-    from astra_mesh.tune.options import TuneOptions
-
 FIT_EXAMPLE: Final = "Example:  astra-mesh fit my-model --data texts/ --rates 16,64 --history all"
-
-_DATA_HELP = (
-    "Text files or a folder of them, a .tsv or .txt of sentences, or a folder or .zip of pictures, "
-    "as the model reads."
-)
-Data = Annotated[Path, typer.Option("--data", help=_DATA_HELP)]
-Window = Annotated[
-    int | None, typer.Option(min=2, help="Tokens of one text window. Default: the context.")
-]
 
 
 class BookCodec(enum.Enum):
@@ -40,13 +32,6 @@ class BookCodec(enum.Enum):
 
     VQ = "vq"
     ASTRA = "astra"
-
-
-class ClassTokenName(enum.Enum):
-    """Where the class token lives."""
-
-    SINGLE = "single"
-    DISTRIBUTED = "distributed"
 
 
 class TrainedName(enum.Enum):
@@ -69,33 +54,6 @@ class PrecisionName(enum.Enum):
 
     FP32 = "fp32"
     BF16 = "bf16"
-
-
-class SplitName(enum.Enum):
-    """Which part of the data is used."""
-
-    ALL = "all"
-    FIT = "fit"
-    EVAL = "eval"
-
-
-Split = Annotated[
-    SplitName,
-    typer.Option(help="all of the data; eval: every tenth item; fit: the nine others."),
-]
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """What both ways of fitting are told."""
-
-    model: str
-    data: Path
-    window: int | None
-    split: Literal["fit", "eval"] | None
-    task: str
-    output: Path | None
-    as_json: bool
 
 
 _TUNE = "Fine-tuning"
@@ -141,7 +99,7 @@ def fit(
     window: Window = None,
     split: Split = SplitName.ALL,
     task: Annotated[str, typer.Option(help="generate, classify or embed.")] = "",
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="For the same again.")] = 0,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -159,7 +117,10 @@ def fit(
         int, typer.Option(min=1, rich_help_panel=_TUNE, help="Sequences in a step and process.")
     ] = 32,
     rate: Annotated[
-        float, typer.Option("--learning-rate", rich_help_panel=_TUNE, help="Of the weights.")
+        float,
+        typer.Option(
+            "--learning-rate", min=0, max=1, rich_help_panel=_TUNE, help="Of the weights."
+        ),
     ] = 3e-5,
     train: Annotated[
         TrainedName,
@@ -193,7 +154,8 @@ def fit(
         float, typer.Option(min=0, rich_help_panel=_TUNE, help="Weight of the commitment loss.")
     ] = 5e-4,
     codebook_rate: Annotated[
-        float, typer.Option(rich_help_panel=_TUNE, help="Learning rate of the codebook.")
+        float,
+        typer.Option(min=0, max=1, rich_help_panel=_TUNE, help="Learning rate of the codebook."),
     ] = 1e-4,
     patience: Annotated[
         int,
@@ -250,10 +212,10 @@ def fit(
             have = ", ".join(map(str, options.rates))
             raise InputError(f"--default-rate {default_rate} is none of the --rates {have}")
         part = None if split is SplitName.ALL else split.value
-        asked = _Asked(model, data, window, part, task, output, as_json)
+        asked = Asked(model, data, window, part, task, output, as_json)
         if not finetune:
             with _going_on():
-                _fit(asked, options)
+                fit_codebook(asked, options)
             return
         tuning = TuneOptions(
             steps=steps,
@@ -276,7 +238,7 @@ def fit(
             seed=seed,
         )
         with _going_on():
-            _finetune(asked, options, tuning, work, held_out_data)
+            tune_model(asked, options, tuning, work, held_out_data)
 
 
 @contextmanager
@@ -289,167 +251,6 @@ def _going_on() -> Iterator[None]:
         raise
 
 
-def _fit(asked: _Asked, options: FitOptions) -> None:
-    from astra_mesh import quality
-    from astra_mesh.bundle import find_bundle
-
-    bundle = find_bundle(asked.model)
-    if asked.output is not None:
-        check_output(asked.output)
-    with progress_bar() as progress:
-        found = quality.fit(
-            bundle,
-            asked.data,
-            options,
-            progress,
-            asked.output,
-            window=asked.window,
-            split=asked.split,
-            task=asked.task,
-        )
-        progress(0, 1, "timing encoding and decoding")
-        times = _times(bundle, found)
-    if asked.as_json:
-        print_json(_fitted(found, times))
-        return
-    _show_report(found, times)
-    out.print(f"codebook in {clean(str(found.path))}", markup=False, soft_wrap=True)
-
-
-def _finetune(
-    asked: _Asked,
-    options: FitOptions,
-    tuning: TuneOptions,
-    work: Path | None,
-    held_out_data: Path | None,
-) -> None:
-    from astra_mesh.bundle import find_bundle
-    from astra_mesh.quality.finetuning import finetune
-
-    if asked.output is None:
-        raise InputError("--finetune makes a new model: name its folder with --output")
-    with progress_bar() as progress:
-        found = finetune(
-            find_bundle(asked.model),
-            asked.data,
-            options,
-            tuning,
-            asked.output,
-            progress,
-            held_out_data=held_out_data,
-            work=work,
-            window=asked.window,
-            split=asked.split,
-            task=asked.task,
-        )
-    if found is None:  # not the first process
-        return
-    told = {
-        "bundle": str(found.bundle),
-        "codebook": found.codebook.id,
-        "steps": found.tuned.steps,
-        "held_out_loss": found.tuned.best,
-        "best_step": found.tuned.best_step,
-        "stopped_early": found.tuned.stopped_early,
-    }
-    if asked.as_json:
-        print_json(told)
-        return
-    early = " (stopped early: no gain any more)" if found.tuned.stopped_early else ""
-    if not found.tuned.best_step:
-        early += "; no step was better than the start, which is what was kept"
-    out.print(
-        f"model and codebook in {clean(str(found.bundle))} after {found.tuned.steps} steps{early}; "
-        f"loss on held-out data with four peers {found.tuned.best:.4f}; curve in training.csv",
-        markup=False,
-        soft_wrap=True,
-    )
-
-
-def _times(bundle: ModelBundle, found: Fitted) -> CodeTimes:
-    """Of this device, as a peer measures them for the planner."""
-    from astra_mesh.bundle.tensors import load_weights
-    from astra_mesh.families import build_model
-    from astra_mesh.peer.code_times import measure_codebook
-
-    return measure_codebook(build_model(bundle.config, load_weights(bundle)), found.codebook)
-
-
-def _fitted(found: Fitted, times: CodeTimes) -> dict[str, object]:
-    return {
-        "codebook": str(found.path),
-        "id": found.codebook.id,
-        "bytes": found.path.stat().st_size,
-        "rates": list(found.codebook.rates.values()),
-        "tokens": found.report.tokens,
-        "sequences": found.report.sequences,
-        "resumed_blocks": found.resumed,
-        "blocks": [asdict(one) for one in found.report.blocks],
-        "costs": [
-            asdict(one)
-            | {
-                "encode_token_s": times.encode_s[one.stages],
-                "decode_token_s": times.decode_s[one.stages],
-                "decoder": times.decoder[one.stages],
-            }
-            for one in found.costs
-        ],
-    }
-
-
-def _show_report(found: Fitted, times: CodeTimes) -> None:
-    """What is left of each block's variance: after the prediction, and after the codes."""
-    report = found.report
-    out.print(
-        f"{report.sequences} sequences, {report.tokens} tokens; share of the K,V input's variance "
-        "that is left",
-        markup=False,
-    )
-    rates = sorted({one.bits for one in report.blocks})
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("block", justify="right")
-    for bits in rates:
-        table.add_column(f"{bits} bits:\npredicted", justify="right")
-        table.add_column("\ncoded", justify="right")
-    for block in sorted({one.block for one in report.blocks}):
-        cells = []
-        for bits in rates:
-            match = [x for x in report.blocks if (x.block, x.bits) == (block, bits)]
-            cells += [f"{match[0].predicted:.3f}", f"{match[0].left:.3f}"] if match else ["", ""]
-        table.add_row(str(block), *cells)
-    if rates:
-        out.print(table)
-    _show_costs(found, times)
-    if found.resumed:
-        out.print(f"{found.resumed} blocks came from an interrupted run", markup=False)
-
-
-def _show_costs(found: Fitted, times: CodeTimes) -> None:
-    """What coding one token costs in a block: sizes, and microseconds on this device."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("bits", justify="right")
-    for column in (
-        "codes",
-        "rows to add",
-        "tables, MiB",
-        "or products",
-        "encode, us",
-        "decode, us",
-    ):
-        table.add_column(column, justify="right")
-    for one in found.costs:
-        mib = f"{one.table_bytes / 2**20:.1f}" if one.table_rows else "-"
-        rows = f"{one.table_rows}" if one.table_rows else "-"
-        products = f"{one.project_products:,}"
-        decode = f"{1e6 * times.decode_s[one.stages]:.1f} ({times.decoder[one.stages]})"
-        encode = f"{1e6 * times.encode_s[one.stages]:.1f}"
-        table.add_row(str(one.bits), str(one.codes), rows, mib, products, encode, decode)
-    out.print(
-        "coding a token, per block (rows: of the last block; times: on this device)", markup=False
-    )
-    out.print(table)
-
-
 def _parse_history(text: str) -> int:
     from astra_mesh.quant.codebook import UNLIMITED
 
@@ -458,24 +259,3 @@ def _parse_history(text: str) -> int:
     if text.strip().isdecimal():
         return int(text)
     raise InputError(f"--history is all or a number of blocks, not {clean(text)!r}")
-
-
-def parse_numbers(option: str, text: str) -> tuple[int, ...]:
-    """Whole numbers separated by commas; InputError for anything else."""
-    try:
-        return tuple(int(part) for part in text.split(",") if part.strip())
-    except ValueError:
-        raise InputError(f"{option} is a list of whole numbers, as 16,64") from None
-
-
-@contextmanager
-def progress_bar() -> Iterator[Callable[[int, int, str], None]]:
-    """A bar on standard error; called with (done, total, what)."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f}%"))
-    with Progress(*columns, TimeElapsedColumn(), console=err.moving, transient=True) as bar:
-        task = bar.add_task("starting", total=None)
-
-        def advance(done: int, total: int, what: str) -> None:
-            bar.update(task, completed=done, total=total, description=clean(what))
-
-        yield advance

@@ -20,7 +20,7 @@ from astra_mesh.errors import AstraMeshError, CodebookError
 if TYPE_CHECKING:
     from astra_mesh.bundle import Bundle as ModelBundle
 
-SHORT_ID: Final = 12  # hex digits
+_ID_DIGITS: Final = 12
 EXAMPLE: Final = "Examples:  astra-mesh models   ·   astra-mesh models verify tiny-gpt2"
 
 app = typer.Typer(
@@ -99,9 +99,9 @@ def describe(bundle: ModelBundle) -> Row:
     path, size = str(bundle.path), sum(file.stat().st_size for file in bundle.weight_paths)
     try:
         from astra_mesh.bundle.header import read_header
-        from astra_mesh.families import read_spec
+        from astra_mesh.bundle.specs import spec_of
 
-        spec = read_spec(bundle.config)
+        spec = spec_of(bundle)
         shapes = [
             info.shape
             for file in bundle.weight_paths
@@ -156,7 +156,7 @@ def _table(rows: list[Row]) -> Table:
             amount(row.size_bytes),
             ", ".join(row.tasks),
             books or "none",
-            row.id[:SHORT_ID],
+            row.id[:_ID_DIGITS],
         )
     return table
 

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from astra_mesh.bundle import Bundle
 
 PULL_EXAMPLE: Final = (
-    "Examples:  astra-mesh models pull openai-community/gpt2   ·   astra-mesh models pull tiny-gpt2"
+    "Examples:  astra-mesh models pull openai-community/gpt2\n\nastra-mesh models pull tiny-gpt2"
 )
 ADD_EXAMPLE: Final = (
-    "Examples:  astra-mesh models add ~/Downloads/my-model   ·   "
+    "Examples:  astra-mesh models add ~/Downloads/my-model\n\n"
     "astra-mesh models add ~/Downloads/tiny.Q8_0.gguf"
 )
 
@@ -37,7 +37,8 @@ def pull(
         str,
         typer.Argument(
             metavar="ORG/NAME or NAME",
-            help="A repository of the hub (with a slash), or a model that another peer holds.",
+            help="A repository of the hub (with a slash), or a model that another peer holds: "
+            "its name, or the first 8 digits of its id.",
         ),
     ],
     revision: Annotated[

@@ -113,6 +113,37 @@ ClassToken = Annotated[
 ]
 
 
+_DATA_HELP = (
+    "Text files or a folder of them, a .tsv or .txt of sentences, or a folder or .zip of pictures, "
+    "as the model reads."
+)
+Data = Annotated[Path, typer.Option("--data", help=_DATA_HELP)]
+Window = Annotated[
+    int | None, typer.Option(min=2, help="Tokens of one text window. Default: the context.")
+]
+
+
+class ClassTokenName(enum.Enum):
+    """Where the class token lives."""
+
+    SINGLE = "single"
+    DISTRIBUTED = "distributed"
+
+
+class SplitName(enum.Enum):
+    """Which part of the data is used."""
+
+    ALL = "all"
+    FIT = "fit"
+    EVAL = "eval"
+
+
+Split = Annotated[
+    SplitName,
+    typer.Option(help="all of the data; eval: every tenth item; fit: the nine others."),
+]
+
+
 class PlanOptions(TypedDict):
     """The arguments that all requests of the client share."""
 
@@ -147,3 +178,11 @@ def plan_options(
         "max_loss": max_loss,
         "late": late.value,
     }
+
+
+def parse_numbers(option: str, text: str) -> tuple[int, ...]:
+    """Whole numbers separated by commas; InputError for anything else."""
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise InputError(f"{option} is a list of whole numbers, as 16,64") from None

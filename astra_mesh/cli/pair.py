@@ -13,10 +13,13 @@ from rich.text import Text
 
 from astra_mesh.cli.console import clean, err, hint, out, print_json, reporting, run_async
 from astra_mesh.cli.options import Json
+from astra_mesh.naming import SHORT_ID, labelled
 
 if TYPE_CHECKING:
+    from astra_mesh.client.pairing_post import Post
     from astra_mesh.mesh.invitations import Invitation, Invitations
     from astra_mesh.mesh.trust import Trust
+    from astra_mesh.wire.messages import DeviceId, RosterEntry
 
 PAIR_EXAMPLE: Final = "Example:  astra-mesh pair   ·   on the other:  astra-mesh pair K7QM-2XRT"
 UNPAIR_EXAMPLE: Final = "Example:  astra-mesh unpair kitchen"
@@ -38,7 +41,11 @@ def pair(
         ),
     ] = None,
     join_key: Annotated[
-        bool, typer.Option(help="Make a long key for a board without a keyboard instead of a code.")
+        bool,
+        typer.Option(
+            "--join-key",
+            help="Make a long key for a board without a keyboard instead of a code.",
+        ),
     ] = False,
     uses: Annotated[int, typer.Option(min=1, max=64, help="How many devices may use the key.")] = 1,
     valid: Annotated[str, typer.Option(metavar="TIME", help="How long the key holds.")] = "24h",
@@ -49,7 +56,9 @@ def pair(
         ),
     ] = "",
     show: Annotated[bool, typer.Option("--list", help="List the devices of this mesh.")] = False,
-    close: Annotated[bool, typer.Option(help="Close all windows and join keys.")] = False,
+    close: Annotated[
+        bool, typer.Option("--close", help="Close all windows and join keys.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Pair two devices: show a code here, or use the one that the other device shows."""
@@ -95,6 +104,7 @@ def unpair(
         if (device is None) is not leave:
             raise InputError("name the device to shut out, or say --leave")
         trust = Trust.open()
+        out_of_it: list[str] = []
 
         def decide(book: RosterBook) -> bool:
             if device is None:
@@ -102,19 +112,24 @@ def unpair(
                 return True
             found = book.find(device)
             if len(found) != 1:
-                raise InputError(_which(device, [entry.name for _, entry in found]))
-            book.shut_out(found[0][0])
+                raise InputError(_which(device, found))
+            key, entry = found[0]
+            book.shut_out(key)
+            out_of_it.append(labelled(entry.name, key))
             return True
 
         trust.change(decide)
+        if out_of_it and not as_json:
+            out.print(f"Shut out {clean(out_of_it[0])}.", markup=False)
         _list(trust, as_json)
-        if device is not None:
+        if out_of_it:
             hint("the peers of the mesh part from it within seconds; others when they meet them")
 
 
-def _which(device: str, names: list[str]) -> str:
-    if names:
-        return f"{device!a} fits {len(names)} devices; give more digits of the id"
+def _which(device: str, found: list[tuple[DeviceId, RosterEntry]]) -> str:
+    if found:
+        which = ", ".join(labelled(entry.name, key) for key, entry in found)
+        return f"{device!a} fits {len(found)} devices: {which}; give the digits of one"
     return f"no other device of this mesh is called {device!a}; `astra-mesh pair --list` lists them"
 
 
@@ -138,8 +153,12 @@ def _list(trust: Trust, as_json: bool) -> None:
     for row in rows:
         mark = " (this one)" if row["this"] else ""
         name, until = Text(clean(str(row["name"])) + mark), row["until"]
-        table.add_row(name, str(row["id"])[:8], _moment(int(until)) if until else "")
+        table.add_row(name, str(row["id"])[:SHORT_ID], _moment(int(until)) if until else "")
     out.print(table)
+
+
+def _paired(name: str, device: str) -> dict[str, object]:
+    return {"type": "paired", "name": name, "id": device}
 
 
 def _moment(seconds: int) -> str:
@@ -158,9 +177,9 @@ async def _join(trust: Trust, code: str, at: list[str], as_json: bool) -> None:
     with err.status("looking for the other device", spinner="dots"):
         paired = await pair_nearby(trust, secret, at)
     if as_json:
-        print_json({"type": "paired", "name": paired.name, "members": paired.members})
+        print_json(_paired(paired.name, paired.device) | {"members": paired.members})
         return
-    out.print(f"Paired with {clean(paired.name)}.", markup=False)
+    out.print(f"Paired with {clean(labelled(paired.name, paired.device))}.", markup=False)
     out.print(f"  mesh    {clean(', '.join(paired.members))}", markup=False, soft_wrap=True)
     if at or secret.addresses:
         hint(f"peers of this device dial {show_address(paired.address)} from now on")
@@ -186,29 +205,29 @@ def _make_key(trust: Trust, uses: int, valid_s: int, member_s: int, as_json: boo
 async def _show_code(trust: Trust, member_s: int, as_json: bool) -> None:
     from contextlib import AsyncExitStack
 
-    from astra_mesh.client.pairing_post import pairing_addresses
+    from astra_mesh.client.pairing_post import pairing_post
     from astra_mesh.mesh.codes import new_code, read_secret
     from astra_mesh.mesh.invitations import Invitations
 
     invitations = Invitations(trust.folder)
     code = new_code()
     async with AsyncExitStack() as stack:
-        addresses = await pairing_addresses(stack, trust)
+        post = await pairing_post(stack, trust)
         await asyncio.to_thread(invitations.open_window, read_secret(code), member_s)
         try:
-            _print_code(code, addresses, as_json)
+            _print_code(code, post, as_json)
             await _wait(invitations, as_json)
         finally:
             invitations.close(b"")
 
 
-def _print_code(code: str, addresses: list[str], as_json: bool) -> None:
+def _print_code(code: str, post: Post, as_json: bool) -> None:
     from astra_mesh import limits
     from astra_mesh.mesh.codes import as_uri
 
-    uri = as_uri(code, addresses)
+    uri = as_uri(code, post.far)
     if as_json:
-        about = {"code": code, "uri": uri, "addresses": addresses}
+        about = {"code": code, "uri": uri, "addresses": post.near, "note": post.note}
         print_json({"type": "code", **about, "valid_s": limits.PAIR_CODE_S})
         return
     import segno
@@ -218,11 +237,11 @@ def _print_code(code: str, addresses: list[str], as_json: bool) -> None:
     out.file.write(drawing.getvalue())
     out.print(Text(f"  {code}", style="bold"))
     out.print(f"  on the other device:  astra-mesh pair {code}", style="dim")
-    if addresses:
-        out.print(
-            f"  if it finds nobody:   astra-mesh pair {code} --at {addresses[0]}", style="dim"
-        )
+    if post.far:
+        out.print(f"  if it finds nobody:   astra-mesh pair {code} --at {post.far[0]}", style="dim")
     out.print(f"  valid for {limits.PAIR_CODE_S / 60:g} minutes; Ctrl-C closes it", style="dim")
+    if post.note:
+        hint(f"but {post.note}")
 
 
 async def _wait(invitations: Invitations, as_json: bool) -> None:
@@ -236,11 +255,11 @@ async def _wait(invitations: Invitations, as_json: bool) -> None:
     while True:
         window: Invitation | None = await asyncio.to_thread(invitations.window)
         if window is not None and window.came:
-            name = window.came[0]
+            name, device = window.came[0], next(iter(window.devices), "")
             if as_json:
-                print_json({"type": "paired", "name": name})
+                print_json(_paired(name, device))
             else:
-                out.print(f"Paired with {clean(name)}.", markup=False)
+                out.print(f"Paired with {clean(labelled(name, device))}.", markup=False)
             await asyncio.sleep(1.0)  # the last messages of the exchange
             return
         if window is None:

@@ -49,11 +49,14 @@ class Dtype(enum.Enum):
 
 
 def _port(of: str, usual: int) -> Any:
-    return typer.Option(min=0, max=65535, help=f"{of}; 0: any free one. Default: {usual}, if free.")
+    text = f"{of}; 0: any free one. Default: {usual}, if free."
+    return typer.Option(min=0, max=65535, metavar="PORT", help=text)
 
 
 def peer(
-    name: Annotated[str, typer.Option(help="Name shown to people. Default: the host name.")] = "",
+    name: Annotated[
+        str, typer.Option(metavar="NAME", help="Name shown to people. Default: the host name.")
+    ] = "",
     port: Annotated[int | None, _port("Port to listen on", 7475)] = None,
     listen: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Listen on this address only.")
@@ -69,12 +72,15 @@ def peer(
         ),
     ] = None,
     threads: Annotated[
-        int, typer.Option(min=0, help="Threads for computing; 0: the cores it may use.")
+        int,
+        typer.Option(min=0, metavar="N", help="Threads for computing; 0: the cores it may use."),
     ] = 0,
     dtype: Annotated[
         Dtype,
         typer.Option(
-            help="Number format to compute in. auto: the fastest here that keeps the answers."
+            metavar="FORMAT",
+            help="Number format to compute in: fp32, bf16, fp16, int8, or auto, the fastest here "
+            "that keeps the answers.",
         ),
     ] = Dtype.AUTO,
     discovery: Annotated[
@@ -82,7 +88,10 @@ def peer(
     ] = True,
     model: Annotated[
         list[str] | None,
-        typer.Option(help="Offer this model only. May be repeated. Default: all on this device."),
+        typer.Option(
+            metavar="NAME",
+            help="Offer this model only. May be repeated. Default: all on this device.",
+        ),
     ] = None,
     join_key: Annotated[
         str | None,
@@ -144,7 +153,10 @@ def peer(
     stop_with_stdin: Annotated[
         bool, typer.Option(help="End when standard input is closed.", hidden=True)
     ] = False,
-    log_level: Annotated[LogLevel, typer.Option(help="Log to standard error.")] = LogLevel.WARNING,
+    log_level: Annotated[
+        LogLevel,
+        typer.Option(metavar="LEVEL", help="Log to standard error: debug, info, warning or error."),
+    ] = LogLevel.WARNING,
     as_json: Json = False,
 ) -> None:
     """Run a peer until Ctrl-C: it finds the others, and takes its share of every request."""
@@ -177,9 +189,9 @@ def peer(
         )
         api_config = make_api_config(api_port, api_token, lan, state_dir) if api else None
         if join_key:
-            from astra_mesh.mesh.codes import read_secret
+            from astra_mesh.mesh.codes import read_key
 
-            read_secret(join_key)  # a mistyped one is an error at once
+            read_key(join_key)  # a mistyped one is an error at once
         run_async(_serve(config, api_config, join_key, fetch, as_json, stop_with_stdin))
 
 
@@ -270,11 +282,12 @@ def _read_stdin(stop: asyncio.Event) -> None:
 def _introduce(peer: Peer, api: str | None, config: ApiConfig | None, as_json: bool) -> None:
     """The first lines: who this is, where, with what."""
     from astra_mesh.mesh.connect import show_address
-    from astra_mesh.mesh.interfaces import own_addresses
+    from astra_mesh.mesh.interfaces import is_loopback
+    from astra_mesh.peer.places import own_hosts
     from astra_mesh.wire.messages import names_of
 
-    hosts = [peer.config.listen] if peer.config.listen else [str(ip) for ip in own_addresses()]
-    addresses = [show_address((host, peer.port)) for host in hosts]
+    listen = peer.config.listen or ""
+    addresses = [show_address((host, peer.port)) for host in own_hosts(listen)]
     models = [name for offer in peer.models.offers() for name in names_of(offer)]
     pages = page_addresses(peer, config, api) if config is not None and api is not None else []
     if as_json:
@@ -289,6 +302,8 @@ def _introduce(peer: Peer, api: str | None, config: ApiConfig | None, as_json: b
         out.print(f"  API     {api}", markup=False, soft_wrap=True)
     for page in pages:
         out.print(f"  page    {page}", markup=False, soft_wrap=True)
+    if pages and config is not None and config.token is not None and is_loopback(listen):
+        hint(f"other devices cannot open the page: this peer listens on {listen} only (--listen)")
     out.print("  Ctrl-C ends it.", style="dim")
 
 

@@ -17,7 +17,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from astra_mesh.cli.console import err
+from astra_mesh.cli.console import clean, err
 
 _LOOK_S: Final = 0.2
 
@@ -51,3 +51,16 @@ def waiting(text: str) -> Iterator[Callable[[], None]]:
     with Progress(*columns, console=err.moving, transient=True) as line:
         line.add_task(text, total=None)
         yield line.stop
+
+
+@contextmanager
+def counting() -> Iterator[Callable[[int, int, str], None]]:
+    """A bar on standard error; called with (done, total, what)."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f}%"))
+    with Progress(*columns, TimeElapsedColumn(), console=err.moving, transient=True) as bar:
+        task = bar.add_task("starting", total=None)
+
+        def advance(done: int, total: int, what: str) -> None:
+            bar.update(task, completed=done, total=total, description=clean(what))
+
+        yield advance

@@ -15,6 +15,7 @@ import typer
 
 from astra_mesh.cli.console import clean, hint, out, print_json, reporting
 from astra_mesh.cli.options import Json
+from astra_mesh.cli.wording import sentence
 from astra_mesh.errors import AstraMeshError, InputError
 
 UNIT: Final = "astra-mesh-peer.service"
@@ -30,7 +31,9 @@ System = Annotated[
 
 @app.command("install", epilog=EXAMPLE)
 def install(
-    options: Annotated[str, typer.Option(help="Options of `astra-mesh peer`, in one word.")] = "",
+    options: Annotated[
+        str, typer.Option(help="Options of `astra-mesh peer`, in quotation marks.")
+    ] = "",
     system: System = False,
     start: Annotated[bool, typer.Option("--start/--no-start", help="Start it now.")] = True,
     show: Annotated[bool, typer.Option("--print", help="Print the unit, install nothing.")] = False,
@@ -58,7 +61,7 @@ def install(
             hint("it ends when you log out, unless: sudo loginctl enable-linger $USER")
 
 
-@app.command("remove")
+@app.command("remove", epilog="Example:  astra-mesh service remove")
 def remove(system: System = False, as_json: Json = False) -> None:
     """Stop the service and remove its unit file; models and identity stay."""
     with reporting(as_json):
@@ -86,6 +89,7 @@ def unit(options: str, system: bool) -> str:
         words = shlex.split(options)
     except ValueError as error:
         raise InputError(f"--options: {error}") from error
+    _check(words)
     command = [*_program(system), "peer", *words]
     template = resources.files("astra_mesh.cli").joinpath("service.unit").read_text()
     return template.format(
@@ -93,6 +97,22 @@ def unit(options: str, system: bool) -> str:
         target="multi-user.target" if system else "default.target",
         state=_SYSTEM_STATE if system else _USER_STATE,
     )
+
+
+def _check(words: list[str]) -> None:
+    """InputError for what `astra-mesh peer` would refuse, at every start of the service."""
+    from astra_mesh.cli.app import app as everything
+
+    command = getattr(typer.main.get_command(everything), "commands")["peer"]  # noqa: B009
+    if "--help" in words:
+        raise InputError("--options: with --help a peer ends at once, so it would make no service")
+    try:
+        command.make_context("peer", list(words))
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # what typer raises differs by its version
+            raise
+        text = sentence(error) or error.format_message()
+        raise InputError(f"--options: {text}") from error
 
 
 _USER_STATE: Final = """\

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from astra_mesh.client import Mesh
     from astra_mesh.wire.messages import Event, PeerInfo
 
-EXAMPLE: Final = "Example:  astra-mesh top --connect 192.168.1.20   ·   astra-mesh top --json -n 1"
+EXAMPLE: Final = "Examples:  astra-mesh top   ·   astra-mesh top --json -n 1"
 _EVENTS: Final = 12  # lines of what happened last
 
 

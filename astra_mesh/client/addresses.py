@@ -14,6 +14,7 @@ _FORM: Final = re.compile(
     r"(?:\[(?P<ipv6>[0-9A-Fa-f:.]+(?:%\w+)?)\]|(?P<host>[\w.-]+))(?::(?P<port>[0-9]{1,5}))?"
     r"|(?P<bare>[0-9A-Fa-f.]*(?::[0-9A-Fa-f.]*){2,}(?:%\w+)?)"
 )
+_URL: Final = re.compile(r"[a-z]+://", re.IGNORECASE)
 
 
 def parse_address(text: str) -> Address:
@@ -24,6 +25,12 @@ def parse_address(text: str) -> Address:
     """
     match = _FORM.fullmatch(text.strip())
     port = int(match["port"] or DEFAULT_PORT) if match else 0
+    if _URL.match(text.strip()):
+        raise InputError(
+            f"{text[:100]!a} is an address of a page or of the API, and a peer is asked at a port "
+            f"of its own: give HOST or HOST:PORT without http:// ({DEFAULT_PORT} unless said "
+            "otherwise; `astra-mesh peer` prints its own behind `at`)"
+        )
     if match is None or not 0 < port < 65536:
         raise InputError(
             f"{text[:100]!a} is no address of a peer: use HOST, HOST:PORT or [IPv6]:PORT"

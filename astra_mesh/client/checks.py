@@ -21,12 +21,13 @@ from astra_mesh._version import __version__
 from astra_mesh.client.addresses import DEFAULT_PORT
 from astra_mesh.client.reach import who_answers
 from astra_mesh.errors import AstraMeshError, PortInUseError
-from astra_mesh.mesh.connect import Address
+from astra_mesh.mesh.connect import Address, show_address
 from astra_mesh.mesh.discovery import Discovery
 from astra_mesh.mesh.identity import DEVICE_FILE_NAME
-from astra_mesh.mesh.interfaces import own_addresses
+from astra_mesh.mesh.interfaces import is_loopback, own_addresses
 from astra_mesh.mesh.listening import close_all, listen
 from astra_mesh.mesh.trust import Trust
+from astra_mesh.peer.local import LocalPeer, local_peers
 from astra_mesh.wire.messages import PeerId
 
 PACKAGES: Final = ("torch", "aiohttp", "cryptography", "zeroconf", "msgspec", "msgpack", "uvloop")
@@ -160,18 +161,23 @@ async def _multicast() -> list[Finding]:
 
 
 async def _port() -> list[Finding]:
-    from astra_mesh.peer.local import local_peers
-
     peers = await asyncio.to_thread(local_peers)
     if peers:
-        ports = ", ".join(str(peer.port) for peer in peers)
-        return [_fine("port", f"a peer of this user listens on {ports}")]
+        ports = ", ".join(_listens_on(peer) for peer in peers)
+        text = f"a peer of this user listens on {ports}"
+        if all(is_loopback(peer.listen) for peer in peers):
+            return [_note("port", f"{text}, where no other device reaches it (--listen)")]
+        return [_fine("port", text)]
     try:
         close_all(await listen(None, DEFAULT_PORT))
     except PortInUseError:
         text = f"{DEFAULT_PORT} is taken by another program; a peer will take any other one"
         return [_note("port", text)]
     return [_fine("port", f"{DEFAULT_PORT} is free")]
+
+
+def _listens_on(peer: LocalPeer) -> str:
+    return show_address((peer.listen, peer.port)) if peer.listen else str(peer.port)
 
 
 async def _firewall() -> list[Finding]:

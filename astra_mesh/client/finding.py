@@ -59,9 +59,9 @@ async def find_line(stack: AsyncExitStack, target: Target) -> tuple[Line, bool]:
     if address is not None:
         return await _open_line(stack, dialler, address), False
     if not target.typed:
-        for port in await asyncio.to_thread(_local_ports):
+        for place in await asyncio.to_thread(_local_places):
             try:
-                return await _open_line(stack, dialler, ("127.0.0.1", port)), False
+                return await _open_line(stack, dialler, place), False
             except (NoPeerError, NotPairedError, PeerLostError) as exc:
                 log.info("a peer of this machine does not answer: %s", exc)
     peer = await _make_embedded(target)
@@ -152,8 +152,8 @@ def _host_name(suffix: str = "") -> str:
     return (name or "client") + suffix
 
 
-def _local_ports() -> list[int]:
-    """Ports of this user's peers on this machine, the newest first."""
+def _local_places() -> list[Address]:
+    """Where this user's peers on this machine are, the newest first."""
     from astra_mesh.peer.local import local_peers
 
-    return [peer.port for peer in reversed(local_peers())]
+    return [peer.address for peer in reversed(local_peers())]

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
+from string import hexdigits
 from typing import TYPE_CHECKING, Final
 
 from astra_mesh import limits
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from astra_mesh.client.mesh import Mesh
 
+_ID_DIGITS: Final = 8  # of an id, at least: fewer are names
 _LOOK_S: Final = 0.2  # between two looks who came
 
 
@@ -71,7 +73,7 @@ def holders_of(
         names = sorted({one for peer in peers for offer in peer.models for one in names_of(offer)})
         raise UnknownModelError(
             f"no peer here has a model {wanted[:100]!a}; they have: {', '.join(names) or 'none'}. "
-            "A repository of the hub has a slash: ORG/NAME"
+            f"{_hint(wanted)}"
         )
     if len(found) > 1:
         ids = ", ".join(model[:12] for model in found)
@@ -99,7 +101,14 @@ def place_of(peer: PeerInfo, asked: Address) -> Address | None:
 
 
 def _is_start(wanted: str, model: ModelId) -> bool:
-    return len(wanted) >= 8 and model.startswith(wanted)
+    return len(wanted) >= _ID_DIGITS and model.startswith(wanted.lower())
+
+
+def _hint(wanted: str) -> str:
+    """What may have been meant."""
+    if len(wanted) < _ID_DIGITS and not set(wanted.lower()) - set(hexdigits):
+        return f"Of an id, the first {_ID_DIGITS} digits are needed"
+    return "A repository of the hub has a slash: ORG/NAME"
 
 
 async def seek(

@@ -5,28 +5,68 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Final
 
 from astra_mesh.client.addresses import DEFAULT_PORT
 from astra_mesh.errors import PortInUseError
-from astra_mesh.mesh.connect import show_address
+from astra_mesh.mesh.connect import Address, show_address
 from astra_mesh.mesh.discovery import Discovery
 from astra_mesh.mesh.doorman import Doorman
-from astra_mesh.mesh.interfaces import own_addresses
+from astra_mesh.mesh.interfaces import is_loopback
 from astra_mesh.mesh.listening import listen
 from astra_mesh.mesh.pairing_host import PairingHost, own_name
 from astra_mesh.mesh.trust import Trust
 from astra_mesh.peer.local import local_peers
+from astra_mesh.peer.places import own_hosts
 from astra_mesh.wire.messages import PeerId
 
-_SHOWN = 3  # addresses in a QR; more make it too large to scan
+_SHOWN: Final = 3  # addresses in a QR; more make it too large to scan
 
 
-async def pairing_addresses(stack: AsyncExitStack, trust: Trust) -> list[str]:
-    """Addresses of this device for a guest; ``stack`` ends what was started for it."""
-    peers = await asyncio.to_thread(local_peers)
-    port = peers[-1].port if peers else await _open_post(stack, trust)
-    hosts = [str(ip) for ip in own_addresses() if not ip.is_link_local]
-    return [show_address((host, port)) for host in hosts[:_SHOWN]]
+@dataclass(frozen=True)
+class Post:
+    """Where a device answers to pairings.
+
+    Attributes:
+        near: Addresses at which it really answers, the likeliest first.
+        far: Those of them that other devices can dial.
+        note: What a person has to know if there are none of these; else empty.
+    """
+
+    near: tuple[str, ...]
+    far: tuple[str, ...]
+    note: str = ""
+
+
+def post_at(host: str | None, port: int) -> Post:
+    """Where something answers that listens on a port of ``host``; None: of all addresses."""
+    hosts = own_hosts(host, link_local=False)[:_SHOWN]
+    near = tuple(show_address((one, port)) for one in hosts)
+    far = tuple(show_address((one, port)) for one in hosts if not is_loopback(one))
+    if far:
+        return Post(near, far)
+    if host and is_loopback(host):
+        why = (
+            f"the peer of this device listens on {host} only, where no other device can reach it; "
+            "start it without --listen, or with --listen and an address that others see"
+        )
+    else:
+        why = "this device is in no network, so no other can reach it; join the Wi-Fi of the others"
+    return Post(near, far, why)
+
+
+async def pairing_post(stack: AsyncExitStack, trust: Trust) -> Post:
+    """Where a guest finds this device; ``stack`` ends what was started for it."""
+    posts = [post_at(*place) for place in await asyncio.to_thread(_peers_here)]
+    if not posts:
+        return post_at(None, await _open_post(stack, trust))
+    return next((post for post in posts if post.far), posts[0])
+
+
+def _peers_here() -> list[Address]:
+    """What the peers of this user listen on ("": everything), the newest first."""
+    return [(peer.listen, peer.port) for peer in reversed(local_peers())]
 
 
 async def _open_post(stack: AsyncExitStack, trust: Trust) -> int:

@@ -12,7 +12,7 @@ from typing import Final
 from astra_mesh import limits
 from astra_mesh.client.addresses import parse_address
 from astra_mesh.errors import AstraMeshError, MeshError, PairingError
-from astra_mesh.mesh.codes import Secret, read_secret
+from astra_mesh.mesh.codes import Secret, read_key
 from astra_mesh.mesh.connect import Address
 from astra_mesh.mesh.discovery import Discovery
 from astra_mesh.mesh.meeting import MeetingPlaces
@@ -96,7 +96,7 @@ async def join_by_key(trust: Trust, key: str, at: Iterable[str] = ()) -> Paired 
     Raises:
         InputError: It is no join key.
     """
-    secret = read_secret(key)
+    secret = read_key(key)
     complained = False
     while trust.book.alone:
         try:

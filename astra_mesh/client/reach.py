@@ -62,7 +62,7 @@ async def _linked() -> list[Address]:
     found = []
     for local in await asyncio.to_thread(local_peers):
         with suppress(AstraMeshError):
-            async with Mesh(("127.0.0.1", local.port)) as mesh:
+            async with Mesh(local.address) as mesh:
                 texts = [one.address for one in await mesh.peers() if not (one.self or one.via)]
             found += [parse_address(text) for text in texts]
     return found

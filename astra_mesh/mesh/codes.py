@@ -71,6 +71,23 @@ def read_secret(text: str) -> Secret:
     return _read_code(text)
 
 
+def read_key(text: str) -> Secret:
+    """A join key, as a peer is given it when it starts; else as :func:`read_secret`.
+
+    Raises:
+        InputError: It is none. The text, which may be a key that lacks a part, is not repeated.
+    """
+    try:
+        return read_secret(text)
+    except InputError:
+        if text.strip().lower().startswith(f"{_KEY_PREFIX}-"):
+            raise
+        raise InputError(
+            f"this is no join key: one begins with {_KEY_PREFIX}- and is long; `astra-mesh pair "
+            "--join-key`, on a device of the mesh, makes one"
+        ) from None
+
+
 def as_uri(secret: str, addresses: Sequence[str]) -> str:
     """The text of a QR."""
     query = [("code", secret), *(("at", address) for address in addresses)]

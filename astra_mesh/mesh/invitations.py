@@ -19,6 +19,7 @@ from astra_mesh import limits
 from astra_mesh.errors import IdentityError, PairingError
 from astra_mesh.mesh.codes import Secret
 from astra_mesh.mesh.files import replace_file
+from astra_mesh.wire.messages import DeviceId
 
 if sys.platform != "win32":
     import fcntl
@@ -38,6 +39,7 @@ class Invitation(msgspec.Struct):
     tries: int  # how many wrong ones may still come
     member_s: int = 0  # who comes in by it is a member for so long; 0: for good
     came: list[str] = []  # names of devices that came in by it
+    devices: list[str] = []  # their ids
 
 
 class Invitations:
@@ -88,7 +90,7 @@ class Invitations:
             invitation.tries -= 1
             return invitation
 
-    def came_in(self, name: bytes, device: str) -> bool:
+    def came_in(self, name: bytes, called: str, device: DeviceId) -> bool:
         """A device proved that it knows the secret; whether there was still room for it."""
         with self._all() as found:
             invitation = found.get(name)
@@ -96,7 +98,8 @@ class Invitations:
                 return False
             invitation.uses -= 1
             invitation.tries += 1
-            invitation.came.append(device)
+            invitation.came.append(called)
+            invitation.devices.append(device)
             return True
 
     @contextmanager

@@ -27,6 +27,7 @@ from astra_mesh.mesh.pairing import (
 )
 from astra_mesh.mesh.pairing_host import adopt, let_in, own_name
 from astra_mesh.mesh.trust import Trust, pairing_tls
+from astra_mesh.naming import Names
 from astra_mesh.wire.codec import sanitise
 from astra_mesh.wire.messages import DeviceId
 
@@ -40,7 +41,7 @@ class Paired:
         address: Where it was reached.
         name: Of the other device.
         joined: Whether this device joined the other one's mesh (else the other joined this one's).
-        members: Names of all devices of the mesh.
+        members: Names of all devices of the mesh, with digits of the id where two have the same.
     """
 
     device: DeviceId
@@ -134,6 +135,7 @@ async def _pair(
         await asyncio.to_thread(let_in, trust, reply.certificate, name)
         await send(writer, Welcome(pack_roster(trust.book.message())))
         await receive(reader, Welcome)
-    members = tuple(entry.name for entry in trust.members().values())
+    called = {str(key): entry.name for key, entry in trust.members().items()}
+    members = tuple(map(Names(called), called))
     device = device_id(reply.certificate)
     return Paired(device, address, name, bool(proof.roster), members)

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from astra_mesh import limits
 from astra_mesh.errors import MeshError
-from astra_mesh.mesh.identity import Identity
+from astra_mesh.mesh.identity import Identity, device_id
 from astra_mesh.mesh.invitations import Invitation, Invitations
 from astra_mesh.mesh.pairing import (
     VERSION,
@@ -104,7 +104,8 @@ class PairingHost:
         if not (theirs.alone or joins or theirs.mesh == book.mesh):
             raise Denied("two-meshes")
         name = sanitise(knock.name, limits.NAME_CHARS) or "device"
-        if not await asyncio.to_thread(self._invitations.came_in, invitation.id, name):
+        device = device_id(knock.certificate)
+        if not await asyncio.to_thread(self._invitations.came_in, invitation.id, name, device):
             raise Denied("window")
         roster = b""
         if not joins:

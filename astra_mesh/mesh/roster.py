@@ -98,7 +98,9 @@ class RosterBook:
         own = self._device.id
         others = [(key, entry) for key, entry in self.members().items() if key != own]
         named = [(key, entry) for key, entry in others if entry.name == text]
-        return named or [(key, entry) for key, entry in others if text and key.startswith(text)]
+        return named or [
+            (key, entry) for key, entry in others if text and key.startswith(text.lower())
+        ]
 
     # --- decisions of this device -----------------------------------------------------------------
 

@@ -36,6 +36,7 @@ from astra_mesh.peer import tasks
 from astra_mesh.peer.complaints import Complaints
 from astra_mesh.peer.config import DEFAULT_PORT, PeerConfig
 from astra_mesh.peer.hearsay import Hearsay
+from astra_mesh.peer.local import check_own_port
 from astra_mesh.peer.meeting import watch_places
 from astra_mesh.peer.names import watch_names
 from astra_mesh.peer.places import dial_address, is_link_local, own_address
@@ -155,6 +156,7 @@ class LinkKeeper:
             return await listen(self._config.listen, DEFAULT_PORT if wanted is None else wanted)
         except PortInUseError:
             if wanted is not None:
+                await asyncio.to_thread(check_own_port, wanted)
                 raise
             return await listen(self._config.listen, 0)
 

@@ -11,6 +11,9 @@ from pathlib import Path
 import msgspec
 import platformdirs
 
+from astra_mesh.errors import PortInUseError
+from astra_mesh.mesh.connect import Address
+from astra_mesh.peer.places import own_address
 from astra_mesh.wire.messages import PeerId
 
 
@@ -22,6 +25,12 @@ class LocalPeer:
     port: int
     id: PeerId
     name: str
+    listen: str = ""  # the one address that it listens on; "": all
+
+    @property
+    def address(self) -> Address:
+        """Where programs of this machine reach it."""
+        return own_address(self.listen, self.port)
 
 
 def _folder() -> Path:
@@ -74,6 +83,17 @@ def local_peers() -> list[LocalPeer]:
         else:
             _remove(path)
     return [peer for _, peer in sorted(found, key=lambda item: item[0])]
+
+
+def check_own_port(port: int) -> None:
+    """PortInUseError that says so if a peer of this user has a port that is taken."""
+    for peer in local_peers():
+        if peer.port == port:
+            raise PortInUseError(
+                f"port {port} is that of {peer.name}, an astra-mesh peer which runs here already: "
+                "commands ask it by themselves (`astra-mesh peers`); for one more peer choose "
+                "another port with --port, or --port 0 for any free one"
+            )
 
 
 def _alive(pid: int) -> bool:

@@ -133,7 +133,8 @@ class Peer:
         )
         await self._links.listen()
         if not self.config.ephemeral:
-            self._record = LocalPeer(os.getpid(), self._links.port, self.id, self.name)
+            listen = self.config.listen or ""
+            self._record = LocalPeer(os.getpid(), self._links.port, self.id, self.name, listen)
             await self._compute(_try_to_write, self._record)
         self._main = tasks.start_main("astra-mesh-peer", self._serve, self._links)
 

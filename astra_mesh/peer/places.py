@@ -5,16 +5,38 @@ from __future__ import annotations
 from typing import Final
 
 from astra_mesh.mesh.connect import Address
+from astra_mesh.mesh.interfaces import own_addresses
 from astra_mesh.mesh.link import Link
 from astra_mesh.wire.messages import Hello
 
 TAB: Final = "tab"  # instead of an address: a browser has none
-_ALL: Final = ("", "0.0.0.0", "::")  # what stands for all of a machine's addresses
+_ALL: Final = {"": None, "0.0.0.0": 4, "::": 6}  # stand for all own addresses, of which family
+_LOOPBACK: Final = {None: "127.0.0.1", 4: "127.0.0.1", 6: "::1"}
 
 
 def own_address(listen: str | None, port: int) -> Address:
     """Where this machine reaches a peer of its own that listens there."""
-    return ("127.0.0.1" if listen is None or listen in _ALL else listen, port)
+    listen = listen or ""
+    return (_LOOPBACK[_ALL[listen]] if listen in _ALL else listen, port)
+
+
+def own_hosts(listen: str | None, link_local: bool = True) -> list[str]:
+    """Where others reach a peer that listens there, the likeliest first: addresses of this machine,
+    or the one that it listens on.
+
+    Args:
+        listen: The address that it listens on; None: all.
+        link_local: Whether addresses that hold in one network only are among them.
+    """
+    listen = listen or ""
+    if listen not in _ALL:
+        return [listen]
+    family = _ALL[listen]
+    return [
+        str(ip)
+        for ip in own_addresses()
+        if (family in (None, ip.version)) and (link_local or not ip.is_link_local)
+    ]
 
 
 def is_link_local(host: str) -> bool:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from astra_mesh.bundle import Bundle, find_bundle, list_bundles, model_folders, open_bundle
 from astra_mesh.bundle.header import read_header
+from astra_mesh.bundle.specs import spec_of
 from astra_mesh.bundle.store import codebook_name
 from astra_mesh.errors import AstraMeshError
-from astra_mesh.families import ModelSpec, read_spec
+from astra_mesh.families import ModelSpec
 from astra_mesh.limits import CODEBOOKS_PER_MODEL, NAME_CHARS
 from astra_mesh.peer.code_times import CodeTimes
 from astra_mesh.peer.complaints import Complaints
@@ -62,7 +63,7 @@ class Shelf:
         return self._read(open_bundle(path))
 
     def _read(self, bundle: Bundle) -> Read:
-        spec = read_spec(bundle.config)
+        spec = spec_of(bundle)
         for path in bundle.weight_paths:
             read_header(path)
         books, problems = read_codebooks(bundle)

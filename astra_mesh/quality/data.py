@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from astra_mesh.bundle import Bundle
+from astra_mesh.bundle.specs import spec_of
 from astra_mesh.errors import CalibrationError
-from astra_mesh.families import ModelInput, ModelSpec, read_spec
+from astra_mesh.families import ModelInput, ModelSpec
 from astra_mesh.quality.pictures import pictures
 from astra_mesh.quality.sample import Sample
 from astra_mesh.quality.texts import sentences, windows
@@ -36,7 +37,7 @@ def load_inputs(
     Where the data are used up, further views of them follow (see :func:`stream_samples`), up to
     ``views`` in all.
     """
-    spec = read_spec(bundle.config)
+    spec = spec_of(bundle)
     found: list[ModelInput] = []
     left = limit_tokens
     for view in range(views):
@@ -60,7 +61,7 @@ def stream_samples(
     Raises:
         CalibrationError: as :func:`load_samples`.
     """
-    spec = read_spec(bundle.config)
+    spec = spec_of(bundle)
     for view in count(1):
         any_left = False
         for sample in _samples(bundle, spec, path, window, split, view):
@@ -91,7 +92,7 @@ def load_samples(
         CalibrationError: nothing there that the model can read; says what is wrong.
         ModelError, WrongTaskError: the bundle itself cannot be used for this.
     """
-    spec = read_spec(bundle.config)
+    spec = spec_of(bundle)
     return _some(list(islice(_samples(bundle, spec, path, window, split), max(1, limit))), path)
 
 

@@ -234,7 +234,8 @@ class OpenedAnswer(PairingAnswer, frozen=True, kw_only=True):
 
     code: str
     uri: str  # what the QR holds
-    addresses: list[str]  # of this device, for another that does not find it
+    addresses: list[str]  # where this device answers, for another that does not find it
+    note: str  # why no other device can reach these; empty: they can
     qr: QrDrawing
 
 

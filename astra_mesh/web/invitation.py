@@ -12,7 +12,7 @@ from urllib.parse import quote
 from aiohttp import web
 
 from astra_mesh.mesh.connect import show_address
-from astra_mesh.mesh.interfaces import own_addresses
+from astra_mesh.peer.places import is_link_local, own_hosts
 from astra_mesh.web.errors import ApiError
 from astra_mesh.web.jsons import json_response
 from astra_mesh.web.qr import drawing
@@ -31,11 +31,9 @@ def page_urls(listen: str | None, port: int, token: str, word: str = "") -> list
         word: what the page is to do first ("lend").
     """
     # Browsers take no link-local address of IPv6: it needs the name of an interface.
-    own = [str(ip) for ip in own_addresses() if not (ip.version == 6 and ip.is_link_local)]
+    hosts = [host for host in own_hosts(listen) if not is_link_local(host)]
     about = "&".join([*([word] if word else []), f"token={quote(token, safe='')}"])
-    return [
-        f"http://{show_address((host, port))}/#{about}" for host in ([listen] if listen else own)
-    ]
+    return [f"http://{show_address((host, port))}/#{about}" for host in hosts]
 
 
 async def invitation(request: web.Request) -> web.Response:

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any, Final
+from typing import Any
 
 from aiohttp import web
 
 from astra_mesh.client.addresses import parse_address
+from astra_mesh.client.pairing_post import post_at
 from astra_mesh.client.pairing_search import pair_nearby
 from astra_mesh.errors import NoPeerError
 from astra_mesh.mesh.codes import as_uri, new_code, read_secret
-from astra_mesh.mesh.connect import show_address
-from astra_mesh.mesh.interfaces import own_addresses
 from astra_mesh.mesh.invitations import Invitations
 from astra_mesh.mesh.roster import RosterBook
 from astra_mesh.mesh.trust import Trust
@@ -27,8 +26,6 @@ from astra_mesh.web.jsons import json_response
 from astra_mesh.web.qr import drawing
 from astra_mesh.web.requests import JoinRequest, NothingRequest, UnpairRequest
 from astra_mesh.web.state import STATE
-
-_SHOWN: Final = 3  # addresses in a QR; more make it too large to scan
 
 
 async def show(request: web.Request) -> web.Response:
@@ -40,14 +37,15 @@ async def open_window(request: web.Request, data: bytes) -> web.Response:
     """Handle ``POST /v1/pairing/open``: a window of two minutes; the only answer with its code."""
     decode(data, NothingRequest)
     trust, code = _trust(request), new_code()
-    port = request.app[STATE].peer.port
-    hosts = [str(ip) for ip in own_addresses() if not ip.is_link_local][:_SHOWN]
-    addresses = [show_address((host, port)) for host in hosts]
-    uri = as_uri(code, addresses)
+    peer = request.app[STATE].peer
+    post = post_at(peer.config.listen, peer.port)
+    uri = as_uri(code, post.far)
     await asyncio.to_thread(Invitations(trust.folder).open_window, read_secret(code))
     status = await asyncio.to_thread(_status, trust)
     return json_response(
-        status | {"code": code, "uri": uri, "addresses": addresses, "qr": drawing(uri)}
+        status
+        | {"code": code, "uri": uri, "addresses": list(post.near), "note": post.note}
+        | {"qr": drawing(uri)}
     )
 
 

@@ -24,6 +24,7 @@ from astra_mesh import limits
 from astra_mesh.errors import MeshError, PortInUseError
 from astra_mesh.mesh.connect import show_address
 from astra_mesh.peer import Peer
+from astra_mesh.peer.places import own_address
 from astra_mesh.web import (
     files,
     invitation,
@@ -44,6 +45,7 @@ from astra_mesh.web.door import Door
 from astra_mesh.web.errors import ApiError, api_error, busy
 from astra_mesh.web.guard import Guard
 from astra_mesh.web.metrics import Metrics
+from astra_mesh.web.neighbour import check_own_port
 from astra_mesh.web.query import check_query
 from astra_mesh.web.state import STATE, State
 from astra_mesh.web.tabfiles import TabFiles
@@ -77,8 +79,7 @@ class ApiServer:
     @property
     def url(self) -> str:
         """Where programs of this machine find it: the base URL of OpenAI's clients."""
-        host = self._hosts()[0] or "127.0.0.1"
-        return f"http://{show_address((host, self.port))}/v1"
+        return f"http://{show_address(own_address(self._hosts()[0], self.port))}/v1"
 
     async def start(self) -> None:
         """Listen. An error leaves nothing behind.
@@ -125,6 +126,7 @@ class ApiServer:
             await self._bind(runner, DEFAULT_PORT if wanted is None else wanted)
         except PortInUseError:
             if wanted is not None:
+                await check_own_port(own_address(self._hosts()[0], wanted))
                 raise
             await self._bind(runner, 0)
 

@@ -23,9 +23,10 @@ from astra_mesh import limits
 from astra_mesh.browser.files import ModelFiles, make_files
 from astra_mesh.browser.sizes import blocks_bytes, check_size, fetched_bytes
 from astra_mesh.bundle import Bundle
+from astra_mesh.bundle.specs import spec_of
 from astra_mesh.bundle.tensors import load_weights
 from astra_mesh.errors import CodebookError, UnknownModelError, UnsupportedModelError
-from astra_mesh.families import ModelInput, build_model, read_spec
+from astra_mesh.families import ModelInput, build_model
 from astra_mesh.peer import Peer
 from astra_mesh.peer.inputs import read_inputs
 from astra_mesh.peer.loaded import Loaded
@@ -143,7 +144,7 @@ class TabFiles:
 
 def _listed(offer: ModelOffer, bundle: Bundle) -> dict[str, Any]:
     """A line of the list; ``why`` says what keeps tabs from running the model, if anything does."""
-    spec = read_spec(bundle.config)
+    spec = spec_of(bundle)
     found = {
         "id": offer.id,
         "name": offer.name,
@@ -170,7 +171,7 @@ def _listed(offer: ModelOffer, bundle: Bundle) -> dict[str, Any]:
 
 def _make(bundle: Bundle, folder: Path) -> ModelFiles:
     """Read a model once more, in float32, for nobody but tabs; nothing is left where it fails."""
-    spec = read_spec(bundle.config)
+    spec = spec_of(bundle)
     try:
         check_size(bundle.name, spec)
         model = build_model(bundle.config, load_weights(bundle))

@@ -157,6 +157,18 @@ def test_a_port_in_use_is_named() -> None:
     assert f"error: port {port}" in found.stderr
 
 
+def test_a_port_of_an_own_peer_is_told_from_others(tmp_path: Path) -> None:
+    with running_peer(tmp_path, "--name", "kitchen", "--api-port", "0") as (_, started):
+        fixed = ("peer", "--no-discovery", "--listen", "127.0.0.1")
+        found = spawn(*fixed, "--port", str(started["port"]), status=1)
+        assert "is that of kitchen, an astra-mesh peer which runs here already" in found.stderr
+        api = started["api"].removesuffix("/v1")
+        port = api.rpartition(":")[2]
+        found = spawn(*fixed, "--port", "0", "--api-port", port, status=1)
+        assert f"has its API and page at {api}/" in found.stderr
+        assert "--api-port 0" in found.stderr
+
+
 def test_nobody_at_the_address() -> None:
     found = call("run", "words", "Hello", "--connect", "127.0.0.1:1", status=1)
     assert "error: no peer at 127.0.0.1:1" in found.stderr

@@ -40,11 +40,21 @@ def run(trust: Path, *arguments: str, status: int = 0) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+Started = Iterator[tuple[dict[str, Any], subprocess.Popen]]
+
+
 @contextmanager
-def shown_code(trust: Path, *arguments: str) -> Iterator[tuple[dict[str, Any], subprocess.Popen]]:
+def shown_code(trust: Path) -> Started:
     """A device that shows a code until the end of the ``with``."""
+    with started(trust, "pair") as found:
+        yield found
+
+
+@contextmanager
+def started(trust: Path, *arguments: str) -> Started:
+    """A command that runs until the end of the ``with``, and the first that it printed."""
     process = subprocess.Popen(
-        command("pair", "--json", *arguments), env=environment(trust), stdout=subprocess.PIPE
+        command(*arguments, "--json"), env=environment(trust), stdout=subprocess.PIPE
     )
     try:
         assert process.stdout is not None
@@ -66,16 +76,28 @@ def test_two_devices_pair_and_part(tmp_path: Path) -> None:
         wrong = run(two, "pair", "2345-678A", "--at", at, status=2)
         assert "mistyped" in json.dumps(wrong)
         paired = run(two, "pair", shown["code"], "--at", at)
-        assert len(paired["members"]) == 2
+        assert len(paired["members"]) == 2 == len(set(paired["members"])), "one name, two ids"
         assert process.stdout is not None
-        assert json.loads(process.stdout.readline())["type"] == "paired"
+        came = json.loads(process.stdout.readline())
+        assert came["type"] == "paired"
         assert process.wait(patient(WAIT_S)) == 0
     listed = run(two, "pair", "--list")
     assert names(listed) == names(run(one, "pair", "--list")) == 2
     other = next(row["id"] for row in listed["devices"] if not row["this"])
+    assert paired["id"] == other
+    assert came["id"] == next(row["id"] for row in listed["devices"] if row["this"])
     assert "no other device" in json.dumps(run(two, "unpair", "nobody-here", status=2))
     assert names(run(two, "unpair", other[:12])) == 1
     assert names(run(one, "unpair", "--leave")) == 1
+
+
+def test_a_peer_on_loopback_names_no_address_that_does_not_answer(tmp_path: Path) -> None:
+    fixed = ("--listen", "127.0.0.1", "--port", "0", "--no-api", "--no-discovery")
+    with started(tmp_path, "peer", *fixed) as (peer, _), shown_code(tmp_path) as (shown, _):
+        assert shown["addresses"] == peer["addresses"] == [f"127.0.0.1:{peer['port']}"]
+        assert "at=" not in shown["uri"]
+        assert "no other device can reach it" in shown["note"]
+        assert len(run(tmp_path, "peers")["peers"]) == 1
 
 
 def test_a_join_key_is_printed_once(tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ async def test_what_cannot_be_pulled_says_why(source: Path, tmp_path: Path) -> N
     (strange / "config.json").write_text(json.dumps(config | {"model_type": "mamba"}))
     async with serving_hub(strange, "strange") as hub:
         status, about, _ = await command("pull", "org/strange", hub=hub)
-        assert status == 1
+        assert status == 2
         assert "mamba" in about["error"]["message"]
         assert hub.asked == ["config.json"], "the weights were not asked for"
         status, about, _ = await command("pull", "org/nothing", hub=hub)
@@ -159,8 +159,8 @@ def test_what_is_no_model_is_told_from_what_is_not_there(source: Path, tmp_path:
         tmp_path / ("x" * 300): (2, "there is no file or folder"),
         photo: (2, "photo.jpg' is no model: give a folder with config.json"),
         source / "model.safetensors": (2, f"is one file of a model: give its folder, {source}"),
-        tmp_path / "no.gguf": (1, "does not begin with the word GGUF"),
-        tmp_path: (1, "holds no model: it has no config.json"),
+        tmp_path / "no.gguf": (2, "does not begin with the word GGUF"),
+        tmp_path: (2, "holds no model: it has no config.json"),
     }
     for path, (expected, text) in cases.items():
         status, about = add(str(path))

@@ -65,6 +65,21 @@ def test_options_that_cannot_be(options: str) -> None:
     assert "--options" in text
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--nam kitchen", "--options: No such option: --nam"),
+        ("--port x", "--options: --port takes a whole number from 0 to 65535, not 'x'"),
+        ("kitchen", "--options: Got unexpected extra argument"),
+        ("--help", "--options: with --help a peer ends at once"),
+    ],
+)
+def test_options_that_the_peer_would_refuse_make_no_service(options: str, said: str) -> None:
+    status, text = run("install", "--options", options)
+    assert (status, said in text) == (2, True), text
+    assert not service.unit_path(system=False).exists()
+
+
 @pytest.mark.parametrize("system", [False, True])
 def test_systemd_takes_the_unit(
     system: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -70,8 +70,8 @@ async function join() {
 }
 
 /** The code is told once, so a page that is loaded again needs a note of it. */
-function keep({ code, qr, addresses, window: state }) {
-  sessionStorage.setItem(KEPT, JSON.stringify({ code, qr, addresses, until: state.until }));
+function keep({ code, qr, addresses, note, window: state }) {
+  sessionStorage.setItem(KEPT, JSON.stringify({ code, qr, addresses, note, until: state.until }));
 }
 
 function showCode(until) {
@@ -83,8 +83,9 @@ function showCode(until) {
   $("pair-qr").replaceChildren(...(known ? [drawing(kept)] : []));
 }
 
-function instructions({ code, addresses: [address] }) {
-  const further = address ? ` If it finds nobody, it wants this address too: ${address}.` : "";
+function instructions({ code, addresses: [address], note }) {
+  const where = address ? ` If it finds nobody, it wants this address too: ${address}.` : "";
+  const further = note ? ` But ${note}.` : where;
   return `On the other device: astra-mesh pair ${code}. It holds for two minutes.${further}`;
 }
 

@@ -35,7 +35,7 @@ def make_bundle(folder: Path, *, weights: float = 1.0, **config: Any) -> Path:
 def make_sharded(folder: Path, weight_map: dict[str, str] | None = None) -> Path:
     """A bundle in two shards with the tensors a and b."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text("{}")
+    (folder / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
     first, second = (f"model-0000{i}-of-00002.safetensors" for i in (1, 2))
     save_tensors(folder / first, {"a": torch.zeros(2)})
     save_tensors(folder / second, {"b": torch.ones(2)})

@@ -20,8 +20,8 @@ BAD_JSON = {
     "not UTF-8": (b'{"a": "\xff"}', "not UTF-8"),
     "UTF-16": ('{"a": 1}'.encode("utf-16"), "not UTF-8"),
     "deep": (b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nests too deep"),
-    "twice": (b'{"a": 1, "a": 2}', "occurs twice"),
-    "twice inside": (b'{"a": {"b": 1, "b": 2}}', "occurs twice"),
+    "twice": (b'{"a": 1, "a": 2}', "has a key twice"),
+    "twice inside": (b'{"a": {"b": 1, "b": 2}}', "has a key twice"),
     "endless number": (b'{"a": ' + b"9" * 10_000 + b"}", "integer"),
 }
 
@@ -32,7 +32,7 @@ def test_bad_json_is_named(tmp_path: Path, data: bytes, problem: str) -> None:
     path.write_bytes(data)
     with pytest.raises(BadBundleError, match=problem) as caught:
         load_json(path)
-    assert caught.value.message.startswith(f"{tmp_path.name}/config.json: ")
+    assert caught.value.message.startswith(f"{tmp_path.name}/config.json ")
     assert str(tmp_path.parent) not in caught.value.message
 
 
@@ -40,7 +40,7 @@ def test_a_file_at_the_cap_is_read_and_one_over_it_is_not(tmp_path: Path) -> Non
     path = tmp_path / "x"
     path.write_bytes(b"12345")
     assert read_file(path, 5) == b"12345"
-    with pytest.raises(BadBundleError, match="5 bytes are more than the 4 allowed"):
+    with pytest.raises(BadBundleError, match="x has 5 bytes, more than the 4 allowed"):
         read_file(path, 4)
 
 

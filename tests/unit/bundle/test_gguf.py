@@ -235,8 +235,8 @@ def test_the_command_names_it_like_the_file(tmp_path: Path) -> None:
     assert about["path"] == str(user_models_path() / "small.Q8_0")
     (tmp_path / "no.gguf").write_text("no model")
     result = CliRunner().invoke(app, ["models", "add", str(tmp_path / "no.gguf"), "--json"])
-    assert result.exit_code == 1
-    assert "no GGUF file" in json.loads(result.stdout)["error"]["message"]
+    assert result.exit_code == 2
+    assert "no.gguf is no GGUF file" in json.loads(result.stdout)["error"]["message"]
 
 
 def test_what_cannot_be_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

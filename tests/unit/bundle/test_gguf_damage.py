@@ -15,7 +15,7 @@ import torch
 
 from astra_mesh.bundle.gguf import GgufFile
 from astra_mesh.bundle.gguf_text import make_tokenizer
-from astra_mesh.errors import AstraMeshError, BadBundleError, UnsupportedModelError
+from astra_mesh.errors import AstraMeshError, BadBundleError, InputError, UnsupportedModelError
 from tests.unit.bundle.test_gguf import D, make, write
 
 AGAIN = "download or convert it again"
@@ -28,7 +28,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def said(path: Path) -> str:
     """What is said of a file that must be refused."""
-    with pytest.raises((BadBundleError, UnsupportedModelError)) as error:
+    with pytest.raises((BadBundleError, InputError, UnsupportedModelError)) as error:
         GgufFile(path)
     message = error.value.message
     assert path.name in message
@@ -53,7 +53,7 @@ def u64(number: int) -> bytes:
 TOKENS, ALONE = "tokenizer.ggml.tokens", "token_embd.weight"
 # What is done to the bytes of a whole file, and what is said.
 BYTES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
-    "empty": (lambda data: b"", f"is empty; {AGAIN}"),
+    "empty": (lambda data: b"", f"broken.gguf is empty; {AGAIN}"),
     "another": (lambda data: b"\x89PNG" + data[4:], "does not begin with the word GGUF"),
     "short": (lambda data: data[:3], "does not begin with the word GGUF"),
     "counts": (lambda data: data[:20], "its 20 bytes do not hold its metadata"),

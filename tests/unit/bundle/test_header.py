@@ -48,7 +48,7 @@ def test_every_truncation_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     for length in range(len(GOOD)):
         path.write_bytes(GOOD[:length])
-        with pytest.raises(BadBundleError, match=r"x\.safetensors: .*copy or download it again"):
+        with pytest.raises(BadBundleError, match=r"x\.safetensors.* copy or download it again"):
             open_tensors(path)
 
 
@@ -78,14 +78,14 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "deep": (raw_safetensors(b'{"a":' + b"[" * 99_999 + b"]" * 99_999 + b"}"), "nests too deep"),
     "tensor twice": (
         raw_safetensors(b'{"a": %s, "a": %s}' % ((json.dumps(A).encode(),) * 2), bytes(8)),
-        "occurs twice",
+        "has a key twice",
     ),
     "field twice": (
         raw_safetensors(
             b'{"a": {"dtype": "F32", "dtype": "I32", "shape": [2], "data_offsets": [0, 8]}}',
             bytes(8),
         ),
-        "occurs twice",
+        "has a key twice",
     ),
     "metadata with a number": (raw_safetensors({"__metadata__": {"a": 1}}), "not all text"),
     "metadata as list": (raw_safetensors({"__metadata__": ["a"]}), "not all text"),
@@ -129,7 +129,7 @@ def test_a_hostile_header_is_refused_by_name(tmp_path: Path, data: bytes, proble
     path.write_bytes(data)
     with pytest.raises(BadBundleError, match=problem) as caught:
         open_tensors(path)
-    assert caught.value.message.startswith(f"{tmp_path.name}/x.safetensors: ")
+    assert caught.value.message.startswith(f"{tmp_path.name}/x.safetensors")
     assert caught.value.message.isprintable()
     assert len(caught.value.message) < limits.REASON_CHARS
 

@@ -21,8 +21,9 @@ from astra_mesh.bundle import (
     user_models_path,
     write_manifest,
 )
+from astra_mesh.bundle.specs import spec_of
 from astra_mesh.bundle.tensors import load_weights, save_tensors
-from astra_mesh.errors import BadBundleError, UnknownModelError
+from astra_mesh.errors import BadBundleError, UnknownModelError, UnsupportedModelError
 from tests.unit.bundle.making import make_bundle, make_sharded
 
 
@@ -151,7 +152,7 @@ def test_a_broken_bundle_is_left_out_and_reported_once(
         assert [b.name for b in list_bundles()] == ["good"] == [b.name for b in list_bundles()]
     (message,) = [record.getMessage() for record in caplog.records]
     assert message == (
-        "a model bundle cannot be used: broken/model.safetensors: is missing; "
+        "a model bundle cannot be used: broken/model.safetensors is missing; "
         "copy the bundle again from where it came"
     )
 
@@ -166,14 +167,27 @@ def test_opening_reads_no_weights(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_config_is_no_bundle(tmp_path: Path) -> None:
-    with pytest.raises(BadBundleError, match="holds no model: it has no config"):
+    with pytest.raises(UnknownModelError, match="holds no model: it has no config"):
         find_bundle(str(tmp_path))
+
+
+def test_weights_of_a_model_that_cannot_run_are_not_asked_for(tmp_path: Path) -> None:
+    folder = make_bundle(tmp_path / "m", model_type="t5")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UnsupportedModelError, match=r"^m/config\.json: model_type 't5' is not"):
+        open_bundle(folder)
+
+
+def test_errors_of_a_config_name_its_file(tmp_path: Path) -> None:
+    bundle = open_bundle(make_bundle(tmp_path / "m"))
+    with pytest.raises(BadBundleError, match=r"^m/config\.json lacks "):
+        spec_of(bundle)
 
 
 def test_only_pickled_weights_are_refused_with_the_way_out(tmp_path: Path) -> None:
     folder = make_bundle(tmp_path / "m")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(BadBundleError, match=r"pytorch_model\.bin: is a pickle.*save_pretrained"):
+    with pytest.raises(BadBundleError, match=r"pytorch_model\.bin is a pickle.*save_pretrained"):
         open_bundle(folder)
 
 
@@ -211,7 +225,7 @@ def test_an_index_that_disagrees_with_its_shards_is_refused(tmp_path: Path) -> N
     second = "model-00002-of-00002.safetensors"
     twice = make_sharded(tmp_path / "twice", {"a": FIRST, "c": second})
     save_tensors(twice / second, {"a": torch.zeros(1)})
-    with pytest.raises(BadBundleError, match="tensor 'a' is in another file too"):
+    with pytest.raises(BadBundleError, match="has the tensor 'a', which is in another file too"):
         load_weights(open_bundle(twice))
 
 

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from typer.testing import CliRunner, Result
 
 from astra_mesh import client
+from astra_mesh.bundle.image import FORMATS
 from astra_mesh.cli import ask
 from astra_mesh.cli.app import app
 from astra_mesh.errors import (
@@ -131,7 +132,7 @@ def test_alone_is_an_answer_and_a_hint(mesh: StubMesh) -> None:
         (NoPeerError("nobody there"), 1),
         (DeadlineError("too late"), 1),
         (BadBundleError("a file is damaged"), 1),
-        (UnsupportedModelError("another family"), 1),
+        (UnsupportedModelError("another family"), 2),
         (PairingError("nobody came"), 1),
         (InternalError("a fault"), 1),
     ],
@@ -199,6 +200,14 @@ def test_classify_without_the_file_says_how_to_label_a_text(mesh: StubMesh) -> N
     result = call("classify", "toy", "no such file")
     assert result.exit_code == 2
     assert "add --text" in result.stderr
+
+
+def test_classify_of_a_folder_says_what_it_takes(mesh: StubMesh, tmp_path: Path) -> None:
+    result = call("classify", "toy", str(tmp_path))
+    assert result.exit_code == 2
+    assert "is a folder, and classify takes one picture: a file in JPEG, PNG" in result.stderr
+    assert all(one in result.stderr.upper() for one in FORMATS)
+    assert call("classify", "toy", "x" * 5000).exit_code == 2
 
 
 def test_classify_as_json_and_its_error(mesh: StubMesh) -> None:

@@ -250,7 +250,7 @@ WRONG: dict[str, tuple[tuple[str, ...], int, str]] = {
     "default rate": (("--default-rate", "16"), 2, "--default-rate 16 is none of the --rates 4, 8"),
     "rates of astra": (("--codec", "astra"), 2, "astra has one rate (--groups, --codewords)"),
     "learning rate": (
-        ("--finetune", "-o", "new", "--learning-rate", "2"),
+        ("--finetune", "-o", "new", "--learning-rate", "0"),
         2,
         "learning rates must lie between 0 and 1",
     ),

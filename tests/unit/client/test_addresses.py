@@ -45,5 +45,11 @@ def test_what_is_no_address_is_an_input_error(text: str) -> None:
         parse_address(text)
 
 
+@pytest.mark.parametrize("text", ["http://192.0.2.7:7476", "HTTPS://board/", "ws://x:1/mesh"])
+def test_an_address_of_a_page_is_told_from_that_of_a_peer(text: str) -> None:
+    with pytest.raises(InputError, match=r"of the API.*HOST:PORT without http://"):
+        parse_address(text)
+
+
 def test_the_default_port_is_that_of_peers() -> None:
     assert DEFAULT_PORT == PEER_PORT

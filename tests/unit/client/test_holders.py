@@ -47,8 +47,11 @@ def test_copies_have_several_names() -> None:
     for name in ("words", "verse"):
         assert holders_of(name, peers, ASKED).name == name
     assert holders_of(OFFER.id[:8], peers, ASKED).name == "words"
-    with pytest.raises(UnknownModelError, match="they have: verse, words"):
+    assert holders_of(OFFER.id[:8].upper(), peers, ASKED).name == "words"
+    with pytest.raises(UnknownModelError, match=r"they have: verse, words.*has a slash"):
         holders_of("prose", peers, ASKED)
+    with pytest.raises(UnknownModelError, match="Of an id, the first 8 digits are needed"):
+        holders_of(OFFER.id[:7], peers, ASKED)
 
 
 class FakeMesh:

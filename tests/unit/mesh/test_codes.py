@@ -13,6 +13,7 @@ from astra_mesh.mesh.codes import (
     as_uri,
     new_code,
     new_key,
+    read_key,
     read_secret,
 )
 
@@ -50,6 +51,17 @@ def test_what_is_no_code(text: str) -> None:
 def test_trivial_codes_are_not_made(body: str) -> None:
     assert _is_trivial(body)
     read_secret(body + _check_digit(body))  # another program may still use them
+
+
+@pytest.mark.parametrize("text", ["abc", "", "mk-aaaaaaaa"])
+def test_a_peer_is_told_of_join_keys_not_of_codes(text: str) -> None:
+    with pytest.raises(InputError, match="no join key: one begins with amk-") as error:
+        read_key(text)
+    assert not text or text not in error.value.message.replace("amk-", "")
+    with pytest.raises(InputError, match="a part of it is missing"):
+        read_key(new_key()[:-3])
+    key = new_key()
+    assert read_key(key) == read_secret(key)
 
 
 def test_join_keys() -> None:

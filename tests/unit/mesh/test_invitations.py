@@ -10,6 +10,9 @@ from astra_mesh import limits
 from astra_mesh.errors import IdentityError, PairingError
 from astra_mesh.mesh.codes import new_code, new_key, read_secret
 from astra_mesh.mesh.invitations import FILE_NAME, Invitations
+from astra_mesh.wire.messages import DeviceId
+
+DEVICE = DeviceId("d" * 64)
 
 
 class Clock:
@@ -21,7 +24,7 @@ class Clock:
 
 def test_without_a_window_nobody_comes_in(tmp_path: Path) -> None:
     assert Invitations(tmp_path).try_one(b"") is None
-    assert not Invitations(tmp_path).came_in(b"", "x")
+    assert not Invitations(tmp_path).came_in(b"", "x", DEVICE)
 
 
 def test_one_window_takes_one_device(tmp_path: Path) -> None:
@@ -31,12 +34,12 @@ def test_one_window_takes_one_device(tmp_path: Path) -> None:
     found = invitations.try_one(b"")
     assert found is not None
     assert found.password == secret.password
-    assert invitations.came_in(b"", "phone")
+    assert invitations.came_in(b"", "phone", DEVICE)
     assert invitations.try_one(b"") is None
-    assert not invitations.came_in(b"", "another")
+    assert not invitations.came_in(b"", "another", DEVICE)
     window = invitations.window()
     assert window is not None
-    assert window.came == ["phone"]
+    assert (window.came, window.devices) == (["phone"], [DEVICE])
 
 
 def test_three_wrong_tries_close_it(tmp_path: Path) -> None:
@@ -74,7 +77,7 @@ def test_a_key_is_used_once_unless_told_otherwise(tmp_path: Path) -> None:
         found = invitations.try_one(twice.id)
         assert found is not None
         assert found.member_s == 5
-        assert invitations.came_in(twice.id, "board")
+        assert invitations.came_in(twice.id, "board", DEVICE)
     assert invitations.try_one(twice.id) is None
     assert invitations.try_one(once.id) is not None
     clock.now += 60

@@ -67,6 +67,7 @@ def test_the_third_pairs_with_either() -> None:
     assert names(a) == names(b) == names(c) == {"a", "b", "c"}
     assert not a.alone
     assert [key for key, _ in a.find("c")] == [key for key, _ in a.find(C.id[:6])] == [C.id]
+    assert a.find(C.id[:6].upper()) == a.find("c")
     assert a.find("") == []
 
 

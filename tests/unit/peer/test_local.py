@@ -10,7 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from astra_mesh.peer.local import LocalPeer, _folder, local_peers, remove_record, write_record
+from astra_mesh.errors import PortInUseError
+from astra_mesh.peer.local import (
+    LocalPeer,
+    _folder,
+    check_own_port,
+    local_peers,
+    remove_record,
+    write_record,
+)
 from astra_mesh.wire.messages import PeerId
 
 ME = LocalPeer(os.getpid(), 7475, PeerId("a" * 64), "board")
@@ -34,6 +42,28 @@ def test_a_record_is_found_and_removed() -> None:
     remove_record(ME)
     assert local_peers() == []
     remove_record(ME)
+
+
+def test_a_record_says_where_the_peer_answers() -> None:
+    assert ME.address == ("127.0.0.1", 7475)
+    write_record(LocalPeer(os.getpid(), 7475, ME.id, "board", "192.0.2.7"))
+    (found,) = local_peers()
+    assert found.address == ("192.0.2.7", 7475)
+
+
+def test_a_record_of_an_older_version_is_read() -> None:
+    path = write_record(ME)
+    path.write_text(path.read_text().replace(',"listen":""', ""))
+    assert "listen" not in path.read_text()
+    assert local_peers() == [ME]
+
+
+def test_a_port_of_an_own_peer_is_told_from_others() -> None:
+    check_own_port(7475)
+    write_record(ME)
+    check_own_port(7476)
+    with pytest.raises(PortInUseError, match=r"port 7475 is that of board.*peers.*--port"):
+        check_own_port(7475)
 
 
 def test_only_the_user_can_read_it() -> None:

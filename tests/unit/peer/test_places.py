@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from ipaddress import ip_address
 
 import pytest
 
 from astra_mesh.mesh.connect import Address, show_address
-from astra_mesh.peer.places import dial_address, own_address
+from astra_mesh.peer import places
+from astra_mesh.peer.places import dial_address, own_address, own_hosts
 from astra_mesh.peer.tabs import host_of
 from tests.unit.mesh.sessions import A, B, hello
 
@@ -49,8 +51,31 @@ def test_who_is_dialled_for_a_peer() -> None:
     assert host_of(B, hello(B, via=A)) == A
 
 
-@pytest.mark.parametrize("listen", [None, "", "0.0.0.0", "::"])
+@pytest.mark.parametrize("listen", [None, "", "0.0.0.0"])
 def test_all_addresses_are_reached_by_loopback(listen: str | None) -> None:
     assert own_address(listen, 7) == ("127.0.0.1", 7)
+    assert own_address("::", 7) == ("::1", 7), "a socket of IPv6 takes no IPv4"
     assert own_address("192.0.2.7", 7) == ("192.0.2.7", 7)
     assert own_address("::1", 7) == ("::1", 7)
+
+
+OWN = [ip_address(text) for text in ("192.0.2.7", "2001:db8::1", "169.254.1.2", "fe80::1")]
+
+
+@pytest.mark.parametrize(
+    ("listen", "found"),
+    [
+        (None, ["192.0.2.7", "2001:db8::1", "169.254.1.2", "fe80::1"]),
+        ("0.0.0.0", ["192.0.2.7", "169.254.1.2"]),
+        ("::", ["2001:db8::1", "fe80::1"]),
+        ("127.0.0.1", ["127.0.0.1"]),
+        ("board", ["board"]),
+    ],
+)
+def test_hosts_are_those_that_answer(
+    listen: str | None, found: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(places, "own_addresses", lambda: OWN)
+    assert own_hosts(listen) == found
+    near = [host for host in found if not host.startswith(("fe80", "169.254"))]
+    assert own_hosts(listen, link_local=False) == near

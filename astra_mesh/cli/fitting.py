@@ -1,0 +1,196 @@
+"""What ``fit`` does and what it tells of that: a codebook, or a model trained with one."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from rich.table import Table
+
+from astra_mesh.cli.console import clean, out, print_json
+from astra_mesh.cli.options import check_output
+from astra_mesh.cli.progress import counting
+from astra_mesh.errors import InputError
+
+if TYPE_CHECKING:
+    from astra_mesh.bundle import Bundle as ModelBundle
+    from astra_mesh.peer.code_times import CodeTimes
+    from astra_mesh.quality import FitOptions, Fitted
+    from astra_mesh.tune.options import TuneOptions
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What both ways of fitting are told."""
+
+    model: str
+    data: Path
+    window: int | None
+    split: Literal["fit", "eval"] | None
+    task: str
+    output: Path | None
+    as_json: bool
+
+
+def fit_codebook(asked: Asked, options: FitOptions) -> None:
+    """Least squares and k-means, into the model's folder or where it was asked for."""
+    from astra_mesh import quality
+    from astra_mesh.bundle import find_bundle
+
+    bundle = find_bundle(asked.model)
+    if asked.output is not None:
+        check_output(asked.output)
+    with counting() as progress:
+        found = quality.fit(
+            bundle,
+            asked.data,
+            options,
+            progress,
+            asked.output,
+            window=asked.window,
+            split=asked.split,
+            task=asked.task,
+        )
+        progress(0, 1, "timing encoding and decoding")
+        times = _times(bundle, found)
+    if asked.as_json:
+        print_json(_fitted(found, times))
+        return
+    _show_report(found, times)
+    out.print(f"codebook in {clean(str(found.path))}", markup=False, soft_wrap=True)
+
+
+def tune_model(
+    asked: Asked,
+    options: FitOptions,
+    tuning: TuneOptions,
+    work: Path | None,
+    held_out_data: Path | None,
+) -> None:
+    """Training of model and codebook, into a new folder."""
+    from astra_mesh.bundle import find_bundle
+    from astra_mesh.quality import finetuning
+
+    if asked.output is None:
+        raise InputError("--finetune makes a new model: name its folder with --output")
+    with counting() as progress:
+        found = finetuning.finetune(
+            find_bundle(asked.model),
+            asked.data,
+            options,
+            tuning,
+            asked.output,
+            progress,
+            held_out_data=held_out_data,
+            work=work,
+            window=asked.window,
+            split=asked.split,
+            task=asked.task,
+        )
+    if found is None:  # not the first process
+        return
+    told = {
+        "bundle": str(found.bundle),
+        "codebook": found.codebook.id,
+        "steps": found.tuned.steps,
+        "held_out_loss": found.tuned.best,
+        "best_step": found.tuned.best_step,
+        "stopped_early": found.tuned.stopped_early,
+    }
+    if asked.as_json:
+        print_json(told)
+        return
+    early = " (stopped early: no gain any more)" if found.tuned.stopped_early else ""
+    if not found.tuned.best_step:
+        early += "; no step was better than the start, which is what was kept"
+    out.print(
+        f"model and codebook in {clean(str(found.bundle))} after {found.tuned.steps} steps{early}; "
+        f"loss on held-out data with four peers {found.tuned.best:.4f}; curve in training.csv",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def _times(bundle: ModelBundle, found: Fitted) -> CodeTimes:
+    """Of this device, as a peer measures them for the planner."""
+    from astra_mesh.bundle.tensors import load_weights
+    from astra_mesh.families import build_model
+    from astra_mesh.peer.code_times import measure_codebook
+
+    return measure_codebook(build_model(bundle.config, load_weights(bundle)), found.codebook)
+
+
+def _fitted(found: Fitted, times: CodeTimes) -> dict[str, object]:
+    return {
+        "codebook": str(found.path),
+        "id": found.codebook.id,
+        "bytes": found.path.stat().st_size,
+        "rates": list(found.codebook.rates.values()),
+        "tokens": found.report.tokens,
+        "sequences": found.report.sequences,
+        "resumed_blocks": found.resumed,
+        "blocks": [asdict(one) for one in found.report.blocks],
+        "costs": [
+            asdict(one)
+            | {
+                "encode_token_s": times.encode_s[one.stages],
+                "decode_token_s": times.decode_s[one.stages],
+                "decoder": times.decoder[one.stages],
+            }
+            for one in found.costs
+        ],
+    }
+
+
+def _show_report(found: Fitted, times: CodeTimes) -> None:
+    """What is left of each block's variance: after the prediction, and after the codes."""
+    report = found.report
+    out.print(
+        f"{report.sequences} sequences, {report.tokens} tokens; share of the K,V input's variance "
+        "that is left",
+        markup=False,
+    )
+    rates = sorted({one.bits for one in report.blocks})
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("block", justify="right")
+    for bits in rates:
+        table.add_column(f"{bits} bits:\npredicted", justify="right")
+        table.add_column("\ncoded", justify="right")
+    for block in sorted({one.block for one in report.blocks}):
+        cells = []
+        for bits in rates:
+            match = [x for x in report.blocks if (x.block, x.bits) == (block, bits)]
+            cells += [f"{match[0].predicted:.3f}", f"{match[0].left:.3f}"] if match else ["", ""]
+        table.add_row(str(block), *cells)
+    if rates:
+        out.print(table)
+    _show_costs(found, times)
+    if found.resumed:
+        out.print(f"{found.resumed} blocks came from an interrupted run", markup=False)
+
+
+def _show_costs(found: Fitted, times: CodeTimes) -> None:
+    """What coding one token costs in a block: sizes, and microseconds on this device."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("bits", justify="right")
+    for column in (
+        "codes",
+        "rows to add",
+        "tables, MiB",
+        "or products",
+        "encode, us",
+        "decode, us",
+    ):
+        table.add_column(column, justify="right")
+    for one in found.costs:
+        mib = f"{one.table_bytes / 2**20:.1f}" if one.table_rows else "-"
+        rows = f"{one.table_rows}" if one.table_rows else "-"
+        products = f"{one.project_products:,}"
+        decode = f"{1e6 * times.decode_s[one.stages]:.1f} ({times.decoder[one.stages]})"
+        encode = f"{1e6 * times.encode_s[one.stages]:.1f}"
+        table.add_row(str(one.bits), str(one.codes), rows, mib, products, encode, decode)
+    out.print(
+        "coding a token, per block (rows: of the last block; times: on this device)", markup=False
+    )
+    out.print(table)
