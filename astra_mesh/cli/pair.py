@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from astra_mesh.mesh.trust import Trust
     from astra_mesh.wire.messages import DeviceId, RosterEntry
 
-PAIR_EXAMPLE: Final = "Example:  astra-mesh pair   ·   on the other:  astra-mesh pair K7QM-2XRT"
+PAIR_EXAMPLE: Final = "Example:  astra-mesh pair   ·   on the other:  astra-mesh pair K7QM-2XR8"
 UNPAIR_EXAMPLE: Final = "Example:  astra-mesh unpair kitchen"
 _LOOK_S: Final = 0.2  # between two looks whether somebody came
 _UNITS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}

@@ -119,4 +119,6 @@ def model_lines(found: list[PeerInfo]) -> list[Text]:
 
 
 def _mbits(bps: float | None) -> str:
+    if bps is not None and bps >= 1e10:  # within one machine: as fast as memory
+        return ">10000"
     return "" if bps is None else f"{bps / 1e6:.3g}" if bps < 1e9 else f"{bps / 1e6:.0f}"

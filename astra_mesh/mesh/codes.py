@@ -43,7 +43,7 @@ class Secret:
 
 
 def new_code() -> str:
-    """A fresh pairing code, as it is shown: ``K7QM-2XRT``."""
+    """A fresh pairing code, as it is shown: ``K7QM-2XR8``."""
     while True:
         body = "".join(secrets.choice(ALPHABET) for _ in range(CODE_CHARS - 1))
         if not _is_trivial(body):

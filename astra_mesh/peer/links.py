@@ -9,6 +9,7 @@ import socket
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from weakref import WeakValueDictionary
 
 import aiohttp
@@ -39,7 +40,7 @@ from astra_mesh.peer.hearsay import Hearsay
 from astra_mesh.peer.local import check_own_port
 from astra_mesh.peer.meeting import watch_places
 from astra_mesh.peer.names import watch_names
-from astra_mesh.peer.places import dial_address, is_link_local, own_address
+from astra_mesh.peer.places import dial_address, is_link_local, own_address, own_ips
 from astra_mesh.peer.probing import probe
 from astra_mesh.peer.rosters import Rosters
 from astra_mesh.peer.security import Security
@@ -190,7 +191,14 @@ class LinkKeeper:
 
     def _discovery(self) -> Discovery:
         name = self._make_hello().name
-        return Discovery(self._me, name, self.port, on_found=self._found, on_gone=self._gone)
+        return Discovery(
+            self._me,
+            name,
+            self.port,
+            on_found=self._found,
+            on_gone=self._gone,
+            addresses=partial(own_ips, self._config.listen),
+        )
 
     async def close_port(self) -> None:
         """Stop listening, and end what came in by it. :meth:`run` does so at its end."""

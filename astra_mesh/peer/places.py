@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ipaddress
 from typing import Final
 
 from astra_mesh.mesh.connect import Address
-from astra_mesh.mesh.interfaces import own_addresses
+from astra_mesh.mesh.interfaces import IPAddress, own_addresses
 from astra_mesh.mesh.link import Link
 from astra_mesh.wire.messages import Hello
 
@@ -28,15 +29,21 @@ def own_hosts(listen: str | None, link_local: bool = True) -> list[str]:
         listen: The address that it listens on; None: all.
         link_local: Whether addresses that hold in one network only are among them.
     """
+    if listen and listen not in _ALL:
+        return [listen]
+    return [str(ip) for ip in own_ips(listen) if link_local or not ip.is_link_local]
+
+
+def own_ips(listen: str | None) -> list[IPAddress]:
+    """The addresses of this machine that a peer has which listens there, the likeliest first."""
     listen = listen or ""
     if listen not in _ALL:
-        return [listen]
+        try:
+            return [ipaddress.ip_address(listen)]
+        except ValueError:  # a name
+            return own_addresses()
     family = _ALL[listen]
-    return [
-        str(ip)
-        for ip in own_addresses()
-        if (family in (None, ip.version)) and (link_local or not ip.is_link_local)
-    ]
+    return [ip for ip in own_addresses() if family in (None, ip.version)]
 
 
 def is_link_local(host: str) -> bool:

@@ -71,9 +71,10 @@ export function bytes(value) {
   return value < 1e6 ? `${three(value / 1e3)} kB` : `${three(value / 1e6)} MB`;
 }
 
-/** Bits per second. */
+/** Bits per second. Within one machine links are as fast as memory: their number says nothing. */
 export function rate(value) {
   if (value === null || value === undefined) return "rate not measured yet";
+  if (value >= 1e10) return "over 10 Gbit/s";
   return value < 1e6 ? `${three(value / 1e3)} kbit/s` : value < 1e9 ? `${three(value / 1e6)} Mbit/s` : `${three(value / 1e9)} Gbit/s`;
 }
 

@@ -41,7 +41,7 @@ def test_the_check_digit_finds_every_wrong_character_and_every_swap() -> None:
                     read_secret(swapped)
 
 
-@pytest.mark.parametrize("text", ["", "K7QM", "K7QM-2XR0", "K7QM-2XRTT", "K" * 5000, "ÄÖÜß-ÄÖÜß"])
+@pytest.mark.parametrize("text", ["", "K7QM", "K7QM-2XR0", "K7QM-2XR8T", "K" * 5000, "ÄÖÜß-ÄÖÜß"])
 def test_what_is_no_code(text: str) -> None:
     with pytest.raises(InputError, match="no pairing code"):
         read_secret(text)

@@ -77,5 +77,7 @@ def test_hosts_are_those_that_answer(
 ) -> None:
     monkeypatch.setattr(places, "own_addresses", lambda: OWN)
     assert own_hosts(listen) == found
+    announced = [str(ip) for ip in places.own_ips(listen)]
+    assert announced == (found if listen != "board" else [str(ip) for ip in OWN])
     near = [host for host in found if not host.startswith(("fe80", "169.254"))]
     assert own_hosts(listen, link_local=False) == near
