@@ -39,7 +39,8 @@ def better_placed(
 ) -> Referral | None:
     """The peer that would have ``new_tokens`` much sooner than ``me`` with its plan ``own``."""
     own_s = own.prediction.total_s + new_tokens * _step_s(me)
-    faster = [one for one in others if 0 < _step_s(one) < GAIN * _step_s(me)]
+    elsewhere = [one for one in others if one.device.host != me.device.host]
+    faster = [one for one in elsewhere if 0 < _step_s(one) < GAIN * _step_s(me)]
     found: list[Referral] = []
     for one in sorted(faster, key=_step_s)[:TRIED]:
         rest = [me, *(other for other in others if other is not one)]

@@ -35,7 +35,8 @@ def set_step(peer: Peer, seconds: float) -> None:
     def slow(loaded: Any) -> Candidate:
         found = me(loaded)
         timing = msgspec.structs.replace(found.timing, step_s=seconds)
-        return replace(found, timing=timing)
+        elsewhere = msgspec.structs.replace(found.device, host="another machine")
+        return replace(found, timing=timing, device=elsewhere)
 
     known.me = slow  # type: ignore[method-assign]
 

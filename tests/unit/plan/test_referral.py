@@ -15,8 +15,8 @@ from astra_mesh.wire.messages import CodebookId
 from tests.unit.plan.making import device, job, links
 
 
-def stepping(name: str, step_s: float, token_s: float = 1e-4) -> Candidate:
-    one = device(name, token_s)
+def stepping(name: str, step_s: float, token_s: float = 1e-4, host: str = "") -> Candidate:
+    one = device(name, token_s, host)
     return replace(one, timing=msgspec.structs.replace(one.timing, step_s=step_s))
 
 
@@ -48,6 +48,7 @@ def test_the_fastest_steps_answer_a_long_text() -> None:
         (LAPTOP, [stepping("twin", 0.9 * 0.01)], 1000),  # as fast, but for noise
         (BOARD, [stepping("unmeasured", 0.0)], 1000),
         (BOARD, [], 1000),
+        (BOARD, [stepping("lucky", 0.01, host="board")], 1000),  # the same machine
     ],
 )
 def test_otherwise_the_asked_one_answers(
