@@ -19,23 +19,23 @@ MORE_DESCRIPTORS: Final = 4
 MORE_THREADS: Final = 3
 MORE_MEMORY_BYTES: Final = 64 << 20
 
-Expected = Callable[[dict[str, Any]], list[int] | None]  # tokens of a question; None: not known
+Departs = Callable[[dict[str, Any], list[int]], str]  # how an answer is wrong; "": it is not
 
 
 def violations(
-    history: History, expected: Expected, *, deadline_s: float, slack_s: float
+    history: History, departs: Departs, *, deadline_s: float, slack_s: float
 ) -> list[str]:
     """One sentence for each promise that was broken.
 
     Args:
         history: what happened.
-        expected: the answer of a single device to a question that any plan answers alike.
+        departs: how the tokens of an answer differ from those of a single device.
         deadline_s: in which every request has to end.
         slack_s: added to the times in which others are to notice.
     """
     history = replace(history, faults=[_as_it_was(history, fault) for fault in history.faults])
     return [
-        *_requests(history, expected, deadline_s),
+        *_requests(history, departs, deadline_s),
         *_membership(history, slack_s),
         *_resources(history),
         *_logs(history),
@@ -63,7 +63,7 @@ def _as_it_was(history: History, fault: Fault) -> Fault:
 # --- requests -------------------------------------------------------------------------------------
 
 
-def _requests(history: History, expected: Expected, deadline_s: float) -> Iterator[str]:
+def _requests(history: History, departs: Departs, deadline_s: float) -> Iterator[str]:
     for asked in history.asked:
         where = f"the request of {asked.device} at {asked.began_s:.2f} s"
         took_s = asked.ended_s - asked.began_s
@@ -72,7 +72,7 @@ def _requests(history: History, expected: Expected, deadline_s: float) -> Iterat
         if asked.error and not asked.cancelled:
             yield from _failed(history, asked, where)
         elif not asked.error:
-            yield from _wrong(asked, expected, where)
+            yield from _wrong(asked, departs, where)
             yield from _planned_again(history, asked, where)
 
 
@@ -122,15 +122,14 @@ def _refuge(history: History, asked: Asked) -> str:
     return calm[0] if calm else ""
 
 
-def _wrong(asked: Asked, expected: Expected, where: str) -> Iterator[str]:
+def _wrong(asked: Asked, departs: Departs, where: str) -> Iterator[str]:
     if asked.question["task"] != "generate":
         if not asked.answer.get("labels"):
             yield f"{where} has no labels"
         return
     tokens = asked.answer["tokens"]
-    wanted = expected(asked.question)
-    if wanted is not None and tokens != wanted:
-        yield f"{where} was answered {tokens} instead of {wanted}"
+    if wrong := departs(asked.question, tokens):
+        yield f"{where} {wrong}"
     most = asked.question["options"].get("max_new_tokens", 0)
     if len(tokens) != most and asked.answer["report"]["finish"] == "length":
         yield f"{where} has {len(tokens)} tokens, not {most}"

@@ -12,24 +12,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
-import torch
-
 from astra_mesh import limits
-from astra_mesh.bundle import open_bundle
-from astra_mesh.bundle.tensors import load_weights
-from astra_mesh.engine.reference import decode, run_solo
-from astra_mesh.families import ModelInput, build_model
-from astra_mesh.wire.messages import Sampling
 from tools.lab.client import AskError
 from tools.lab.faults import Fault, draw
 from tools.lab.history import Asked, History, Watcher, held
 from tools.lab.house import House, Say
 from tools.lab.invariants import violations
-from tools.lab.process import REPO_ROOT
+from tools.lab.oracle import MODEL, departs
 from tools.lab.scenario import (
     Device,
     Go,
@@ -47,7 +38,6 @@ from tools.lab.scenario import (
 )
 from tools.lab.system import LabError
 
-MODEL = "tiny-gpt2"
 NAMES = ("attic", "cellar", "kitchen", "garage", "porch", "study", "shed", "hall")
 SLOW_MBPS, LOSS_PERCENT = 2.0, 2.0
 PROMPT_TOKENS = (24, 96)
@@ -95,7 +85,7 @@ def run(seeds: Sequence[int], settings: Settings, say: Say) -> Iterator[tuple[Hi
 
 def check(history: History, settings: Settings) -> list[str]:
     """What was broken in a history."""
-    return violations(history, reference, deadline_s=settings.deadline_s, slack_s=settings.slack_s)
+    return violations(history, departs, deadline_s=settings.deadline_s, slack_s=settings.slack_s)
 
 
 def torment(seed: int, settings: Settings, say: Say) -> History:
@@ -293,30 +283,6 @@ _END: dict[str, Act] = {
     ),
     "lossy": lambda house, device: house.apply(SetLoss(device=device, at_s=0, percent=0.0)),
 }
-
-
-def reference(question: dict[str, Any]) -> list[int] | None:
-    """What one device answers; None where the codes may change the answer."""
-    options = question["options"]
-    if options.get("codec") != "fp32" and options.get("use") != "solo":
-        return None
-    return list(_alone(tuple(question["tokens"]), options["max_new_tokens"]))
-
-
-@lru_cache(maxsize=4096)
-def _alone(tokens: tuple[int, ...], new: int) -> tuple[int, ...]:
-    model, stop_ids = _model()
-    given = ModelInput(tokens=torch.tensor(tokens))
-    run_ = run_solo(model, given, "last", spare=new)
-    return tuple(decode([run_], Sampling(max_new_tokens=new), stop_ids))
-
-
-@lru_cache(maxsize=1)
-def _model() -> tuple[Any, frozenset[int]]:
-    from astra_mesh.bundle.text import eos_ids
-
-    bundle = open_bundle(Path(REPO_ROOT) / "models" / MODEL)
-    return build_model(bundle.config, load_weights(bundle)), eos_ids(bundle)
 
 
 def summary(history: History, broken: Sequence[str]) -> str:

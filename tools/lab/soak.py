@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from tools.lab.client import AskError
 from tools.lab.history import Held, held
 from tools.lab.house import House, Say
-from tools.lab.nemesis import MODEL, NAMES, random_request, reference
+from tools.lab.nemesis import NAMES, random_request
+from tools.lab.oracle import MODEL, departs
 from tools.lab.scenario import Device, Kill, Request, Scenario
 
 KILL_EVERY_S = 30.0
@@ -82,10 +83,8 @@ def _ask_on(
 
 
 def _wrong(request: Request, tokens: Sequence[int]) -> str:
-    wanted = reference({"tokens": request.tokens, "options": request.arguments()})
-    if wanted is None or list(tokens) == wanted:
-        return ""
-    return f"{request.device} was answered {list(tokens)} instead of {wanted}"
+    wrong = departs({"tokens": request.tokens, "options": request.arguments()}, tokens)
+    return f"{request.device} {wrong}" if wrong else ""
 
 
 def _kill_on(
