@@ -237,6 +237,7 @@ def fit(
             held_out=held_out,
             seed=seed,
         )
+        tuning.check_values()
         with _going_on():
             tune_model(asked, options, tuning, work, held_out_data)
 

@@ -420,6 +420,10 @@ async def test_bad_codes_end_the_link_by_name_and_not_the_request(
     await _attacked(models, caplog, attack, lambda client: ask_words(client), alone)
 
 
+def _of_mallory(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    return [record for record in caplog.records if "mallory" in record.getMessage()]
+
+
 async def _attacked(
     models: Path,
     caplog: pytest.LogCaptureFixture,
@@ -439,7 +443,8 @@ async def _attacked(
             await until(lambda: not one.link.is_open)
             assert one.link.session.close_reason is Reason.BAD_MESSAGE
             await all_idle([peer])
-            named = [r for r in caplog.records if "mallory" in r.getMessage()]
+            named: list[logging.LogRecord] = []
+            await until(lambda: named.extend(_of_mallory(caplog)) or named)
             assert [record.levelno for record in named] == [logging.WARNING]
     return reply
 
