@@ -74,6 +74,7 @@ class Requests:
         self._watch: Watch = peer.watch
         self._checks = SpotChecks(peer.config.spot_check)
         self._timers: list[asyncio.TimerHandle] = []  # once nothing runs for a while
+        self._gave_back = asyncio.get_running_loop().time()  # when memory went back to the system
         self._closed = False
 
     @property
@@ -101,6 +102,8 @@ class Requests:
             loop.call_later(limits.MAKE_TABLES_S, self._when_free),
             loop.call_later(limits.GIVE_BACK_S, self._when_idle),
         ]
+        if loop.time() - self._gave_back > limits.GIVE_BACK_BUSY_S:
+            self._give_back()
 
     def _when_free(self) -> None:
         """Make the tables that requests went without, until the next request."""
@@ -111,7 +114,11 @@ class Requests:
     def _when_idle(self) -> None:
         """Memory goes back to the system."""
         if not self.running:
-            self._start("giving memory back", self._peer.compute, give_back)
+            self._give_back()
+
+    def _give_back(self) -> None:
+        self._gave_back = asyncio.get_running_loop().time()
+        self._start("giving memory back", self._peer.compute, give_back)
 
     def _start(self, name: str, work: tasks.Work[...], *args: object) -> asyncio.Task[None]:
         task = tasks.start(self._group, name, work, *args)

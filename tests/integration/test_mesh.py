@@ -168,6 +168,22 @@ async def test_memory_goes_back_once_nothing_runs_for_a_while(
     assert len(given_back) == 1
 
 
+async def test_memory_goes_back_now_and_then_if_something_always_runs(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_back: list[float] = []
+    monkeypatch.setattr(requests_module, "give_back", lambda: given_back.append(1))
+    monkeypatch.setattr(limits, "GIVE_BACK_S", 60.0)
+    sampling = Sampling(max_new_tokens=2)
+    async with mesh_of(["a"], models) as (peer,), client_of(peer) as client:
+        for busy_s, times in ((60.0, 0), (0.0, 1), (60.0, 1)):
+            monkeypatch.setattr(limits, "GIVE_BACK_BUSY_S", busy_s)
+            request = client.send(Task.GENERATE, "words", tokens=PROMPT, sampling=sampling)
+            (await client.reply(request)).done()
+            await until(lambda: not peer._requests._tasks)  # type: ignore[union-attr]
+            assert len(given_back) == times
+
+
 @pytest.mark.parametrize("jump_s", [-50 * YEAR_S, 10 * YEAR_S])
 async def test_a_clock_that_jumps_changes_nothing(
     models: Path, monkeypatch: pytest.MonkeyPatch, jump_s: float
