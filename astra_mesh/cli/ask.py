@@ -80,6 +80,9 @@ def run(
     rate: Rate = 0,
     loss: Loss = None,
     late: LateOption = Late.WAIT,
+    stay: Annotated[
+        bool, typer.Option("--stay", help="The asked peer answers, even if another is faster.")
+    ] = False,
     connect: Connect = None,
     peer: Typed = None,
     as_json: Json = False,
@@ -93,6 +96,7 @@ def run(
             "top_k": top_k,
             "top_p": top_p,
             "seed": seed,
+            "stay": stay,
         }
         options = plan_options(use, max_peers, codec, rate, loss, late)
         run_async(_run(connect, peer, by_path(model), text, sampling, options, as_json))
