@@ -49,7 +49,7 @@ class Candidates:
         self.lessons = Lessons()
         self._asked: dict[RequestId, tuple[PeerId, ModelId]] = {}  # to prepare, did not fail yet
         self._failed: dict[tuple[PeerId, ModelId], str] = {}  # why it could not the last time
-        self._tabs: dict[tuple[PeerId, ModelId], float] = {}  # until when they are waited for
+        self._waited: dict[tuple[PeerId, ModelId], float] = {}  # for which, until when
         self._preparing: dict[tuple[Link, ModelId], set[RequestId]] = {}  # for others
 
     def me(self, loaded: Loaded) -> Candidate:
@@ -71,7 +71,7 @@ class Candidates:
         """
         model = loaded.bundle.model_id
         asked: dict[PeerId, RequestId] = {}
-        end = _now() + (limits.PREPARE_TIMEOUT_S if patient else limits.LOADING_S)
+        end = _now() + limits.PREPARE_TIMEOUT_S
         try:
             while (
                 wait_s := self._unready(self._offers(model, codebooks), asked, end, patient)
@@ -165,14 +165,16 @@ class Candidates:
         return max(ends) - _now()
 
     def _patience_with(self, peer: PeerId, model: ModelId, patient: bool) -> float:
-        """Until when a peer is waited for. A tab has to fetch the model: once a little at most,
-        and when it is ready later requests count on it.
+        """Until when a peer is waited for: once a little, and when it is ready later requests count
+        on it. Who asks for all waits as long as loading takes; for a tab, which has to fetch the
+        model first, only that one waits at all.
         """
-        if not self._peer.others()[peer].via:
-            return math.inf
-        if not patient:
-            return 0.0
-        return self._tabs.setdefault((peer, model), _now() + limits.TAB_PREPARE_S)
+        if self._peer.others()[peer].via:
+            return self._once(peer, model, limits.TAB_PREPARE_S) if patient else 0.0
+        return math.inf if patient else self._once(peer, model, limits.LOADING_S)
+
+    def _once(self, peer: PeerId, model: ModelId, seconds: float) -> float:
+        return self._waited.setdefault((peer, model), _now() + seconds)
 
     def _ask_to_prepare(self, peer: PeerId, model: ModelId) -> RequestId:
         request, link = new_request(), self._peer.link(peer)
@@ -193,8 +195,8 @@ class Candidates:
         """It will not prepare either; if it comes back, it is not waited for."""
         self._asked = {one: asked for one, asked in self._asked.items() if asked[0] != peer}
         self._failed = {asked: why for asked, why in self._failed.items() if asked[0] != peer}
-        for key in [key for key in self._tabs if key[0] == peer]:
-            del self._tabs[key]
+        for key in [key for key in self._waited if key[0] == peer]:
+            del self._waited[key]
 
     def links(self) -> Mapping[tuple[PeerId, PeerId], LinkProfile]:
         """Links of this peer, both ways, as measured, and those of others, as they tell them.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -20,6 +21,7 @@ from astra_mesh.plan.cost import Candidate
 from astra_mesh.wire.messages import Ask
 from tests.integration.mesh_fixtures import mesh_of, picture
 from tests.integration.test_failover import vanish
+from tests.integration.web_fixtures import live
 from tests.timings import patient
 
 PROMPT = [(7 * i) % 64 for i in range(40)]
@@ -157,3 +159,25 @@ async def test_if_it_refuses_the_first_answers(
         assert generation.report is not None
         assert generation.report.plan.answering == board.id
         assert "laptop has as many requests as it takes" in notes_of(generation)
+
+
+async def test_the_api_of_a_weak_device_answers_with_the_fast_one(models: Path) -> None:
+    async with live(models, 2) as mesh:
+        laptop, board = mesh.peers
+        for peer in mesh.peers:
+            await peer.models.load(peer.models.find("words"))
+        set_step(board, WEAK_S)
+        body = {"model": "words", "prompt": PROMPT, "max_tokens": NEW}
+        async with mesh.http.post(f"{mesh.root}/v1/completions", json=body) as response:
+            answer = await response.json()
+        assert response.status == 200, answer
+        assert answer["usage"]["completion_tokens"] == NEW
+        told = json.dumps(answer["x_astra_mesh"])
+        assert f"answered by {laptop.name}" in told
+        # Log-probabilities are noted by the peer that serves them.
+        async with mesh.http.post(
+            f"{mesh.root}/v1/completions", json=body | {"logprobs": 1, "max_tokens": 3}
+        ) as response:
+            answer = await response.json()
+        assert len(answer["choices"][0]["logprobs"]["token_logprobs"]) == 3
+        assert "answered by" not in json.dumps(answer["x_astra_mesh"])
