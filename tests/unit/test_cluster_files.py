@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import yaml
 from typer.testing import CliRunner
 
 from astra_mesh.cli.app import app
+from astra_mesh.mesh.identity import DEVICE_FILE_NAME
+from astra_mesh.mesh.trust import Trust
 from astra_mesh.peer.config import DEFAULT_PORT
 
 FOLDER = Path(__file__).parents[2] / "peers" / "cluster"
@@ -80,15 +83,44 @@ def test_the_options_are_those_of_the_command(daemon: dict[str, Any]) -> None:
 
 def test_the_pods_may_do_nothing_that_they_need_not(daemon: dict[str, Any]) -> None:
     spec = daemon["spec"]["template"]["spec"]
-    (container,) = spec["containers"]
+    containers = [*spec["initContainers"], *spec["containers"]]
     assert spec["securityContext"]["runAsNonRoot"] is True
-    assert container["securityContext"] == {
-        "allowPrivilegeEscalation": False,
-        "readOnlyRootFilesystem": True,
-        "capabilities": {"drop": ["ALL"]},
-    }
-    mounted = {one["name"] for one in container["volumeMounts"]}
+    for container in containers:
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+    mounted = {one["name"] for container in containers for one in container["volumeMounts"]}
     assert mounted == {one["name"] for one in spec["volumes"]}
+
+
+def test_images_that_were_copied_to_the_nodes_are_not_pulled(daemon: dict[str, Any]) -> None:
+    spec = daemon["spec"]["template"]["spec"]
+    for container in (*spec["initContainers"], *spec["containers"]):
+        assert container["imagePullPolicy"] == "IfNotPresent"
+
+
+def test_pods_share_the_key_of_one_device(daemon: dict[str, Any], tmp_path: Path) -> None:
+    """A pod has the file of the README's secret, where its peer looks for it, and nothing else."""
+    spec = daemon["spec"]["template"]["spec"]
+    (first,), (container,) = spec["initContainers"], spec["containers"]
+    (volume,) = (one for one in spec["volumes"] if one["name"] == "secret")
+    readme = (FOLDER / "README.md").read_text()
+    made = f"cluster-trust/{DEVICE_FILE_NAME}"
+    secret = volume["secret"]["secretName"]
+    assert f"create secret generic {secret} --from-file={made}" in readme
+    *words, source, target = first["command"]
+    (env,) = (one["value"] for one in container["env"] if one["name"] == "ASTRA_MESH_TRUST")
+    assert (source, target) == (f"/secret/{DEVICE_FILE_NAME}", f"{env}/{DEVICE_FILE_NAME}")
+
+    key = Trust.open(tmp_path / "cluster-trust").folder / DEVICE_FILE_NAME
+    pods = []
+    for pod in ("one", "two"):
+        there = tmp_path / pod / "trust"
+        subprocess.run([*words, key, there / DEVICE_FILE_NAME], check=True)
+        pods.append(Trust.open(there))
+    assert pods[0].device.id == pods[1].device.id
 
 
 def test_the_image_has_the_user_and_all_that_the_wheel_needs(daemon: dict[str, Any]) -> None:
