@@ -171,6 +171,7 @@ SIGNATURE_BYTES: Final = 80  # ECDSA over P-256 in DER: 72 at most
 MESH_ID_BYTES: Final = 16
 ROSTER_ENTRIES: Final = 256  # devices that are or were members of a mesh
 ROSTER_FRAME_BYTES: Final = 640 * KIB  # ROSTER_ENTRIES with the largest certificates and names
+ROSTER_JUMP: Final = 1_000  # of an entry's generation at once: no device misses so many decisions
 ROSTER_GENERATIONS: Final = 2**31  # changes of one device's standing
 TRUST_POLL_S: Final = 1.0  # a changed roster on disk (`astra-mesh unpair`) is seen within this
 KNOWN_CERTIFICATES: Final = 512  # answers to "whose is it?" that are kept

@@ -4,7 +4,8 @@ Every member may let a device in or shut it out. Each such decision is an entry,
 it. Entries only replace older ones of the same device, so copies on different devices
 become equal in whatever order they meet. A device is a member if its entry says so, its time is not
 over, and the device that signed the entry was not shut out. Who shuts a device out signs again for
-those that it had let in; what it lets in later counts nowhere.
+those that it had let in; what it decides later counts nowhere, except where it was heard before
+the news that it is out.
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ class RosterBook:
             raise PairingError(f"the other device has {sanitise(str(exc), 100)}") from None
         device = device_id(certificate)
         if device not in self._entries and len(self._entries) >= limits.ROSTER_ENTRIES:
-            self._drop_expired()
+            self._drop_void()
         if device not in self._entries and len(self._entries) >= limits.ROSTER_ENTRIES:
             raise PairingError(
                 f"this mesh has seen {limits.ROSTER_ENTRIES} devices, which is all that it can "
@@ -185,14 +186,34 @@ class RosterBook:
             key: device_certificate(entry.certificate) for key, entry in self._entries.items()
         }
         news = self._news(roster.entries, certificates)
-        for key, entry in news.items():
+        for entry in news.values():
             if not _is_signed(self._mesh, entry, certificates):
                 raise ProtocolError(f"the entry of {entry.name} in the roster is not signed")
-            if not self._fits(key, entry, news):
-                continue
-            if key in self._entries or len(self._entries) < limits.ROSTER_ENTRIES:
-                self._put(entry)
-        return bool(news)
+        changed = False
+        # Who is out first: what it signed is then refused. Who was let in may have signed others.
+        pending = dict(sorted(news.items(), key=lambda one: one[1].member))
+        while taken := [key for key, entry in pending.items() if self._take(key, entry, news)]:
+            changed = True
+            for key in taken:
+                del pending[key]
+        return changed
+
+    def _take(
+        self, device: DeviceId, entry: RosterEntry, news: Mapping[DeviceId, RosterEntry]
+    ) -> bool:
+        """Put an entry of ``news`` in, if who signed it may decide and there is room."""
+        known = self._entries.get(device)
+        jump = entry.generation - (known.generation if known is not None else 0)
+        if jump > limits.ROSTER_JUMP or not self._fits(device, entry, news):
+            return False
+        if entry.by != device and not self.may_decide(entry.by):
+            return False
+        if known is None and len(self._entries) >= limits.ROSTER_ENTRIES:
+            self._drop_void()
+            if len(self._entries) >= limits.ROSTER_ENTRIES:
+                return False
+        self._put(entry)
+        return True
 
     def _news(
         self, entries: Iterable[RosterEntry], certificates: dict[DeviceId, x509.Certificate]
@@ -205,7 +226,10 @@ class RosterBook:
                 certificates.setdefault(key, device_certificate(entry.certificate))
             except ValueError as exc:
                 raise ProtocolError(f"the roster holds {exc}") from None
-            if _rank(entry) > _rank(self._entries.get(key)):
+            known = self._entries.get(key)
+            if _rank(entry) > _rank(known) or (
+                known is not None and self._void(key, known) and _succeeds(entry, known)
+            ):
                 news[key] = entry
         return news
 
@@ -248,8 +272,19 @@ class RosterBook:
     def _over(self, entry: RosterEntry) -> bool:
         return entry.until != 0 and entry.until <= self._clock()
 
-    def _drop_expired(self) -> None:
-        for key in [key for key, entry in self._entries.items() if self._over(entry)]:
+    def _void(self, device: DeviceId, entry: RosterEntry) -> bool:
+        """Whether an entry lets a device in, and who signed it is out."""
+        return entry.member and not self._over(entry) and not self.is_member(device)
+
+    def _drop_void(self) -> None:
+        """Forget entries that say nothing any more: their time is over, or who let the device in
+        is out itself, so that they would not be taken again."""
+        void = [
+            key
+            for key, entry in self._entries.items()
+            if key != self._device.id and (self._over(entry) or self._void(key, entry))
+        ]
+        for key in void:
             del self._entries[key]
 
 
@@ -258,6 +293,12 @@ def _rank(entry: RosterEntry | None) -> tuple[int, bool, bytes]:
     if entry is None:
         return 0, False, b""
     return entry.generation, not entry.member, hashlib.sha256(entry.signature).digest()
+
+
+def _succeeds(entry: RosterEntry, void: RosterEntry) -> bool:
+    """Whether an entry may stand for one that counts nowhere: by another device, and no older, so
+    that what was decided before that one does not come back."""
+    return entry.by != void.by and entry.generation >= void.generation
 
 
 def _signed_part(mesh: bytes, entry: RosterEntry) -> bytes:

@@ -156,6 +156,92 @@ def test_copies_become_equal_in_any_order(order: tuple[int, ...]) -> None:
     assert "b" not in names(books[A])
 
 
+def revenge(of: RosterBook, on: DeviceKey, generation: int) -> None:
+    """What a hostile program of a device that was shut out could sign."""
+    of._put(of._signed(on.certificate, NAMES[on.id], generation, member=False))
+
+
+@pytest.mark.parametrize("victim", [A, C])
+def test_who_was_shut_out_shuts_nobody_out(victim: DeviceKey) -> None:
+    """Not the one that did it, nor another, and not by way of a member that did not know yet."""
+    a, b, c = three()
+    a.shut_out(B.id)
+    revenge(b, victim, 5)
+    if victim is A:  # C does not know that B is out, and believes it
+        assert c.merge(b.message(), B.id)
+        assert "a" not in names(c)
+    assert not a.merge(b.message(), B.id)
+    a.merge(c.message(), C.id)
+    assert a.counts_itself
+    assert names(a) == {"a", "c"}
+
+
+def test_who_knows_takes_nothing_that_it_signs_from_others() -> None:
+    a, b, c = three()
+    a.shut_out(B.id)
+    c.merge(a.message(), A.id)
+    revenge(b, A, 5)
+    b.let_in(D.certificate, "d")
+    relayed = Roster(mesh=a.mesh, entries=[b._entries[A.id], b._entries[D.id]])
+    assert not c.merge(relayed, A.id)
+    assert names(c) == {"a", "c"}
+    assert D.id not in c._entries
+
+
+def test_no_guest_shuts_a_member_out_by_way_of_another() -> None:
+    clock = Clock()
+    a = book(A, clock)
+    c = join(a, C, clock=clock)
+    guest = join(a, B, until=int(clock.now) + 60, clock=clock)
+    c.merge(a.message(), A.id)
+    revenge(guest, A, 5)
+    relayed = Roster(mesh=a.mesh, entries=[guest._entries[A.id]])
+    assert not c.merge(relayed, A.id)
+    assert not a.merge(relayed, C.id)
+    assert names(a) == names(c) == {"a", "b", "c"}
+
+
+def test_generations_do_not_jump() -> None:
+    """Else one signature would be the last word about a device for ever."""
+    a, b, _ = three()
+    revenge(b, C, limits.ROSTER_GENERATIONS)
+    assert not a.merge(b.message(), B.id)
+    revenge(b, C, 3)
+    assert a.merge(b.message(), B.id)
+    assert names(a) == {"a", "b"}
+    a.let_in(C.certificate, "c")
+    assert names(a) == {"a", "b", "c"}
+
+
+def test_what_a_device_planted_leaves_room_once_it_is_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "ROSTER_ENTRIES", 6)
+    a, b, _ = three()
+    for _ in range(3):
+        b.let_in(DeviceKey.new().certificate, "junk")
+    a.merge(b.message(), B.id)
+    with pytest.raises(PairingError, match="6 devices"):
+        a.let_in(D.certificate, "d")
+    a.shut_out(B.id)
+    for junk in [key for key, entry in a.members().items() if entry.name == "junk"]:
+        a.shut_out(junk)
+    assert names(a) == {"a", "c"}
+
+
+def test_what_was_decided_before_does_not_come_back() -> None:
+    """D was shut out, then let in by B, who is out now: an old copy that has D does not count."""
+    a, b, c = three()
+    a.let_in(D.certificate, "d")
+    old = a.message()
+    a.shut_out(D.id)
+    b.merge(a.message(), A.id)
+    b.let_in(D.certificate, "d")
+    c.merge(b.message(), B.id)
+    c._put(c._signed(B.certificate, "b", c._entries[B.id].generation + 1, member=False))
+    assert "d" not in names(c)
+    c.merge(old, A.id)
+    assert "d" not in names(c)
+
+
 def test_a_membership_for_a_time() -> None:
     clock = Clock()
     a = book(A, clock)
