@@ -97,6 +97,20 @@ async def test_a_conversation_goes_on_and_starts_anew(tab: Tab, models: Path) ->
         await no_complaints(tab, on.url)
 
 
+async def test_a_choice_that_cannot_be_is_shown(tab: Tab, models: Path) -> None:
+    """It may lie where it was folded away: the browser would say nothing at all."""
+    async with shown(models, ["right"]) as on:
+        await tab.open(on.url)
+        await tab.until(devices(1))
+        await tab.choose("#ask-model", "words")
+        await tab.eval("document.getElementById('ask-tokens').value = 99999")
+        await tab.type("#ask-text", "w1 w2")
+        assert await tab.eval("document.querySelector('#ask details').open") is False
+        await tab.click("#ask-go")
+        await tab.until("document.querySelector('#ask details').open")
+        await tab.until("document.activeElement.id === 'ask-tokens'")
+
+
 async def test_a_request_that_cannot_be_is_said_in_a_sentence(tab: Tab, models: Path) -> None:
     async with shown(models, ["alone"]) as on:
         await tab.open(on.url)

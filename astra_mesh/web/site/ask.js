@@ -10,6 +10,8 @@ let messages = []; // of the conversation
 
 export function startAsk() {
   $("ask-form").onsubmit = submit;
+  // A browser shows what is wrong with a field only where the field is to be seen.
+  $("ask-form").addEventListener("invalid", (event) => event.target.closest("details")?.setAttribute("open", ""), true);
   $("ask-stop").onclick = () => running?.abort();
   $("ask-model").onchange = fit;
   $("ask-as").onchange = fit;
