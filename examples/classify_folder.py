@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import sys
 from pathlib import Path
 
 import astra_mesh
-from astra_mesh.errors import BadImageError
+from astra_mesh.errors import AstraMeshError, BadImageError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 LOOK_S = 1.0
@@ -22,6 +23,8 @@ async def main() -> None:
     parser.add_argument("--model", default="vit-tiny")
     parser.add_argument("--watch", action="store_true", help="go on until Ctrl-C")
     given = parser.parse_args()
+    if not given.folder.is_dir():
+        parser.error(f"there is no folder {given.folder}")
 
     known: dict[Path, int] = {}  # path -> bytes when it was labelled, or last looked at
     async with astra_mesh.connect() as mesh:
@@ -43,4 +46,10 @@ async def main() -> None:
             await asyncio.sleep(LOOK_S)
 
 
-asyncio.run(main())
+if __name__ == "__main__":
+    try:
+        asyncio.run(main())
+    except AstraMeshError as error:
+        sys.exit(f"error: {error.message}")
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import sys
 from pathlib import Path
 
 import numpy as np
 
 import astra_mesh
+from astra_mesh.errors import AstraMeshError
 
 AT_ONCE = 4
 
@@ -36,8 +38,12 @@ async def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--best", type=int, default=3)
     given = parser.parse_args()
+    if not given.folder.is_dir():
+        parser.error(f"there is no folder {given.folder}")
 
     notes = paragraphs(given.folder)
+    if not notes:
+        parser.error(f"{given.folder} holds no notes: files *.txt")
     places = asyncio.Semaphore(AT_ONCE)
     async with astra_mesh.connect() as mesh:
 
@@ -54,4 +60,10 @@ async def main() -> None:
         print(f"{scores[place]:.3f}  {name}: {text}")
 
 
-asyncio.run(main())
+if __name__ == "__main__":
+    try:
+        asyncio.run(main())
+    except AstraMeshError as error:
+        sys.exit(f"error: {error.message}")
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import sys
 from pathlib import Path
 
 import astra_mesh
+from astra_mesh.errors import AstraMeshError
 
 AT_ONCE = 4
 PROMPT = "{text}\n\nIn short, this text says that"
@@ -24,6 +26,8 @@ async def main() -> None:
     parser.add_argument("--characters", type=int, default=300, help="read of each file")
     parser.add_argument("--tokens", type=int, default=40, help="written for each file")
     given = parser.parse_args()
+    if not given.folder.is_dir():
+        parser.error(f"there is no folder {given.folder}")
 
     places = asyncio.Semaphore(AT_ONCE)
     async with astra_mesh.connect() as mesh:
@@ -40,4 +44,10 @@ async def main() -> None:
             print(f"{path.name}: {' '.join(summary.split())}")
 
 
-asyncio.run(main())
+if __name__ == "__main__":
+    try:
+        asyncio.run(main())
+    except AstraMeshError as error:
+        sys.exit(f"error: {error.message}")
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -255,6 +255,12 @@ class Fetch:
 
 
 def _why(error: Exception) -> str:
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return f"it does not answer at {show_address((error.host, error.port or 0))}"
+    if isinstance(error, aiohttp.ClientResponseError):
+        return f"it answered with status {error.status}"
+    if isinstance(error, TimeoutError):
+        return "it did not answer in time"
     return str(error) or type(error).__name__
 
 

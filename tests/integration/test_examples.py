@@ -24,6 +24,13 @@ async def peer(models: Path) -> AsyncIterator[Peer]:
 
 
 async def run(peer: Peer, name: str, *argv: str) -> list[str]:
+    code, out, err = await ended(peer, name, *argv)
+    assert code == 0, err
+    return out.splitlines()
+
+
+async def ended(peer: Peer, name: str, *argv: str) -> tuple[int | None, str, str]:
+    """Status, output and errors of an example."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         str(EXAMPLES / name),
@@ -34,8 +41,28 @@ async def run(peer: Peer, name: str, *argv: str) -> list[str]:
         | {"ASTRA_MESH_PEER": f"127.0.0.1:{peer.port}", "PYTHONPATH": str(EXAMPLES.parent)},
     )
     out, err = await process.communicate()
-    assert process.returncode == 0, err.decode()
-    return out.decode().splitlines()
+    return process.returncode, out.decode(), err.decode()
+
+
+@pytest.mark.parametrize(
+    ("argv", "wanted"),
+    [
+        (["summarise_folder.py", "/nope"], "there is no folder /nope"),
+        (["classify_folder.py", "/nope"], "there is no folder /nope"),
+        (["search_notes.py", "/nope", "what", "--model", "words"], "there is no folder /nope"),
+        (["search_notes.py", ".", "what", "--model", "words"], "holds no notes"),
+        (["classify_folder.py", ".", "--model", "none"], "error: no model 'none' on this device"),
+    ],
+)
+async def test_what_cannot_be_ends_in_a_sentence(
+    peer: Peer, tmp_path: Path, argv: list[str], wanted: str
+) -> None:
+    (tmp_path / "a.png").write_bytes(picture(1))
+    name, *rest = [str(tmp_path) if word == "." else word for word in argv]
+    code, _, err = await ended(peer, name, *rest)
+    assert code
+    assert wanted in err
+    assert "Traceback" not in err
 
 
 async def test_every_text_of_a_folder_is_gone_on_with(peer: Peer, tmp_path: Path) -> None:
