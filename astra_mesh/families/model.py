@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -68,11 +69,16 @@ class Model(nn.Module):
 
     def require(self, task: str) -> None:
         """WrongTaskError unless the model does ``task``."""
-        if task not in self.spec.tasks:
-            able = ", ".join(self.spec.tasks) or "nothing"
-            raise WrongTaskError(
-                f"this {self.spec.family} model cannot {task}; it can {able}: choose another model"
-            )
+        require(self.spec.family, self.spec.tasks, task)
+
+
+def require(family: str, tasks: Collection[str], task: str) -> None:
+    """WrongTaskError unless ``task`` is one of those that a model does."""
+    if task not in tasks:
+        able = ", ".join(tasks) or "nothing"
+        raise WrongTaskError(
+            f"this {family} model cannot {task}; it can {able}: choose another model"
+        )
 
 
 def check_tokens(spec: ModelSpec, inputs: ModelInput) -> int:

@@ -20,6 +20,7 @@ from astra_mesh.bundle.text import TextTokenizer, eos_ids
 from astra_mesh.engine.compute import ComputeThread
 from astra_mesh.errors import BadBundleError, CodebookError, UnknownModelError
 from astra_mesh.families import ModelSpec, build_model
+from astra_mesh.families.model import require
 from astra_mesh.limits import MODELS_PER_PEER, NAMES_PER_MODEL, RESCAN_S
 from astra_mesh.peer.choice import choose_codes
 from astra_mesh.peer.code_times import measure_codebook
@@ -34,6 +35,7 @@ from astra_mesh.wire.messages import (
     ModelId,
     ModelOffer,
     Options,
+    Task,
     Timing,
     names_of,
 )
@@ -173,6 +175,11 @@ class ModelHost:
         """The offer of one model."""
         entry = self._entries.get(model)
         return None if entry is None else entry.offer
+
+    def require(self, model: ModelId, task: Task) -> None:
+        """WrongTaskError unless a model that is offered does a task."""
+        offer = self._entries[model].offer
+        require(offer.family, [one.value for one in offer.tasks], task.value)
 
     def bundle(self, model: ModelId) -> Bundle | None:
         """The files of a model of this peer."""

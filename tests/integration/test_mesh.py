@@ -24,7 +24,7 @@ from astra_mesh.peer import Peer, PeerConfig
 from astra_mesh.peer import requests as requests_module
 from astra_mesh.peer.exchange import MeshExchange
 from astra_mesh.peer.inputs import read_inputs
-from astra_mesh.peer.models import Loaded, _load
+from astra_mesh.peer.models import Loaded, ModelHost, _load
 from astra_mesh.plan.check import layout_of
 from astra_mesh.quant.codebook import UNLIMITED
 from astra_mesh.quant.codecs import VectorCodec
@@ -33,6 +33,7 @@ from astra_mesh.wire.codec import AnyMessage
 from astra_mesh.wire.messages import (
     Inputs,
     Late,
+    ModelId,
     Options,
     PeerId,
     Planned,
@@ -565,3 +566,17 @@ async def test_a_codebook_of_other_weights_is_left_out_and_named(mixed: Path) ->
         request = client.send(Task.GENERATE, "words", tokens=PROMPT, options=other)
         result = (await client.reply(request)).done()
     assert any("left out" in note for note in result.report.notes)
+
+
+async def test_a_task_that_a_model_cannot_do_is_refused_before_it_is_loaded(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never(host: ModelHost, model: ModelId) -> Loaded:
+        raise AssertionError("it was loaded")
+
+    monkeypatch.setattr(ModelHost, "load", never)
+    async with mesh_of(["a"], models) as (peer,), client_of(peer) as client:
+        reply = await client.reply(client.send(Task.GENERATE, "pictures", tokens=PROMPT))
+    assert reply.failure is not None
+    assert reply.failure.code == "wrong-task"
+    assert "this vit model cannot generate; it can classify" in reply.failure.text
