@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -25,6 +26,7 @@ from astra_mesh.wire.messages import ModelId
 
 FILE: Final = "chat_template.jinja"
 _CONFIG: Final = "tokenizer_config.json"
+Stamp = tuple[tuple[str, int, int, int], ...]  # name, time, size and number of each file
 _SPECIAL: Final = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token")
 
 
@@ -57,10 +59,10 @@ class ChatTemplate:
 
 
 class Templates:
-    """The chat templates of a peer's models, each read once."""
+    """The chat templates of a peer's models, each read again when its file is another one."""
 
     def __init__(self) -> None:
-        self._known: dict[ModelId, ChatTemplate] = {}
+        self._known: dict[ModelId, tuple[Stamp, ChatTemplate]] = {}
 
     async def prompt(self, loaded: Loaded, messages: Sequence[ChatMessage]) -> list[int]:
         """The token ids of a conversation.
@@ -71,11 +73,26 @@ class Templates:
             InputError: It is too long, or empty.
         """
         loaded.model.require("generate")
-        model = loaded.bundle.model_id
-        if model not in self._known:
-            self._known[model] = await asyncio.to_thread(read_template, loaded.bundle)
+        template = await asyncio.to_thread(self._template, loaded.bundle)
         plain = [plain_message(place, one) for place, one in enumerate(messages)]
-        return await asyncio.to_thread(_encode, loaded, self._known[model], plain)
+        return await asyncio.to_thread(_encode, loaded, template, plain)
+
+    def _template(self, bundle: Bundle) -> ChatTemplate:
+        stamp = _stamp(bundle)
+        known = self._known.get(bundle.model_id)
+        if known is None or known[0] != stamp:
+            known = self._known[bundle.model_id] = stamp, read_template(bundle)
+        return known[1]
+
+
+def _stamp(bundle: Bundle) -> Stamp:
+    """Changes with the files that a template comes from."""
+    found = []
+    for name in (FILE, _CONFIG):
+        with suppress(OSError):
+            state = (bundle.path / name).stat()
+            found.append((name, state.st_mtime_ns, state.st_size, state.st_ino))
+    return tuple(found)
 
 
 def _encode(loaded: Loaded, template: ChatTemplate, messages: list[dict[str, Any]]) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,21 @@ async def test_the_raw_stream_is_lines_of_data_up_to_done(models: Path) -> None:
     last = json.loads(events[-1].removeprefix("data: "))
     assert last["x_astra_mesh"][0]["plan"]["shards"]
     assert "usage" not in last
+
+
+async def test_a_template_that_changes_is_read_anew(models: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "models"
+    shutil.copytree(models, folder)
+    asked = {"model": "words", "messages": [{"role": "user", "content": "w8"}], "max_tokens": 1}
+    counts = []
+    async with live(folder, 1) as mesh:
+        for template in (None, "{{ messages[0].content }} w1 w2", "{{ messages[0].content }}"):
+            if template is not None:
+                (folder / "words" / "chat_template.jinja").write_text(template)
+            async with mesh.http.post(f"{mesh.root}/v1/chat/completions", json=asked) as response:
+                counts.append((await response.json())["usage"]["prompt_tokens"])
+    assert counts[1:] == [3, 1]
+    assert counts[0] > 3
 
 
 async def test_a_conversation_is_written_as_the_template_says(models: Path) -> None:
