@@ -25,7 +25,8 @@ def check_query(request: web.Request) -> None:
     """
     if not request.path.startswith(API) or request.match_info.http_exception is not None:
         return
-    known = ("model", "top") if takes_picture(request) else ()
+    form = request.content_type.startswith("multipart/")  # its body is what is refused
+    known = ("model", "top") if takes_picture(request) or form else ()
     for name in request.query:
         if name not in known:
             raise bad(_sentence(request, name[:_SHOWN], known), name[:_SHOWN])

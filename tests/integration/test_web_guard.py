@@ -344,13 +344,15 @@ async def test_other_addresses_name_the_field_too(models: Path) -> None:
 
 async def test_a_form_is_told_how_to_send_the_file(models: Path) -> None:
     async with live(models, 1) as on:
-        address, form = f"{on.root}/v1/images/classify", aiohttp.FormData()
-        form.add_field("file", picture(), filename="a.png", content_type="image/png")
-        async with on.http.post(address, data=form) as answer:
-            error = (await answer.json())["error"]
-        assert (answer.status, error["code"]) == (415, "unsupported_media_type")
+        address = f"{on.root}/v1/images/classify"
         example = f"curl '{address}?model=NAME' -H 'Content-Type: image/jpeg' --data-binary @photo"
-        assert f"no form, but the file itself like this: {example}" in error["message"]
+        for query in ("", "?model=pictures"):
+            form = aiohttp.FormData()
+            form.add_field("file", picture(), filename="a.png", content_type="image/png")
+            async with on.http.post(address + query, data=form) as answer:
+                error = (await answer.json())["error"]
+            assert (answer.status, error["code"]) == (415, "unsupported_media_type")
+            assert f"no form, but the file itself like this: {example}" in error["message"]
         async with on.http.post(f"{on.root}/v1/completions", data={"model": "words"}) as answer:
             error = (await answer.json())["error"]
         assert error["message"] == "send the header Content-Type: application/json"
