@@ -205,6 +205,7 @@ async def _serve(
 ) -> None:
     """One peer until SIGINT or SIGTERM (or the end of stdin); then it says goodbye."""
     from astra_mesh.peer import Peer
+    from astra_mesh.peer.memory import settle
 
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
@@ -219,6 +220,7 @@ async def _serve(
             )
             url = await _serve_api(stack, running, api)
             _introduce(running, url, api, as_json)
+            settle()
             async with _joining(running, join_key), _fetching(running if fetch else None):
                 await stop.wait()
             hint("leaving")

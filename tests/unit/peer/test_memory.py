@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import weakref
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -28,3 +31,29 @@ def test_what_was_freed_between_things_in_use_goes_back() -> None:
 def test_elsewhere_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "_malloc_trim", lambda: None)
     memory.give_back()
+
+
+class Circle:
+    """Refers to itself, as an error does that a frame of its own traceback holds."""
+
+    def __init__(self) -> None:
+        self.me = self
+
+
+@pytest.fixture
+def unfrozen() -> Iterator[None]:
+    gc.disable()
+    yield
+    gc.unfreeze()
+    gc.enable()
+
+
+@pytest.mark.usefixtures("unfrozen")
+def test_circles_go_in_programs_that_are_a_peer_only() -> None:
+    circle = weakref.ref(Circle())
+    memory.give_back()
+    assert circle() is not None  # it would take too long among all that others have
+    memory.settle()
+    later = weakref.ref(Circle())
+    memory.give_back()
+    assert later() is None
