@@ -50,11 +50,11 @@ def pair(
     uses: Annotated[int, typer.Option(min=1, max=64, help="How many devices may use the key.")] = 1,
     valid: Annotated[str, typer.Option(metavar="TIME", help="How long the key holds.")] = "24h",
     member_for: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--for", metavar="TIME", help="Let it in for so long only: a guest's phone, say 12h."
         ),
-    ] = "",
+    ] = None,
     show: Annotated[bool, typer.Option("--list", help="List the devices of this mesh.")] = False,
     close: Annotated[
         bool, typer.Option("--close", help="Close all windows and join keys.")
@@ -67,11 +67,18 @@ def pair(
         from astra_mesh.mesh.invitations import Invitations
         from astra_mesh.mesh.trust import Trust
 
+        member_s = 0 if member_for is None else _seconds("--for", member_for)
+        valid_s = _seconds("--valid", valid)
         trust = Trust.open()
         if show:
             _list(trust, as_json)
         elif close:
             Invitations(trust.folder).close()
+        elif code is not None and member_s:
+            raise InputError(
+                "--for goes with showing a code, not with using one: on the device that lets the "
+                "other one in, astra-mesh pair --for TIME"
+            )
         elif code is not None:
             run_async(_join(trust, code, at or [], as_json))
         elif at:
@@ -80,9 +87,9 @@ def pair(
                 "HOST:PORT"
             )
         elif join_key:
-            _make_key(trust, uses, _seconds(valid), _seconds(member_for), as_json)
+            _make_key(trust, uses, valid_s, member_s, as_json)
         else:
-            run_async(_show_code(trust, _seconds(member_for), as_json))
+            run_async(_show_code(trust, member_s, as_json))
 
 
 def unpair(
@@ -272,17 +279,17 @@ async def _wait(invitations: Invitations, as_json: bool) -> None:
         await asyncio.sleep(_LOOK_S)
 
 
-def _seconds(text: str) -> int:
-    """``90s``, ``15m``, ``12h``, ``7d``; empty is 0.
+def _seconds(option: str, text: str) -> int:
+    """``90s``, ``15m``, ``12h``, ``7d``.
 
     Raises:
-        InputError: It is none of these.
+        InputError: It is none of these, or no time at all.
     """
     from astra_mesh.errors import InputError
 
     number, unit = text[:-1], text[-1:]
-    if not text:
-        return 0
     if not (number.isascii() and number.isdigit() and len(number) < 6 and unit in _UNITS):
-        raise InputError(f"{text[:20]!a} is no time: use 90s, 15m, 12h or 7d")
+        raise InputError(f"{option} {text[:20]!a} is no time: use 90s, 15m, 12h or 7d")
+    if not int(number):
+        raise InputError(f"{option} {text[:20]!a} is over at once: use 90s, 15m, 12h or 7d")
     return int(number) * _UNITS[unit]
