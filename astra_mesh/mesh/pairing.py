@@ -57,7 +57,7 @@ class Proof(msgspec.Struct, tag="proof"):
     signature: bytes
     mesh: bytes  # which mesh this side is in
     alone: bool  # and whether it is the only device there
-    roster: bytes = b""  # a frame with a Roster: the other side is in it and shall take it
+    roster: bytes = b""  # a frame with a Roster: the other side is in it, if it says Welcome
 
 
 class Closed(msgspec.Struct, tag="closed"):
@@ -67,7 +67,9 @@ class Closed(msgspec.Struct, tag="closed"):
 
 
 class Welcome(msgspec.Struct, tag="welcome"):
-    """Guest, if the host joins its mesh: the roster. Host, in the end: that all is kept."""
+    """From who is joined: the roster (of a guest), and in the end that the other side is kept. From
+    who joins: that it has the roster.
+    """
 
     roster: bytes = b""
 
