@@ -63,7 +63,7 @@ class Proof(msgspec.Struct, tag="proof"):
 class Closed(msgspec.Struct, tag="closed"):
     """Host: no."""
 
-    why: str  # "window", "same-device", "wrong", "two-meshes", or a sentence
+    why: str  # "window", "same-device", "wrong", "two-meshes", "limit", or a sentence
 
 
 class Welcome(msgspec.Struct, tag="welcome"):
@@ -183,6 +183,11 @@ _DENIALS: Final = {
     "two-meshes": (
         "both devices belong to a mesh with other devices already; on one of them run "
         "`astra-mesh unpair --leave` first"
+    ),
+    "limit": (
+        "that device lets in for a limited time only, but it is alone: it would have joined the "
+        "mesh of this one, and for good. Nothing was changed. Show the code here instead: "
+        "astra-mesh pair --for TIME"
     ),
 }
 

@@ -7,6 +7,7 @@ import logging
 import platform
 import time
 from dataclasses import dataclass
+from typing import Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -35,6 +36,12 @@ from astra_mesh.wire.codec import sanitise
 from astra_mesh.wire.messages import DeviceId, Roster
 
 log = logging.getLogger(__name__)
+
+_LIMIT: Final = (
+    "the other device is in a mesh already, so this one would have joined that, and for good: "
+    "--for limits who is let in. Nothing was changed. Show the code on the other device "
+    "(astra-mesh pair --for TIME), and use it here"
+)
 
 
 class PairingHost:
@@ -105,6 +112,9 @@ class PairingHost:
         joins = not theirs.alone and book.alone and theirs.mesh != book.mesh
         if not (theirs.alone or joins or theirs.mesh == book.mesh):
             raise Denied("two-meshes")
+        if joins and invitation.member_s:
+            await asyncio.to_thread(self._invitations.refuse, invitation, _LIMIT)
+            raise Denied("limit")
         name = sanitise(knock.name, limits.NAME_CHARS) or "device"
         if not await asyncio.to_thread(self._invitations.prove, invitation):
             raise Denied("window")

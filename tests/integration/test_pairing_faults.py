@@ -93,6 +93,20 @@ async def test_a_host_that_cannot_keep_its_guest_says_so_and_neither_is_paired(
         assert trust_of(b).book.message() == before
 
 
+async def test_a_limit_that_would_limit_nobody_is_refused_at_both_ends(tmp_path: Path) -> None:
+    async with devices(tmp_path, 3) as (a, b, c):
+        await pair(b, c)
+        with pytest.raises(PairingError, match="Show the code here instead"):
+            await pair(a, b, member_s=60)
+        window = await asyncio.to_thread(Invitations(trust_of(a).folder).window)
+        assert window is not None
+        assert "Show the code on the other device" in window.refused
+        assert await alone(a)
+        assert len(trust_of(b).members()) == 2
+        await pair(b, a, member_s=60)  # as it says
+        assert trust_of(b).members()[trust_of(a).device.id].until
+
+
 @pytest.mark.parametrize(
     ("module", "name", "vanishing"),
     [(pairing_host, "join", gone), (pairing_guest, "_take_in", gone_with_the_roster)],
