@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import io
+import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
@@ -198,7 +201,9 @@ async def _join(trust: Trust, code: str, at: list[str], as_json: bool) -> None:
 def _make_key(trust: Trust, uses: int, valid_s: int, member_s: int, as_json: bool) -> None:
     from astra_mesh.mesh.codes import new_key, read_secret
     from astra_mesh.mesh.invitations import Invitations
+    from astra_mesh.mesh.pairing_host import check_may_let_in
 
+    check_may_let_in(trust)
     key = new_key()
     Invitations(trust.folder).open_key(read_secret(key), valid_s, uses, member_s)
     if as_json:
@@ -215,17 +220,36 @@ async def _show_code(trust: Trust, member_s: int, as_json: bool) -> None:
     from astra_mesh.client.pairing_post import pairing_post
     from astra_mesh.mesh.codes import new_code, read_secret
     from astra_mesh.mesh.invitations import Invitations
+    from astra_mesh.mesh.pairing_host import check_may_let_in
 
+    check_may_let_in(trust)
     invitations = Invitations(trust.folder)
     code = new_code()
     async with AsyncExitStack() as stack:
+        stack.enter_context(_ended_by_sigterm())
         post = await pairing_post(stack, trust)
-        await asyncio.to_thread(invitations.open_window, read_secret(code), member_s)
+        own = await asyncio.to_thread(invitations.open_window, read_secret(code), member_s)
         try:
             _print_code(code, post, as_json)
-            await _wait(invitations, as_json)
+            await _wait(invitations, own, as_json)
         finally:
-            invitations.close(b"")
+            await asyncio.to_thread(invitations.close_own, own)
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends the current task as Ctrl-C does: its window is closed."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    try:
+        loop.add_signal_handler(signal.SIGTERM, task.cancel)
+    except NotImplementedError:  # loops of Windows
+        yield
+        return
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGTERM)
 
 
 def _print_code(code: str, post: Post, as_json: bool) -> None:
@@ -251,7 +275,7 @@ def _print_code(code: str, post: Post, as_json: bool) -> None:
         hint(f"but {post.note}")
 
 
-async def _wait(invitations: Invitations, as_json: bool) -> None:
+async def _wait(invitations: Invitations, own: Invitation, as_json: bool) -> None:
     """Until somebody came in, or the window is closed.
 
     Raises:
@@ -261,6 +285,11 @@ async def _wait(invitations: Invitations, as_json: bool) -> None:
 
     while True:
         window: Invitation | None = await asyncio.to_thread(invitations.window)
+        if window is not None and window.password != own.password:
+            raise PairingError(
+                "another window was opened on this device (`astra-mesh pair` or its page), so "
+                "this code holds no more; use the code that is shown there"
+            )
         if window is not None and window.came:
             name, device = window.came[0], next(iter(window.devices), "")
             if as_json:
@@ -269,8 +298,12 @@ async def _wait(invitations: Invitations, as_json: bool) -> None:
                 out.print(f"Paired with {clean(labelled(name, device))}.", markup=False)
             await asyncio.sleep(1.0)  # the last messages of the exchange
             return
+        if window is None and time.time() < own.until:
+            raise PairingError("the window was closed, so the code holds no more")
         if window is None:
             raise PairingError("nobody came in time, so the code holds no more; try again")
+        if window.refused:
+            raise PairingError(window.refused)
         if window.tries < 1:
             raise PairingError(
                 "three wrong codes were given, so the window is closed. Somebody mistyped, or "
