@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import io
+import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
@@ -50,11 +53,11 @@ def pair(
     uses: Annotated[int, typer.Option(min=1, max=64, help="How many devices may use the key.")] = 1,
     valid: Annotated[str, typer.Option(metavar="TIME", help="How long the key holds.")] = "24h",
     member_for: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--for", metavar="TIME", help="Let it in for so long only: a guest's phone, say 12h."
         ),
-    ] = "",
+    ] = None,
     show: Annotated[bool, typer.Option("--list", help="List the devices of this mesh.")] = False,
     close: Annotated[
         bool, typer.Option("--close", help="Close all windows and join keys.")
@@ -67,11 +70,18 @@ def pair(
         from astra_mesh.mesh.invitations import Invitations
         from astra_mesh.mesh.trust import Trust
 
+        member_s = 0 if member_for is None else _seconds("--for", member_for)
+        valid_s = _seconds("--valid", valid)
         trust = Trust.open()
         if show:
             _list(trust, as_json)
         elif close:
             Invitations(trust.folder).close()
+        elif code is not None and member_s:
+            raise InputError(
+                "--for goes with showing a code, not with using one: on the device that lets the "
+                "other one in, astra-mesh pair --for TIME"
+            )
         elif code is not None:
             run_async(_join(trust, code, at or [], as_json))
         elif at:
@@ -80,9 +90,9 @@ def pair(
                 "HOST:PORT"
             )
         elif join_key:
-            _make_key(trust, uses, _seconds(valid), _seconds(member_for), as_json)
+            _make_key(trust, uses, valid_s, member_s, as_json)
         else:
-            run_async(_show_code(trust, _seconds(member_for), as_json))
+            run_async(_show_code(trust, member_s, as_json))
 
 
 def unpair(
@@ -191,7 +201,9 @@ async def _join(trust: Trust, code: str, at: list[str], as_json: bool) -> None:
 def _make_key(trust: Trust, uses: int, valid_s: int, member_s: int, as_json: bool) -> None:
     from astra_mesh.mesh.codes import new_key, read_secret
     from astra_mesh.mesh.invitations import Invitations
+    from astra_mesh.mesh.pairing_host import check_may_let_in
 
+    check_may_let_in(trust)
     key = new_key()
     Invitations(trust.folder).open_key(read_secret(key), valid_s, uses, member_s)
     if as_json:
@@ -208,17 +220,36 @@ async def _show_code(trust: Trust, member_s: int, as_json: bool) -> None:
     from astra_mesh.client.pairing_post import pairing_post
     from astra_mesh.mesh.codes import new_code, read_secret
     from astra_mesh.mesh.invitations import Invitations
+    from astra_mesh.mesh.pairing_host import check_may_let_in
 
+    check_may_let_in(trust)
     invitations = Invitations(trust.folder)
     code = new_code()
     async with AsyncExitStack() as stack:
+        stack.enter_context(_ended_by_sigterm())
         post = await pairing_post(stack, trust)
-        await asyncio.to_thread(invitations.open_window, read_secret(code), member_s)
+        own = await asyncio.to_thread(invitations.open_window, read_secret(code), member_s)
         try:
             _print_code(code, post, as_json)
-            await _wait(invitations, as_json)
+            await _wait(invitations, own, as_json)
         finally:
-            invitations.close(b"")
+            await asyncio.to_thread(invitations.close_own, own)
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends the current task as Ctrl-C does: its window is closed."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    try:
+        loop.add_signal_handler(signal.SIGTERM, task.cancel)
+    except NotImplementedError:  # loops of Windows
+        yield
+        return
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGTERM)
 
 
 def _print_code(code: str, post: Post, as_json: bool) -> None:
@@ -244,7 +275,7 @@ def _print_code(code: str, post: Post, as_json: bool) -> None:
         hint(f"but {post.note}")
 
 
-async def _wait(invitations: Invitations, as_json: bool) -> None:
+async def _wait(invitations: Invitations, own: Invitation, as_json: bool) -> None:
     """Until somebody came in, or the window is closed.
 
     Raises:
@@ -254,6 +285,11 @@ async def _wait(invitations: Invitations, as_json: bool) -> None:
 
     while True:
         window: Invitation | None = await asyncio.to_thread(invitations.window)
+        if window is not None and window.password != own.password:
+            raise PairingError(
+                "another window was opened on this device (`astra-mesh pair` or its page), so "
+                "this code holds no more; use the code that is shown there"
+            )
         if window is not None and window.came:
             name, device = window.came[0], next(iter(window.devices), "")
             if as_json:
@@ -262,8 +298,12 @@ async def _wait(invitations: Invitations, as_json: bool) -> None:
                 out.print(f"Paired with {clean(labelled(name, device))}.", markup=False)
             await asyncio.sleep(1.0)  # the last messages of the exchange
             return
+        if window is None and time.time() < own.until:
+            raise PairingError("the window was closed, so the code holds no more")
         if window is None:
             raise PairingError("nobody came in time, so the code holds no more; try again")
+        if window.refused:
+            raise PairingError(window.refused)
         if window.tries < 1:
             raise PairingError(
                 "three wrong codes were given, so the window is closed. Somebody mistyped, or "
@@ -272,17 +312,17 @@ async def _wait(invitations: Invitations, as_json: bool) -> None:
         await asyncio.sleep(_LOOK_S)
 
 
-def _seconds(text: str) -> int:
-    """``90s``, ``15m``, ``12h``, ``7d``; empty is 0.
+def _seconds(option: str, text: str) -> int:
+    """``90s``, ``15m``, ``12h``, ``7d``.
 
     Raises:
-        InputError: It is none of these.
+        InputError: It is none of these, or no time at all.
     """
     from astra_mesh.errors import InputError
 
     number, unit = text[:-1], text[-1:]
-    if not text:
-        return 0
     if not (number.isascii() and number.isdigit() and len(number) < 6 and unit in _UNITS):
-        raise InputError(f"{text[:20]!a} is no time: use 90s, 15m, 12h or 7d")
+        raise InputError(f"{option} {text[:20]!a} is no time: use 90s, 15m, 12h or 7d")
+    if not int(number):
+        raise InputError(f"{option} {text[:20]!a} is over at once: use 90s, 15m, 12h or 7d")
     return int(number) * _UNITS[unit]

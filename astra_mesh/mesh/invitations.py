@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -35,11 +35,12 @@ class Invitation(msgspec.Struct):
     id: bytes  # of a join key; empty: the window with a code
     password: bytes
     until: float  # seconds since 1970
-    uses: int  # how many devices may still come in by it
+    uses: int  # how many devices may still come in by it; one that is coming in has its use already
     tries: int  # how many wrong ones may still come
     member_s: int = 0  # who comes in by it is a member for so long; 0: for good
     came: list[str] = []  # names of devices that came in by it
     devices: list[str] = []  # their ids
+    refused: str = ""  # why a window is over though nobody came: a sentence for who opened it
 
 
 class Invitations:
@@ -48,11 +49,13 @@ class Invitations:
     def __init__(self, folder: Path, clock: Callable[[], float] = time.time) -> None:
         self._folder, self._clock = folder, clock
 
-    def open_window(self, secret: Secret, member_s: int = 0) -> None:
+    def open_window(self, secret: Secret, member_s: int = 0) -> Invitation:
         """Take one device in by a code, from now on; an older window is closed by it."""
         until = self._clock() + limits.PAIR_CODE_S
         with self._all() as found:
-            found[b""] = Invitation(b"", secret.password, until, 1, limits.PAIR_TRIES, member_s)
+            opened = Invitation(b"", secret.password, until, 1, limits.PAIR_TRIES, member_s)
+            found[b""] = opened
+        return opened
 
     def open_key(self, secret: Secret, valid_s: float, uses: int = 1, member_s: int = 0) -> None:
         """Take devices in by a join key.
@@ -70,6 +73,12 @@ class Invitations:
             tries = limits.ROSTER_ENTRIES  # nobody guesses 128 bits: broken connections count too
             found[secret.id] = Invitation(secret.id, secret.password, until, uses, tries, member_s)
 
+    def close_own(self, invitation: Invitation) -> None:
+        """Close it, but none that was opened in its place."""
+        with self._all() as found:
+            if _kept(found, invitation) is not None:
+                del found[invitation.id]
+
     def close(self, *ids: bytes) -> None:
         """Close these, or all."""
         with self._all() as found:
@@ -82,7 +91,7 @@ class Invitations:
             return found.get(name)
 
     def try_one(self, name: bytes) -> Invitation | None:
-        """Somebody wants to come in by it, and counts as wrong until :meth:`came_in`."""
+        """Somebody wants to come in by it, and counts as wrong until :meth:`prove`."""
         with self._all() as found:
             invitation = found.get(name)
             if invitation is None or invitation.tries < 1 or invitation.uses < 1:
@@ -90,17 +99,40 @@ class Invitations:
             invitation.tries -= 1
             return invitation
 
-    def came_in(self, name: bytes, called: str, device: DeviceId) -> bool:
-        """A device proved that it knows the secret; whether there was still room for it."""
+    def prove(self, invitation: Invitation) -> bool:
+        """A device proved that it knows the secret; whether there was still room for it.
+
+        It is coming in from now on: :meth:`came_in` or :meth:`give_back` ends that.
+        """
         with self._all() as found:
-            invitation = found.get(name)
-            if invitation is None or invitation.uses < 1:
+            kept = _kept(found, invitation)
+            if kept is None or kept.uses < 1:
                 return False
-            invitation.uses -= 1
-            invitation.tries += 1
-            invitation.came.append(called)
-            invitation.devices.append(device)
+            kept.uses -= 1
+            kept.tries += 1
             return True
+
+    def came_in(self, invitation: Invitation, called: str, device: DeviceId) -> None:
+        """Both sides kept the membership of a device."""
+        with self._all() as found:
+            kept = _kept(found, invitation)
+            if kept is not None:
+                kept.came.append(called)
+                kept.devices.append(device)
+
+    def give_back(self, invitation: Invitation) -> None:
+        """A device did not come in after all, so another one may."""
+        with self._all() as found:
+            kept = _kept(found, invitation)
+            if kept is not None:
+                kept.uses += 1
+
+    def refuse(self, invitation: Invitation, why: str) -> None:
+        """Nobody can come in by it as things are. A window is over by it, a join key stays."""
+        with self._all() as found:
+            kept = _kept(found, invitation)
+            if kept is not None and not kept.id:
+                kept.uses, kept.refused = 0, why
 
     @contextmanager
     def _all(self) -> Iterator[dict[bytes, Invitation]]:
@@ -131,6 +163,12 @@ class Invitations:
 
 
 _Many = list[Invitation]
+
+
+def _kept(found: Mapping[bytes, Invitation], invitation: Invitation) -> Invitation | None:
+    """The same as it stands now; None if it is over, or another one is in its place."""
+    kept = found.get(invitation.id)
+    return kept if kept is not None and kept.password == invitation.password else None
 
 
 def _read(path: Path) -> bytes:

@@ -57,17 +57,19 @@ class Proof(msgspec.Struct, tag="proof"):
     signature: bytes
     mesh: bytes  # which mesh this side is in
     alone: bool  # and whether it is the only device there
-    roster: bytes = b""  # a frame with a Roster: the other side is in it and shall take it
+    roster: bytes = b""  # a frame with a Roster: the other side is in it, if it says Welcome
 
 
 class Closed(msgspec.Struct, tag="closed"):
     """Host: no."""
 
-    why: str  # "window", "same-device", "wrong", "two-meshes", or a sentence
+    why: str  # "window", "same-device", "wrong", "two-meshes", "limit", or a sentence
 
 
 class Welcome(msgspec.Struct, tag="welcome"):
-    """Guest, if the host joins its mesh: the roster. Host, in the end: that all is kept."""
+    """From who is joined: the roster (of a guest), and in the end that the other side is kept. From
+    who joins: that it has the roster.
+    """
 
     roster: bytes = b""
 
@@ -181,6 +183,11 @@ _DENIALS: Final = {
     "two-meshes": (
         "both devices belong to a mesh with other devices already; on one of them run "
         "`astra-mesh unpair --leave` first"
+    ),
+    "limit": (
+        "that device lets in for a limited time only, but it is alone: it would have joined the "
+        "mesh of this one, and for good. Nothing was changed. Show the code here instead: "
+        "astra-mesh pair --for TIME"
     ),
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from astra_mesh import limits
@@ -25,7 +26,7 @@ from astra_mesh.mesh.pairing import (
     send,
     unpack_roster,
 )
-from astra_mesh.mesh.pairing_host import adopt, let_in, own_name
+from astra_mesh.mesh.pairing_host import NewMember, join, keep, own_name, sign_in
 from astra_mesh.mesh.trust import Trust, pairing_tls
 from astra_mesh.naming import Names
 from astra_mesh.wire.codec import sanitise
@@ -129,13 +130,24 @@ async def _pair(
     if proof.roster and not trust.book.alone and proof.mesh != trust.book.mesh:
         raise Denied("two-meshes")
     if proof.roster:
-        await asyncio.to_thread(adopt, trust, unpack_roster(proof.roster))
-        await send(writer, Welcome())
+        await join(trust, unpack_roster(proof.roster), reader, writer)
     else:
-        await asyncio.to_thread(let_in, trust, reply.certificate, name)
-        await send(writer, Welcome(pack_roster(trust.book.message())))
-        await receive(reader, Welcome)
+        await _take_in(trust, NewMember(reply.certificate, name), reader, writer)
     called = {str(key): entry.name for key, entry in trust.members().items()}
     members = tuple(map(Names(called), called))
     device = device_id(reply.certificate)
     return Paired(device, address, name, bool(proof.roster), members)
+
+
+async def _take_in(
+    trust: Trust, new: NewMember, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> None:
+    """Have the host in this mesh, once it says that it has the roster; then say that it is kept."""
+    roster = await asyncio.to_thread(sign_in, trust, new)
+    await send(writer, Welcome(pack_roster(roster)))
+    await receive(reader, Welcome)
+    await asyncio.to_thread(keep, trust, new, roster)
+    await send(writer, Welcome())
+    with suppress(OSError, TimeoutError):
+        async with asyncio.timeout(limits.CLOSE_TIMEOUT_S):
+            await reader.read(1)  # until the host ends it: closing sooner could lose that word

@@ -6,12 +6,14 @@ import asyncio
 import logging
 import platform
 import time
+from dataclasses import dataclass
+from typing import Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from astra_mesh import limits
-from astra_mesh.errors import MeshError
+from astra_mesh.errors import MeshError, PairingError
 from astra_mesh.mesh.identity import Identity, device_id
 from astra_mesh.mesh.invitations import Invitation, Invitations
 from astra_mesh.mesh.pairing import (
@@ -31,8 +33,15 @@ from astra_mesh.mesh.pairing import (
 from astra_mesh.mesh.roster import RosterBook
 from astra_mesh.mesh.trust import Trust
 from astra_mesh.wire.codec import sanitise
+from astra_mesh.wire.messages import DeviceId, Roster
 
 log = logging.getLogger(__name__)
+
+_LIMIT: Final = (
+    "the other device is in a mesh already, so this one would have joined that, and for good: "
+    "--for limits who is let in. Nothing was changed. Show the code on the other device "
+    "(astra-mesh pair --for TIME), and use it here"
+)
 
 
 class PairingHost:
@@ -103,46 +112,132 @@ class PairingHost:
         joins = not theirs.alone and book.alone and theirs.mesh != book.mesh
         if not (theirs.alone or joins or theirs.mesh == book.mesh):
             raise Denied("two-meshes")
+        if joins and invitation.member_s:
+            await asyncio.to_thread(self._invitations.refuse, invitation, _LIMIT)
+            raise Denied("limit")
         name = sanitise(knock.name, limits.NAME_CHARS) or "device"
-        device = device_id(knock.certificate)
-        if not await asyncio.to_thread(self._invitations.came_in, invitation.id, name, device):
+        if not await asyncio.to_thread(self._invitations.prove, invitation):
             raise Denied("window")
-        roster = b""
-        if not joins:
-            roster = await asyncio.to_thread(self._let_in, knock, name, invitation.member_s)
-        mac, signature = exchange.prove()
-        await send(writer, Proof(mac, signature, book.mesh, book.alone, roster))
-        welcome = await receive(reader, Welcome, large=True)
-        if joins:
-            given = unpack_roster(welcome.roster)
-            await asyncio.to_thread(adopt, self._trust, given)
-            await send(writer, Welcome())
+        new = NewMember(knock.certificate, name, _until(invitation))
+        try:
+            if joins:
+                await self._join(reader, writer, exchange)
+            else:
+                await self._take_in(reader, writer, exchange, new)
+        except BaseException:
+            await asyncio.to_thread(self._invitations.give_back, invitation)
+            raise
+        await asyncio.to_thread(self._invitations.came_in, invitation, name, new.device)
         log.info("paired with %s", name)
+        if not joins:
+            await send(writer, Welcome())
 
-    def _let_in(self, knock: Knock, name: str, member_s: int) -> bytes:
-        until = int(time.time()) + member_s if member_s else 0
-        let_in(self._trust, knock.certificate, name, until)
-        return pack_roster(self._trust.book.message())
+    async def _join(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, exchange: Exchange
+    ) -> None:
+        """Be in the mesh of the other side."""
+        book, (mac, signature) = self._trust.book, exchange.prove()
+        await send(writer, Proof(mac, signature, book.mesh, book.alone))
+        welcome = await receive(reader, Welcome, large=True)
+        await join(self._trust, unpack_roster(welcome.roster), reader, writer)
+
+    async def _take_in(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        exchange: Exchange,
+        new: NewMember,
+    ) -> None:
+        """Have the other side in this mesh, once it says that it has the roster."""
+        roster = await asyncio.to_thread(sign_in, self._trust, new)
+        book, (mac, signature) = self._trust.book, exchange.prove()
+        await send(writer, Proof(mac, signature, book.mesh, book.alone, pack_roster(roster)))
+        await receive(reader, Welcome)
+        await asyncio.to_thread(keep, self._trust, new, roster)
 
 
-def let_in(trust: Trust, certificate: bytes, name: str, until: int = 0) -> None:
-    """Make a device a member, and keep it."""
+# --- what both sides do with a roster -------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class NewMember:
+    """A device that is let in."""
+
+    certificate: bytes
+    name: str
+    until: int = 0  # seconds since 1970; 0: for good
+
+    @property
+    def device(self) -> DeviceId:
+        """Its id."""
+        return device_id(self.certificate)
+
+
+def _until(invitation: Invitation) -> int:
+    return int(time.time()) + invitation.member_s if invitation.member_s else 0
+
+
+def sign_in(trust: Trust, new: NewMember) -> Roster:
+    """The roster with a device that is not kept yet: it may vanish before it has it. Blocks."""
+    trust.refresh()
+    book = RosterBook(trust.device, own_name(), trust.book.message())
+    book.let_in(new.certificate, new.name, new.until)
+    return book.message()
+
+
+def keep(trust: Trust, new: NewMember, roster: Roster) -> None:
+    """Make a device a member, as the roster says that was given to it. Blocks.
+
+    Raises:
+        PairingError: This device went into another mesh meanwhile.
+    """
 
     def decide(book: RosterBook) -> bool:
-        book.let_in(certificate, name, until)
+        if book.mesh != roster.mesh:
+            raise PairingError("a device changed its mesh during the pairing; try again")
+        book.merge(roster, trust.device.id)
+        if not book.is_member(new.device):
+            book.let_in(new.certificate, new.name, new.until)
         return True
 
     trust.change(decide)
 
 
-def adopt(trust: Trust, roster: object) -> None:
-    """Join a mesh, and keep it."""
+async def join(
+    trust: Trust, roster: Roster, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> None:
+    """Be in the mesh of the other side, once that has kept it too; else all is as it was."""
+    before = trust.book.message()
+    await asyncio.to_thread(adopt, trust, roster)
+    try:
+        await send(writer, Welcome())
+        await receive(reader, Welcome)
+    except BaseException:
+        await asyncio.to_thread(adopt, trust, before)
+        raise
+
+
+def adopt(trust: Trust, roster: Roster) -> None:
+    """Take a roster instead of the own one. Blocks."""
 
     def decide(book: RosterBook) -> bool:
-        book.adopt(roster)  # type: ignore[arg-type]
+        book.adopt(roster)
         return True
 
     trust.change(decide)
+
+
+def check_may_let_in(trust: Trust) -> None:
+    """Before a code is shown.
+
+    Raises:
+        PairingError: This device lets nobody in.
+    """
+    if not trust.book.may_decide(trust.device.id):
+        raise PairingError(
+            "this device is a member for a limited time only, so it lets nobody in. Show the code "
+            "on a device that is one for good; or leave the mesh: astra-mesh unpair --leave"
+        )
 
 
 def own_name() -> str:

@@ -18,6 +18,7 @@ from astra_mesh.client.pairing_search import pair_nearby
 from astra_mesh.errors import NoPeerError
 from astra_mesh.mesh.codes import as_uri, new_code, read_secret
 from astra_mesh.mesh.invitations import Invitations
+from astra_mesh.mesh.pairing_host import check_may_let_in
 from astra_mesh.mesh.roster import RosterBook
 from astra_mesh.mesh.trust import Trust
 from astra_mesh.web.body import decode
@@ -37,6 +38,8 @@ async def open_window(request: web.Request, data: bytes) -> web.Response:
     """Handle ``POST /v1/pairing/open``: a window of two minutes; the only answer with its code."""
     decode(data, NothingRequest)
     trust, code = _trust(request), new_code()
+    await asyncio.to_thread(trust.refresh)
+    check_may_let_in(trust)
     peer = request.app[STATE].peer
     post = post_at(peer.config.listen, peer.port)
     uri = as_uri(code, post.far)
@@ -103,7 +106,7 @@ def _status(trust: Trust) -> dict[str, Any]:
     shown = None
     if window is not None:
         shown = {
-            "open": window.uses > 0 and window.tries > 0,
+            "open": not window.came and not window.refused and window.tries > 0,
             "until": window.until,  # of two windows never the same
             "seconds_left": max(0, round(window.until - time.time())),
             "tries_left": window.tries,

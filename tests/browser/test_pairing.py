@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,7 +11,10 @@ import aiohttp
 import pytest
 
 from astra_mesh.mesh.codes import new_code
+from astra_mesh.mesh.identity import DeviceKey
 from astra_mesh.mesh.pairing_host import own_name
+from astra_mesh.mesh.roster import RosterBook
+from astra_mesh.naming import labelled
 from tests.browser.chrome import Tab
 from tests.browser.pages import no_complaints
 from tests.integration.web_fixtures import Device, strangers
@@ -34,6 +38,12 @@ REFRESHED = """(async () => {
 async def devices(tmp_path: Path) -> AsyncIterator[list[Device]]:
     async with strangers(tmp_path / "trust", "kitchen", "attic") as found:
         yield found
+
+
+def called(device: Device) -> str:
+    """On the page: the names are equal, the ids are not."""
+    assert device.peer.trust is not None
+    return labelled(NAME, device.peer.trust.device.id)
 
 
 def listed(count: int) -> str:
@@ -88,14 +98,15 @@ async def test_a_code_of_one_page_is_typed_into_the_other(
     await tab.until(listed(2))
     assert not await tab.eval(OPEN)
     assert await tab.text("#pair-state") == f"Paired with {NAME}."
-    for page in (tab, other_tab):
+    for page, own, other in ((tab, kitchen, attic), (other_tab, attic, kitchen)):
         text = await page.text("#pair-devices")
-        assert f"{NAME} (this one)" in text
-        assert f"{NAME} Unpair" in text
+        assert f"{called(own)}, this one" in text
+        assert f"{called(other)} Unpair" in text
+        assert ("button", f"Unpair {called(other)}") in await page.names()
 
     await other_tab.click("#pair-devices button")
     await other_tab.until(listed(1))
-    assert other_tab.questions == [f"Shut {NAME} out of the mesh, on all devices?"]
+    assert other_tab.questions == [f"Shut {called(kitchen)} out of the mesh, on all devices?"]
     await no_complaints(tab, f"{kitchen.root}/")
 
 
@@ -174,3 +185,30 @@ async def test_what_happens_each_second_disturbs_nobody(tab: Tab, devices: list[
     assert await tab.text("#pair-problem") == said
     assert await tab.eval("document.activeElement.id") == "pair-at"
     assert await tab.eval(OPEN)
+
+
+GAP = """(() => {
+    const [one, two] = [...document.querySelectorAll('#pair-devices button')]
+        .map((button) => button.getBoundingClientRect());
+    return two.top - one.bottom;
+})()"""
+
+
+async def test_devices_of_one_name_are_told_apart(tab: Tab, devices: list[Device]) -> None:
+    trust = devices[0].peer.trust
+    assert trust is not None
+    keys = [DeviceKey.new(), DeviceKey.new()]
+    for key in keys:
+
+        def decide(book: RosterBook, key: DeviceKey = key) -> bool:
+            book.let_in(key.certificate, "vm")
+            return True
+
+        await asyncio.to_thread(trust.change, decide)
+    await tab.open(f"{devices[0].root}/")
+    await tab.until(listed(3))
+    text, names = await tab.text("#pair-devices"), await tab.names()
+    for key in keys:
+        assert f"vm ({key.id[:8]})" in text
+        assert ("button", f"Unpair vm ({key.id[:8]})") in names
+    assert await tab.eval(GAP) >= 8, "a thumb meets the wrong one"

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from astra_mesh.mesh.invitations import Invitations
 from tests.timings import patient
 
 WAIT_S = 60.0
@@ -56,12 +57,13 @@ def started(trust: Path, *arguments: str) -> Started:
     process = subprocess.Popen(
         command(*arguments, "--json"), env=environment(trust), stdout=subprocess.PIPE
     )
+    assert process.stdout is not None
     try:
-        assert process.stdout is not None
         yield json.loads(process.stdout.readline()), process
     finally:
         process.terminate()
-        process.communicate(timeout=patient(WAIT_S))
+        process.wait(patient(WAIT_S))
+        process.stdout.close()
 
 
 def names(listed: dict[str, Any]) -> int:
@@ -89,6 +91,62 @@ def test_two_devices_pair_and_part(tmp_path: Path) -> None:
     assert "no other device" in json.dumps(run(two, "unpair", "nobody-here", status=2))
     assert names(run(two, "unpair", other[:12])) == 1
     assert names(run(one, "unpair", "--leave")) == 1
+
+
+def place(shown: dict[str, Any]) -> str:
+    return f"127.0.0.1:{shown['addresses'][0].rpartition(':')[2]}"
+
+
+def ended(process: subprocess.Popen, status: int) -> str:
+    """All that a command still says, once it ended."""
+    said, _ = process.communicate(timeout=patient(WAIT_S))
+    assert process.returncode == status, said
+    return said.decode()
+
+
+def test_a_guest_shows_no_code(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    with started(one, "pair", "--for", "1h") as (shown, process):
+        run(two, "pair", shown["code"], "--at", place(shown))
+        assert "paired" in ended(process, 0)
+    for more in ([], ["--join-key"]):
+        assert "limited time only" in json.dumps(run(two, "pair", *more, status=1))
+    assert names(run(two, "pair", "--list")) == 2
+
+
+def test_a_limit_that_would_limit_nobody_ends_both_commands(tmp_path: Path) -> None:
+    one, two, three = (tmp_path / name for name in ("one", "two", "three"))
+    with shown_code(one) as (shown, process):
+        run(two, "pair", shown["code"], "--at", place(shown))
+        ended(process, 0)
+    with started(three, "pair", "--for", "1m") as (shown, process):
+        refused = run(two, "pair", shown["code"], "--at", place(shown), status=1)
+        assert "Show the code here instead" in json.dumps(refused)
+        assert "Show the code on the other device" in ended(process, 1)
+    assert names(run(three, "pair", "--list")) == 1
+    assert names(run(two, "pair", "--list")) == 2
+
+
+def test_a_newer_window_ends_the_older_and_outlives_it(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    with shown_code(one) as (_, older), shown_code(one) as (shown, newer):
+        assert "another window was opened" in ended(older, 1)
+        run(two, "pair", shown["code"], "--at", place(shown))
+        assert "paired" in ended(newer, 0)
+
+
+def test_sigterm_closes_the_window(tmp_path: Path) -> None:
+    with shown_code(tmp_path) as (_, process):
+        assert Invitations(tmp_path).window() is not None
+        process.terminate()
+        ended(process, 130)
+    assert Invitations(tmp_path).window() is None
+
+
+def test_a_window_that_was_closed_says_so(tmp_path: Path) -> None:
+    with shown_code(tmp_path) as (_, process):
+        Invitations(tmp_path).close()
+        assert "the window was closed" in ended(process, 1)
 
 
 def test_a_peer_on_loopback_names_no_address_that_does_not_answer(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ import msgspec
 import pytest
 
 from astra_mesh.client import pairing_search
-from astra_mesh.mesh.codes import new_code
+from astra_mesh.mesh.codes import new_code, read_secret
+from astra_mesh.mesh.invitations import Invitations
+from astra_mesh.mesh.pairing_guest import pair_at
 from astra_mesh.web.answers import JoinedAnswer, OpenedAnswer, PairingAnswer
 from tests.integration.web_fixtures import Device, strangers
 
@@ -79,6 +82,21 @@ async def test_what_is_refused(devices: list[Device]) -> None:
         await post(http, f"{one}/v1/pairing/open", {})
         _, closed = await post(http, f"{one}/v1/pairing/close", {})
         assert closed["window"] is None
+
+
+async def test_a_guest_opens_no_window(devices: list[Device]) -> None:
+    one, two = devices
+    code = read_secret(new_code())
+    assert one.peer.trust is not None
+    assert two.peer.trust is not None
+    await asyncio.to_thread(Invitations(one.peer.trust.folder).open_window, code, 600)
+    await pair_at(two.peer.trust, code, ("127.0.0.1", one.peer.port))
+    async with aiohttp.ClientSession() as http:
+        status, error = await post(http, f"{two.root}/v1/pairing/open", {})
+        assert status == 409
+        assert "limited time only" in error["error"]["message"]
+        status, _ = await post(http, f"{one.root}/v1/pairing/open", {})
+        assert status == 200
 
 
 async def test_where_nobody_is_found_the_page_names_its_own_field(

@@ -5,6 +5,7 @@ import { $, h, picture, s, say } from "./dom.js";
 
 const KEPT = "astra-mesh-window"; // the window that this page opened, until its tab is closed
 const REFRESH_MS = 1000;
+const SHORT_ID = 8; // digits of an id, as the command line shows it
 
 let timer = 0;
 let turn = 0; // counts what was asked and shown: an answer that was overtaken says nothing any more
@@ -114,8 +115,8 @@ function showStatus({ devices, window: state }) {
 
 function ended(state) {
   if (state?.came.length) return `Paired with ${state.came[0]}.`;
-  if (state) return "Three wrong codes were given, so the window is closed.";
-  return left > 2 ? "The window was closed; the code holds no more." : "Nobody came in time; the code holds no more.";
+  if (state && !state.tries_left) return "Three wrong codes were given, so the window is closed.";
+  return state || left > 2 ? "The window was closed; the code holds no more." : "Nobody came in time; the code holds no more.";
 }
 
 /** Made anew only if something changed, so that the focus stays. */
@@ -126,12 +127,17 @@ function list(element, devices) {
   element.replaceChildren(...devices.map(item));
 }
 
+/** Its name with the first digits of its id: names may be equal. */
+function called(device) {
+  return `${device.name} (${device.id.slice(0, SHORT_ID)})`;
+}
+
 function item(device) {
-  if (device.self) return h("li", {}, `${device.name} (this one)`);
-  const button = h("button", { type: "button", "aria-label": `Unpair ${device.name}` }, "Unpair");
+  if (device.self) return h("li", {}, `${called(device)}, this one`);
+  const button = h("button", { type: "button", "aria-label": `Unpair ${called(device)}` }, "Unpair");
   button.onclick = () => {
-    if (!confirm(`Shut ${device.name} out of the mesh, on all devices?`)) return;
+    if (!confirm(`Shut ${called(device)} out of the mesh, on all devices?`)) return;
     act(async () => showStatus(await json("/v1/pairing/unpair", { id: device.id })));
   };
-  return h("li", {}, `${device.name} `, button);
+  return h("li", {}, `${called(device)} `, button);
 }

@@ -24,7 +24,6 @@ class Clock:
 
 def test_without_a_window_nobody_comes_in(tmp_path: Path) -> None:
     assert Invitations(tmp_path).try_one(b"") is None
-    assert not Invitations(tmp_path).came_in(b"", "x", DEVICE)
 
 
 def test_one_window_takes_one_device(tmp_path: Path) -> None:
@@ -34,12 +33,55 @@ def test_one_window_takes_one_device(tmp_path: Path) -> None:
     found = invitations.try_one(b"")
     assert found is not None
     assert found.password == secret.password
-    assert invitations.came_in(b"", "phone", DEVICE)
+    assert invitations.prove(found)
     assert invitations.try_one(b"") is None
-    assert not invitations.came_in(b"", "another", DEVICE)
+    assert not invitations.prove(found)
+    window = invitations.window()
+    assert window is not None
+    assert not window.came, "it is coming in, no more"
+    invitations.came_in(found, "phone", DEVICE)
     window = invitations.window()
     assert window is not None
     assert (window.came, window.devices) == (["phone"], [DEVICE])
+
+
+def test_who_did_not_come_in_after_all_leaves_room_for_another(tmp_path: Path) -> None:
+    invitations = Invitations(tmp_path)
+    opened = invitations.open_window(read_secret(new_code()))
+    assert invitations.try_one(b"") is not None
+    assert invitations.prove(opened)
+    invitations.give_back(opened)
+    window = invitations.window()
+    assert window is not None
+    assert (window.uses, window.tries, window.came) == (1, limits.PAIR_TRIES, [])
+
+
+def test_a_newer_window_has_nothing_to_do_with_an_older_one(tmp_path: Path) -> None:
+    invitations = Invitations(tmp_path)
+    older = invitations.open_window(read_secret(new_code()))
+    newer = invitations.open_window(read_secret(new_code()))
+    assert not invitations.prove(older)
+    invitations.came_in(older, "phone", DEVICE)
+    invitations.give_back(older)
+    invitations.refuse(older, "no")
+    invitations.close_own(older)
+    assert invitations.window() == newer
+    invitations.close_own(newer)
+    assert invitations.window() is None
+
+
+def test_a_refused_window_is_over_and_a_key_is_not(tmp_path: Path) -> None:
+    invitations, key = Invitations(tmp_path), read_secret(new_key())
+    opened = invitations.open_window(read_secret(new_code()))
+    invitations.open_key(key, 60)
+    invitations.refuse(opened, "no")
+    window, by_key = invitations.window(), invitations.window(key.id)
+    assert window is not None
+    assert by_key is not None
+    assert window.refused == "no"
+    assert invitations.try_one(b"") is None
+    invitations.refuse(by_key, "no")
+    assert invitations.try_one(key.id) is not None
 
 
 def test_three_wrong_tries_close_it(tmp_path: Path) -> None:
@@ -77,7 +119,8 @@ def test_a_key_is_used_once_unless_told_otherwise(tmp_path: Path) -> None:
         found = invitations.try_one(twice.id)
         assert found is not None
         assert found.member_s == 5
-        assert invitations.came_in(twice.id, "board", DEVICE)
+        assert invitations.prove(found)
+        invitations.came_in(found, "board", DEVICE)
     assert invitations.try_one(twice.id) is None
     assert invitations.try_one(once.id) is not None
     clock.now += 60

@@ -1,0 +1,43 @@
+"""What ``pair`` refuses before it does anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from astra_mesh.cli.app import app
+from astra_mesh.mesh.codes import new_code
+from astra_mesh.mesh.invitations import FILE_NAME
+
+
+@pytest.fixture(autouse=True)
+def _trust(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ASTRA_MESH_TRUST", str(tmp_path / "trust"))
+
+
+def call(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["pair", *arguments], env={"COLUMNS": "100"})
+
+
+def test_a_limit_goes_with_the_side_that_shows_a_code() -> None:
+    result = call(new_code(), "--at", "127.0.0.1:1", "--for", "1m")
+    assert result.exit_code == 2
+    assert "--for goes with showing a code" in result.stderr
+
+
+@pytest.mark.parametrize("key", [(), ("--join-key",)])
+@pytest.mark.parametrize("option", ["--for", "--valid"])
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [("0s", "over at once"), ("000d", "over at once"), ("", "no time"), ("-1m", "no time")],
+)
+def test_no_time_at_all_is_refused(
+    tmp_path: Path, key: tuple[str, ...], option: str, text: str, why: str
+) -> None:
+    result = call(*key, f"{option}={text}")
+    assert result.exit_code == 2
+    assert f"{option} '{text}' is" in result.stderr
+    assert why in result.stderr
+    assert not (tmp_path / "trust" / FILE_NAME).exists()
