@@ -229,6 +229,14 @@ API_BODY_BYTES: Final = 7 * MIB
 API_IMAGE_BODY_BYTES: Final = 14 * MIB  # IMAGE_BYTES in base64 are 13.4 MiB
 API_BODIES_BYTES: Final = 64 * MIB  # of all requests that are being read or answered at once
 API_BODY_S: Final = 30.0  # a body that comes slower than 14 MiB in this is refused
+# Connections, with or without a request: each takes one of the 1,024 descriptors that Linux gives a
+# process, as does each of LINKS.
+API_CONNECTIONS: Final = 256
+# Of these of one address: a browser opens 6 to one site, OpenAI's client one for each request.
+API_CONNECTIONS_PER_HOST: Final = 64
+# This machine's own programs, pages and proxy; another host's share is left.
+API_CONNECTIONS_LOOPBACK: Final = 192
+API_HEADER_S: Final = 10.0  # from the connection to the end of its first request's header
 API_REQUESTS: Final = 64  # being read or answered at once, as many as a peer takes; then "busy"
 API_REQUEST_S: Final = 600.0  # one request in all: 4,096 new tokens at 7 a second
 API_KEEPALIVE_S: Final = 10.0  # a stream without news says so: proxies give up after 30 to 60 s

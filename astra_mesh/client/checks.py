@@ -19,6 +19,7 @@ from typing import Final
 from astra_mesh import limits
 from astra_mesh._version import __version__
 from astra_mesh.client.addresses import DEFAULT_PORT
+from astra_mesh.client.keys import mend_modes
 from astra_mesh.client.reach import who_answers
 from astra_mesh.errors import AstraMeshError, PortInUseError
 from astra_mesh.mesh.connect import Address, show_address
@@ -198,12 +199,22 @@ def _active_firewalls() -> list[tuple[str, str]]:
 
 
 async def _keys() -> list[Finding]:
-    trust = await asyncio.to_thread(Trust.open)
+    return await asyncio.to_thread(_look_at_keys)
+
+
+def _look_at_keys() -> list[Finding]:
+    mended, failed = mend_modes()  # before they are loaded, which mends too
+    found = [_bad("keys", text) for text in failed]
+    if mended:
+        advice = "If others use this machine, delete the keys and pair anew: they may have copies"
+        found.append(_note("keys", f"{'; '.join(mended)}. {advice}"))
+    trust = Trust.open()
     key = trust.folder / DEVICE_FILE_NAME
     mode, owner = (status := key.stat()).st_mode & 0o777, status.st_uid
     if os.name == "posix" and (mode & 0o077 or owner != os.getuid()):
-        return [_bad("keys", f"{key} has mode {mode:04o}: `chmod 600` it, and pair anew")]
-    return [_fine("keys", f"only this user can read {key}; device {trust.device.id[:8]}")]
+        found.append(_bad("keys", f"{key} has mode {mode:04o}: `chmod 600` it, and pair anew"))
+    text = f"only this user can read {key}; device {trust.device.id[:8]}"
+    return found or [_fine("keys", text)]
 
 
 async def _numbers() -> list[Finding]:

@@ -2,65 +2,16 @@
 
 from __future__ import annotations
 
-import getpass
 import json
 import os
 import platform
-import re
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from astra_mesh.client.checks import Finding, versions
-
-_IPV4: Final = re.compile(r"\b\d{1,3}(?:\.\d{1,3}){3}\b")
-_IPV6: Final = re.compile(r"(?<![\w:])(?:[0-9a-f]{0,4}:){2,7}[0-9a-f]{0,4}(?:%\w+)?(?![\w:])", re.I)
-_ID: Final = re.compile(r"\b[0-9a-f]{16,}\b")
-_KEY: Final = re.compile(r"-----BEGIN [A-Z ]+-----.*?-----END [A-Z ]+-----|\bamk-[a-z2-7]+", re.S)
-_HOME: Final = re.compile(r"(?:/home|/Users)/[^/\s\"']+|/root\b")
-_SHORT: Final = 3  # names of fewer characters would hit ordinary words
-
-
-class Redactor:
-    """Replaces what says who and where, the same by the same.
-
-    Args:
-        names: Of people, machines and devices.
-    """
-
-    def __init__(self, names: Iterable[str] = ()) -> None:
-        own = [platform.node(), platform.node().partition(".")[0], _user()]
-        self._names = sorted({n for n in (*own, *names) if len(n) >= _SHORT}, key=len, reverse=True)
-        self._known: dict[str, str] = {}
-
-    def text(self, text: str) -> str:
-        """A text without them."""
-        text = _KEY.sub("[key]", text)
-        text = _HOME.sub("~", text.replace(str(Path.home()), "~"))
-        for name in self._names:
-            text = re.sub(
-                rf"(?<!\w){re.escape(name)}(?!\w)", lambda m: self._as("name", m[0]), text
-            )
-        text = _ID.sub(lambda match: match[0][:8], text)
-        text = _IPV4.sub(lambda match: self._as("address", match[0]), text)
-        return _IPV6.sub(lambda match: self._as("address", match[0]), text)
-
-    def value(self, value: Any) -> Any:
-        """The same for all texts in a value of JSON."""
-        if isinstance(value, str):
-            return self.text(value)
-        if isinstance(value, Mapping):
-            return {self.text(str(key)): self.value(one) for key, one in value.items()}
-        if isinstance(value, list | tuple):
-            return [self.value(one) for one in value]
-        return value
-
-    def _as(self, kind: str, text: str) -> str:
-        if text.startswith(("127.", "0.0.0.0")) or text in ("::", "::1"):
-            return text
-        number = sum(1 for known in self._known.values() if known.startswith(kind)) + 1
-        return self._known.setdefault(text, f"{kind}-{number}")
+from astra_mesh.client.redactor import Redactor
 
 
 def write_archive(
@@ -90,10 +41,3 @@ def write_archive(
             text = json.dumps(redactor.value(document), indent=2, ensure_ascii=False)
             archive.writestr(name, text + "\n")
     return list(documents)
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return ""

@@ -11,14 +11,13 @@ import asyncio
 import logging
 import socket
 import ssl
-from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
 from astra_mesh import limits
 from astra_mesh.mesh.listening import close_all, port_of
+from astra_mesh.mesh.room import Room
 from astra_mesh.mesh.trust import Known
 
 log = logging.getLogger(__name__)
@@ -60,8 +59,8 @@ class Doorman:
         self._waits = waits or Waits()
         self._sockets: Sequence[socket.socket] = ()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._greeting = _Room(limits.HANDSHAKES, limits.HANDSHAKES_PER_HOST)
-        self._pairing = _Room(limits.PAIR_CONNECTIONS, limits.PAIR_CONNECTIONS)
+        self._greeting = _room(limits.HANDSHAKES, limits.HANDSHAKES_PER_HOST)
+        self._pairing = _room(limits.PAIR_CONNECTIONS, limits.PAIR_CONNECTIONS)
         self._late: dict[asyncio.BaseTransport, asyncio.TimerHandle] = {}
 
     @property
@@ -121,7 +120,9 @@ class Doorman:
                 continue
             host = str(address[0]) if isinstance(address, tuple) else ""
             taken = _Taken(connection)
-            self._greeting.enter(self._start(self._greet(taken), taken.close), host)
+            task = self._start(self._greet(taken), taken.close)
+            task.add_done_callback(self._greeting.leave)
+            self._greeting.enter(task, host)
 
     async def _greet(self, taken: _Taken) -> None:
         """TLS; what follows it begins in :meth:`_enter`."""
@@ -157,6 +158,7 @@ class Doorman:
             host = str(name[0]) if isinstance(name, tuple) else ""
             reader, writer = _streams(transport)
             task = self._start(self._serve_pairing(reader, writer), lambda: abandon(writer))
+            task.add_done_callback(self._pairing.leave)
             self._pairing.enter(task, host)
         else:
             transport.abort()
@@ -225,30 +227,8 @@ class _Usher(asyncio.Protocol):
         self._enter(transport)  # type: ignore[arg-type]  # uvloop's are no subclasses
 
 
-class _Room:
-    """Tasks of strangers, not more than so many: the oldest of the busiest host goes first."""
-
-    def __init__(self, most: int, most_per_host: int) -> None:
-        self._most, self._most_per_host = most, most_per_host
-        self._tasks: dict[asyncio.Task[None], str] = {}
-
-    def enter(self, task: asyncio.Task[None], host: str) -> None:
-        self._tasks[task] = host
-        task.add_done_callback(self._leave)
-        counts = Counter(self._tasks.values())
-        if counts[host] > self._most_per_host:
-            self._evict(host)
-        elif len(self._tasks) > self._most:
-            self._evict(counts.most_common(1)[0][0])
-
-    def _evict(self, host: str) -> None:
-        oldest = next(task for task, of in self._tasks.items() if of == host)
-        self._leave(oldest)
-        oldest.cancel()
-
-    def _leave(self, task: asyncio.Task[None]) -> None:
-        with suppress(KeyError):
-            del self._tasks[task]
+def _room(most: int, most_of_host: int) -> Room[asyncio.Task[None]]:
+    return Room(most, lambda _: most_of_host, asyncio.Task.cancel)
 
 
 def abandon(writer: asyncio.StreamWriter) -> None:

@@ -23,6 +23,7 @@ class ApiConfig:
         keepalive_s: A stream without news sends a comment after so long.
         request_s: The longest that one request may take.
         write_s: A reader of a stream that takes nothing for so long is dropped.
+        header_s: The longest that the header of a connection's first request may take to come.
         body_s: The longest that the body of a request may take to come.
     """
 
@@ -32,6 +33,7 @@ class ApiConfig:
     keepalive_s: float = limits.API_KEEPALIVE_S
     request_s: float = limits.API_REQUEST_S
     write_s: float = limits.API_WRITE_S
+    header_s: float = limits.API_HEADER_S
     body_s: float = limits.API_BODY_S
 
     def __post_init__(self) -> None:

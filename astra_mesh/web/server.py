@@ -14,6 +14,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Final
 
 from aiohttp import web
@@ -23,6 +24,7 @@ from aiohttp.typedefs import Middleware
 from astra_mesh import limits
 from astra_mesh.errors import MeshError, PortInUseError
 from astra_mesh.mesh.connect import show_address
+from astra_mesh.mesh.listening import port_of
 from astra_mesh.peer import Peer
 from astra_mesh.peer.places import own_address
 from astra_mesh.web import (
@@ -41,6 +43,7 @@ from astra_mesh.web import (
 )
 from astra_mesh.web.body import check_kind, expected_bytes, read_body
 from astra_mesh.web.config import DEFAULT_PORT, LOOPBACK, ApiConfig
+from astra_mesh.web.crowd import Crowd
 from astra_mesh.web.door import Door
 from astra_mesh.web.errors import ApiError, api_error, busy
 from astra_mesh.web.guard import Guard
@@ -73,8 +76,9 @@ class ApiServer:
     def __init__(self, peer: Peer, config: ApiConfig) -> None:
         self.config = config
         self.port = 0
-        self._state = State(peer, config, Door(peer), Metrics())
+        self._state = State(peer, config, Door(peer), Metrics(), Crowd(config.header_s))
         self._runner: web.AppRunner | None = None
+        self._listeners: list[asyncio.Server] = []
 
     @property
     def url(self) -> str:
@@ -100,7 +104,7 @@ class ApiServer:
         )
         try:
             await self._runner.setup()
-            await self._listen(self._runner)
+            await self._listen()
         except BaseException:
             await self.stop()
             raise
@@ -108,6 +112,9 @@ class ApiServer:
     async def stop(self) -> None:
         """Stop listening; requests that run end. May be called twice."""
         runner, self._runner = self._runner, None
+        listeners, self._listeners = self._listeners, []
+        for one in listeners:
+            one.close()
         try:
             if runner is not None:
                 await runner.cleanup()
@@ -120,24 +127,37 @@ class ApiServer:
             return LOOPBACK
         return (self._state.peer.config.listen,)
 
-    async def _listen(self, runner: web.AppRunner) -> None:
+    async def _listen(self) -> None:
         wanted = self.config.port
         try:
-            await self._bind(runner, DEFAULT_PORT if wanted is None else wanted)
+            await self._bind(DEFAULT_PORT if wanted is None else wanted)
         except PortInUseError:
             if wanted is not None:
                 await check_own_port(own_address(self._hosts()[0], wanted))
                 raise
-            await self._bind(runner, 0)
+            await self._bind(0)
 
-    async def _bind(self, runner: web.AppRunner, port: int) -> None:
+    async def _bind(self, port: int) -> None:
         first, *others = self._hosts()
-        self.port = await _open(runner, first, port)
+        self.port = await self._open(first, port)
         for host in others:
             try:
-                await _open(runner, host, self.port)
+                await self._open(host, self.port)
             except MeshError as error:  # a machine without IPv6, or a port that is taken there
                 log.debug("the API: %s", error.message)
+
+    async def _open(self, host: str | None, port: int) -> int:
+        """Listen there; on which port."""
+        assert self._runner is not None
+        serve = self._runner.server
+        assert serve is not None
+        loop, protocol = asyncio.get_running_loop(), partial(self._state.crowd.protocol, serve)
+        try:
+            listener = await loop.create_server(protocol, host, port, reuse_address=True)
+        except OSError as error:
+            raise _no_port(host, port, error) from error
+        self._listeners.append(listener)
+        return port_of(listener.sockets[0])
 
 
 def _http_log() -> logging.Logger:
@@ -152,22 +172,14 @@ def _is_bad_http(record: logging.LogRecord) -> bool:
     return record.exc_info is not None and isinstance(record.exc_info[1], HttpProcessingError)
 
 
-async def _open(runner: web.AppRunner, host: str | None, port: int) -> int:
-    site = web.TCPSite(runner, host, port, reuse_address=True)
-    known = set(map(str, runner.addresses))
-    try:
-        await site.start()
-    except OSError as error:
-        await site.stop()
-        if error.errno == errno.EADDRINUSE:
-            raise PortInUseError(
-                f"port {port} of the API is taken by another program; choose another with "
-                "--api-port, or --api-port 0 for any free one"
-            ) from error
-        where = host or "all interfaces"
-        why = error.strerror or error
-        raise MeshError(f"the API cannot listen on {where}, port {port}: {why}") from error
-    return next(int(one[1]) for one in runner.addresses if str(one) not in known)
+def _no_port(host: str | None, port: int, error: OSError) -> MeshError:
+    if error.errno == errno.EADDRINUSE:
+        return PortInUseError(
+            f"port {port} of the API is taken by another program; choose another with "
+            "--api-port, or --api-port 0 for any free one"
+        )
+    where = host or "all interfaces"
+    return MeshError(f"the API cannot listen on {where}, port {port}: {error.strerror or error}")
 
 
 @asynccontextmanager
@@ -262,6 +274,8 @@ def _outer(state: State, guard: Guard) -> Middleware:
         counted = int(request.path not in _LONG)
         running += counted
         state.metrics.running.set(running)
+        transport = request.transport
+        state.crowd.asks(transport)
         try:
             guard.check(request.path, request.headers)
             if running > limits.API_REQUESTS:
@@ -276,6 +290,7 @@ def _outer(state: State, guard: Guard) -> Middleware:
             response = api_error(error).response()
             status = response.status
         finally:
+            state.crowd.asked(transport)
             running -= counted
             state.metrics.running.set(running)
             state.metrics.ended(_path_of(request), status, time.perf_counter() - began)

@@ -10,6 +10,7 @@ from aiohttp import web
 from astra_mesh.peer import Peer
 from astra_mesh.web.body import Budget
 from astra_mesh.web.config import ApiConfig
+from astra_mesh.web.crowd import Crowd
 from astra_mesh.web.door import Door
 from astra_mesh.web.metrics import Metrics
 from astra_mesh.web.templates import Templates
@@ -23,6 +24,7 @@ class State:
     config: ApiConfig
     door: Door
     metrics: Metrics
+    crowd: Crowd
     templates: Templates = field(default_factory=Templates)
     budget: Budget = field(default_factory=Budget)
     pages: int = 0  # that look on

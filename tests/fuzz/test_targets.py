@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,15 @@ def test_the_same_seed_gives_the_same_inputs() -> None:
     assert first(1) == first(1) != first(2)
     assert len(set(first(1))) > 300
     assert max(map(len, first(1))) <= 64 * 1024
+
+
+@pytest.mark.skipif(find_spec("atheris") is not None, reason="Atheris is installed")
+def test_without_atheris_a_sentence_says_so() -> None:
+    command = [sys.executable, "-m", "tools.fuzz", "--atheris", "--target", "address"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 1
+    assert "not installed" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_two_processes_share_the_inputs() -> None:

@@ -420,7 +420,7 @@ async def test_a_flood_of_connections_leaves_room_for_members(tmp_path: Path) ->
         keeper = peer._links
         assert keeper is not None
         assert keeper._doorman is not None
-        assert len(keeper._doorman._greeting._tasks) <= limits.HANDSHAKES_PER_HOST
+        assert len(keeper._doorman._greeting) <= limits.HANDSHAKES_PER_HOST
 
 
 async def test_one_device_cannot_take_all_links(
@@ -487,7 +487,7 @@ async def test_a_flood_of_pairings_is_bounded(tmp_path: Path) -> None:
         keeper = peer._links
         assert keeper is not None
         assert keeper._doorman is not None
-        assert len(keeper._doorman._pairing._tasks) <= limits.PAIR_CONNECTIONS
+        assert len(keeper._doorman._pairing) <= limits.PAIR_CONNECTIONS
 
 
 async def test_a_port_without_tls_is_no_peers_port() -> None:

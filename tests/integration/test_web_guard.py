@@ -76,8 +76,9 @@ async def test_with_a_token_only_who_shows_it_may_ask(models: Path) -> None:
 
 async def test_without_a_token_it_listens_on_loopback_only(models: Path) -> None:
     async with live(models, 1) as on:
-        assert on.server._runner is not None
-        assert {address[0] for address in on.server._runner.addresses} <= {"127.0.0.1", "::1"}
+        found = [one for listener in on.server._listeners for one in listener.sockets]
+        assert found
+        assert {one.getsockname()[0] for one in found} <= {"127.0.0.1", "::1"}
 
 
 # --- the description ------------------------------------------------------------------------------

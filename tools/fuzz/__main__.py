@@ -12,8 +12,10 @@ import sys
 from collections.abc import Sequence
 
 if "--atheris" in sys.argv:  # it sees only what is imported under its eyes
-    import atheris  # type: ignore[import-not-found, unused-ignore]
-
+    try:
+        import atheris  # type: ignore[import-not-found, unused-ignore]
+    except ImportError:
+        sys.exit("--atheris: Atheris is not installed (pip install atheris); leave it out to fuzz")
     with atheris.instrument_imports(include=["astra_mesh"]):
         from tools.fuzz.targets import TARGETS, Target
 else:

@@ -1,13 +1,17 @@
 """The archive for others: what is taken out of it."""
 
 import json
+import platform
 import zipfile
 from pathlib import Path
 
+import platformdirs
 import pytest
 
+import astra_mesh
 from astra_mesh.client.checks import Finding, Level, free_bytes, versions
-from astra_mesh.client.diagnostics import Redactor, write_archive
+from astra_mesh.client.diagnostics import write_archive
+from astra_mesh.client.redactor import Redactor
 from astra_mesh.mesh.codes import new_key
 from astra_mesh.mesh.identity import DeviceKey
 
@@ -16,6 +20,19 @@ SECRETS = {
     "an address of version 6": "fe80::1c2d:3e4f:5a6b:7c8d%eth0",
     "a home": "/home/margarete",
     "a home on macOS": "/Users/margarete",
+    "a folder": "/srv/secret-project",
+    "a folder with a space": "/srv/secret project/x",
+    "a folder at home": "~/secret-project",
+    "another user's folder": "~margarete/x",
+    "a folder of Windows": r"C:\Users\bob",
+    "one with a space": r"C:\Program Files\secret",
+    "one with slashes": "D:/secret",
+    "a share": r"\\server\secret",
+    "a host": "desktop.fritz.box",
+    "a host of two labels": "kitchen.local",
+    "a login": "user:pw@host",
+    "a login with other signs": "user:p@ss:w@desk.lan",
+    "a mail address": "bob@example.com",
     "a device": "kitchen-pi",
     "a key": DeviceKey.new().pem().decode(),
     "a join key": new_key(),
@@ -31,6 +48,29 @@ def test_what_says_who_and_where_goes(secret: str) -> None:
         assert redactor.text(text)[:1] == text[:1] or text == secret
 
 
+@pytest.mark.parametrize("name", ["vm", "pi", "x", "Bob's phone", "(ok)"])
+def test_names_go_as_whole_words_however_short(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "node", lambda: f"{name}.lan")
+    for redactor in (Redactor(), Redactor([name])):
+        text = redactor.text(f"{name} lost {name}: {name.upper()}. Spin vmx.")
+        assert text == "name-1 lost name-1: name-1. Spin vmx."
+        assert redactor.text(f"at {name}.lan:7475") == "at name-2:7475"
+
+
+def test_a_login_in_a_url_goes_with_its_password() -> None:
+    text = Redactor().text("http://bob:p/w@desk.lan:7476/v1 and http://u:pw@[fe80::1%eth0]:80")
+    assert text == "http://login-1:7476/v1 and http://login-2:80"
+
+
+def test_paths_of_the_program_stay_without_where_it_is() -> None:
+    file, state = Path(astra_mesh.__file__), platformdirs.user_state_path("astra-mesh")
+    text = Redactor().text(f"{file}: {state}/trust/device.pem, {Path(json.__file__)}")
+    assert text == ("[astra_mesh]/__init__.py: [state]/trust/device.pem, [python]/json/__init__.py")
+    beside = file.parent.parent / "secret.txt"
+    assert Redactor().text(f"file://{beside}") == "file://path-1"
+    assert Redactor().text(f"{file.parent}-secret/x") == "path-1"
+
+
 def test_the_same_by_the_same() -> None:
     redactor = Redactor(["kitchen-pi"])
     text = redactor.text("kitchen-pi at 10.0.0.7 lost 10.0.0.8, kitchen-pi is at 10.0.0.7")
@@ -38,8 +78,13 @@ def test_the_same_by_the_same() -> None:
 
 
 def test_what_helps_stays() -> None:
-    text = "torch 2.13.0+cpu, 12:30, 127.0.0.1, port 7475: no peer"
-    assert Redactor().text(text) == text
+    for text in (
+        "torch 2.13.0+cpu, 12:30, 127.0.0.1, port 7475: no peer",
+        "Linux-6.8.0-45-generic-x86_64-with-glibc2.36; 1/2 and/or 12.5 MiB, bf16 0.61x",
+        "asyncio.TimeoutError in astra_mesh.peer.local: model.safetensors, Qwen/Qwen2.5-0.5B",
+        "firewall: `ufw allow 7475/tcp` lets peers in. Pair by address: --at HOST:PORT",
+    ):
+        assert Redactor().text(text) == text
 
 
 def test_the_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

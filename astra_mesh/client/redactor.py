@@ -1,0 +1,113 @@
+"""What says who and where is replaced in texts that others will see."""
+
+from __future__ import annotations
+
+import getpass
+import platform
+import re
+import sysconfig
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import platformdirs
+
+from astra_mesh.client.checks import PACKAGES
+
+_IPV4: Final = re.compile(r"\b\d{1,3}(?:\.\d{1,3}){3}\b")
+_IPV6: Final = re.compile(r"(?<![\w:])(?:[0-9a-f]{0,4}:){2,7}[0-9a-f]{0,4}(?:%\w+)?(?![\w:])", re.I)
+_ID: Final = re.compile(r"\b[0-9a-f]{16,}\b")
+_KEY: Final = re.compile(r"-----BEGIN [A-Z ]+-----.*?-----END [A-Z ]+-----|\bamk-[a-z2-7]+", re.S)
+# user:password@host, with what stands between :// and the last @ of an address
+_LOGIN: Final = re.compile(
+    r"(?:(?<=://)[^\s\"'<>]+|[^\s\"'<>()\[\]/]+)@(?:\[[0-9a-f:.]+(?:%\w+)?\]|[\w.-]+)", re.I
+)
+# A path goes on after a space if what follows has a separator too: "/srv/my project/x".
+_PATH: Final = re.compile(
+    r"(?:(?<=file://)|(?<![\w.~/\\]))(?:~?/(?!/)|~(?=[\w-]+/))[^\s\"'`,;:()<>|]*"
+    r"(?: [^\s\"'`,;:()<>|/]+/[^\s\"'`,;:()<>|]*)*"
+)
+_WINDOWS_PATH: Final = re.compile(
+    r"(?:(?<!\w)[a-z]:[\\/]|(?<!\\)\\\\(?=[\w.?]))[^\s\"'`,;()<>|]*"
+    r"(?: [^\s\"'`,;()<>|\\]+\\[^\s\"'`,;()<>|]*)*",
+    re.I,
+)
+_HOST: Final = re.compile(
+    r"(?<![\w.-])[\w-]+(?:\.[\w-]+)*\.(?:[a-z]{2,}|xn--[\w-]+)(?![\w-])", re.I
+)
+_MODULES: Final = ("astra_mesh", "_astra-mesh", "asyncio", *PACKAGES)  # have dots, as hosts have
+_FILES: Final = frozenset({"gguf", "json", "pem", "py", "safetensors", "service"})
+
+
+class Redactor:
+    """Replaces what says who and where, the same by the same.
+
+    Args:
+        names: Of people, machines and devices.
+    """
+
+    def __init__(self, names: Iterable[str] = ()) -> None:
+        own = (platform.node(), platform.node().partition(".")[0], _user())
+        found = sorted({n for n in (*own, *names) if n.strip()}, key=len, reverse=True)
+        any_of = "|".join(map(re.escape, found))
+        self._names = re.compile(rf"(?<!\w)(?:{any_of})(?!\w)", re.I) if found else None
+        self._folders = _own_folders()
+        self._known: dict[str, str] = {}
+
+    def text(self, text: str) -> str:
+        """A text without them."""
+        text = _KEY.sub("[key]", text)
+        text = _LOGIN.sub(lambda match: self._as("login", match[0]), text)
+        text = _WINDOWS_PATH.sub(self._path, text)
+        text = _PATH.sub(self._path, text)
+        if self._names is not None:
+            text = self._names.sub(lambda match: self._as("name", match[0]), text)
+        text = _HOST.sub(self._host, text)
+        text = _ID.sub(lambda match: match[0][:8], text)
+        text = _IPV4.sub(lambda match: self._as("address", match[0]), text)
+        return _IPV6.sub(lambda match: self._as("address", match[0]), text)
+
+    def value(self, value: Any) -> Any:
+        """The same for all texts in a value of JSON."""
+        if isinstance(value, str):
+            return self.text(value)
+        if isinstance(value, Mapping):
+            return {self.text(str(key)): self.value(one) for key, one in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.value(one) for one in value]
+        return value
+
+    def _path(self, match: re.Match[str]) -> str:
+        for folder, shown in self._folders:
+            rest = match[0].removeprefix(folder)
+            if rest != match[0] and rest[:1] in ("", "/", "\\"):
+                return shown + rest
+        return self._as("path", match[0])
+
+    def _host(self, match: re.Match[str]) -> str:
+        known = match[0].split(".")[0] in _MODULES or match[0].rpartition(".")[2] in _FILES
+        return match[0] if known else self._as("host", match[0])
+
+    def _as(self, kind: str, text: str) -> str:
+        if text.startswith(("127.", "0.0.0.0")) or text in ("::", "::1"):
+            return text
+        number = sum(1 for known in self._known.values() if known.startswith(kind)) + 1
+        return self._known.setdefault(text.casefold(), f"{kind}-{number}")
+
+
+def _own_folders() -> list[tuple[str, str]]:
+    """Of this program and of Python, and what they are shown as; the longest first."""
+    found = {str(path): "[python]" for path in sysconfig.get_paths().values()}
+    found[str(Path(__file__).parents[1])] = "[astra_mesh]"
+    for kind in ("state", "data", "cache", "config"):
+        path = getattr(platformdirs, f"user_{kind}_path")("astra-mesh")
+        found[str(path)] = f"[{kind}]"
+    del found[sysconfig.get_path("data")]  # /usr, or the folder of the environment
+    return sorted(found.items(), key=lambda one: len(one[0]), reverse=True)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return ""
