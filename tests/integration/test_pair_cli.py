@@ -16,6 +16,7 @@ import pytest
 from astra_mesh.mesh.invitations import Invitations
 from tests.timings import patient
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]  # programs that start programs
 WAIT_S = 60.0
 
 
