@@ -82,7 +82,7 @@ SHUN_S: Final = 600.0  # who sent false codes is in no plan for so long
 MAKE_TABLES_S: Final = 0.2  # idle for so long, a peer makes the tables that requests went without
 # Idle for so long, it gives memory back; getting 50 MiB anew costs the next request 15 ms.
 GIVE_BACK_S: Final = 2.0
-GIVE_BACK_BUSY_S: Final = 60.0  # never idle, it does so this often (9 ms): 20 MiB more an hour else
+GIVE_BACK_BUSY_S: Final = 60.0  # never idle, it does so this often; what lost peers left stays else
 EARLY_CODES_BYTES: Final = 4 * MIB  # codes that overtake their proposal (other link), per link
 EARLY_CODES_S: Final = 10.0  # kept so long, then dropped
 
