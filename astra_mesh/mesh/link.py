@@ -154,9 +154,9 @@ class Link:
         """Nothing more is wanted for a request on this link."""
         self.session.end(request)
 
-    def refuse(self, reason: Reason, text: str = "") -> None:
-        """End the link with a named reason; :meth:`run` returns soon after."""
-        self.session.refuse(reason, text)
+    def refuse(self, reason: Reason, text: str = "", error: MeshError | None = None) -> None:
+        """End the link with a named reason; :meth:`run` returns ``error`` soon after."""
+        self.session.refuse(reason, text, error)
         self._changed()
 
     async def close(self, text: str = "") -> None:
@@ -304,7 +304,8 @@ class Link:
             elif message.type in (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED):
                 self.session.lost("the connection was closed without a goodbye")
             else:
-                self.session.refuse(Reason.BAD_MESSAGE, "a frame that is not binary")
+                text = "a frame that is not binary"
+                self.session.refuse(Reason.BAD_MESSAGE, text, ProtocolError(text))
             self._changed()
             frames += 1
             if frames % _FAIR_FRAMES == 0:

@@ -176,7 +176,7 @@ class Requests:
             try:
                 exchange.take(sender, message)
             except ProtocolError as error:
-                link.refuse(Reason.BAD_MESSAGE, sanitise(error.message))
+                link.refuse(Reason.BAD_MESSAGE, error.message, error)
             link.consumed(message)
 
     def _close_exchange(self, request: RequestId) -> None:

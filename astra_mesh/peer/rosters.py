@@ -52,7 +52,7 @@ class Rosters:
                 taken = roster
                 await self._security.take(roster, known.device, self._on_change)
         except ProtocolError as error:
-            link.refuse(Reason.BAD_MESSAGE, error.message)
+            link.refuse(Reason.BAD_MESSAGE, error.message, error)
         except MeshError as error:
             log.error("%s", error.message)
         finally:

@@ -64,6 +64,8 @@ class Hostile:
         shard = self.shard(propose)
         start = max(shard.start, 1) if propose.plan.class_token == "distributed" else shard.start
         count = shard.stop - start
+        if not count:
+            return
         data = bytes(4 * WIDTH * count)
         for block in range(1, BLOCKS):
             self.link.send(Codes(propose.request, block, 0, start, count, data))

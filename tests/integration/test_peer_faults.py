@@ -408,14 +408,18 @@ BAD_CODES: dict[str, Callable[[Hostile, Propose], list[Codes | Pooled]]] = {
 }
 
 
+@pytest.mark.parametrize("when", ["in time", "before the request is open"])
 @pytest.mark.parametrize("kind", BAD_CODES)
 async def test_bad_codes_end_the_link_by_name_and_not_the_request(
-    models: Path, alone: list[int], caplog: pytest.LogCaptureFixture, kind: str
+    models: Path, alone: list[int], caplog: pytest.LogCaptureFixture, kind: str, when: str
 ) -> None:
     def attack(one: Hostile, propose: Propose) -> None:
-        one.accept(propose)
+        if when == "in time":
+            one.accept(propose)
         for message in BAD_CODES[kind](one, propose):
             one.link.send(message)
+        if when != "in time":
+            one.accept(propose)
 
     await _attacked(models, caplog, attack, lambda client: ask_words(client), alone)
 
