@@ -62,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     soaking = commands.add_parser("soak", help="requests for an hour while peers are killed")
     soaking.add_argument("--minutes", type=float, default=60.0)
     soaking.add_argument("--devices", type=int, default=8, choices=range(2, 9), metavar="2..8")
+    soaking.add_argument("--table", type=Path, help="write what was seen to this file, as JSON")
     commands.add_parser("measure", help="how exact rates, delays, losses and quotas are here")
     commands.add_parser("sweep", help="remove what a killed laboratory left")
     return parser
@@ -114,6 +115,8 @@ def _soak(parsed: argparse.Namespace) -> int:
     from tools.lab import soak  # imports torch
 
     found = soak.soak(parsed.minutes, parsed.devices, _say)
+    if parsed.table is not None:
+        parsed.table.write_text(json.dumps(found.as_document()) + "\n", encoding="utf-8")
     print(soak.summary(found), flush=True)
     broken = soak.findings(found)
     for text in broken:

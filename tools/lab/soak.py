@@ -5,12 +5,15 @@ python -m tools.lab soak --minutes 60
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+from astra_mesh import limits
 from tools.lab.client import AskError
 from tools.lab.history import Held, held
 from tools.lab.house import House, Say
@@ -22,6 +25,8 @@ KILL_EVERY_S = 30.0
 DOWN_S = 6.0
 SAMPLE_S = 15.0
 PAUSE_S = 1.0  # between two requests of one device
+CALM_EVERY_S = 120.0  # nobody asks for a while, and what a peer holds then is its own
+CALM_S = limits.GIVE_BACK_S + 6.0
 WARM_UP_S = 600.0  # which does not count: caches fill, the allocator finds its size
 SLOPE_LEAST_S = 1200.0  # a shorter time has no slope: one page of noise is MiB an hour
 MORE_BYTES_PER_HOUR = 1 << 20
@@ -35,10 +40,35 @@ class Soaked:
     """What a soak saw."""
 
     samples: dict[str, list[tuple[float, Held]]] = field(default_factory=dict)  # s, what is held
+    calm: dict[str, list[tuple[float, Held]]] = field(default_factory=dict)  # while nobody asks
     answered: int = 0
     wrong: list[str] = field(default_factory=list)
     errors: dict[str, int] = field(default_factory=dict)  # by code
     kills: int = 0
+
+    def sample(self, house: House, names: Sequence[str], now: float, *, calm: bool) -> None:
+        """What the peers of ``names`` hold now."""
+        kept = self.calm if calm else self.samples
+        for name in names:
+            kept.setdefault(name, []).append((now, held(house.peers[name].process.pid)))
+
+    def as_document(self) -> dict[str, Any]:
+        """For a file: memory in MiB at seconds from the start."""
+
+        def of(samples: dict[str, list[tuple[float, Held]]]) -> dict[str, list[list[float]]]:
+            return {
+                name: [[round(at), round(one.memory_bytes / 2**20, 1)] for at, one in some]
+                for name, some in samples.items()
+            }
+
+        return {
+            "answered": self.answered,
+            "kills": self.kills,
+            "errors": self.errors,
+            "wrong": self.wrong,
+            "asked_mib": of(self.samples),
+            "calm_mib": of(self.calm),
+        }
 
 
 def soak(minutes: float, devices: int, say: Say) -> Soaked:
@@ -48,27 +78,38 @@ def soak(minutes: float, devices: int, say: Say) -> Soaked:
     device = Device(options=("--dtype", "fp32"))
     scenario = Scenario(devices=dict.fromkeys(names, device), offer=(MODEL,), meet_s=180.0)
     found, over, lock = Soaked(), threading.Event(), threading.Lock()
+    asking = threading.Event()
+    asking.set()
     with House(scenario, say, timelines=False) as house:
         threads = [
-            threading.Thread(target=_ask_on, args=(house, name, over, found, lock), daemon=True)
+            threading.Thread(
+                target=_ask_on, args=(house, name, over, asking, found, lock), daemon=True
+            )
             for name in names
         ]
         for thread in threads:
             thread.start()
         try:
-            _kill_on(house, kept, killed, 60.0 * minutes, found, say)
+            _kill_on(house, kept, killed, 60.0 * minutes, asking, found, say)
         finally:
             over.set()
+            asking.set()
             for thread in threads:
                 thread.join()
     return found
 
 
 def _ask_on(
-    house: House, device: str, over: threading.Event, found: Soaked, lock: threading.Lock
+    house: House,
+    device: str,
+    over: threading.Event,
+    asking: threading.Event,
+    found: Soaked,
+    lock: threading.Lock,
 ) -> None:
     source = random.Random(device)
     while not over.wait(PAUSE_S):
+        asking.wait()
         request = random_request(device, source)
         try:
             answer = house.ask(request)
@@ -92,17 +133,25 @@ def _kill_on(
     kept: Sequence[str],
     killed: Sequence[str],
     seconds: float,
+    asking: threading.Event,
     found: Soaked,
     say: Say,
 ) -> None:
     zero = time.monotonic()
     next_kill, next_sample, back = KILL_EVERY_S / 2, 0.0, list[tuple[float, str]]()
+    calm_from, calm_to = CALM_EVERY_S, math.inf
     while (now := time.monotonic() - zero) < seconds:
+        if now >= calm_from:
+            asking.clear()
+            calm_from, calm_to = calm_from + CALM_EVERY_S, now + CALM_S
+        if now >= calm_to:
+            found.sample(house, kept, now, calm=True)
+            asking.set()
+            calm_to = math.inf
         if now >= next_sample:
             next_sample += SAMPLE_S
-            for name in kept:
-                one = held(house.peers[name].process.pid)
-                found.samples.setdefault(name, []).append((now, one))
+            if asking.is_set():
+                found.sample(house, kept, now, calm=False)
         if back and now >= back[0][0]:
             house.start(back.pop(0)[1])
         if now >= next_kill:
@@ -119,7 +168,7 @@ def _kill_on(
 def findings(found: Soaked) -> list[str]:
     """What grew, or was answered wrongly; empty: nothing."""
     broken = list(found.wrong)
-    for name, samples in found.samples.items():
+    for name, samples in found.calm.items():
         steady = after_warm_up(samples)
         growth = hourly_bytes(steady)
         if growth is not None and growth > MORE_BYTES_PER_HOUR:
@@ -158,13 +207,17 @@ def slope(points: Sequence[tuple[float, float]]) -> float:
 def summary(found: Soaked) -> str:
     """What happened, a line for each peer that was watched."""
     lines = [f"{found.answered} answered, {found.kills} kills, errors {found.errors or 'none'}"]
-    for name, samples in found.samples.items():
+    for name, samples in found.calm.items():
         steady = after_warm_up(samples)
-        growth = hourly_bytes(steady)
-        told = f"{growth / 2**20:+.2f} MiB an hour" if growth is not None else TOO_SHORT
         first, last = steady[0][1], steady[-1][1]
         lines.append(
             f"{name}: {first.memory_bytes / 2**20:.1f} to {last.memory_bytes / 2**20:.1f} MiB "
-            f"({told}), {last.descriptors} descriptors, {last.threads} threads"
+            f"({_told(steady)}; {_told(after_warm_up(found.samples[name]))} while asked), "
+            f"{last.descriptors} descriptors, {last.threads} threads"
         )
     return "\n".join(lines)
+
+
+def _told(steady: Sequence[tuple[float, Held]]) -> str:
+    growth = hourly_bytes(steady)
+    return f"{growth / 2**20:+.2f} MiB an hour" if growth is not None else TOO_SHORT

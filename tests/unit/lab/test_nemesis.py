@@ -233,8 +233,8 @@ def test_growth_is_found() -> None:
         ]
 
     assert slope([(0, 1), (1, 3), (2, 5)]) == pytest.approx(2.0)
-    assert findings(Soaked(samples={"attic": samples(0.9 * 2**20 / 3600)})) == []
-    (found,) = findings(Soaked(samples={"attic": samples(1.2 * 2**20 / 3600)}))
+    assert findings(Soaked(calm={"attic": samples(0.9 * 2**20 / 3600)})) == []
+    (found,) = findings(Soaked(calm={"attic": samples(1.2 * 2**20 / 3600)}))
     assert found.startswith("attic grows by 1.2")
 
 
@@ -245,7 +245,7 @@ def test_only_a_long_soak_has_a_slope(minutes: int, judged: bool) -> None:
         (float(t), replace(HELD, memory_bytes=HELD.memory_bytes + (t << 19) // 60))
         for t in range(0, 60 * minutes + 1, 15)
     ]
-    found = Soaked(samples={"attic": samples})
+    found = Soaked(samples={"attic": samples}, calm={"attic": samples})
     assert bool(findings(found)) is judged
     assert ("not judged" in summary(found)) is not judged
 
@@ -255,4 +255,15 @@ def test_growth_while_it_warms_up_does_not_count() -> None:
         (float(t), replace(HELD, memory_bytes=HELD.memory_bytes + (min(t, 540) << 14)))
         for t in range(0, 3601, 15)
     ]
-    assert findings(Soaked(samples={"attic": samples})) == []
+    assert findings(Soaked(samples={"attic": samples}, calm={"attic": samples})) == []
+
+
+def test_what_swings_while_requests_run_is_no_growth() -> None:
+    swinging = [
+        (float(t), replace(HELD, memory_bytes=HELD.memory_bytes + t * 10_000))
+        for t in range(0, 3601, 15)
+    ]
+    calm = [(float(t), HELD) for t in range(120, 3601, 120)]
+    found = Soaked(samples={"attic": swinging}, calm={"attic": calm})
+    assert findings(found) == []
+    assert "+0.00 MiB an hour; +34.33 MiB an hour while asked" in summary(found)
