@@ -19,6 +19,8 @@ import aiohttp
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 PATH = next((found for name in NAMES if (found := shutil.which(name))), None)
 WAIT_S = 30.0
+CLICKS = 3
+STILL_S = 0.05  # that something does not move before it is clicked
 _EXPECTED = "No available adapters."  # what Chromium says where a page asks for a GPU in vain
 _FLAGS = (
     "--headless=new",
@@ -124,21 +126,42 @@ class Tab:
         return str(found)
 
     async def click(self, selector: str) -> None:
-        """A click of the mouse in the middle of an element, as a person would."""
-        place = f"""(() => {{
+        """A click of the mouse in the middle of an element, as a person would: once it stands
+        still, and again where it moved away under the mouse."""
+        for _ in range(CLICKS):
+            x, y = await self._place(selector)
+            for kind in ("mousePressed", "mouseReleased"):
+                await self.call(
+                    "Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1
+                )
+            if not await self.eval("window.pressedElse"):
+                return
+        raise AssertionError(f"{selector} moved away from the mouse {CLICKS} times")
+
+    async def _place(self, selector: str) -> tuple[float, float]:
+        """The middle of an element that can be clicked; from then on ``window.pressedElse``
+        says whether the next press met something else."""
+        x, y, reachable = await self.eval(
+            f"""(async () => {{
             const one = document.querySelector({json.dumps(selector)});
             one.scrollIntoView({{block: 'center'}});
-            const box = one.getBoundingClientRect();
+            const frame = () => new Promise((resolve) => setTimeout(resolve, {1000 * STILL_S}));
+            let box = one.getBoundingClientRect(), last;
+            do {{
+                last = box;
+                await frame();
+                box = one.getBoundingClientRect();
+            }} while (box.x !== last.x || box.y !== last.y);
             const [x, y] = [box.x + box.width / 2, box.y + box.height / 2];
             const top = document.elementFromPoint(x, y);
+            window.pressedElse = false;
+            const met = (event) => (window.pressedElse = !one.contains(event.target));
+            document.addEventListener('pointerdown', met, {{capture: true, once: true}});
             return [x, y, one === top || one.contains(top)];
         }})()"""
-        x, y, reachable = await self.eval(place)
+        )
         assert reachable, f"{selector} is hidden or covered"
-        for kind in ("mousePressed", "mouseReleased"):
-            await self.call(
-                "Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1
-            )
+        return x, y
 
     async def type(self, selector: str, text: str) -> None:
         await self.click(selector)

@@ -261,6 +261,7 @@ async def test_a_browser_that_is_frozen_in_a_request(tab: Tab) -> None:
             assert phone in owners(await client.reply(ask(client)))
             await tab.eval("document.onfreeze = null")
             await tab.call("Page.setWebLifecycleState", state="frozen")
+            await asyncio.sleep(0.5)  # so that it is
             began = time.monotonic()
             reply = await client.reply(ask(client))
             assert time.monotonic() - began < patient(TAB_LOST_S + 1.5)

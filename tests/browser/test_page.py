@@ -193,6 +193,18 @@ async def begin(tab: Tab, kind: str) -> None:
     await tab.until("document.querySelector('#answers p:last-child .made')?.textContent")
 
 
+async def test_the_page_asks_for_nothing_while_an_answer_comes(
+    tab: Tab, models: Path, slow_steps: None
+) -> None:
+    """All that it shows comes by its WebSocket; ten times a second a Pi would feel."""
+    async with shown(models, ["alone"]) as on:
+        await tab.open(on.url)
+        await begin(tab, "text")
+        before = len(tab.loaded)
+        await tab.until("document.querySelector('#answers .made').textContent.length > 40")
+        assert tab.loaded[before:] == []
+
+
 async def test_a_stopped_answer_stays_and_the_conversation_goes_on_from_it(
     tab: Tab, models: Path, slow_steps: None
 ) -> None:
@@ -207,7 +219,10 @@ async def test_a_stopped_answer_stays_and_the_conversation_goes_on_from_it(
         await until(lambda: not busy(on.peers[0]))
         made = await tab.text("#answers .made")
         await tab.eval("""window.sent = []; window.send = fetch;
-            window.fetch = (path, about) => { sent.push(about.body); return send(path, about); }""")
+            window.fetch = (path, about) => {
+                if (about.body) sent.push(about.body);
+                return send(path, about);
+            }""")
         await tab.type("#ask-text", "w7")
         await tab.click("#ask-go")
         await tab.until("sent.length === 1")

@@ -7,17 +7,19 @@ const LONGEST_MS = 8000;
 
 /**
  * @param on  mesh(message), request(message), marks(message): what the peer tells;
- *            up(), down(why): whether it can be heard; locked(): it wants a token
+ *            up(), down(why): from now on it can be heard, or not; locked(): it wants a token
  */
 export function listen(on) {
   let wait = FIRST_MS;
 
   function open() {
     const line = socket("/live", "astra-mesh.live");
+    let heard = false;
     line.onmessage = (event) => {
       const message = JSON.parse(event.data);
       wait = FIRST_MS;
-      on.up();
+      if (!heard) on.up();
+      heard = true;
       on[message.type]?.(message);
     };
     line.onclose = closed;
