@@ -46,7 +46,8 @@ demo: $(RUN_STAMP) ## three peers on this machine find each other and answer
 test: lint $(RUNTIME_IF_ABLE) ## style, types and all tests (PYTEST_ARGS="-k session" for some)
 	@failed=0; \
 	run() { $(PYTEST) "$$@" $(PYTEST_ARGS) $(OR_NONE) || failed=1; }; \
-	run --kind beside -n $(WORKERS); run --kind faults -n $(WORKERS); run --kind alone; \
+	run --kind beside -n $(WORKERS); run --kind faults -n $(WORKERS); \
+	run --kind browsers -n 2; run --kind alone; \
 	exit $$failed
 
 no-npm:

@@ -64,15 +64,18 @@ settings.load_profile("shared")
 
 # --- which tests run ------------------------------------------------------------------------------
 
-KINDS = ("beside", "faults", "alone")
+KINDS = ("beside", "faults", "browsers", "alone")
+_HOUSES = ("test_nemesis.py", "test_pairing.py", "test_peers.py", "test_scenarios.py")
 
 
 def kind_of(path: Path) -> str:
-    """Single parts and peers on loopback may be tested beside each other, and so may schedules of
-    faults; what is in a browser or measures is to have the machine to itself."""
-    if path == TESTS / "lab" / "test_nemesis.py":
-        return "faults"
-    return "alone" if path.parent in (TESTS / "browser", TESTS / "lab") else "beside"
+    """Tests of a kind may run beside each other: single parts and peers on loopback; peers of the
+    laboratory; browsers. What measures is to have the machine to itself."""
+    if path.parent == TESTS / "browser":
+        return "browsers"
+    if path.parent == TESTS / "lab":
+        return "faults" if path.name in _HOUSES else "alone"
+    return "beside"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
