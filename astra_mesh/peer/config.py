@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from astra_mesh.mesh.timings import Timings
-from astra_mesh.peer.precision import Wanted
 
 DEFAULT_PORT: Final = 7475
+
+Wanted = Literal["auto", "fp32", "bf16", "fp16", "int8"]  # number format of the products
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,10 @@ from astra_mesh.limits import MODELS_PER_PEER, NAMES_PER_MODEL, RESCAN_S
 from astra_mesh.peer.choice import choose_codes
 from astra_mesh.peer.code_times import measure_codebook
 from astra_mesh.peer.complaints import Complaints
+from astra_mesh.peer.config import Wanted
 from astra_mesh.peer.loaded import AnyCodec, Loaded, choose_stages
 from astra_mesh.peer.measure import measure
-from astra_mesh.peer.precision import Wanted, choose_precision, pack_if_faster
+from astra_mesh.peer.precision import choose_precision, pack_if_faster
 from astra_mesh.peer.shelf import Read, Shelf, offer_codebook, read_codebooks
 from astra_mesh.quant.codecs import PlainCodec, VectorCodec
 from astra_mesh.wire.messages import (

@@ -6,7 +6,7 @@ import copy
 import math
 import time
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +16,8 @@ from astra_mesh.engine.reference import hidden_rows, pooled, run_solo
 from astra_mesh.families.model import Model, ModelInput
 from astra_mesh.families.packed import pack, packed
 from astra_mesh.families.precision import PRECISIONS, Precision, convert, set_linears
+from astra_mesh.peer.config import Wanted
 from astra_mesh.peer.measure import best_s
-
-Wanted = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 
 CLOSE: Final = 0.003  # nats, or 1 - cosine: well below what codes cost (docs/fidelity.md)
 GAIN: Final = 0.9  # of the time in fp32 that another format may take, or it is not worth it

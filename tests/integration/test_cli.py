@@ -113,6 +113,18 @@ def test_a_peer_is_found_asked_and_ended(tmp_path: Path) -> None:
     assert not list(Path(os.environ["XDG_STATE_HOME"]).glob("astra-mesh/running/*"))
 
 
+@pytest.mark.parametrize("command", [("peers",), ("run", "words", "w1 w2"), ("pair", "--list")])
+def test_who_asks_a_peer_of_this_machine_waits_for_no_torch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    """Its import takes seconds on a small board."""
+    with running_peer(tmp_path):
+        monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")
+        imported = {line.rpartition("|")[2].strip() for line in spawn(*command).stderr.splitlines()}
+    assert "astra_mesh.cli.app" in imported
+    assert "torch" not in imported
+
+
 def test_a_peer_ends_with_its_standard_input_where_asked(tmp_path: Path) -> None:
     with running_peer(tmp_path, "--stop-with-stdin") as (process, _):
         assert process.stdin is not None

@@ -9,7 +9,8 @@ import torch
 
 from astra_mesh.families.precision import Int8Linear
 from astra_mesh.peer import precision
-from astra_mesh.peer.precision import Chosen, Wanted, choose_precision
+from astra_mesh.peer.config import Wanted
+from astra_mesh.peer.precision import Chosen, choose_precision
 from tests.unit.families.making import make_model
 
 KINDS = ("gpt2", "vit", "llama", "bert")
