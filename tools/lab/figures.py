@@ -23,6 +23,7 @@ TOKENS = tuple(1 + (37 * i) % 500 for i in range(230))
 REPEATS = 5
 MEDIUM_MBPS = 8.0
 AUTOMATIC = 30
+IN_TURN = 15  # answers with a device, before they are without it
 
 
 def ask(device: str, **options: Any) -> Request:
@@ -112,23 +113,32 @@ def halved(say: Say) -> str:
 
 
 def slow_third(say: Say) -> str:
-    """A peer five times slower joins two equal ones."""
+    """A peer five times slower joins two equal ones, leaves and comes again."""
     fast, slow = Device(cpu=0.3), Device(cpu=0.06, start=False)
-    request, two = ask("attic", use="auto", codec=""), []
+    request, used = ask("attic", use="auto", codec=""), set[int]()
+    without: list[float] = []
+    with_it: list[float] = []
     with house(say, {"attic": fast, "cellar": fast, "shed": slow}) as one:
-        two.append(usual_s(one, request, 15))
-        one.start("shed")
-        one.meet()
-        three_s = usual_s(one, request, 15)
-        used = len(one.ask(request)["report"]["plan"]["shards"])
-        one.apply(Kill(device="shed", at_s=0))
-        one.meet()
-        two.append(usual_s(one, request, 15))
-    two_s = statistics.mean(two)
+        usual_s(one, request, IN_TURN)  # plans learn what the two are worth
+        without.append(usual_s(one, request, IN_TURN))
+        for _ in range(REPEATS):
+            one.start("shed")
+            one.meet()
+            with_it.append(usual_s(one, request, IN_TURN))
+            used.add(len(one.ask(request)["report"]["plan"]["shards"]))
+            one.apply(Kill(device="shed", at_s=0))
+            one.meet()
+            without.append(usual_s(one, request, IN_TURN))
+    ratios = [
+        took / statistics.mean(beside)
+        for took, beside in zip(with_it, itertools.pairwise(without), strict=True)
+    ]
+    took_part = " or ".join(str(number) for number in sorted(used))
     return (
-        f"a third peer, five times slower: {1e3 * three_s:.0f} ms with it ({used} took part), "
-        f"{1e3 * two[0]:.0f} ms before it came, {1e3 * two[1]:.0f} ms after it left "
-        f"({three_s / two_s:.2f}, target 1.0; medians of 15)"
+        f"a third peer, five times slower: {1e3 * statistics.median(with_it):.0f} ms with it "
+        f"({took_part} took part), {1e3 * statistics.median(without):.0f} ms without: "
+        f"{statistics.median(ratios):.2f} of it, {min(ratios):.2f} to {max(ratios):.2f} in "
+        f"{REPEATS} turns (target 1.0; medians of {IN_TURN} in each)"
     )
 
 
