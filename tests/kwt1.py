@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from astra_mesh.bundle.tensors import open_tensors
 from astra_mesh.errors import InputError
 from astra_mesh.families.block import Block, FeedForward, Linear, Norm, activation
+from astra_mesh.families.config import Config
 from astra_mesh.families.model import Model, ModelInput, load_dtype
 from astra_mesh.families.spec import ModelSpec
-from astra_mesh.families.weights import Config, Weights
+from astra_mesh.families.weights import Weights
 
 MODEL = Path("models") / "kwt1"
 GOLDEN = Path("golden") / "kwt1.npz"

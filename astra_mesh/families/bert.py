@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from astra_mesh.errors import InputError, WrongTaskError
 from astra_mesh.families.block import Activation, Block, FeedForward, Linear, Norm, activation
+from astra_mesh.families.config import Config
 from astra_mesh.families.model import Model, ModelInput, check_tokens, labels_of
 from astra_mesh.families.spec import ModelSpec
-from astra_mesh.families.weights import Config, Export, Weights
-
-MODEL_TYPES = ("bert",)
+from astra_mesh.families.specs import read_bert
+from astra_mesh.families.weights import Export, Weights
 
 
 class Bert(Model):
@@ -71,33 +71,9 @@ class Bert(Model):
         return self.head(torch.tanh(self.pooler(pooled)))  # type: ignore[no-any-return]
 
 
-def read_spec(values: Mapping[str, Any]) -> ModelSpec:
-    """The spec of a Hugging Face ``config.json``."""
-    config = Config(values)
-    config.reject("position_embedding_type", "absolute")
-    config.reject("is_decoder", False)
-    hidden, heads = config.size("hidden_size"), config.size("num_attention_heads")
-    names = values.get("architectures") or []
-    classifies = any("SequenceClassification" in str(name) for name in names)
-    return ModelSpec(
-        family="bert",
-        hidden_size=hidden,
-        intermediate_size=config.size("intermediate_size"),
-        num_hidden_layers=config.blocks("num_hidden_layers"),
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
-        head_dim=config.head_dim(hidden, heads),
-        vocab_size=config.size("vocab_size"),
-        max_tokens=config.size("max_position_embeddings"),
-        causal=False,
-        has_class_token=True,
-        tasks=("classify", "embed") if classifies else ("embed",),
-    )
-
-
 def build(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Bert:
     """The model from its config and tensors."""
-    spec, config = read_spec(values), Config(values)
+    spec, config = read_bert(values), Config(values)
     weights = Weights(_renamed(tensors), ("bert.", ""))
     d, eps = spec.hidden_size, config.number("layer_norm_eps", default=1e-12)
     act = activation(config.get("hidden_act", "gelu"))

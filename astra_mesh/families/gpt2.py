@@ -11,11 +11,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from astra_mesh.families.block import Block, FeedForward, Linear, Norm, activation, fold_norm
+from astra_mesh.families.config import Config
 from astra_mesh.families.model import Model, ModelInput, check_tokens
 from astra_mesh.families.spec import ModelSpec
-from astra_mesh.families.weights import Config, Export, Weights
-
-MODEL_TYPES = ("gpt2",)
+from astra_mesh.families.specs import read_gpt2
+from astra_mesh.families.weights import Export, Weights
 
 
 class GPT2(Model):
@@ -60,33 +60,9 @@ class GPT2(Model):
         return self.head(hidden)  # type: ignore[no-any-return]
 
 
-def read_spec(values: Mapping[str, Any]) -> ModelSpec:
-    """The spec of a Hugging Face ``config.json``."""
-    config = Config(values)
-    config.reject("scale_attn_by_inverse_layer_idx", False)
-    config.reject("scale_attn_weights", True)
-    config.reject("add_cross_attention", False)
-    hidden = config.size("n_embd", "hidden_size")
-    heads = config.size("n_head", "num_attention_heads")
-    return ModelSpec(
-        family="gpt2",
-        hidden_size=hidden,
-        intermediate_size=config.size("n_inner", default=4 * hidden),
-        num_hidden_layers=config.blocks("n_layer", "num_hidden_layers"),
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
-        head_dim=config.head_dim(hidden, heads),
-        vocab_size=config.size("vocab_size"),
-        max_tokens=config.size("n_positions", "n_ctx", "max_position_embeddings"),
-        causal=True,
-        has_class_token=False,
-        tasks=("generate",),
-    )
-
-
 def build(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> GPT2:
     """The model from its config and tensors."""
-    spec, config = read_spec(values), Config(values)
+    spec, config = read_gpt2(values), Config(values)
     weights = Weights(tensors, ("transformer.", ""))
     d, vocab = spec.hidden_size, spec.vocab_size
     eps = config.number("layer_norm_epsilon", default=1e-5)

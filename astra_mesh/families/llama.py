@@ -23,11 +23,11 @@ from astra_mesh.families.block import (
     activation,
     fold_norm,
 )
+from astra_mesh.families.config import Config
 from astra_mesh.families.model import Model, ModelInput, check_tokens
 from astra_mesh.families.spec import ModelSpec
-from astra_mesh.families.weights import Config, Export, Weights
-
-MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+from astra_mesh.families.specs import read_llama
+from astra_mesh.families.weights import Export, Weights
 
 
 class Llama(Model):
@@ -66,49 +66,6 @@ class Llama(Model):
         return self.head(hidden)  # type: ignore[no-any-return]
 
 
-MISTRAL_WINDOW = 4096  # where its config does not mention one (null means none)
-
-
-def _context(config: Config) -> int:
-    """Positions that are exact: a sliding window, where one is in use, caps them."""
-    longest = config.size("max_position_embeddings", default=2048)
-    if config.values.get("model_type") == "mistral":
-        window = config.values.get("sliding_window", MISTRAL_WINDOW)
-    else:
-        used = config.get("use_sliding_window", False)
-        window = config.values.get("sliding_window") if used else None
-    return (
-        longest if window is None else min(longest, config.size("sliding_window", default=window))
-    )
-
-
-def read_spec(values: Mapping[str, Any]) -> ModelSpec:
-    """The spec of a Hugging Face ``config.json``."""
-    config = Config(values)
-    hidden, heads = config.size("hidden_size"), config.size("num_attention_heads")
-    kv_heads = config.size("num_key_value_heads", default=heads)
-    if heads % kv_heads:
-        raise BadBundleError(f"config.json: {heads} heads cannot share {kv_heads} key/value heads")
-    stated = values.get("head_dim") is not None
-    head_dim = config.size("head_dim") if stated else config.head_dim(hidden, heads)
-    if head_dim % 2:
-        raise BadBundleError(f"config.json: head_dim must be even to be rotated, it is {head_dim}")
-    return ModelSpec(
-        family="llama",
-        hidden_size=hidden,
-        intermediate_size=config.size("intermediate_size"),
-        num_hidden_layers=config.blocks("num_hidden_layers"),
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        head_dim=head_dim,
-        vocab_size=config.size("vocab_size"),
-        max_tokens=_context(config),
-        causal=True,
-        has_class_token=False,
-        tasks=("generate",),
-    )
-
-
 def inverse_frequency(values: Mapping[str, Any], head_dim: int) -> Tensor:
     """(E / 2,) rotation per position: plain, ``linear``, or ``llama3`` (the Llama 3.1 rule)."""
     scaling = values.get("rope_parameters") or values.get("rope_scaling") or {}
@@ -142,7 +99,7 @@ def _llama3_frequency(plain: Tensor, rope: Config) -> Tensor:
 
 def build(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Llama:
     """The model from its config and tensors."""
-    spec, config = read_spec(values), Config(values)
+    spec, config = read_llama(values), Config(values)
     weights = Weights(tensors, ("model.", ""))
     d, vocab = spec.hidden_size, spec.vocab_size
     eps = config.number("rms_norm_eps", default=1e-6)

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from astra_mesh.errors import BadBundleError, InputError
+from astra_mesh.errors import InputError
 from astra_mesh.families.block import Block, FeedForward, Linear, Norm, activation, fold_norm
+from astra_mesh.families.config import Config
 from astra_mesh.families.model import Model, ModelInput, labels_of
 from astra_mesh.families.spec import ModelSpec
-from astra_mesh.families.weights import Config, Export, Weights
-
-MODEL_TYPES = ("vit",)
+from astra_mesh.families.specs import geometry, read_vit
+from astra_mesh.families.weights import Export, Weights
 
 
 class ViT(Model):
@@ -83,51 +83,11 @@ class ViT(Model):
         return self.head(pooled)  # type: ignore[no-any-return]
 
 
-def _pair(value: Any, name: str) -> tuple[int, int]:
-    pair = value if isinstance(value, list | tuple) else (value, value)
-    if len(pair) != 2 or not all(type(v) is int and 0 < v <= 1 << 14 for v in pair):
-        raise BadBundleError(
-            f"config.json: {name} must be one or two whole numbers, it is {value!r}"
-        )
-    return int(pair[0]), int(pair[1])
-
-
-def _geometry(values: Mapping[str, Any]) -> tuple[tuple[int, int, int], int]:
-    height, width = _pair(values.get("image_size", 224), "image_size")
-    patch, other = _pair(values.get("patch_size", 16), "patch_size")
-    if patch != other or height % patch or width % patch:
-        raise BadBundleError(
-            f"config.json: patches {patch}x{other} do not tile an image of {height}x{width}"
-        )
-    return (Config(values).size("num_channels", default=3), height, width), patch
-
-
-def read_spec(values: Mapping[str, Any]) -> ModelSpec:
-    """The spec of a Hugging Face ``config.json``."""
-    config = Config(values)
-    (_, height, width), patch = _geometry(values)
-    hidden, heads = config.size("hidden_size"), config.size("num_attention_heads")
-    return ModelSpec(
-        family="vit",
-        hidden_size=hidden,
-        intermediate_size=config.size("intermediate_size"),
-        num_hidden_layers=config.blocks("num_hidden_layers"),
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
-        head_dim=config.head_dim(hidden, heads),
-        vocab_size=0,
-        max_tokens=(height // patch) * (width // patch) + 1,
-        causal=False,
-        has_class_token=True,
-        tasks=("classify",),
-    )
-
-
 def build(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ViT:
     """The model from its config and tensors."""
-    spec, config = read_spec(values), Config(values)
+    spec, config = read_vit(values), Config(values)
     weights = Weights(tensors, ("vit.", ""))
-    (c, h, w), p = _geometry(values)
+    (c, h, w), p = geometry(values)
     d, eps = spec.hidden_size, config.number("layer_norm_eps", default=1e-12)
     act = activation(config.get("hidden_act", "gelu"))
     projection = "embeddings.patch_embeddings.projection"
