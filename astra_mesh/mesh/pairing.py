@@ -193,11 +193,13 @@ _DENIALS: Final = {
 
 
 class Denied(PairingError):
-    """The host said no; ``why`` is its word for the reason."""
+    """The host said no; ``why`` is its word for the reason, ``by`` its certificate if it showed one
+    before. What is no known word is marked as said by whoever answered: it may be a stranger.
+    """
 
     def __init__(self, why: str) -> None:
-        super().__init__(_DENIALS.get(why) or sanitise(why))
-        self.why = why
+        super().__init__(_DENIALS.get(why) or f"the other device says: {sanitise(why)!a}")
+        self.why, self.by = why, b""
 
 
 def pack_roster(roster: Roster) -> bytes:
