@@ -301,10 +301,12 @@ async def _wait(invitations: Invitations, own: Invitation, as_json: bool) -> Non
         if window is None and time.time() < own.until:
             raise PairingError("the window was closed, so the code holds no more")
         if window is None:
-            raise PairingError("nobody came in time, so the code holds no more; try again")
+            raise PairingError(
+                "its time was over before a device was paired, so the code holds no more; try again"
+            )
         if window.refused:
             raise PairingError(window.refused)
-        if window.tries < 1:
+        if window.guessed_out:
             raise PairingError(
                 "three wrong codes were given, so the window is closed. Somebody mistyped, or "
                 "guesses; try again for a new code"

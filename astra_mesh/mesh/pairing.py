@@ -179,7 +179,10 @@ def parse(data: bytes, kind: type[T]) -> T:
 _DENIALS: Final = {
     "window": "no pairing window is open there: run `astra-mesh pair` on that device first",
     "same-device": "both ends are the same device and user; they need no pairing",
-    "wrong": "the code is wrong, or its window was closed by three wrong ones",
+    "wrong": (
+        "the code is wrong: that device shows another one. Look at it again; three wrong ones "
+        "close its window"
+    ),
     "two-meshes": (
         "both devices belong to a mesh with other devices already; on one of them run "
         "`astra-mesh unpair --leave` first"
