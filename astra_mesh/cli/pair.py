@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 PAIR_EXAMPLE: Final = "Example:  astra-mesh pair   ·   on the other:  astra-mesh pair K7QM-2XR8"
 UNPAIR_EXAMPLE: Final = "Example:  astra-mesh unpair kitchen"
 _LOOK_S: Final = 0.2  # between two looks whether somebody came
+_VALID: Final = "24h"  # a join key
+_OF_KEYS: Final = {"--uses", "--valid"}
+_WORK: Final = {"CODE", "--at", "--join-key", "--for"} | _OF_KEYS
+_STRANGE: Final = {"--list": _WORK | {"--close"}, "--close": _WORK, "CODE": {"--join-key"}}
 _UNITS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 
@@ -50,8 +54,18 @@ def pair(
             help="Make a long key for a board without a keyboard instead of a code.",
         ),
     ] = False,
-    uses: Annotated[int, typer.Option(min=1, max=64, help="How many devices may use the key.")] = 1,
-    valid: Annotated[str, typer.Option(metavar="TIME", help="How long the key holds.")] = "24h",
+    uses: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=64, show_default="1", help="How many devices may use the key (--join-key)."
+        ),
+    ] = None,
+    valid: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME", show_default=_VALID, help="How long the key holds (--join-key)."
+        ),
+    ] = None,
     member_for: Annotated[
         str | None,
         typer.Option(
@@ -71,7 +85,18 @@ def pair(
         from astra_mesh.mesh.trust import Trust
 
         member_s = 0 if member_for is None else _seconds("--for", member_for)
-        valid_s = _seconds("--valid", valid)
+        valid_s = _seconds("--valid", _VALID if valid is None else valid)
+        given = {
+            "CODE": code,
+            "--at": at,
+            "--join-key": join_key,
+            "--uses": uses,
+            "--valid": valid,
+            "--for": member_for,
+            "--list": show,
+            "--close": close,
+        }
+        _check_together({name for name, value in given.items() if value})
         trust = Trust.open()
         if show:
             _list(trust, as_json)
@@ -90,7 +115,7 @@ def pair(
                 "HOST:PORT"
             )
         elif join_key:
-            _make_key(trust, uses, valid_s, member_s, as_json)
+            _make_key(trust, uses or 1, valid_s, member_s, as_json)
         else:
             run_async(_show_code(trust, member_s, as_json))
 
@@ -173,6 +198,23 @@ def _paired(name: str, device: str) -> dict[str, object]:
 
 def _moment(seconds: int) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+
+
+def _check_together(given: set[str]) -> None:
+    """Nothing that was typed is silently left out.
+
+    Raises:
+        InputError: Something does not go with the rest.
+    """
+    from astra_mesh.errors import InputError
+
+    for one, strange in _STRANGE.items():
+        if one in given and (more := sorted(given & strange)):
+            raise InputError(f"{one} does not go with {' and '.join(more)}; say one of them")
+    if "--join-key" not in given and (more := sorted(given & _OF_KEYS)):
+        raise InputError(
+            f"{' and '.join(more)} only for join keys: astra-mesh pair --join-key {more[0]} ..."
+        )
 
 
 # --- the side that uses a code --------------------------------------------------------------------
@@ -301,10 +343,12 @@ async def _wait(invitations: Invitations, own: Invitation, as_json: bool) -> Non
         if window is None and time.time() < own.until:
             raise PairingError("the window was closed, so the code holds no more")
         if window is None:
-            raise PairingError("nobody came in time, so the code holds no more; try again")
+            raise PairingError(
+                "its time was over before a device was paired, so the code holds no more; try again"
+            )
         if window.refused:
             raise PairingError(window.refused)
-        if window.tries < 1:
+        if window.guessed_out:
             raise PairingError(
                 "three wrong codes were given, so the window is closed. Somebody mistyped, or "
                 "guesses; try again for a new code"

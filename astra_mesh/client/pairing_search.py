@@ -6,17 +6,16 @@ import asyncio
 import logging
 import secrets
 from collections.abc import AsyncGenerator, Iterable
-from contextlib import aclosing
 from typing import Final
 
 from astra_mesh import limits
 from astra_mesh.client.addresses import parse_address
-from astra_mesh.errors import AstraMeshError, MeshError, PairingError
+from astra_mesh.errors import AstraMeshError, PairingError
 from astra_mesh.mesh.codes import Secret, read_key
 from astra_mesh.mesh.connect import Address
 from astra_mesh.mesh.discovery import Discovery
 from astra_mesh.mesh.meeting import MeetingPlaces
-from astra_mesh.mesh.pairing_guest import Paired, most_telling, pair_any, pair_at
+from astra_mesh.mesh.pairing_guest import Paired, pair_any, pair_first
 from astra_mesh.mesh.trust import Trust
 from astra_mesh.wire.messages import PeerId
 
@@ -50,28 +49,27 @@ async def pair_nearby(
         places = MeetingPlaces(trust.folder)
         await asyncio.to_thread(places.keep, paired.device, paired.address)
         return paired
-    errors: list[MeshError] = []
-    async with aclosing(search()) as found:
-        async for address in found:
-            try:
-                return await pair_at(trust, secret, address)
-            except MeshError as error:
-                errors.append(error)
-    raise most_telling(errors) or PairingError(
+    paired_here = await pair_first(trust, secret, search())
+    if paired_here is not None:
+        return paired_here
+    raise PairingError(
         f"no other device was found on this network; give its address too ({field}): it shows that "
         "beside the code. And check that both are in the same Wi-Fi"
     )
 
 
-async def search() -> AsyncGenerator[Address, None]:
-    """One address of each peer that announces itself within :data:`SEARCH_S`, as they are found."""
-    places: asyncio.Queue[Address] = asyncio.Queue(limits.CANDIDATES)
-    known: set[PeerId] = set()
+async def search() -> AsyncGenerator[list[Address], None]:
+    """The addresses of each peer that announces itself within :data:`SEARCH_S`, as it is found;
+    more of them later, also where somebody else announced other ones under its id before.
+    """
+    places: asyncio.Queue[list[Address]] = asyncio.Queue(limits.CANDIDATES)
+    known: set[tuple[PeerId, Address]] = set()
 
     def on_found(peer: PeerId, name: str, addresses: list[Address]) -> None:
-        if peer not in known and not places.full():
-            known.add(peer)
-            places.put_nowait(addresses[0])
+        fresh = [address for address in addresses if (peer, address) not in known]
+        if fresh and not places.full():
+            known.update((peer, address) for address in fresh)
+            places.put_nowait(fresh)
 
     me = PeerId(secrets.token_hex(32))
     watch = Discovery(me, "", None, on_found=on_found, on_gone=lambda peer: None)

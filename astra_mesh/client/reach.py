@@ -12,7 +12,7 @@ import aiohttp
 from astra_mesh.client.addresses import parse_address
 from astra_mesh.client.pairing_search import search
 from astra_mesh.errors import AstraMeshError
-from astra_mesh.mesh.connect import Address, Secure, dial
+from astra_mesh.mesh.connect import Address, Secure, dial_any
 from astra_mesh.mesh.meeting import MeetingPlaces
 from astra_mesh.mesh.trust import Trust
 from astra_mesh.wire.messages import DeviceId
@@ -26,13 +26,13 @@ async def who_answers(trust: Trust) -> dict[DeviceId, float]:
     found: dict[DeviceId, float] = {}
     tried: set[Address] = set()
     async with aiohttp.ClientSession() as http, aclosing(_places(trust)) as places:
-        async for address in places:
-            if address in tried:
+        async for addresses in places:
+            if tried.issuperset(addresses):
                 continue
-            tried.add(address)
+            tried.update(addresses)
             began = time.perf_counter()
             with suppress(AstraMeshError):
-                socket = await dial(http, *address, secure=secure)
+                socket, _ = await dial_any(http, addresses, secure=secure)
                 known = secure.known(socket)
                 await socket.close()
                 if known is not None:
@@ -40,18 +40,17 @@ async def who_answers(trust: Trust) -> dict[DeviceId, float]:
     return found
 
 
-async def _places(trust: Trust) -> AsyncGenerator[Address, None]:
-    """Where members may be: kept addresses, those that peers here are linked with, announced ones.
-
-    An address may come twice.
+async def _places(trust: Trust) -> AsyncGenerator[list[Address], None]:
+    """Where members may be: kept addresses, those that peers here are linked with, announced ones
+    (all of one peer). An address may come twice.
     """
     for address in await asyncio.to_thread(MeetingPlaces(trust.folder).of, trust.members()):
-        yield address
+        yield [address]
     for address in await _linked():
-        yield address
+        yield [address]
     async with aclosing(search()) as found:
-        async for address in found:
-            yield address
+        async for addresses in found:
+            yield addresses
 
 
 async def _linked() -> list[Address]:

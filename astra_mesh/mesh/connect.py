@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 import aiohttp
 from aiohttp import web
@@ -30,6 +30,7 @@ TLS_NAME: Final = "astra-mesh"  # what TLS is told instead of an address; ids pr
 
 Address = tuple[str, int]  # host or IP address (IPv6 with a scope where it needs one), port
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+T = TypeVar("T")
 
 
 def show_address(address: Address) -> str:
@@ -124,18 +125,40 @@ async def dial_any(
     Raises:
         NoPeerError, NotPairedError: None does; the text is that of the last.
     """
-    won: list[tuple[aiohttp.ClientWebSocketResponse, Address]] = []
+
+    async def attempt(address: Address) -> aiohttp.ClientWebSocketResponse:
+        return await dial(http, *address, path=path, timings=timings, secure=secure)
+
+    return await first_of(addresses, attempt, _drop)
+
+
+async def first_of(
+    addresses: Sequence[Address],
+    attempt: Callable[[Address], Awaitable[T]],
+    drop: Callable[[T], Awaitable[None]],
+) -> tuple[T, Address]:
+    """What the first of a peer's addresses gave that answers; they are tried side by side.
+
+    Args:
+        addresses: Of one peer.
+        attempt: Opens something there, or raises MeshError.
+        drop: Ends what another address gave later.
+
+    Raises:
+        MeshError: None does: what the last one raised.
+    """
+    won: list[tuple[T, Address]] = []
     errors: list[MeshError] = []
     decided = asyncio.Event()
 
-    async def attempt(place: int, address: Address) -> None:
+    async def one(place: int, address: Address) -> None:
         await asyncio.sleep(place * _STAGGER_S)
         try:
-            socket = await dial(http, *address, path=path, timings=timings, secure=secure)
-        except (NoPeerError, NotPairedError) as exc:
+            opened = await attempt(address)
+        except MeshError as exc:
             errors.append(exc)
         else:
-            won.append((socket, address))
+            won.append((opened, address))
         if won or len(errors) == len(tried):
             decided.set()
 
@@ -144,16 +167,16 @@ async def dial_any(
         raise NoPeerError("the peer announced no address")
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(attempt(*item)) for item in enumerate(tried)]
+            tasks = [group.create_task(one(*item)) for item in enumerate(tried)]
             await decided.wait()
             for task in tasks:
                 task.cancel()
     except BaseException:
-        for socket, _ in won:
-            await _drop(socket)
+        for opened, _ in won:
+            await drop(opened)
         raise
-    for socket, _ in won[1:]:
-        await _drop(socket)
+    for opened, _ in won[1:]:
+        await drop(opened)
     if not won:
         raise errors[-1]
     return won[0]

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Final
 
 from zeroconf import Error as ZeroconfError
-from zeroconf import IPVersion, ServiceStateChange, Zeroconf
+from zeroconf import IPVersion, NotRunningException, ServiceStateChange, Zeroconf
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
 from astra_mesh import limits
@@ -35,6 +35,7 @@ _PEER_ID: Final = re.compile(r"[0-9a-f]{64}")
 _NOT_IN_LABEL: Final = re.compile(r"[^A-Za-z0-9 _-]+")
 _LABEL_CHARS: Final = 48  # of 63, with the id's first digits behind
 _RESOLVERS: Final = 4  # names that are looked up at the same time
+_START_S: Final = 3.0  # for its sockets: milliseconds, or they will never do
 _LEAVE_S: Final = 1.0  # for the goodbyes
 
 OnFound = Callable[[PeerId, str, list[Address]], None]
@@ -103,18 +104,20 @@ class Discovery:
 
     async def _follow_interfaces(self) -> None:
         """Start anew whenever the machine's addresses change (another Wi-Fi, a cable); announce and
-        ask again when an interface is connected again, announce from time to time.
+        ask again when an interface is connected again, announce from time to time; try again then
+        if it could not start.
         """
         last: list[IPAddress] | None = None
         before, renewed = frozenset[str](), time.monotonic()
         while True:
             current, connected = self._addresses(), self._connected()
             came, before = connected - before, connected
-            if current != last:
+            again = came or time.monotonic() - renewed >= self._renew_s
+            if current != last or (again and self._zeroconf is None):
                 await self._close()
                 await self._open(current)
                 last, renewed = current, time.monotonic()
-            elif came or time.monotonic() - renewed >= self._renew_s:
+            elif again:
                 await self._renew(ask=bool(came))
                 renewed = time.monotonic()
             await asyncio.sleep(self._poll_s)
@@ -123,6 +126,7 @@ class Discovery:
         self._own = {str(address) for address in addresses}
         try:
             self._zeroconf = _open_sockets()
+            await _started(self._zeroconf)
             self._browser = self._ask(self._zeroconf)
             if self._port is not None:
                 info = self._info(self._port, addresses)
@@ -177,12 +181,14 @@ class Discovery:
     async def _close(self) -> None:
         """Withdraw the announcement and close the sockets."""
         zeroconf, self._zeroconf = self._zeroconf, None
-        self._browser = self._service = None
+        browser, self._browser, self._service = self._browser, None, None
         self._pending.clear()
         if zeroconf is None:
             return
         closed = False
         try:
+            if browser is not None:
+                await browser.async_cancel()
             async with asyncio.timeout(_LEAVE_S):
                 await zeroconf.async_close()
             closed = True
@@ -264,6 +270,18 @@ class Discovery:
         if name not in self._warned and len(self._warned) < limits.CANDIDATES:
             self._warned.add(name)
             log.warning("the device announced as %s %s: ignored", sanitise(name, 80), what)
+
+
+async def _started(zeroconf: AsyncZeroconf) -> None:
+    """Wait until its sockets are in use. A browser waits too, but nobody would hear its error.
+
+    Raises:
+        OSError: They cannot be used: the interfaces went meanwhile, or are down.
+    """
+    try:
+        await zeroconf.zeroconf.async_wait_for_start(_START_S)
+    except NotRunningException as exc:
+        raise OSError("no interface takes multicast now") from exc
 
 
 def _open_sockets() -> AsyncZeroconf:

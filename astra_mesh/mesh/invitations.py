@@ -41,6 +41,13 @@ class Invitation(msgspec.Struct):
     came: list[str] = []  # names of devices that came in by it
     devices: list[str] = []  # their ids
     refused: str = ""  # why a window is over though nobody came: a sentence for who opened it
+    judging: int = 0  # how many tries are not known to be wrong or right yet
+    coming: float = 0.0  # a device is coming in by it: kept until then, though its time be over
+
+    @property
+    def guessed_out(self) -> bool:
+        """Whether all tries were wrong. The last one may be right while it is being judged."""
+        return self.tries < 1 and self.judging < 1
 
 
 class Invitations:
@@ -90,14 +97,28 @@ class Invitations:
         with self._all() as found:
             return found.get(name)
 
+    def is_over(self, invitation: Invitation) -> bool:
+        """Whether its time is."""
+        return invitation.until <= self._clock()
+
     def try_one(self, name: bytes) -> Invitation | None:
         """Somebody wants to come in by it, and counts as wrong until :meth:`prove`."""
         with self._all() as found:
             invitation = found.get(name)
             if invitation is None or invitation.tries < 1 or invitation.uses < 1:
                 return None
+            if self.is_over(invitation):
+                return None
             invitation.tries -= 1
+            invitation.judging += 1
             return invitation
+
+    def judged(self, invitation: Invitation) -> None:
+        """A try is over, whatever came of it."""
+        with self._all() as found:
+            kept = _kept(found, invitation)
+            if kept is not None:
+                kept.judging = max(0, kept.judging - 1)
 
     def prove(self, invitation: Invitation) -> bool:
         """A device proved that it knows the secret; whether there was still room for it.
@@ -106,10 +127,11 @@ class Invitations:
         """
         with self._all() as found:
             kept = _kept(found, invitation)
-            if kept is None or kept.uses < 1:
+            if kept is None or kept.uses < 1 or self.is_over(kept):
                 return False
             kept.uses -= 1
             kept.tries += 1
+            kept.coming = self._clock() + limits.PAIR_EXCHANGE_S
             return True
 
     def came_in(self, invitation: Invitation, called: str, device: DeviceId) -> None:
@@ -125,7 +147,7 @@ class Invitations:
         with self._all() as found:
             kept = _kept(found, invitation)
             if kept is not None:
-                kept.uses += 1
+                kept.uses, kept.coming = kept.uses + 1, 0.0
 
     def refuse(self, invitation: Invitation, why: str) -> None:
         """Nobody can come in by it as things are. A window is over by it, a join key stays."""
@@ -148,7 +170,7 @@ class Invitations:
                     {
                         one.id: one
                         for one in msgspec.msgpack.decode(before, type=_Many)
-                        if one.until > now
+                        if max(one.until, one.coming) > now
                     }
                     if before
                     else {}

@@ -179,7 +179,10 @@ def parse(data: bytes, kind: type[T]) -> T:
 _DENIALS: Final = {
     "window": "no pairing window is open there: run `astra-mesh pair` on that device first",
     "same-device": "both ends are the same device and user; they need no pairing",
-    "wrong": "the code is wrong, or its window was closed by three wrong ones",
+    "wrong": (
+        "the code is wrong: that device shows another one. Look at it again; three wrong ones "
+        "close its window"
+    ),
     "two-meshes": (
         "both devices belong to a mesh with other devices already; on one of them run "
         "`astra-mesh unpair --leave` first"
@@ -193,11 +196,13 @@ _DENIALS: Final = {
 
 
 class Denied(PairingError):
-    """The host said no; ``why`` is its word for the reason."""
+    """The host said no; ``why`` is its word for the reason, ``by`` its certificate if it showed one
+    before. What is no known word is marked as said by whoever answered: it may be a stranger.
+    """
 
     def __init__(self, why: str) -> None:
-        super().__init__(_DENIALS.get(why) or sanitise(why))
-        self.why = why
+        super().__init__(_DENIALS.get(why) or f"the other device says: {sanitise(why)!a}")
+        self.why, self.by = why, b""
 
 
 def pack_roster(roster: Roster) -> bytes:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass
 
 from astra_mesh import limits
 from astra_mesh.errors import MeshError, PairingError, ProtocolError
 from astra_mesh.mesh.codes import Secret
-from astra_mesh.mesh.connect import Address, no_tls
+from astra_mesh.mesh.connect import TLS_NAME, Address, first_of, no_tls
 from astra_mesh.mesh.doorman import abandon
-from astra_mesh.mesh.identity import device_id
+from astra_mesh.mesh.identity import (
+    device_certificate,
+    device_id,
+    is_issued_by,
+    read_certificate,
+)
 from astra_mesh.mesh.pairing import (
     VERSION,
     Denied,
@@ -31,6 +36,8 @@ from astra_mesh.mesh.trust import Trust, pairing_tls
 from astra_mesh.naming import Names
 from astra_mesh.wire.codec import sanitise
 from astra_mesh.wire.messages import DeviceId
+
+Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 @dataclass(frozen=True)
@@ -53,21 +60,67 @@ class Paired:
 
 
 async def pair_any(trust: Trust, secret: Secret, addresses: Sequence[Address]) -> Paired:
-    """Pair with whoever knows the secret among these addresses.
+    """Pair with whoever knows the secret among these addresses, which are tried side by side.
 
     Raises:
         PairingError: Nobody does; the text is the most telling of theirs.
     """
+
+    async def each() -> AsyncGenerator[list[Address], None]:
+        for address in addresses:
+            yield [address]
+
+    paired = await pair_first(trust, secret, each())
+    if paired is None:
+        raise PairingError("no device was named to pair with")
+    return paired
+
+
+async def pair_first(
+    trust: Trust, secret: Secret, peers: AsyncGenerator[list[Address], None]
+) -> Paired | None:
+    """Pair with the first of these peers that knows the secret; None if there is no peer.
+
+    :data:`limits.PAIR_DIALS` are tried at once. Cancelling it leaves nothing open.
+
+    Args:
+        trust: Of this device.
+        secret: That one of them showed.
+        peers: The addresses of each; closed here.
+
+    Raises:
+        PairingError: None of them does; the text is the most telling of theirs.
+    """
+    won: list[Paired] = []
     errors: list[MeshError] = []
-    for address in addresses:
+    attempts, room, decided = Attempts(), asyncio.Semaphore(limits.PAIR_DIALS), asyncio.Event()
+
+    async def attempt(addresses: list[Address]) -> None:
         try:
-            return await pair_at(trust, secret, address)
+            won.append(await attempts.pair(trust, secret, addresses))
+            decided.set()
         except MeshError as error:
             errors.append(error)
-    raise most_telling(errors) or PairingError("no device was named to pair with")
+        finally:
+            room.release()
+
+    async def all_of_them() -> None:
+        async with aclosing(peers), asyncio.TaskGroup() as group:
+            async for addresses in peers:
+                await room.acquire()
+                group.create_task(attempt(addresses))
+
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(all_of_them())
+        task.add_done_callback(lambda _: decided.set())
+        await decided.wait()
+        task.cancel()
+    if not won and errors:
+        raise most_telling(errors)
+    return won[0] if won else None
 
 
-def most_telling(errors: Sequence[MeshError]) -> MeshError | None:
+def most_telling(errors: Sequence[MeshError]) -> MeshError:
     """Of what several devices said, that of the one that was meant."""
 
     def rank(error: MeshError) -> int:
@@ -75,7 +128,7 @@ def most_telling(errors: Sequence[MeshError]) -> MeshError | None:
             return 1
         return {"same-device": 0, "window": 2}.get(error.why, 3)
 
-    return max(errors, key=rank, default=None)
+    return max(errors, key=rank)
 
 
 async def pair_at(trust: Trust, secret: Secret, address: Address) -> Paired:
@@ -84,20 +137,104 @@ async def pair_at(trust: Trust, secret: Secret, address: Address) -> Paired:
     Raises:
         PairingError: Nobody answers, or the answer is no.
     """
+    return await Attempts().pair(trust, secret, [address])
+
+
+class Attempts:
+    """The tries of one search. A device may have several peers and addresses, but three tries: it
+    is asked by one of them at a time, and no more once it said that the code is wrong.
+    """
+
+    def __init__(self) -> None:
+        self._turns: dict[bytes, asyncio.Lock] = {}  # by the name of who issued a certificate
+        self._denied: dict[bytes, str] = {}  # by the certificate of a peer
+        self._wrong: list[bytes] = []  # certificates of devices that said so
+
+    async def pair(self, trust: Trust, secret: Secret, addresses: Sequence[Address]) -> Paired:
+        """As :func:`pair_at`, of a peer with several addresses. One may lead elsewhere, even to
+        this device (bridges of containers): the others are tried too if one says no.
+        """
+        rest, errors = list(addresses), list[MeshError]()
+        while rest:
+            try:
+                connection, address = await first_of(rest, _connect, _drop)
+            except MeshError as error:
+                errors.append(error)
+                break
+            rest.remove(address)
+            try:
+                return await self._ask(trust, secret, address, *connection)
+            except MeshError as error:
+                errors.append(error)
+            finally:
+                abandon(connection[1])
+        raise most_telling(errors)
+
+    async def _ask(
+        self,
+        trust: Trust,
+        secret: Secret,
+        address: Address,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> Paired:
+        leaf = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+        async with self._turns.setdefault(_issuer(leaf), asyncio.Lock()):
+            if any(_issued(device, leaf) for device in self._wrong):
+                raise Denied("wrong")
+            if leaf in self._denied:
+                raise Denied(self._denied[leaf])
+            try:
+                with _naming(address, limits.PAIR_EXCHANGE_S):
+                    async with asyncio.timeout(limits.PAIR_EXCHANGE_S):
+                        return await _pair(trust, secret, address, reader, writer)
+            except Denied as error:
+                self._denied[leaf] = error.why
+                # Of its own peers only: else anybody could say so in the name of another device.
+                if error.why == "wrong" and error.by and _issued(error.by, leaf):
+                    self._wrong.append(error.by)
+                raise
+
+
+async def _connect(address: Address) -> Connection:
+    with _naming(address, limits.HANDSHAKE_S):
+        async with asyncio.timeout(limits.HANDSHAKE_S):
+            return await asyncio.open_connection(
+                *address, ssl=pairing_tls(), server_hostname=TLS_NAME
+            )
+
+
+async def _drop(connection: Connection) -> None:
+    abandon(connection[1])
+
+
+def _issuer(leaf: bytes) -> bytes:
+    """Who says to have issued a certificate; of a strange one, itself."""
+    try:
+        return read_certificate(leaf).issuer.public_bytes()
+    except ValueError:
+        return leaf
+
+
+def _issued(device: bytes, leaf: bytes) -> bool:
+    """Whether a device signed a certificate."""
+    try:
+        return is_issued_by(read_certificate(leaf), device_certificate(device))
+    except ValueError:
+        return False
+
+
+@contextmanager
+def _naming(address: Address, patience_s: float) -> Iterator[None]:
+    """Failures become a PairingError that says where."""
     host, port = address
     try:
-        async with asyncio.timeout(limits.PAIR_EXCHANGE_S):
-            reader, writer = await asyncio.open_connection(
-                host, port, ssl=pairing_tls(), server_hostname="astra-mesh"
-            )
-            try:
-                return await _pair(trust, secret, address, reader, writer)
-            finally:
-                abandon(writer)
+        yield
+        return
     except ProtocolError as error:
         raise PairingError(f"{host}, port {port}, sent {error.message}") from None
     except TimeoutError:
-        why = f"no answer within {limits.PAIR_EXCHANGE_S:g} s"
+        why = f"no answer within {patience_s:g} s"
     except EOFError:
         why = "it ended the conversation"
     except OSError as error:
@@ -121,7 +258,11 @@ async def _pair(
     await asyncio.to_thread(trust.refresh)
     mac, signature = exchange.prove()
     await send(writer, Proof(mac, signature, trust.book.mesh, trust.book.alone))
-    proof = await receive(reader, Proof, large=True)
+    try:
+        proof = await receive(reader, Proof, large=True)
+    except Denied as error:
+        error.by = reply.certificate
+        raise
     if not exchange.is_proved(proof):
         raise PairingError(
             "the device that answered does not know the code: it may be another one than you mean"

@@ -42,6 +42,15 @@ _LIMIT: Final = (
     "--for limits who is let in. Nothing was changed. Show the code on the other device "
     "(astra-mesh pair --for TIME), and use it here"
 )
+# Sentences, not words: peers of older versions show them too.
+_TRIES: Final = (
+    "three wrong codes were given, so the window is closed: run `astra-mesh pair` again on the "
+    "device that showed the code"
+)
+_LATE: Final = (
+    "the time of the code was over before the devices were paired: run `astra-mesh pair` again on "
+    "the device that showed it"
+)
 
 
 class PairingHost:
@@ -80,7 +89,21 @@ class PairingHost:
             raise Denied("same-device")
         invitation = await asyncio.to_thread(self._invitations.try_one, knock.invitation)
         if invitation is None:
-            raise Denied("window")
+            window = await asyncio.to_thread(self._invitations.window, knock.invitation)
+            raise Denied("window" if window is None or not window.guessed_out else _TRIES)
+        try:
+            await self._judge(reader, writer, knock, invitation)
+        finally:
+            await asyncio.to_thread(self._invitations.judged, invitation)
+
+    async def _judge(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        knock: Knock,
+        invitation: Invitation,
+    ) -> None:
+        """Whether the other side knows the secret; then pair."""
         device = self._trust.device
         exchange = Exchange(device, invitation.password, guest=False, channel=self._channel)
 
@@ -117,7 +140,7 @@ class PairingHost:
             raise Denied("limit")
         name = sanitise(knock.name, limits.NAME_CHARS) or "device"
         if not await asyncio.to_thread(self._invitations.prove, invitation):
-            raise Denied("window")
+            raise Denied(_LATE if self._invitations.is_over(invitation) else "window")
         new = NewMember(knock.certificate, name, _until(invitation))
         try:
             if joins:

@@ -106,7 +106,7 @@ def _status(trust: Trust) -> dict[str, Any]:
     shown = None
     if window is not None:
         shown = {
-            "open": not window.came and not window.refused and window.tries > 0,
+            "open": not window.came and not window.refused and not window.guessed_out,
             "until": window.until,  # of two windows never the same
             "seconds_left": max(0, round(window.until - time.time())),
             "tries_left": window.tries,

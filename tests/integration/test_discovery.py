@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import gc
 import ipaddress
 import logging
 import sys
@@ -139,6 +141,30 @@ async def test_without_multicast(
     warnings = [record for record in caplog.records if record.name == module.__name__]
     assert len(warnings) == 1
     assert "--peer HOST:PORT" in warnings[0].getMessage()
+
+
+async def test_sockets_that_cannot_be_used_are_a_problem_and_no_lost_error(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As where an interface is down: its address can be bound, but is of no use."""
+
+    async def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address")
+
+    monkeypatch.setattr(module, "_START_S", 0.1)
+    loop = asyncio.get_running_loop()
+    usual = loop.create_datagram_endpoint
+    monkeypatch.setattr(loop, "create_datagram_endpoint", refuse)
+    peer = Peer(A, 7100, poll_s=0.02, renew_s=0.05)
+    async with running(peer) as (task,):
+        await until(lambda: peer.discovery.problem is not None)
+        assert peer.discovery.problem == "no interface takes multicast now"
+        assert not task.done()
+        monkeypatch.setattr(loop, "create_datagram_endpoint", usual)
+        await until(lambda: peer.discovery.problem is None)  # it is tried again
+    gc.collect()
+    await asyncio.sleep(0)
+    assert not [record for record in caplog.records if record.name == "asyncio"]
 
 
 async def test_addresses_of_this_machine() -> None:

@@ -93,6 +93,18 @@ async def test_a_host_that_cannot_keep_its_guest_says_so_and_neither_is_paired(
         assert trust_of(b).book.message() == before
 
 
+async def test_a_code_whose_time_ends_during_the_pairing_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with devices(tmp_path, 2) as (a, b):
+        code = await open_window(a)
+        monkeypatch.setattr(Invitations, "is_over", lambda self, one: one.judging > 0)
+        with pytest.raises(PairingError, match="time of the code was over"):
+            await pair_with(b, code, a)
+        assert await alone(a)
+        assert await alone(b)
+
+
 async def test_a_limit_that_would_limit_nobody_is_refused_at_both_ends(tmp_path: Path) -> None:
     async with devices(tmp_path, 3) as (a, b, c):
         await pair(b, c)

