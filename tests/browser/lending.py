@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -85,18 +86,23 @@ def share(reply: Reply, peer: PeerId) -> int:
 @pytest.fixture
 def slow_peers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Peers think that they are slow, so that a tab gets most of the tokens."""
+    slow_down(monkeypatch, 50)
+
+
+def slow_down(monkeypatch: pytest.MonkeyPatch, times: float) -> None:
+    """Let peers think that they are so many times slower than they are."""
     original = Candidates.me
 
     def me(self: Candidates, loaded: Loaded) -> Candidate:
         found = original(self, loaded)
-        return replace(found, timing=slowed(found.timing))
+        return replace(found, timing=slowed(found.timing, times))
 
     monkeypatch.setattr(Candidates, "me", me)
 
 
-def slowed(timing: Timing) -> Timing:
-    """Fifty times slower."""
-    return Timing(**{name: 50 * value for name, value in asdict(timing).items()})
+def slowed(timing: Timing, times: float) -> Timing:
+    """So many times slower."""
+    return Timing(**{name: times * value for name, value in asdict(timing).items()})
 
 
 def tokens_of(bundle: Path, plan: Plan, tokens: list[int], sampling: Sampling) -> list[int]:
@@ -109,23 +115,43 @@ def tokens_of(bundle: Path, plan: Plan, tokens: list[int], sampling: Sampling) -
     return decode(runs, sampling, loaded.stop_ids)
 
 
+@dataclass
+class Line:
+    """A line that a proxy stands for; its rate may change while it is in use."""
+
+    bps: float  # each way
+    delay_s: float = 0.0
+    spare_bytes: float = math.inf  # that the browser's peer may send before the rate falls
+    later_bps: float = math.inf  # to which it then falls
+
+    def took_s(self, sent: int, by_peer: bool) -> float:
+        """Seconds that so many bytes take."""
+        if by_peer:
+            self.spare_bytes -= sent
+        if self.spare_bytes < 0:
+            self.bps, self.spare_bytes = self.later_bps, math.inf
+        return 8 * sent / self.bps
+
+
 @asynccontextmanager
-async def slow_line(port: int, bps: float, delay_s: float) -> AsyncIterator[str]:
-    """The address of a proxy to a port of this machine, each way so fast and so late."""
+async def slow_line(port: int, line: Line) -> AsyncIterator[str]:
+    """The address of a proxy to a port of this machine, as fast and as late as the line."""
     tasks: set[asyncio.Task[None]] = set()
     ends: list[asyncio.StreamWriter] = []
 
     async def carry(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
         free = 0.0  # when the line has sent all that came before
+        by_peer = False
         loop = asyncio.get_running_loop()
         try:
             while data := await source.read(1500):
-                free = max(free, loop.time()) + 8 * len(data) / bps
+                by_peer = by_peer or data.startswith(b"GET /tab ")
+                free = max(free, loop.time()) + line.took_s(len(data), by_peer)
                 await asyncio.sleep(max(0.0, free - loop.time()))
-                loop.call_later(delay_s, target.write, data)
+                loop.call_later(line.delay_s, target.write, data)
         except ConnectionError:
             pass
-        loop.call_later(2 * delay_s, target.close)
+        loop.call_later(2 * line.delay_s, target.close)
 
     async def serve(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
         back, there = await asyncio.open_connection("127.0.0.1", port)
@@ -145,4 +171,4 @@ async def slow_line(port: int, bps: float, delay_s: float) -> AsyncIterator[str]
         await asyncio.gather(*tasks, return_exceptions=True)
         for end in ends:
             end.transport.abort()
-        await asyncio.sleep(2 * delay_s)
+        await asyncio.sleep(2 * line.delay_s)

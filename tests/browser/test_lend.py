@@ -19,6 +19,7 @@ from astra_mesh.web.tabfiles import TabFiles
 from astra_mesh.wire.messages import Options, RequestId, Sampling, Task, Use
 from tests.browser.chrome import Tab, chrome
 from tests.browser.lending import (
+    Line,
     lend,
     listed,
     owners,
@@ -322,7 +323,7 @@ async def test_over_a_slow_line(tab: Tab) -> None:
     """4 Mbit/s and 40 ms each way, also for the model's files."""
     async with (
         shown(SHIPPED, ["left", "right"]) as on,
-        slow_line(on.server.port, 4e6, 0.04) as url,
+        slow_line(on.server.port, Line(4e6, 0.04)) as url,
     ):
         phone = await lend(tab, on, url=url)
         async with client_of(on.peers[0]) as client:

@@ -48,6 +48,12 @@ class FakeRun {
   async attendLocal(block) {
     this.steps.push(`local ${block}`);
   }
+  async foreseeOwn(block) {
+    this.steps.push(`foresee own ${block}`);
+  }
+  async foreseeRemote(block) {
+    this.steps.push(`foresee remote ${block}`);
+  }
   async attendRemote(block, source, codes) {
     this.steps.push(`remote ${block} of ${source}: ${codes.length ? codes[0].join(" ") : "nothing"}`);
   }
@@ -152,7 +158,8 @@ test("a whole shard: codes out before anything is computed, and a report", async
   assert.deepEqual([report.peer, report.tokens, report.late_parts], [host.tab, 2, 0]);
   assert.ok(report.sent_bytes[HOST.id] > 20 && report.finished_s >= report.compute_s);
   assert.deepEqual(runs[0].steps, [
-    "local 0", "finish 0", "encode 1", "local 1", "finish 1", "encode 2", "local 2", "finish 2",
+    ...["local 0", "foresee own 1", "finish 0", "encode 1", "local 1", "foresee own 2", "finish 1", "encode 2"],
+    ...["local 2", "finish 2"],
   ]);
   assert.equal(runs[0].embedded.rows, 2);
   assert.equal(posted[0][0], `/tab/models/${MODEL}/embed`);
@@ -203,6 +210,8 @@ test("attention to tokens of others, and the pooled share", async () => {
   assert.deepEqual([pooled.weight, pooled.vector.length], [2, 16]);
   await host.next("Done");
   assert.deepEqual(runs[0].steps.filter((step) => step.startsWith("remote")), ["remote 1 of 1: 7 8 9", "remote 2 of 1: 4 5 6"]);
+  const of = (step) => runs[0].steps.indexOf(step);
+  assert.ok(of("local 2") < of("foresee remote 2") && of("foresee remote 2") < of("remote 2 of 1: 4 5 6"));
   assert.equal(runs[0].embedded.rows, 5); // the first block's input of all is known exactly
 });
 

@@ -2,6 +2,7 @@
 //
 // Each block is given what Python kept of the blocks before, so that each is judged on its own.
 
+import assert from "node:assert/strict";
 import { readFileSync, writeFileSync } from "node:fs";
 
 import { VectorCodec } from "../../astra_mesh/web/site/peer/codes.js";
@@ -31,6 +32,13 @@ for (const { folder, codec: name, codebook, stages, tableBytes, blocks } of JSON
     const one = { codes: coded.codes.map((each) => [...each]), n: textOf(rebuilt.n.data) };
     if (coded.kept) Object.assign(one, { sent: textOf(coded.kept.data), kept: textOf(rebuilt.kept.data) });
     if (before) one.predicted = textOf(codec.predict(block, stages, before).data);
+    if (before) {
+      // What is foreseen changes when it is computed, and nothing else.
+      const foreseen = codec.foresee(block, stages, before);
+      assert.deepEqual(codec.encodeOne(block, stages, given, given, before, foreseen.n), coded);
+      const late = await codec.decodeOne(block, sent, before, 0, foreseen);
+      assert.deepEqual(late, await codec.decodeOne(block, sent, before, 0));
+    }
     if (name !== "astra") one.rows = textOf((await codec.decodeOne(block, sent, before, 0)).rows.data);
     found.push(one);
   }

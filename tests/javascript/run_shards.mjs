@@ -43,6 +43,10 @@ async function runShard(model, one, layout, shard) {
     }
     sent.push(codes);
     await run.attendLocal(block);
+    if ((block + shard) % 2 === 0) {
+      if (block >= layout.firstBlock) await run.foreseeRemote(block);
+      if (block + 1 < layout.blocks) await run.foreseeOwn(block + 1);
+    }
     if (block >= layout.firstBlock) {
       // the last first: parts come in any order
       for (const source of [...layout.sources(shard, block)].reverse()) {

@@ -34,8 +34,14 @@ export async function bench(peer, fetched, tokens) {
       const past = columns ? random(tokens, columns) : undefined;
       const { codes } = await codec.encodeOne(block, stages, x, x, past);
       const name = `${codec.rate(stages)} bits, ${columns ? "history" : "no history"}`;
-      found[`encode, ${name}`] = again(() => codec.encodeOne(block, stages, x, x, past));
-      found[`decode, ${name}`] = again(() => codec.decodeOne(block, codes, past, 0));
+      let foreseen = null;
+      if (columns) {
+        foreseen = codec.foresee(block, stages, past);
+        found[`foresee own, ${name}`] = again(() => codec.predict(block, stages, past));
+        found[`foresee others', ${name}`] = again(() => codec.foresee(block, stages, past));
+      }
+      found[`encode, ${name}`] = again(() => codec.encodeOne(block, stages, x, x, past, foreseen?.n));
+      found[`decode, ${name}`] = again(() => codec.decodeOne(block, codes, past, 0, foreseen));
     }
   }
   return found;

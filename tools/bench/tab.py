@@ -4,7 +4,7 @@ Times are of the processor, not of the clock, so that other programs disturb the
 the tab each compute with one thread. The best of five windows counts, after a warm-up in which
 WebAssembly is compiled for speed.
 
-    python -m tools.bench.tab [--tokens 64] [--chromium]
+    python -m tools.bench.tab [--tokens 64] [--chromium] [--pair]
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -46,6 +46,7 @@ ID: Final = ModelId("a" * 64)
 WARM: Final = 30
 WINDOWS: Final = 5
 WINDOW_S: Final = 0.1
+PAIR_WINDOW_S: Final = 2.0
 HOST: Final = "peer.lan"  # no secure context: as a phone in the same Wi-Fi sees a peer
 
 
@@ -108,7 +109,9 @@ def children_s() -> float:
     return total
 
 
-async def chromium_s(folder: Path, tokens: int) -> dict[str, float]:
+@asynccontextmanager
+async def page(folder: Path) -> AsyncIterator[Tab]:
+    """A tab with the page's files, those of a model and this folder's scripts."""
     app = web.Application()
     for one in read_all():
         app.router.add_get(one.address, one.serve)
@@ -117,10 +120,11 @@ async def chromium_s(folder: Path, tokens: int) -> dict[str, float]:
         return web.FileResponse(folder / request.match_info["name"])
 
     async def script(request: web.Request) -> web.FileResponse:
-        return web.FileResponse(HERE / "tab.mjs", headers={"Content-Type": "text/javascript"})
+        path = HERE / f"{request.match_info['name']}.mjs"
+        return web.FileResponse(path, headers={"Content-Type": "text/javascript"})
 
     app.router.add_get("/files/{name}", file)
-    app.router.add_get("/page/tab.mjs", script)
+    app.router.add_get("/page/{name:tab|tab_worker}.mjs", script)
     runner = web.AppRunner(app)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -130,9 +134,28 @@ async def chromium_s(folder: Path, tokens: int) -> dict[str, float]:
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
             async with chrome(Path(home), f"--host-resolver-rules=MAP {HOST} 127.0.0.1") as tab:
                 await tab.open(f"http://{HOST}:{port}/")
-                return await _in_tab(tab, tokens)
+                yield tab
     finally:
         await runner.cleanup()
+
+
+async def chromium_s(folder: Path, tokens: int) -> dict[str, float]:
+    async with page(folder) as tab:
+        return await _in_tab(tab, tokens)
+
+
+async def pair_gain(folder: Path, tokens: int) -> float:
+    """How many times the codes of one worker two make at once, by the clock: the most that a second
+    thread can bring.
+    """
+    async with page(folder) as tab:
+        await tab.eval(_WORKERS)
+        rates: list[list[float]] = []
+        for _ in range(WINDOWS + 1):  # the first one loads and compiles
+            call = "coded({}, {}, {})".format
+            rates.append([await tab.eval(call(n, tokens, 1e3 * PAIR_WINDOW_S)) for n in (1, 2)])
+    alone, together = (max(window[i] for window in rates[1:]) for i in (0, 1))
+    return together / alone
 
 
 _LOAD: Final = """(async () => {
@@ -142,6 +165,20 @@ _LOAD: Final = """(async () => {
     await file(name)), TOKENS);
   return JSON.stringify(Object.keys(works));
 })()"""
+
+
+_WORKERS: Final = """
+  const workers = [0, 1].map(() => new Worker("/page/tab_worker.mjs", { type: "module" }));
+  const one = (worker, tokens, ms) => new Promise((done) => {
+    worker.onmessage = ({ data }) => done(data);
+    worker.postMessage({ tokens, ms });
+  });
+  globalThis.coded = async (count, tokens, ms) => {
+    const some = workers.slice(0, count);
+    const found = await Promise.all(some.map((worker) => one(worker, tokens, ms)));
+    return found.reduce((a, b) => a + b);
+  };
+  0"""
 
 
 async def _in_tab(tab: Tab, tokens: int) -> dict[str, float]:
@@ -176,6 +213,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--models", nargs="*", default=[*SHIPPED, *LARGE])
     parser.add_argument("--chromium", action="store_true", help="in headless Chromium too")
+    parser.add_argument("--pair", action="store_true", help="what a second thread can bring there")
     given = parser.parse_args()
     torch.set_num_threads(1)
     for name, model, books in models():
@@ -191,6 +229,9 @@ def main() -> None:
             if given.chromium:
                 found = asyncio.run(chromium_s(folder, tokens))
                 show(name, tokens, torch_block, "Chromium", found)
+            if given.pair:
+                gain = asyncio.run(pair_gain(folder, tokens))
+                print(f"{'':30}codes by two workers at once: {gain:.2f} times those of one")
 
 
 if __name__ == "__main__":

@@ -60,10 +60,15 @@ class Memory {
   }
 }
 
-/** The sending end for some tokens of one request. Blocks come in ascending order. */
+/**
+ * The sending end for some tokens of one request. Blocks come in ascending order. What a block is predicted to be can be
+ * computed before its input is known (`foresee`): then less is left to do when others wait for the codes.
+ */
 class VectorSender {
   #codec;
   #memory;
+  #stages = 0; // of the last block; 0: none was coded
+  #foreseen = null; // { block, stages, n }
 
   constructor(codec, memory) {
     this.#codec = codec;
@@ -77,45 +82,89 @@ class VectorSender {
 
   /** Codes of a block's input `x`, whose normalized form is `n`, of so many stages. */
   async encode(block, x, n, stages) {
-    const { codes, kept } = this.#codec.encodeOne(block, stages, x, n, this.#memory?.past(block));
+    const found = this.#foreseen;
+    const fits = found?.block === block && found.stages === stages;
+    const { codes, kept } = this.#codec.encodeOne(block, stages, x, n, this.#memory?.past(block), fits ? found.n : null);
     this.#memory?.keep(block, kept);
+    this.#stages = stages;
+    this.#foreseen = null;
     return codes;
+  }
+
+  /** Predict the next block, which will have as many stages as the last one; as many as planned, where it is the first. */
+  async foresee(block, planned) {
+    const stages = this.#stages || planned;
+    if (this.#memory) this.#foreseen = { block, stages, n: this.#codec.predict(block, stages, this.#memory.past(block)) };
   }
 }
 
 /** The receiving end of a VectorSender. Blocks may come with fewer stages: as many as there are arrays of codes. */
 class VectorReceiver {
   #codec;
-  #stages;
+  #stages; // of the plan
+  #coming; // of the last block's codes; at first those of the plan
   #memory;
+  #foreseen = null; // { block, stages, found }
   #last; // what a codec without memory knows of all tokens: n^, or the codes that it is rebuilt from
 
   constructor(codec, stages, memory, known) {
     this.#codec = codec;
     this.#stages = stages;
+    this.#coming = stages;
     this.#memory = memory;
     this.#last = known;
   }
 
   /** Keys and values of tokens whose first one has position `start`. */
   async decode(block, codes, start) {
-    const { n, kept, rows } = await this.#codec.decodeOne(block, codes, this.#memory?.past(block), start);
+    this.#coming = codes.length;
+    const known = this.#known(block, codes.length);
+    const { n, kept, rows } = await this.#codec.decodeOne(block, codes, this.#memory?.past(block), start, known);
     this.#memory?.keep(block, kept);
     this.#last = n ?? { block, codes };
     return rows;
+  }
+
+  /** Do what the next block's codes are not needed for: there will be as many stages as in the last one. */
+  async foresee(block) {
+    const stages = this.#coming;
+    if (this.#memory) this.#foreseen = { block, stages, found: this.#codec.foresee(block, stages, this.#memory.past(block)) };
+  }
+
+  /** What was foreseen of this block and so many stages, if it was. */
+  #known(block, stages) {
+    const before = this.#foreseen;
+    this.#foreseen = null;
+    return before?.block === block && before.stages === stages ? before.found : null;
   }
 
   /** The same where no codes came: from what is known of earlier blocks. */
   async standIn(block, start) {
     let n = this.#last;
     if (n?.codes) ({ n } = this.#codec.rebuild(n.block, n.codes));
-    if (this.#memory) {
-      n = this.#codec.predict(block, this.#stages, this.#memory.past(block));
-      const nothing = new Matrix(new Float32Array(n.data.length), n.columns);
-      this.#memory.keep(block, this.#memory.history === UNLIMITED ? n : nothing);
-    }
-    return this.#codec.project(block, n, start);
+    if (!this.#memory) return this.#codec.project(block, n, start);
+    const foreseen = this.#known(block, this.#stages) ?? this.#codec.foresee(block, this.#stages, this.#memory.past(block));
+    ({ n } = foreseen);
+    const nothing = new Matrix(new Float32Array(n.data.length), n.columns);
+    this.#memory.keep(block, this.#memory.history === UNLIMITED ? n : nothing);
+    return foreseen.raw ? this.#codec.model.finish(block, foreseen.raw, start) : this.#codec.project(block, n, start);
   }
+}
+
+/** The first matrix, to which the other one is added. */
+function added(to, more) {
+  for (let i = 0; i < to.data.length; i++) to.data[i] += more.data[i];
+  return to;
+}
+
+/** A table of what codes add to keys and values; with those of `center`, unless that is null. */
+async function tabulated(space, quantizer, toN, project, center) {
+  const nothing = new Matrix(new Float32Array(toN.columns), toN.columns);
+  const bias = project.times(nothing).data; // which is not a coordinate's
+  const reach = project.times(toN);
+  for (let i = 0; i < reach.data.length; i++) reach.data[i] -= bias[i % reach.columns];
+  const start = center && project.times(new Matrix(center, toN.columns)).data;
+  return new Table(space, await rowsOf(quantizer.stages, reach), reach.columns, start);
 }
 
 /** Codes of a codebook. `prepare` loads what a number of stages needs, before its senders and receivers. */
@@ -126,7 +175,7 @@ export class VectorCodec {
   #space = null; // a promise
   #quantizers = new Map(); // by level and block
   #making = new Map(); // the same: promises
-  #tables = new Map(); // by block: codes to keys and values; only where nothing is remembered
+  #tables = new Map(); // by level and block: codes to keys and values, or what they add to those of a prediction
   #projections = new Map(); // by block: n^ to keys and values, where there is no table
 
   /** source: fetched(description), the bytes that a manifest describes; mostBytes: of all blocks' tables. */
@@ -181,64 +230,66 @@ export class VectorCodec {
     const space = await (this.#space ??= Workspace.make());
     const hidden = this.model.spec.hidden_size;
     const quantizer = new Quantizer(space, tensors, { stages: level, history, hidden, kind: this.kind });
-    if (!history && this.#fits(2 * this.#kvSize())) await this.#tabulate(block, quantizer, tensors, space);
-    else if (this.name === "vq") await this.#project(block, quantizer, tensors, space);
+    if (this.name === "vq") await this.#prepareToDecode(stages, block, quantizer, tensors, space);
     this.#quantizers.set(this.#key(stages, block), quantizer);
   }
 
-  /** A table of what codes add to n, and a projection. */
-  async #project(block, quantizer, tensors, space) {
-    if (this.#fits(this.model.spec.hidden_size, true)) await quantizer.tabulate(reachOf(tensors("synthesis")));
-    if (!this.#projections.has(block)) this.#projections.set(block, await this.model.projection(block, space));
-  }
-
-  /** A table of keys and values. */
-  async #tabulate(block, quantizer, tensors, space) {
-    const project = await this.model.projection(block, await Workspace.make());
+  /** Tables of what codes add, as far as they are small enough, and a projection where it is needed beside them. */
+  async #prepareToDecode(stages, block, quantizer, tensors, space) {
+    const { history } = this.#about;
     const toN = reachOf(tensors("synthesis"));
-    const nothing = new Matrix(new Float32Array(toN.columns), toN.columns);
-    const bias = project.times(nothing).data; // which is not a coordinate's
-    const reach = project.times(toN);
-    for (let i = 0; i < reach.data.length; i++) reach.data[i] -= bias[i % reach.columns];
-    const start = project.times(new Matrix(tensors("center").data, toN.columns)).data;
-    this.#tables.set(block, new Table(space, await rowsOf(quantizer.stages, reach), reach.columns, start));
+    const inN = this.#tableBytes(stages, toN.columns, true);
+    const inRows = this.#tableBytes(stages, 2 * this.model.spec.num_key_value_heads * this.model.spec.head_dim);
+    const looksUp = (history ? inN : 0) + inRows <= this.#mostBytes;
+    if ((history || !looksUp) && inN <= this.#mostBytes) await quantizer.tabulate(toN);
+    if ((history || !looksUp) && !this.#projections.has(block)) this.#projections.set(block, await this.model.projection(block, space));
+    if (!looksUp) return;
+    const project = this.#projections.get(block) ?? (await this.model.projection(block, await Workspace.make()));
+    this.#tables.set(this.#key(stages, block), await tabulated(space, quantizer, toN, project, history ? null : tensors("center").data));
   }
 
-  /** Whether tables of so many columns are small enough. */
-  #fits(columns, exact = false) {
+  /** Of tables of so many columns, of all blocks. */
+  #tableBytes(stages, columns, exact = false) {
     const { size, levels } = this.#about;
-    const codes = this.groups.reduce((sum, one) => sum + one, 0);
-    const blocks = levels[this.able.at(-1)].length;
-    return this.name === "vq" && blocks * tableBytes(codes, size, columns, exact) <= this.#mostBytes;
-  }
-
-  #kvSize() {
-    return this.model.spec.num_key_value_heads * this.model.spec.head_dim;
+    const codes = this.groups.slice(0, this.#level(stages)).reduce((sum, one) => sum + one, 0);
+    return levels[this.able.at(-1)].length * tableBytes(codes, size, columns, exact);
   }
 
   #quantizer(stages, block) {
     return this.#quantizers.get(this.#key(stages, block));
   }
 
-  /** Codes of one block's input, and what both ends keep. `past`: what it is predicted from, if it is. */
-  encodeOne(block, stages, x, n, past) {
-    return this.#quantizer(stages, block).encode(this.name === "astra" ? x : n, past, stages);
+  /**
+   * Codes of one block's input, and what both ends keep. `past`: what it is predicted from, if it is; `foreseen`: what
+   * `predict` made of that, if it was asked already.
+   */
+  encodeOne(block, stages, x, n, past, foreseen = null) {
+    return this.#quantizer(stages, block).encode(this.name === "astra" ? x : n, past, stages, foreseen);
   }
 
   /**
    * Keys and values of codes (`rows`, of tokens from position `start` on), what both ends keep, and n^ where no
-   * table spares it.
+   * table spares it. `foreseen`: of `foresee`, if it was asked already.
    */
-  async decodeOne(block, codes, past, start) {
-    const table = this.#tables.get(block);
-    if (table) return { n: null, rows: await this.model.finish(block, table.sum({ codes, groups: this.groups, size: this.#about.size }), start) };
-    const { n, kept } = this.rebuild(block, codes, past);
-    return { n, kept, rows: await this.project(block, n, start) };
+  async decodeOne(block, codes, past, start, foreseen = null) {
+    const table = this.#tables.get(this.#key(codes.length, block));
+    const looked = () => table.sum({ codes, groups: this.groups, size: this.#about.size });
+    if (table && !past) return { n: null, rows: await this.model.finish(block, looked(), start) };
+    const before = foreseen ?? (past ? this.foresee(block, codes.length, past) : null);
+    const { n, kept } = this.rebuild(block, codes, past, before?.n);
+    if (!table) return { n, kept, rows: await this.project(block, n, start) };
+    return { n, kept, rows: await this.model.finish(block, added(looked(), before.raw), start) };
+  }
+
+  /** What can be said of a block before its codes are there: n as predicted, and its keys and values where they are used. */
+  foresee(block, stages, past) {
+    const n = this.predict(block, stages, past);
+    return { n, raw: this.#tables.has(this.#key(stages, block)) ? this.#projections.get(block).times(n) : null };
   }
 
   /** n^ of codes, and what both ends keep. */
-  rebuild(block, codes, past) {
-    return this.#quantizer(codes.length, block).rebuild(codes, past);
+  rebuild(block, codes, past, foreseen = null) {
+    return this.#quantizer(codes.length, block).rebuild(codes, past, foreseen);
   }
 
   /** n^ of a block whose codes did not come. */

@@ -1,4 +1,5 @@
-// The block pipeline of one shard: encode and send first, then compute. As astra_mesh/engine/pipeline.py.
+// The block pipeline of one shard: encode and send first, then compute. As astra_mesh/engine/pipeline.py; and what needs
+// no codes of codes that remember is computed while the others' are on their way.
 
 import { CancelledError } from "./errors.js";
 
@@ -87,6 +88,8 @@ export class Pipeline {
     steps.push(["compute_s", () => run.attendLocal(block), "local", block]);
     const coded = block >= this.#layout.firstBlock;
     let missing = coded ? this.#layout.sources(this.#shard, block).length : 0;
+    if (missing) steps.push(["decode_s", () => run.foreseeRemote(block)]);
+    if (block + 1 < this.#layout.blocks && this.#layout.receivers(this.#shard, block + 1).length) steps.push(["encode_s", () => run.foreseeOwn(block + 1)]);
     for (;;) {
       let ready = missing ? this.#exchange.readyCodes(block) : [];
       if (missing && !steps.length && !ready.length) ready = [await this.#receive(block)];
@@ -122,7 +125,7 @@ export class Pipeline {
         const began = performance.now();
         await this.#step(work);
         this.spent[kind] += seconds(began);
-        this.#exchange.timeline?.note(mark, block, part);
+        if (mark) this.#exchange.timeline?.note(mark, block, part);
       }
     });
     await breath();

@@ -106,6 +106,8 @@ export class PlainCodec {
     return this;
   }
 
+  async foresee() {}
+
   /** See VectorSender. */
   async encode(block, x, n) {
     const found = new Uint8Array(n.rows * this.row);
@@ -166,6 +168,8 @@ class PlainReceiver {
     this.#last = this.#codec.rebuild(codes);
     return this.#codec.model.keyValue(block, this.#last, start);
   }
+
+  async foresee() {}
 
   async standIn(block, start) {
     return this.#codec.model.keyValue(block, this.#last, start);

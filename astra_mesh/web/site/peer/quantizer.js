@@ -1,7 +1,8 @@
 // The quantizer of one block at work, as astra_mesh/quant/coders.py: n to codes, and back to n^.
 //
 // Of D x D products encoding takes one for the prediction and one into coordinates; decoding one for the prediction.
-// What codes add is looked up in a table where it is small enough, else joined and multiplied.
+// What codes add is looked up in a table where it is small enough, else joined and multiplied. Predictions are known
+// before a block's input or its codes are: who has them already gives them.
 
 import { Matrix } from "./matrix.js";
 import { Stage, rowSize } from "./stage.js";
@@ -60,15 +61,16 @@ export class Quantizer {
   /**
    * Codes of n, by the first `stages`: an array for each; and what both ends keep.
    *
-   * @param n     (T, hidden); for the codec astra the block's input
-   * @param past  what the block is predicted from, if it is
+   * @param n         (T, hidden); for the codec astra the block's input
+   * @param past      what the block is predicted from, if it is
+   * @param foreseen  what predict() made of that, if it was asked already
    */
-  encode(n, past, stages = this.stages.length) {
+  encode(n, past, stages = this.stages.length, foreseen = null) {
     const used = this.stages.slice(0, stages);
     const codes = used.map((stage) => new this.#kind(n.rows * stage.groups));
     const kept = this.#history ? new Matrix(new Float32Array(n.data.length), n.columns) : undefined;
     this.#chunks(n.rows, (first, count) => {
-      const predicted = this.#predicted(past, first, count);
+      const predicted = this.#predicted(past, foreseen, first, count);
       const [y, stride] = this.#coordinates(n.slice(first, first + count), predicted);
       used.forEach((stage, i) => {
         const found = stage.encode(y, stride, count);
@@ -81,13 +83,13 @@ export class Quantizer {
   }
 
   /** n^ of codes, and what both ends keep. */
-  rebuild(codes, past) {
+  rebuild(codes, past, foreseen = null) {
     const tokens = codes[0].length / this.stages[0].groups;
     const found = () => new Matrix(new Float32Array(tokens * this.#size), this.#size);
     const n = found();
     const kept = this.#history ? (this.#history === UNLIMITED ? n : found()) : undefined;
     this.#chunks(tokens, (first, count) => {
-      const predicted = this.#predicted(past, first, count);
+      const predicted = this.#predicted(past, foreseen, first, count);
       const added = this.#added(codes, first, count);
       this.#write(n, first, count, predicted, added);
       if (kept && kept !== n) this.#write(kept, first, count, null, added);
@@ -95,7 +97,7 @@ export class Quantizer {
     return { n, kept };
   }
 
-  /** n^ where no codes came. */
+  /** The prediction: n^ where no codes came. */
   predict(past) {
     return this.#predict.times(past);
   }
@@ -105,8 +107,13 @@ export class Quantizer {
   }
 
   /** The address of the prediction, in rows of so many numbers (0: one row for all); null where there is none. */
-  #predicted(past, first, count) {
+  #predicted(past, foreseen, first, count) {
     if (!this.#predict) return this.#center && { address: this.#center, stride: 0 };
+    if (foreseen) {
+      const address = this.#space.room("predicted", this.#predict.width);
+      this.#space.floats(address, count * foreseen.columns).set(foreseen.slice(first, first + count).data);
+      return { address, stride: foreseen.columns };
+    }
     const rows = this.#space.room("past", past.columns);
     this.#space.floats(rows, count * past.columns).set(past.slice(first, first + count).data);
     return { address: this.#predict.run(rows, past.columns, count, "predicted"), stride: this.#predict.width };

@@ -53,7 +53,8 @@ export function merge(parts) {
 
 /**
  * State of one shard. Per block call, in this order: `encode` (codes to send), `attendLocal`, `attendRemote` once
- * for each of `layout.sources`, `finish`.
+ * for each of `layout.sources`, `finish`. Where there is time, `foreseeOwn` of the next block and `foreseeRemote` of this
+ * one may be called after `attendLocal`: less is left to do then when others wait for codes, or codes are there.
  */
 export class ShardRun {
   #model;
@@ -122,6 +123,20 @@ export class ShardRun {
     return found;
   }
 
+  /** Predict the own tokens of `block`, which are encoded next. */
+  async foreseeOwn(block) {
+    const ends = new Map(); // sender -> number of stages
+    for (const receiver of this.#layout.receivers(this.#shard, block)) {
+      ends.set(this.#sender(receiver), this.#layout.stagesBetween(this.#shard, receiver));
+    }
+    for (const [sender, stages] of ends) await sender.foresee(block, stages);
+  }
+
+  /** Do what `attendRemote` does before it needs codes, for all shards whose codes of `block` come. */
+  async foreseeRemote(block) {
+    for (const source of this.#layout.sources(this.#shard, block)) await this.#receiver(source).foresee(block);
+  }
+
   /** What codes for a receiver come from; at first one for all. */
   #sender(receiver) {
     this.#common ??= this.#codec.sender(this.#known.get(this.#shard) ?? null);
@@ -157,14 +172,18 @@ export class ShardRun {
 
   /** Attend the tokens of shard `source`, given its codes; none: a prediction stands in. */
   async attendRemote(block, source, codes) {
+    const receiver = this.#receiver(source);
+    const { start } = this.#layout.sent(source);
+    const rows = await (codes?.length ? receiver.decode(block, codes, start) : receiver.standIn(block, start));
+    this.#parts.set(source, await this.#model.attend(this.#query, rows));
+  }
+
+  #receiver(source) {
     if (!this.#receivers.has(source)) {
       const stages = this.#layout.stagesBetween(source, this.#shard);
       this.#receivers.set(source, this.#codec.receiver(stages, this.#known.get(source) ?? null));
     }
-    const receiver = this.#receivers.get(source);
-    const { start } = this.#layout.sent(source);
-    const rows = await (codes?.length ? receiver.decode(block, codes, start) : receiver.standIn(block, start));
-    this.#parts.set(source, await this.#model.attend(this.#query, rows));
+    return this.#receivers.get(source);
   }
 
   /** Merge the parts and compute the block's output, the next block's input. */
