@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from astra_mesh.cli.connecting import opened
 from astra_mesh.cli.console import clean, err, hint, out, print_json, reporting, run_async
 from astra_mesh.cli.options import Connect, Json, Typed
 from astra_mesh.cli.report import amount
@@ -74,7 +75,6 @@ def _from_hub(repository: str, revision: str | None, name: str, as_json: bool) -
 async def _from_mesh(
     model: str, name: str, connect: str | None, typed: list[str] | None, as_json: bool
 ) -> None:
-    from astra_mesh.cli.ask import opened
     from astra_mesh.cli.progress import following
     from astra_mesh.client.fetch import Fetch
     from astra_mesh.client.fetch_codebooks import CodebookFetch, bundle_here, lacking
