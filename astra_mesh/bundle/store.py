@@ -167,6 +167,23 @@ def find_named(name: str) -> Bundle:
     return open_bundle(path)
 
 
+def copies_of(bundle: Bundle) -> list[str]:
+    """Names of other folders with the same config and weights. Reads those of the same sizes."""
+    names = []
+    for name, path in sorted(_folders_by_name().items()):
+        with suppress(AstraMeshError, OSError):
+            other = open_bundle(path)
+            alike = other.path != bundle.path and _sizes(other) == _sizes(bundle)
+            if alike and other.model_id == bundle.model_id:
+                names.append(name)
+    return names
+
+
+def _sizes(bundle: Bundle) -> list[int]:
+    files = (bundle.path / "config.json", *bundle.weight_paths)
+    return [path.stat().st_size for path in files]
+
+
 def list_bundles() -> list[Bundle]:
     """All usable bundles of the model folders, by name; a broken one is logged once instead."""
     found = []
