@@ -85,6 +85,8 @@ class Answer:
         ask = self.ask
         model = self._models.find(ask.model)
         self._models.require(model, ask.task)  # before it is loaded, which takes seconds
+        if ask.tokens is not None:
+            self._models.check_tokens(model, ask.tokens)
         if ask.options.use is not Use.SOLO:
             self._around.wake(model)
         loaded = await self._models.load(model)
