@@ -320,9 +320,19 @@ async def test_a_token_is_asked_for_once(tab: Tab, models: Path) -> None:
         await tab.open(on.url)
         await tab.until("!document.getElementById('token').hidden")
         assert await tab.eval("document.getElementById('main').inert") is True
+        assert await tab.eval("document.getElementById('token-problem').hidden") is True
         await tab.type("#token-text", "not-the-right-token")
         await tab.click("#token button")
-        await tab.until("document.getElementById('state').textContent === 'locked'")
+        await tab.until("!document.getElementById('token-problem').hidden")
+        assert "not the token of this peer" in await tab.text("#token-problem")
+        assert await tab.text("#state") == "locked"
+        await tab.type("#token-text", f" {on.url}#token={TOKEN.replace('+', '%2B')}")
+        await tab.click("#token button")
+        await tab.until(devices(1))
+        await tab.eval("localStorage.clear()")
+        await tab.open("about:blank")
+        await tab.open(on.url)
+        await tab.until("!document.getElementById('token').hidden")
         await tab.type("#token-text", TOKEN)
         await tab.click("#token button")
         await tab.until(devices(1))
