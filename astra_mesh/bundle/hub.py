@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from astra_mesh.bundle.configs import load_json, save_json
 from astra_mesh.bundle.hashing import file_sha256
 from astra_mesh.bundle.install import check_room, explained, is_wanted, publish, staging_folder
+from astra_mesh.bundle.specs import spec_called
 from astra_mesh.bundle.store import Bundle
 from astra_mesh.errors import BadBundleError, InputError, ModelError, UnknownModelError
 
@@ -91,13 +92,11 @@ def download(remote: Remote, name: str) -> Bundle:
     Raises:
         AstraMeshError: It did not come, is damaged, or cannot be used here.
     """
-    from astra_mesh.families import read_spec
-
     folder = staged(remote, name)
     check_room(folder, remote.size_bytes - _gathered(folder))
     with _explained(remote.repository), explained(folder):
         _get(remote, "config.json", folder)
-        read_spec(load_json(folder / "config.json"))
+        spec_called(f"{remote.repository}/config.json", load_json(folder / "config.json"))
         for file in sorted(remote.files, key=lambda one: remote.files[one]):
             _get(remote, file, folder)
     hashes = remote.hashes.items()

@@ -67,26 +67,32 @@ class ImageProcessor:
 
     def process(self, image: Image.Image) -> torch.Tensor:
         """The pixel values (3, H, W) float32 of a decoded RGB image; BadImageError if too long."""
-        pixels = np.array(self._resized(image))
-        if self.steps.crop is not None:
-            pixels = _center_crop(pixels, *self.steps.crop)
-        return torch.from_numpy(self._scaled(pixels))
+        return self._values(self._resized(image))
 
-    def shrunk(self, data: bytes) -> bytes:
-        """The file of an image with the same pixel values as that in ``data``, to send to others:
-        resized already and without loss, or ``data`` where that is no smaller.
+    def with_shrunk(self, data: bytes) -> tuple[torch.Tensor, bytes]:
+        """The pixel values of an image file's bytes, and a file with the same ones to send to
+        others: resized already and without loss, or ``data`` where that is no smaller.
 
         Raises:
             BadImageError: no image, of another format, cut short, or too large.
         """
+        image = self._resized(decode_image(data))
+        return self._values(image), self._packed(image, data)
+
+    def _packed(self, image: Image.Image, data: bytes) -> bytes:
         if len(data) <= _SMALL_BYTES:
             return data
-        image = self._resized(decode_image(data))
         if self.steps.resized(*image.size) != image.size or max(image.size) > _PACKED_EDGE:
             return data
         packed = io.BytesIO()
         image.save(packed, "WEBP", lossless=True, quality=0, method=0)
         return min(data, packed.getvalue(), key=len)
+
+    def _values(self, resized: Image.Image) -> torch.Tensor:
+        pixels = np.array(resized)
+        if self.steps.crop is not None:
+            pixels = _center_crop(pixels, *self.steps.crop)
+        return torch.from_numpy(self._scaled(pixels))
 
     def _resized(self, image: Image.Image) -> Image.Image:
         width, height = self.steps.resized(*image.size)

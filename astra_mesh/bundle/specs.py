@@ -23,6 +23,11 @@ def spec_of(bundle: Bundle) -> ModelSpec:
 
 def spec_in(folder: Path, config: Mapping[str, Any]) -> ModelSpec:
     """The spec that a folder's config.json describes; UnsupportedModelError, BadBundleError."""
+    return spec_called(shown(folder / _NAME), config)
+
+
+def spec_called(name: str, config: Mapping[str, Any]) -> ModelSpec:
+    """The spec of a config.json that errors call so; UnsupportedModelError, BadBundleError."""
     from astra_mesh.families import read_spec
 
     try:
@@ -31,4 +36,4 @@ def spec_in(folder: Path, config: Mapping[str, Any]) -> ModelSpec:
         about = error.message.removeprefix(_NAME)
         if about == error.message:
             raise
-        raise type(error)(f"{shown(folder / _NAME)}{about}") from error
+        raise type(error)(f"{name}{about}") from error

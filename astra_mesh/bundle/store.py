@@ -18,7 +18,7 @@ import platformdirs
 
 from astra_mesh import limits
 from astra_mesh.bundle import manifest
-from astra_mesh.bundle.configs import load_json, member, shown
+from astra_mesh.bundle.configs import load_json, member
 from astra_mesh.bundle.hashing import file_sha256
 from astra_mesh.bundle.specs import spec_in
 from astra_mesh.bundle.weights import weight_paths
@@ -104,7 +104,7 @@ def open_bundle(path: Path | str) -> Bundle:
     """
     folder = _existing_folder(path)
     if not os.path.lexists(folder / "config.json"):
-        raise UnknownModelError(f"{shown(folder)} holds no model: it has no config.json")
+        raise UnknownModelError(f"{str(folder)!a} holds no model: it has no config.json")
     config = load_json(member(folder, "config.json"), _CONFIG_BYTES)
     entries = manifest.read_manifest(folder)
     paths = _weight_paths(folder, config)
@@ -165,6 +165,23 @@ def find_named(name: str) -> Bundle:
     if path is None:
         raise UnknownModelError(_unknown_text(name))
     return open_bundle(path)
+
+
+def copies_of(bundle: Bundle) -> list[str]:
+    """Names of other folders with the same config and weights. Reads those of the same sizes."""
+    names = []
+    for name, path in sorted(_folders_by_name().items()):
+        with suppress(AstraMeshError, OSError):
+            other = open_bundle(path)
+            alike = other.path != bundle.path and _sizes(other) == _sizes(bundle)
+            if alike and other.model_id == bundle.model_id:
+                names.append(name)
+    return names
+
+
+def _sizes(bundle: Bundle) -> list[int]:
+    files = (bundle.path / "config.json", *bundle.weight_paths)
+    return [path.stat().st_size for path in files]
 
 
 def list_bundles() -> list[Bundle]:

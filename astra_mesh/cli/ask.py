@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from astra_mesh.cli.connecting import ALONE, opened
 from astra_mesh.cli.console import (
     clean,
     err,
@@ -50,10 +50,6 @@ if TYPE_CHECKING:
 RUN_EXAMPLE: Final = 'Example:  astra-mesh run tiny-gpt2 "ROMEO:" -n 100 --use all'
 CLASSIFY_EXAMPLE: Final = "Example:  astra-mesh classify vit-tiny photo.jpg --top 3"
 EMBED_EXAMPLE: Final = 'Example:  astra-mesh embed my-bert "a sentence" --output vector.npy'
-ALONE: Final = (
-    'alone: no other peer found; start "astra-mesh peer" on another device of this network '
-    "(or name one with --peer HOST:PORT), and pair the two once: astra-mesh pair"
-)
 _SHOWN: Final = 6  # numbers of a vector
 
 
@@ -303,23 +299,6 @@ def by_path(model: str) -> str:
     found = [str(folder.parent), *([others] if others else [])]
     os.environ["ASTRA_MESH_MODELS"] = os.pathsep.join(found)
     return folder.name
-
-
-@asynccontextmanager
-async def opened(connect: str | None, typed: list[str] | None) -> AsyncIterator[Mesh]:
-    """The mesh, with a live line while it is looked for."""
-    from astra_mesh import client
-
-    status = err.status("looking for peers", spinner="dots")
-    status.start()
-    try:
-        mesh = await client.connect(connect, peers=typed or ())
-    finally:
-        status.stop()
-    try:
-        yield mesh
-    finally:
-        await mesh.close()
 
 
 async def _what_happens(mesh: Mesh, model: str) -> str:

@@ -21,9 +21,11 @@ from astra_mesh.cli.options import (
     Json,
     Split,
     SplitName,
+    Task,
     Window,
     check_output,
     parse_numbers,
+    part_of,
 )
 from astra_mesh.cli.progress import counting
 from astra_mesh.errors import InputError
@@ -57,7 +59,7 @@ def evaluate(
         str, typer.Option(help="Bits per token and block, as 32,64. Default: all there are.")
     ] = "",
     limit: Annotated[int, typer.Option(min=1, help="Texts or pictures.")] = 64,
-    task: Annotated[str, typer.Option(help="generate, classify or embed.")] = "",
+    task: Task = "",
     class_token: Annotated[
         ClassTokenName | None,
         typer.Option(help="On one peer, or a copy on each. Default: as the codebook was made for."),
@@ -118,7 +120,7 @@ def evaluate(
             loss=loss,
             bounds=bound,
             window=window,
-            split=None if split is SplitName.ALL else split.value,
+            split=part_of(split),
         )
         bundle = find_bundle(model)
         with counting() as progress:

@@ -19,8 +19,10 @@ from astra_mesh.cli.options import (
     Json,
     Split,
     SplitName,
+    Task,
     Window,
     parse_numbers,
+    part_of,
 )
 from astra_mesh.errors import InputError
 
@@ -98,7 +100,7 @@ def fit(
     ] = 0.5,
     window: Window = None,
     split: Split = SplitName.ALL,
-    task: Annotated[str, typer.Option(help="generate, classify or embed.")] = "",
+    task: Task = "",
     seed: Annotated[int, typer.Option(min=0, help="For the same again.")] = 0,
     output: Annotated[
         Path | None,
@@ -211,8 +213,7 @@ def fit(
         if default_rate and default_rate not in options.rates:
             have = ", ".join(map(str, options.rates))
             raise InputError(f"--default-rate {default_rate} is none of the --rates {have}")
-        part = None if split is SplitName.ALL else split.value
-        asked = Asked(model, data, window, part, task, output, as_json)
+        asked = Asked(model, data, window, part_of(split), task, output, as_json)
         if not finetune:
             with _going_on():
                 fit_codebook(asked, options)

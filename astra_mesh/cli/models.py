@@ -16,11 +16,13 @@ from astra_mesh.cli.console import clean, err, hint, out, print_json, reporting
 from astra_mesh.cli.options import Bundle, Json
 from astra_mesh.cli.report import amount
 from astra_mesh.errors import AstraMeshError, CodebookError
+from astra_mesh.naming import SHORT_ID
 
 if TYPE_CHECKING:
     from astra_mesh.bundle import Bundle as ModelBundle
 
-_ID_DIGITS: Final = 12
+_NAME_WIDTH: Final = 21  # names up to so long stay in one line of 80 columns
+_WIDE: Final = 100  # columns of a terminal that has room for the tasks in one line
 EXAMPLE: Final = "Examples:  astra-mesh models   ·   astra-mesh models verify tiny-gpt2"
 
 app = typer.Typer(
@@ -71,12 +73,14 @@ def list_models(as_json: Json = False) -> None:
             folders = ", ".join(str(path) for path in model_folders())
             hint(f"no models on this device; looked in {folders}")
             return
-        out.print(_table(rows))
+        out.print(table(rows, out.width))
         for line in _folders(rows):
             out.print(Text(clean(line), style="dim"), soft_wrap=True)
         for row in rows:
             if row.problem:
                 hint(f"{row.name}: {row.problem}")
+        for names in _copies(rows):
+            hint(models_get.one_model(names))
 
 
 @app.command("verify", epilog="Example:  astra-mesh models verify tiny-gpt2")
@@ -136,29 +140,45 @@ def _rates(bundle: ModelBundle) -> dict[str, list[int]]:
     return found
 
 
-def _table(rows: list[Row]) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("name", overflow="fold")
-    table.add_column("family", no_wrap=True)
-    for column in ("parameters", "size"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("tasks", overflow="fold")
-    table.add_column("codebook bits", overflow="fold")
-    table.add_column("id", no_wrap=True)
+def table(rows: list[Row], width: int) -> Table:
+    """One row for each model, for a terminal of so many columns."""
+    found = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
+    wide = width >= _WIDE
+    found.add_column("name", no_wrap=True)  # rich would break others before the bits
+    found.add_column("family", no_wrap=True)
+    for column in ("params", "size"):
+        found.add_column(column, justify="right", no_wrap=True)
+    found.add_column("tasks", no_wrap=True)
+    found.add_column("codebook bits", overflow="fold")
+    found.add_column("id", no_wrap=True)
     for row in rows:
-        books = "; ".join(
+        books = "\n".join(
             f"{codec} {'/'.join(map(str, rates))}" for codec, rates in row.codebooks.items()
         )
-        table.add_row(
-            Text(clean(row.name), style="bold"),
+        found.add_row(
+            Text(clean(row.name) if wide else _folded(clean(row.name)), style="bold"),
             row.family or Text("unusable", style="red"),
             _count(row.parameters),
             amount(row.size_bytes),
-            ", ".join(row.tasks),
+            (", " if wide else ",\n").join(row.tasks),
             books or "none",
-            row.id[:_ID_DIGITS],
+            row.id[:SHORT_ID],
         )
-    return table
+    return found
+
+
+def _folded(name: str) -> str:
+    parts = range(0, len(name), _NAME_WIDTH)
+    return "\n".join(name[start : start + _NAME_WIDTH] for start in parts)
+
+
+def _copies(rows: list[Row]) -> list[list[str]]:
+    """Names of folders that hold the same model."""
+    names: dict[str, list[str]] = {}
+    for row in rows:
+        if row.id:
+            names.setdefault(row.id, []).append(row.name)
+    return [found for found in names.values() if len(found) > 1]
 
 
 def _folders(rows: list[Row]) -> list[str]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from astra_mesh.cli.connecting import opened
 from astra_mesh.cli.console import clean, err, hint, out, print_json, reporting, run_async
 from astra_mesh.cli.options import Connect, Json, Typed
 from astra_mesh.cli.report import amount
@@ -74,7 +76,6 @@ def _from_hub(repository: str, revision: str | None, name: str, as_json: bool) -
 async def _from_mesh(
     model: str, name: str, connect: str | None, typed: list[str] | None, as_json: bool
 ) -> None:
-    from astra_mesh.cli.ask import opened
     from astra_mesh.cli.progress import following
     from astra_mesh.client.fetch import Fetch
     from astra_mesh.client.fetch_codebooks import CodebookFetch, bundle_here, lacking
@@ -172,17 +173,46 @@ def _size(folder: Path) -> int:
         return 0
 
 
+def one_model(names: Sequence[str]) -> str:
+    """What is said of folders with the same config and weights."""
+    *others, last = map(clean, names)
+    which = "any" if len(others) > 1 else "either"
+    return f"{', '.join(others)} and {last} are one model (the same weights): {which} name will do"
+
+
+def lacking_file(bundle: Bundle) -> str:
+    """The file that reads texts or pictures for a model, where its folder has none; else ""."""
+    from astra_mesh.bundle.preprocessor import NAME as PREPROCESSOR
+    from astra_mesh.bundle.specs import spec_of
+    from astra_mesh.bundle.text import NAME as TOKENIZER
+
+    needed = TOKENIZER if spec_of(bundle).vocab_size else PREPROCESSOR
+    return "" if bundle.has(needed) else needed
+
+
+def _what_fails(bundle: Bundle, lacks: str) -> str:
+    fails = "takes token ids but no text" if lacks.startswith("tokenizer") else "takes no pictures"
+    return f"it has no {lacks}, so it {fails}: copy the model's {lacks} into {bundle.path}"
+
+
 def _report(bundle: Bundle, as_json: bool, **origin: object) -> None:
+    from astra_mesh.bundle.store import copies_of
+
     size = sum(path.stat().st_size for path in bundle.path.iterdir() if path.is_file())
+    copies, lacks = copies_of(bundle), lacking_file(bundle)
     if as_json:
         about = {"name": bundle.name, "id": bundle.model_id, "path": str(bundle.path)}
-        print_json({**about, "size_bytes": size, **origin})
+        print_json({**about, "size_bytes": size, "copies": copies, "lacks": lacks, **origin})
         return
     out.print(f"{clean(bundle.name)}: {amount(size)} in {bundle.path}", soft_wrap=True)
     if origin.get("peers") == []:
         hint("it is here already, with all codebooks that the mesh has of it")
     elif "peers" in origin:
         out.print(f"  from {clean(', '.join(map(str, origin['peers'])))}", soft_wrap=True)  # type: ignore[call-overload]
+    if copies:
+        hint(one_model([*copies, bundle.name]))
+    if lacks:
+        hint(_what_fails(bundle, lacks))
     if not bundle.codebook_paths:
         hint(
             f"it has no codebook, so peers send each other fp16 values; "

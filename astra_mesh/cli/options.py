@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypedDict
+from typing import TYPE_CHECKING, Annotated, Literal, TypedDict
 
 import typer
 
@@ -142,6 +142,14 @@ Split = Annotated[
     SplitName,
     typer.Option(help="all of the data; eval: every tenth item; fit: the nine others."),
 ]
+
+
+Task = Annotated[str, typer.Option(help="generate, classify or embed.")]
+
+
+def part_of(split: SplitName) -> Literal["fit", "eval"] | None:
+    """The part of the data that is used; None: all of them."""
+    return None if split is SplitName.ALL else split.value
 
 
 class PlanOptions(TypedDict):

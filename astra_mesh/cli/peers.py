@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from rich.table import Table
 from rich.text import Text
 
-from astra_mesh.cli.ask import ALONE, opened
+from astra_mesh.cli.connecting import ALONE, opened
 from astra_mesh.cli.console import clean, hint, out, print_json, reporting, run_async
 from astra_mesh.cli.options import Connect, Json, Typed
 from astra_mesh.naming import SHORT_ID, Names

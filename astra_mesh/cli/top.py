@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
@@ -13,6 +14,7 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
+from astra_mesh.cli.connecting import LOOKING, opened
 from astra_mesh.cli.console import clean, out, print_json, reporting, run_async
 from astra_mesh.cli.options import Connect, Json, Typed
 
@@ -43,24 +45,26 @@ def top(
 async def _watch(
     interval: float, count: int, connect: str | None, typed: list[str] | None, as_json: bool
 ) -> None:
-    from astra_mesh.cli.ask import opened
-
     events: deque[tuple[float, Event]] = deque(maxlen=_EVENTS)
-    async with opened(connect, typed) as mesh, asyncio.TaskGroup() as group:
-        listening = group.create_task(_listen(mesh, events, as_json))
-        try:
-            if as_json:
-                await _repeat(mesh, interval, count, lambda found: print_json({"peers": found}))
-            else:
-                with Live(console=out, auto_refresh=False, transient=False) as live:
-                    await _repeat(
-                        mesh,
-                        interval,
-                        count,
-                        lambda found: live.update(picture(found, events), refresh=True),
-                    )
-        finally:
-            listening.cancel()
+    with _screen(events, as_json) as show:
+        async with opened(connect, typed, silent=True) as mesh, asyncio.TaskGroup() as group:
+            listening = group.create_task(_listen(mesh, events, as_json))
+            try:
+                await _repeat(mesh, interval, count, show)
+            finally:
+                listening.cancel()
+
+
+@contextmanager
+def _screen(
+    events: deque[tuple[float, Event]], as_json: bool
+) -> Iterator[Callable[[list[PeerInfo]], None]]:
+    """Where peers are shown. The first frame is there before anything is looked for."""
+    if as_json:
+        yield lambda found: print_json({"peers": found})
+        return
+    with Live(Text(f"{LOOKING} …", style="dim"), console=out, auto_refresh=False) as live:
+        yield lambda found: live.update(picture(found, events), refresh=True)
 
 
 async def _listen(mesh: Mesh, events: deque[tuple[float, Event]], as_json: bool) -> None:

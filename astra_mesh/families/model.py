@@ -86,6 +86,13 @@ def check_tokens(spec: ModelSpec, inputs: ModelInput) -> int:
     if inputs.tokens is None:
         raise InputError(f"a {spec.family} model reads text; give a text, not an image")
     count = int(inputs.tokens.shape[0])
+    low, high = (int(inputs.tokens.min()), int(inputs.tokens.max())) if count else (0, 0)
+    check_ids(spec, count, low, high)
+    return count
+
+
+def check_ids(spec: ModelSpec, count: int, low: int, high: int) -> None:
+    """Judges so many token ids of this range; errors as :func:`check_tokens`."""
     if count == 0:
         raise EmptyPromptError("the prompt is empty; give at least one token of text")
     if count > spec.max_tokens:
@@ -93,13 +100,11 @@ def check_tokens(spec: ModelSpec, inputs: ModelInput) -> int:
             f"the prompt has {count} tokens, the model's context holds {spec.max_tokens}; "
             "shorten it"
         )
-    low, high = int(inputs.tokens.min()), int(inputs.tokens.max())
     if low < 0 or high >= spec.vocab_size:
         raise InputError(
             f"token ids must lie in 0..{spec.vocab_size - 1}, the prompt has {low}..{high}; "
             "was it made by another model's tokenizer?"
         )
-    return count
 
 
 def labels_of(values: object, count: int) -> dict[int, str]:

@@ -21,7 +21,7 @@ from astra_mesh.limits import LATE_REPORT_S, NEW_TOKENS, NOTES, SHUTDOWN_S
 from astra_mesh.naming import Names
 from astra_mesh.peer.choice import expected_cost, stages_of
 from astra_mesh.peer.exchange import MeshExchange
-from astra_mesh.peer.inputs import inputs_of_ask, read_inputs
+from astra_mesh.peer.inputs import read_ask
 from astra_mesh.peer.loaded import AnyCodec, Loaded
 from astra_mesh.peer.models import ModelHost
 from astra_mesh.peer.part import NotTakingPartError, make_exchange, report_of
@@ -85,11 +85,12 @@ class Answer:
         ask = self.ask
         model = self._models.find(ask.model)
         self._models.require(model, ask.task)  # before it is loaded, which takes seconds
+        if ask.tokens is not None:
+            self._models.check_tokens(model, ask.tokens)
         if ask.options.use is not Use.SOLO:
             self._around.wake(model)
         loaded = await self._models.load(model)
-        inputs = await self._compute(inputs_of_ask, loaded, ask)
-        given, tokens = await self._compute(read_inputs, loaded, inputs)
+        inputs, given, tokens = await self._compute(read_ask, loaded, ask)
         if ask.sampling is not None:
             check_sampling(ask.sampling)
         planning = Planning(ask, loaded, self._around, self._compute, self._notes)

@@ -122,6 +122,11 @@ class Candidates:
                 notes.append(_left_out(hello, why))
         return notes
 
+    def why_without(self, peer: PeerId, model: ModelId) -> str:
+        """Why a peer that offers a model cannot be planned with; "" if it can."""
+        offers = [one for one in self._peer.others()[peer].models if one.id == model]
+        return self._not_ready(peer, offers[0]) if offers else ""
+
     def _not_ready(self, peer: PeerId, offer: ModelOffer) -> str:
         """Why a peer that has the model and the codebook cannot be planned with; "" if it can."""
         hello = self._peer.others()[peer]

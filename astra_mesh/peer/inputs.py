@@ -13,13 +13,26 @@ from astra_mesh.wire.messages import Ask, Inputs, Task
 _TOKEN_BYTES = 3  # of an id above 255 in msgpack
 
 
-def inputs_of_ask(loaded: Loaded, ask: Ask) -> Inputs:
-    """Token ids, or an image no larger than it came; InputError and its kin if it cannot be used.
+def read_ask(loaded: Loaded, ask: Ask) -> tuple[Inputs, ModelInput, int]:
+    """What all peers of a plan are told, what the model reads, and its number of tokens.
 
-    Every peer of a plan gets them, and the same pixel values from fewer bytes. New tokens that
+    An image is decoded once; others get the same pixel values from fewer bytes. New tokens that
     another peer gave follow the prompt. Slow for long texts: runs in the compute thread.
+
+    Raises:
+        InputError: and its kin, where the input cannot be used.
     """
-    inputs = _given(loaded, ask)
+    image = _checked(loaded, ask)
+    if image is not None:
+        assert loaded.processor is not None
+        pixels, file = loaded.processor.with_shrunk(image)
+        found = ModelInput(pixels=pixels)
+        return Inputs(image=file), found, loaded.model.count_tokens(found)
+    inputs = _tokens_of(loaded, ask)
+    return inputs, *read_inputs(loaded, inputs)
+
+
+def _with_answered(ask: Ask, inputs: Inputs) -> Inputs:
     if not ask.answered:
         return inputs
     if ask.task is not Task.GENERATE:
@@ -33,17 +46,22 @@ def input_bytes(inputs: Inputs) -> int:
     return _TOKEN_BYTES * len(inputs.tokens) + len(inputs.token_types) + len(inputs.image)
 
 
-def _given(loaded: Loaded, ask: Ask) -> Inputs:
+def _checked(loaded: Loaded, ask: Ask) -> bytes | None:
+    """The image, if it is one that is given and the model takes it."""
     loaded.model.require(ask.task.value)
     given = [value for value in (ask.text, ask.tokens, ask.image) if value is not None]
     if len(given) != 1:
         raise InputError("give exactly one of a text, token ids and an image")
-    if ask.image is not None:
-        if loaded.processor is None:
-            raise InputError(f"{loaded.bundle.name} reads text; give a text, not an image")
-        return Inputs(image=loaded.processor.shrunk(ask.image))
+    if ask.image is not None and loaded.processor is None:
+        raise InputError(f"{loaded.bundle.name} reads text; give a text, not an image")
+    if ask.image is not None and ask.answered:
+        raise InputError("only a text that is continued has tokens that were answered")
+    return ask.image
+
+
+def _tokens_of(loaded: Loaded, ask: Ask) -> Inputs:
     if ask.tokens is not None:
-        return Inputs(tokens=ask.tokens)
+        return _with_answered(ask, Inputs(tokens=ask.tokens))
     if loaded.tokenizer is None:
         raise InputError(
             f"{loaded.bundle.name} has no tokenizer.json: give token ids, or an image if it "
@@ -52,7 +70,7 @@ def _given(loaded: Loaded, ask: Ask) -> Inputs:
     tokens, types = loaded.tokenizer.encode_full(ask.text or "")
     if not tokens or (ask.task is Task.GENERATE and not (ask.text or "")):
         raise EmptyPromptError("the prompt is empty; give at least one token of text")
-    return Inputs(tokens=tokens, token_types=types if any(types) else [])
+    return _with_answered(ask, Inputs(tokens=tokens, token_types=types if any(types) else []))
 
 
 def read_inputs(loaded: Loaded, inputs: Inputs) -> tuple[ModelInput, int]:

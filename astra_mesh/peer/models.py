@@ -20,7 +20,7 @@ from astra_mesh.bundle.text import TextTokenizer, eos_ids
 from astra_mesh.engine.compute import ComputeThread
 from astra_mesh.errors import BadBundleError, CodebookError, UnknownModelError
 from astra_mesh.families import ModelSpec, build_model
-from astra_mesh.families.model import require
+from astra_mesh.families.model import check_ids, require
 from astra_mesh.limits import MODELS_PER_PEER, NAMES_PER_MODEL, RESCAN_S
 from astra_mesh.peer.choice import choose_codes
 from astra_mesh.peer.code_times import measure_codebook
@@ -181,6 +181,12 @@ class ModelHost:
         """WrongTaskError unless a model that is offered does a task."""
         offer = self._entries[model].offer
         require(offer.family, [one.value for one in offer.tasks], task.value)
+
+    def check_tokens(self, model: ModelId, tokens: Sequence[int]) -> None:
+        """InputError, or its kin, if a model that reads text cannot take these token ids."""
+        spec = self._entries[model].spec
+        if spec.vocab_size:
+            check_ids(spec, len(tokens), min(tokens, default=0), max(tokens, default=0))
 
     def bundle(self, model: ModelId) -> Bundle | None:
         """The files of a model of this peer."""

@@ -293,7 +293,8 @@ class Requests:
         for peer, hello in self._peer.others().items():
             link = self._peer.link(peer)
             if hello.via and link is not None and all(peer != one.peer for one in plan.shards):
-                send_if_open(link, Cancel(request=new_request(), text=sanitise(why)))
+                own = self._candidates.why_without(peer, plan.model)
+                send_if_open(link, Cancel(request=new_request(), text=sanitise(own or why)))
 
     def _open(self, shown: Shown, participants: Participants) -> None:
         exchange = participants.exchange

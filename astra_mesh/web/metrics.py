@@ -21,7 +21,8 @@ class Metrics:
         self._registry = registry = CollectorRegistry()
         self._requests = Counter(
             "astra_mesh_api_requests",
-            "Requests of the API that ended, by address and HTTP status (499: the caller left).",
+            "Requests of the API that ended, by address and HTTP status (499: the caller left); "
+            "without /metrics and /health.",
             ["path", "status"],
             registry=registry,
         )

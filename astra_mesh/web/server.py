@@ -18,13 +18,12 @@ from functools import partial
 from typing import Final
 
 from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Middleware
 
 from astra_mesh import limits
 from astra_mesh.errors import MeshError, PortInUseError
 from astra_mesh.mesh.connect import show_address
-from astra_mesh.mesh.listening import port_of
+from astra_mesh.mesh.listening import listen, port_of
 from astra_mesh.peer import Peer
 from astra_mesh.peer.places import own_address
 from astra_mesh.web import (
@@ -49,22 +48,17 @@ from astra_mesh.web.errors import ApiError, api_error, busy
 from astra_mesh.web.guard import Guard
 from astra_mesh.web.metrics import Metrics
 from astra_mesh.web.neighbour import check_own_port
+from astra_mesh.web.protocol import HEADERS, Speaker
 from astra_mesh.web.query import check_query
 from astra_mesh.web.state import STATE, State
 from astra_mesh.web.tabfiles import TabFiles
 
 log = logging.getLogger(__name__)
 
-_KEEPALIVE_S: Final = 10.0  # of idle connections
-_LINGER_S: Final = 2.0  # for the rest of a body that is refused, so that its sender reads why
 _SHUTDOWN_S: Final = 0.5  # for requests that run when the API closes; then they are cancelled
 _LONG: Final = (live.PATH, tab.PATH)  # pages that stay, which have a cap of their own
+_ASIDE: Final = ("/metrics", "/health")  # what looks on is no figure itself
 _LEFT: Final = 499  # the caller went away, in the figures
-_HEADERS: Final = {
-    "X-Content-Type-Options": "nosniff",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Referrer-Policy": "no-referrer",
-}
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 BodyHandler = Callable[[web.Request, bytes], Awaitable[web.StreamResponse]]
@@ -93,15 +87,7 @@ class ApiServer:
             MeshError: It cannot listen there.
         """
         app = make_app(self._state, await asyncio.to_thread(files.read_all))
-        self._runner = web.AppRunner(
-            app,
-            keepalive_timeout=_KEEPALIVE_S,
-            lingering_time=_LINGER_S,
-            access_log=None,
-            logger=_http_log(),
-            shutdown_timeout=_SHUTDOWN_S,
-            handler_cancellation=True,
-        )
+        self._runner = web.AppRunner(app, shutdown_timeout=_SHUTDOWN_S, handler_cancellation=True)
         try:
             await self._runner.setup()
             await self._listen()
@@ -151,25 +137,18 @@ class ApiServer:
         assert self._runner is not None
         serve = self._runner.server
         assert serve is not None
-        loop, protocol = asyncio.get_running_loop(), partial(self._state.crowd.protocol, serve)
+        loop = asyncio.get_running_loop()
+        protocol = partial(self._state.crowd.protocol, partial(Speaker, serve))
+        if port == 0:  # one for all families, where asyncio would take one for each
+            for one in await listen(host, port):
+                self._listeners.append(await loop.create_server(protocol, sock=one))
+            return port_of(self._listeners[-1].sockets[0])
         try:
             listener = await loop.create_server(protocol, host, port, reuse_address=True)
         except OSError as error:
             raise _no_port(host, port, error) from error
         self._listeners.append(listener)
-        return port_of(listener.sockets[0])
-
-
-def _http_log() -> logging.Logger:
-    """For aiohttp, which logs a traceback for every malformed request that a stranger sends."""
-    logger = logging.getLogger(f"{__name__}.http")
-    if not logger.filters:
-        logger.addFilter(lambda record: not _is_bad_http(record))
-    return logger
-
-
-def _is_bad_http(record: logging.LogRecord) -> bool:
-    return record.exc_info is not None and isinstance(record.exc_info[1], HttpProcessingError)
+        return port
 
 
 def _no_port(host: str | None, port: int, error: OSError) -> MeshError:
@@ -273,7 +252,8 @@ def _outer(state: State, guard: Guard) -> Middleware:
         began, status = time.perf_counter(), _LEFT
         counted = int(request.path not in _LONG)
         running += counted
-        state.metrics.running.set(running)
+        noted = request.path not in _ASIDE
+        state.metrics.running.inc(counted * noted)
         transport = request.transport
         state.crowd.asks(transport)
         try:
@@ -292,8 +272,9 @@ def _outer(state: State, guard: Guard) -> Middleware:
         finally:
             state.crowd.asked(transport)
             running -= counted
-            state.metrics.running.set(running)
-            state.metrics.ended(_path_of(request), status, time.perf_counter() - began)
+            state.metrics.running.dec(counted * noted)
+            if noted:
+                state.metrics.ended(_path_of(request), status, time.perf_counter() - began)
         return response
 
     return outer
@@ -301,7 +282,7 @@ def _outer(state: State, guard: Guard) -> Middleware:
 
 async def _harden(request: web.Request, response: web.StreamResponse) -> None:
     """Headers of every answer, also of streams and of what aiohttp answers by itself."""
-    response.headers.update(_HEADERS)
+    response.headers.update(HEADERS)
 
 
 def _late(request_s: float) -> ApiError:

@@ -13,7 +13,7 @@ from aiohttp import web
 
 from astra_mesh import limits
 from astra_mesh.web.body import decode
-from astra_mesh.web.choices import Choices, Ended, Piece, Prompt, Wanted, run_choices
+from astra_mesh.web.choices import Choices, Ended, Piece, Prompt, Wanted, named_places, run_choices
 from astra_mesh.web.errors import api_error, bad, blaming
 from astra_mesh.web.jsons import json_response
 from astra_mesh.web.logprobs import Scored
@@ -83,6 +83,10 @@ async def complete(request: web.Request, data: bytes) -> web.StreamResponse:
     prompts = prompts_of(asked.prompt, "prompt")
     if len(prompts) > limits.API_PROMPTS:
         raise bad(f"at most {limits.API_PROMPTS} prompts fit in one request", "prompt")
+    for place, prompt in named_places("prompt", prompts):
+        if not isinstance(prompt, str):
+            with blaming(place):
+                state.peer.models.check_tokens(model, prompt)
     wanted = _wanted(asked, asked.max_tokens or _COMPLETION_TOKENS)
     if asked.logprobs is not None:
         loaded = await state.peer.models.load(model)

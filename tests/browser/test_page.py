@@ -6,6 +6,7 @@ import asyncio
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,14 @@ async def test_a_picture_from_a_file_and_from_the_camera(
         assert "picture" in await tab.text("#photo-problem") or "image" in await tab.text(
             "#photo-problem"
         )
+        listed = "document.getElementById('request-choice').options.length"
+        await tab.until(f"{listed} === 5")  # the newest, three pictures, and this one
+        await tab.until("document.querySelectorAll('#request-picture rect').length > 0")
+        assert "classify with pictures: answered." in await tab.text("#request-said")
+        for _ in range(9):  # more than are kept
+            await tab.upload("#photo-file", broken)
+            await tab.until("!document.getElementById('photo-problem').hidden")
+        assert "classify with pictures: answered." in await tab.text("#request-said")
 
 
 async def test_files_that_are_no_usual_picture(tab: Tab, models: Path, tmp_path: Path) -> None:
@@ -280,8 +289,8 @@ async def test_quality_against_bits(tab: Tab, models: Path) -> None:
     async with shown(models, ["alone"]) as on:
         await tab.open(on.url)
         await tab.until("document.getElementById('quality-model').options.length === 3")
-        await tab.choose("#quality-model", "words")
         await tab.until("document.querySelectorAll('#quality-body circle').length === 2")
+        assert await tab.eval("document.getElementById('quality-model').value") == "words"
         assert "16 bits stay within 2 %" in await tab.text("#quality-body")
         assert "<b>valid</b>.txt" in await tab.text("#quality-body")
         await tab.choose("#quality-model", "feelings")
@@ -335,9 +344,19 @@ async def test_a_token_is_asked_for_once(tab: Tab, models: Path) -> None:
         await tab.open(on.url)
         await tab.until("!document.getElementById('token').hidden")
         assert await tab.eval("document.getElementById('main').inert") is True
+        assert await tab.eval("document.getElementById('token-problem').hidden") is True
         await tab.type("#token-text", "not-the-right-token")
         await tab.click("#token button")
-        await tab.until("document.getElementById('state').textContent === 'locked'")
+        await tab.until("!document.getElementById('token-problem').hidden")
+        assert "not the token of this peer" in await tab.text("#token-problem")
+        assert await tab.text("#state") == "locked"
+        await tab.type("#token-text", f" {on.url}#token={TOKEN.replace('+', '%2B')}")
+        await tab.click("#token button")
+        await tab.until(devices(1))
+        await tab.eval("localStorage.clear()")
+        await tab.open("about:blank")
+        await tab.open(on.url)
+        await tab.until("!document.getElementById('token').hidden")
         await tab.type("#token-text", TOKEN)
         await tab.click("#token button")
         await tab.until(devices(1))
@@ -388,6 +407,48 @@ async def test_text_stands_out_and_nothing_runs_off_a_small_phone(
             const box = one.getBoundingClientRect();
             return box.width > 0 && box.height < 40; }).map((one) => one.id)"""
         assert await tab.eval(small) == []
+
+
+async def test_the_timeline_s_figures_fit_a_small_phone(tab: Tab, models: Path) -> None:
+    async with shown(models, ["left", "right"]) as on:
+        await tab.shape(320, 640)
+        await tab.open(on.url)
+        await tab.until(devices(2))
+        await tab.choose("#photo-use", "all")
+        await tab.choose("#ask-use", "all")
+        await tab.type("#ask-text", PROMPT)
+        await tab.click("#ask-go")
+        await tab.until("document.querySelector('#request-table tbody tr:nth-child(2)')")
+        fits = "(({ scrollWidth, clientWidth }) => scrollWidth <= clientWidth)"
+        assert await tab.eval("document.documentElement.scrollWidth") <= 320
+        assert await tab.eval(f"{fits}(document.getElementById('request-table').parentElement)")
+        seen = """[...document.querySelectorAll('#request-table td')].every((one) =>
+            one.getBoundingClientRect().right <= innerWidth
+            && getComputedStyle(one, '::before').content.length > 3)"""
+        assert await tab.eval(seen)
+        assert "sent" in await tab.eval(
+            "document.querySelector('#request-table td:last-child').dataset.head"
+        )
+        assert await tab.eval(CONTRAST) == []
+
+
+async def test_numbers_of_blocks_stand_at_even_distances(tab: Tab, models: Path) -> None:
+    table: list[tuple[Sequence[int], list[int]]] = [  # where blocks end; whose number is written
+        (range(0, 120, 20), [0, 1, 2, 3, 4, 5]),
+        (range(0, 60, 7), [0, 2, 4, 6, 8]),
+        (range(0, 24, 2), [0, 10]),
+        (range(12), [0]),
+        ([0, 1, 2, 200, 201, 202], [0, 5]),
+        ([3, 4, 5], [0]),
+        ([], []),
+    ]
+    async with shown(models, ["alone"]) as on:
+        await tab.open(on.url)
+        for ends, written in table:
+            pairs = json.dumps([[at, block] for block, at in enumerate(ends)])
+            script = f"numbered({pairs}, (at) => at).map(([, block]) => block)"
+            got = await tab.eval(f"import('/page/timeline.js').then(({{ numbered }}) => {script})")
+            assert got == written
 
 
 async def test_more_pages_than_a_peer_takes(tab: Tab, models: Path) -> None:

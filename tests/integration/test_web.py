@@ -228,12 +228,15 @@ async def test_models_health_and_figures(models: Path) -> None:
         await on.client.completions.create(model="words", prompt=PROMPT, max_tokens=4)
         async with on.http.get(f"{on.root}/health") as answer:
             assert (await answer.json())["status"] == "ok"
-        async with on.http.get(f"{on.root}/metrics") as answer:
-            figures = await answer.text()
+        for _ in range(2):
+            async with on.http.get(f"{on.root}/metrics") as answer:
+                figures = await answer.text()
     assert [m.id for m in found] == ["feelings", "pictures", "plain", "words"]
     assert one.model_extra["x_astra_mesh"]["peers"] == ["peer1", "peer0"]  # type: ignore[index]
     lines = figures.splitlines()
     assert 'astra_mesh_api_requests_total{path="/v1/completions",status="200"} 1.0' in lines
     assert 'astra_mesh_api_requests_total{path="/v1/models/{model}",status="404"} 1.0' in lines
+    assert not any("/health" in line or "/metrics" in line for line in lines if "{" in line)
+    assert "astra_mesh_api_running 0.0" in lines
     assert "astra_mesh_new_tokens_total 4.0" in lines
     assert "astra_mesh_peers 2.0" in lines

@@ -10,6 +10,12 @@ export function takeToken() {
   history.replaceState(null, "", location.pathname);
 }
 
+/** What a person typed, or the token in the address that was pasted in its place. */
+export function typedToken(text) {
+  const [, hash] = text.trim().split(/^https?:[^#]*#/);
+  return new URLSearchParams(hash ?? "").get("token") ?? text.trim();
+}
+
 export function setToken(token) {
   localStorage.setItem(KEY, token);
 }

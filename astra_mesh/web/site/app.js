@@ -1,6 +1,6 @@
 // The page of one peer: puts the parts together.
 
-import { setToken, takeToken } from "./api.js";
+import { setToken, takeToken, token, typedToken } from "./api.js";
 import * as askPart from "./ask.js";
 import { $, say } from "./dom.js";
 import { ask as askToLend, hurry, startLending } from "./lend.js";
@@ -66,6 +66,7 @@ listen({
     $("main").inert = true;
     $("token").hidden = false;
     $("token-text").focus();
+    say($("token-problem"), token() ? "This is not the token of this peer, or not any more." : "");
     unlock = () => {
       unlock = null;
       hurry();
@@ -75,7 +76,7 @@ listen({
     };
     $("token").onsubmit = (event) => {
       event.preventDefault();
-      setToken($("token-text").value.trim());
+      setToken(typedToken($("token-text").value));
       unlock?.();
     };
   },

@@ -12,24 +12,44 @@ const MEASURES = {
 };
 const COLOURS = 4;
 
+let chosen = false; // whether a person chose the model
+
 export function startQuality() {
-  $("quality-model").onchange = load;
+  $("quality-model").onchange = () => {
+    chosen = true;
+    load();
+  };
 }
 
 export function showModels(found) {
-  const here = found.filter((one) => one.here);
-  const before = $("quality-model").value;
-  choices($("quality-model"), here.map((one) => [one.name, one.name]));
+  const here = found.filter((one) => one.here).map((one) => one.name);
+  const [before, listed] = [$("quality-model").value, $("quality-model").dataset.options];
+  choices($("quality-model"), here.map((name) => [name, name]));
   $("quality-model").parentElement.hidden = here.length === 0;
   if (here.length === 0) $("quality-body").replaceChildren(h("p", {}, "No model is here."));
+  else if (!chosen && listed !== $("quality-model").dataset.options) openMeasured(here);
   else if ($("quality-model").value !== before) load();
+}
+
+const figuresOf = (name) => json(`/v1/models/${encodeURIComponent(name)}/quality`);
+
+/** The first model that was measured, unless a person chooses one meanwhile. */
+async function openMeasured(names) {
+  for (const name of names) {
+    const { tasks } = await figuresOf(name).catch(() => ({ tasks: {} })); // load says what is wrong
+    if (chosen) return;
+    if (!Object.keys(tasks).length) continue;
+    $("quality-model").value = name;
+    break;
+  }
+  load();
 }
 
 async function load() {
   const name = $("quality-model").value;
   const body = $("quality-body");
   try {
-    const { tasks } = await json(`/v1/models/${encodeURIComponent(name)}/quality`);
+    const { tasks } = await figuresOf(name);
     if (name !== $("quality-model").value) return;
     const parts = Object.entries(tasks).flatMap(([task, found]) => ofTask(task, found));
     body.replaceChildren(...(parts.length ? parts : [unmeasured(name)]));

@@ -14,6 +14,8 @@ const KIND_OF = { [ENCODED]: "encode", [LOCAL]: "compute", [ATTENDED]: "decode",
 const [LEFT, RIGHT, TOP, ROW, WIDTH] = [144, 16, 18, 38, 720];
 const KEPT = 8;
 const NAME = 17; // letters beside a lane
+const [DIGIT, GAP] = [6.5, 3]; // of a block's number, as wide as it is drawn
+const EACH = [1, 2, 5, 10, 20, 50, 100];
 
 const requests = new Map(); // key -> {about, marks: peer id -> {start_us, marks}}
 let chosen = null; // a key; null: always the newest
@@ -38,7 +40,7 @@ export function showRequest(message) {
   const known = requests.get(message.key);
   const again = known && known.about.attempt !== message.attempt;
   requests.set(message.key, { about: message, marks: known && !again ? known.marks : new Map() });
-  while (requests.size > KEPT) requests.delete(Math.min(...requests.keys()));
+  while (requests.size > KEPT) requests.delete(Math.min(...[...requests.keys()].filter((key) => key !== newestKey())));
   drawSoon();
 }
 
@@ -62,8 +64,14 @@ function drawSoon() {
   });
 }
 
+/** One that was never planned (a picture that nobody can read) has nothing to show: the one before it stays. */
+function newestKey() {
+  const planned = [...requests.keys()].filter((key) => requests.get(key).about.shards.length > 0);
+  return Math.max(...(planned.length > 0 ? planned : requests.keys()));
+}
+
 function draw() {
-  const newest = Math.max(...requests.keys());
+  const newest = newestKey();
   const request = requests.get(chosen ?? newest) ?? requests.get(newest);
   if (!request) return;
   $("request-none").hidden = true;
@@ -131,24 +139,31 @@ function drawn(rows) {
   return picture(WIDTH, height, "Timeline of the request", said, ...axis, ...lanes);
 }
 
+const plural = (tokens) => `${tokens} ${tokens === 1 ? "token" : "tokens"}`;
+
 function lane(row, y, x) {
   const parts = [
     s("text", { x: LEFT - 8, y: y + 13, "text-anchor": "end" }, clipped(row.name, NAME), s("title", {}, row.name)),
-    s("text", { x: LEFT - 8, y: y + 27, "text-anchor": "end", class: "soft" }, `${row.stop - row.start} tokens`),
+    s("text", { x: LEFT - 8, y: y + 27, "text-anchor": "end", class: "soft" }, plural(row.stop - row.start)),
   ];
   for (const { kind, from, to, block } of row.spans) {
     const width = Math.max(0.4, x(to) - x(from));
     const title = s("title", {}, `${row.name}, block ${block}: ${kind}, ${seconds((to - from) / 1e6)}`);
     parts.push(s("rect", { x: x(from), y: y + 3, width, height: 20, class: `k-${kind}` }, title));
   }
-  let last = -99;
-  for (const [time, block] of row.ends) {
-    parts.push(s("line", { x1: x(time), x2: x(time), y1: y + 1, y2: y + 27, stroke: "currentColor" }));
-    if (x(time) - last < 16) continue;
-    last = x(time);
-    parts.push(s("text", { x: last - 2, y: y + 34, "text-anchor": "end", "font-size": 9, class: "soft" }, `${block}`));
+  for (const [time] of row.ends) parts.push(s("line", { x1: x(time), x2: x(time), y1: y + 1, y2: y + 27, stroke: "currentColor" }));
+  for (const [time, block] of numbered(row.ends, x)) {
+    parts.push(s("text", { x: x(time) - 2, y: y + 34, "text-anchor": "end", class: "soft number" }, `${block}`));
   }
   return parts;
+}
+
+/** The blocks whose number is written: all, or each second, fifth, ... where these have no room. */
+export function numbered(ends, x) {
+  const room = ([, block]) => DIGIT * `${block}`.length + GAP;
+  const fit = (some) => some.every((one, i) => i === 0 || x(one[0]) - x(some[i - 1][0]) >= room(one));
+  const some = EACH.map((step) => ends.filter(([, block]) => block % step === 0));
+  return some.find(fit) ?? [];
 }
 
 function table({ cost }) {
@@ -157,7 +172,8 @@ function table({ cost }) {
   const rows = cost.peers.map((one) => {
     const sent = Object.values(one.sent_bytes).reduce((sum, size) => sum + size, 0);
     const times = [one.compute_s, one.encode_s, one.decode_s, one.wait_s].map(seconds);
-    return h("tr", {}, h("th", { scope: "row" }, one.peer), ...[one.tokens, one.precision || "?", ...times, bytes(sent)].map((text) => h("td", {}, `${text}`)));
+    const cells = [one.tokens, one.precision || "?", ...times, bytes(sent)];
+    return h("tr", {}, h("th", { scope: "row" }, one.peer), ...cells.map((text, i) => h("td", { "data-head": head[i + 1] }, `${text}`)));
   });
   const caption = h("caption", {}, "What each peer did. The figures under the bars are the blocks that end there.");
   return [caption, h("thead", {}, h("tr", {}, ...head.map((text) => h("th", { scope: "col" }, text)))), h("tbody", {}, ...rows)];

@@ -106,24 +106,25 @@ def test_a_shrunk_image_has_the_same_pixel_values(
 ) -> None:
     data = of_kind(kind, photo(*size))
     processor = ImageProcessor.from_config(config)
-    shrunk = processor.shrunk(data)
+    values, shrunk = processor.with_shrunk(data)
     assert torch.equal(processor(shrunk), processor(data))
+    assert torch.equal(values, processor(data))
     assert len(shrunk) <= len(data)
     if config.get("do_resize", True) and kind != "transparent":
         assert len(shrunk) < 0.5 * len(data)
-    assert processor.shrunk(shrunk) == shrunk
+    assert processor.with_shrunk(shrunk)[1] == shrunk
 
 
 def test_images_that_are_small_already_stay_as_they_are() -> None:
     processor = ImageProcessor.from_config(CONFIGS["defaults"])
     small = saved(photo(300, 200), "JPEG")
-    assert processor.shrunk(small) is small
+    assert processor.with_shrunk(small)[1] is small
     wide = ImageProcessor.from_config({"do_resize": False})
     large = saved(photo(2100, 40), "BMP")
-    assert wide.shrunk(large) is large
-    assert wide.shrunk(b"no image") == b"no image"  # reading it says so
-    with pytest.raises(BadImageError, match="no image"):
-        wide.shrunk(b"no image" * 10_000)
+    assert wide.with_shrunk(large)[1] is large
+    for count in (1, 10_000):
+        with pytest.raises(BadImageError, match="no image"):
+            wide.with_shrunk(b"no image" * count)
 
 
 @pytest.fixture

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from astra_mesh.client import Classification, Embedding, Token
 from astra_mesh.errors import AstraMeshError
 from astra_mesh.wire.messages import (
     Device,
+    Event,
     Hello,
     Label,
     ModelId,
@@ -153,6 +155,12 @@ class StubMesh:
         self.asked.update(model=model, text=text, **options)
         vector = np.arange(8, dtype=np.float32)
         return Embedding(vector, None, report(self.plan_peers, 0))
+
+    async def events(self) -> AsyncIterator[Event]:
+        yield Event(
+            request=RequestId(1), kind="request-started", name="here", text="generate with toy"
+        )
+        await asyncio.Event().wait()
 
     async def peers(self) -> list[PeerInfo]:
         offer = ModelOffer(

@@ -301,6 +301,10 @@ async def test_who_is_left_out_is_named_with_the_reason(
         "planned without slow: what it says of its own speed cannot be",
         "planned without lazy: it is still loading the model; requests can count on it once it has",
     ]
+    model = LOADED.bundle.model_id
+    assert candidates.why_without(C, model) == LOADING
+    assert candidates.why_without(E, model) == "what it says of its own speed cannot be"
+    assert candidates.why_without(D, model) == candidates.why_without(G, model) == ""
     peer.hellos = {key: one for key, one in peer.hellos.items() if key == D}
     assert candidates.left_out(LOADED, BOOK) == []
 

@@ -1,0 +1,38 @@
+"""How commands get to the mesh, and what they say where nobody else is in it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final
+
+from astra_mesh.cli.console import err
+
+if TYPE_CHECKING:
+    from astra_mesh.client import Mesh
+
+LOOKING: Final = "looking for peers"
+ALONE: Final = (
+    'alone: no other peer found; start "astra-mesh peer" on another device of this network '
+    "(or name one with --peer HOST:PORT), and pair the two once: astra-mesh pair"
+)
+
+
+@asynccontextmanager
+async def opened(
+    connect: str | None, typed: list[str] | None, *, silent: bool = False
+) -> AsyncIterator[Mesh]:
+    """The mesh, with a live line while it is looked for; ``silent``: the caller has its own."""
+    status = err.status(LOOKING, spinner="dots")
+    if not silent:
+        status.start()
+    try:
+        from astra_mesh import client
+
+        mesh = await client.connect(connect, peers=typed or ())
+    finally:
+        status.stop()
+    try:
+        yield mesh
+    finally:
+        await mesh.close()

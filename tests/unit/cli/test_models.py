@@ -1,0 +1,95 @@
+"""``astra-mesh models``: the table, and what is said of copies and of files that are not there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from astra_mesh.bundle.store import user_models_path
+from astra_mesh.cli.app import app
+from astra_mesh.cli.models import Row, table
+from tests.bundles import GPT2, VIT, gpt2_tensors, vit_tensors, write_bundle
+
+RATES = [16, 32, 64, 128]
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> Path:
+    return write_bundle(tmp_path / "words", GPT2, gpt2_tensors(GPT2, 3))
+
+
+def call(*argv: str) -> tuple[str, str]:
+    result = CliRunner().invoke(app, ["models", *argv])
+    assert result.exit_code == 0, result.output
+    return result.stdout, result.stderr
+
+
+def test_names_and_ids_are_whole_in_80_columns() -> None:
+    about = ("vit", 5_717_416, ("classify", "embed"), 22_900_000)
+    rows = [
+        Row("vit_tiny_patch16_224", *about, {"vq": RATES, "vq-h0": RATES}, "a" * 64, "x"),
+        Row("TinyLlama-1.1B-Chat-v1.0-more", *about, {}, "b" * 64, "x"),
+        Row("tiny-gpt2", *about, {"vq": RATES}, "c" * 64, "x"),
+    ]
+    console = Console(width=80)
+    with console.capture() as captured:
+        console.print(table([rows[0], rows[2]], 80))
+        console.print(table(rows, 80))
+    text = captured.get()
+    assert max(map(len, text.splitlines())) <= 80
+    short, long = text.split("name  ")[1:]
+    for one in (short, long):
+        for part in ("aaaaaaaa", "cccccccc", "5.7 M", "21.8 MiB", "vq 16/32/64/128", "tiny-gpt2 "):
+            assert part in one
+    assert "vit_tiny_patch16_224 " in short
+    assert "bbbbbbbb" in long
+
+
+def test_two_folders_with_the_same_weights_are_said_to_be_one_model(words: Path) -> None:
+    _, said = call("add", str(words), "--name", "first")
+    assert "one model" not in said
+    _, said = call("add", str(words), "--name", "second")
+    sentence = "first and second are one model (the same weights): either name will do"
+    assert sentence in said
+    _, said = call("list")
+    assert sentence in said
+    out, _ = call("add", str(words), "--name", "third", "--json")
+    assert json.loads(out)["copies"] == ["first", "second"]
+    _, said = call("list")
+    assert "first, second and third are one model (the same weights): any name will do" in said
+
+
+def test_another_model_of_the_same_size_is_no_copy(words: Path, tmp_path: Path) -> None:
+    other = write_bundle(tmp_path / "other", GPT2, gpt2_tensors(GPT2, 4))
+    call("add", str(words))
+    _, said = call("add", str(other))
+    assert "one model" not in said
+
+
+def test_a_damaged_model_beside_it_does_not_matter(words: Path) -> None:
+    call("add", str(words), "--name", "first")
+    shutil.copytree(words, user_models_path() / "damaged")
+    (user_models_path() / "damaged" / "config.json").write_text("{")
+    _, said = call("add", str(words), "--name", "second")
+    assert "first and second are one model" in said
+
+
+def test_a_file_that_reads_texts_or_pictures_is_missed(words: Path, tmp_path: Path) -> None:
+    pictures = write_bundle(tmp_path / "pictures", VIT, vit_tensors(VIT))
+    for folder, file, fails in (
+        (words, "tokenizer.json", "takes token ids but no text"),
+        (pictures, "preprocessor_config.json", "takes no pictures"),
+    ):
+        _, said = call("add", str(folder), "--name", f"whole-{folder.name}")
+        assert "it has no" not in said.replace("it has no codebook", "")
+        (folder / file).unlink()
+        _, said = call("add", str(folder))
+        target = user_models_path() / folder.name
+        assert f"it has no {file}, so it {fails}: copy the model's {file} into {target}" in said
+        out, _ = call("add", str(folder), "--name", f"bare-{folder.name}", "--json")
+        assert json.loads(out)["lacks"] == file
