@@ -23,6 +23,12 @@ for (const { folder, codec: name, codebook, stages, tableBytes, blocks } of JSON
   const about = manifest.codebooks.find((one) => one.id === codebook);
   const codec = new VectorCodec(model, about, { fetched }, tableBytes ?? undefined);
   await codec.prepare(stages);
+  if (codec.tableBytes) {
+    // A request that may change its rate loads many levels: their tables share one limit.
+    const tight = new VectorCodec(model, about, { fetched }, codec.tableBytes);
+    for (const one of [stages, ...codec.able]) await tight.prepare(one);
+    assert.equal(tight.tableBytes, codec.tableBytes);
+  }
   const found = [];
   for (const { block, n, past, codes } of blocks) {
     const [given, before] = [matrixOf(n), matrixOf(past)];

@@ -176,6 +176,7 @@ export class VectorCodec {
   #quantizers = new Map(); // by level and block
   #making = new Map(); // the same: promises
   #tables = new Map(); // by level and block: codes to keys and values, or what they add to those of a prediction
+  #granted = new Map(); // by level: bytes that its tables may take
   #projections = new Map(); // by block: n^ to keys and values, where there is no table
 
   /** source: fetched(description), the bytes that a manifest describes; mostBytes: of all blocks' tables. */
@@ -240,12 +241,29 @@ export class VectorCodec {
     const toN = reachOf(tensors("synthesis"));
     const inN = this.#tableBytes(stages, toN.columns, true);
     const inRows = this.#tableBytes(stages, 2 * this.model.spec.num_key_value_heads * this.model.spec.head_dim);
-    const looksUp = (history ? inN : 0) + inRows <= this.#mostBytes;
-    if ((history || !looksUp) && inN <= this.#mostBytes) await quantizer.tabulate(toN);
-    if ((history || !looksUp) && !this.#projections.has(block)) this.#projections.set(block, await this.model.projection(block, space));
+    const both = history ? inN + inRows : inRows;
+    const granted = this.#grant(this.#level(stages), [both, inN]);
+    const looksUp = granted === both;
+    const needsN = history || !looksUp;
+    if (needsN && granted) await quantizer.tabulate(toN);
+    if (needsN && !this.#projections.has(block)) this.#projections.set(block, await this.model.projection(block, space));
     if (!looksUp) return;
     const project = this.#projections.get(block) ?? (await this.model.projection(block, await Workspace.make()));
     this.#tables.set(this.#key(stages, block), await tabulated(space, quantizer, toN, project, history ? null : tensors("center").data));
+  }
+
+  /** Bytes of all its tables. */
+  get tableBytes() {
+    return [...this.#granted.values()].reduce((sum, bytes) => sum + bytes, 0);
+  }
+
+  /** The first of some numbers of bytes that tables of a level may take beside those of other levels; 0: none of them. */
+  #grant(level, wanted) {
+    if (!this.#granted.has(level)) {
+      const left = this.#mostBytes - this.tableBytes;
+      this.#granted.set(level, wanted.find((bytes) => bytes <= left) ?? 0);
+    }
+    return this.#granted.get(level);
   }
 
   /** Of tables of so many columns, of all blocks. */

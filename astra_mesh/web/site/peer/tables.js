@@ -9,7 +9,7 @@
 import { Matrix } from "./matrix.js";
 import { CHUNK, Panels, Workspace, copyRows, tall, wide } from "./workspace.js";
 
-export const TABLE_BYTES = 2 ** 28; // of all blocks, at one number of stages; where they would be larger, tabs multiply
+export const TABLE_BYTES = 2 ** 28; // of all blocks and numbers of stages of a codebook; where they would be larger, tabs multiply
 
 const MOST = 32767; // of a number in a row
 
