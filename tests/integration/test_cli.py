@@ -26,6 +26,8 @@ from tests.timings import patient
 
 START_S = patient(40.0)  # a process that imports torch on a busy core
 
+pytestmark = pytest.mark.timeout(240)  # some start several, one after the other
+
 
 @pytest.fixture(autouse=True)
 def _environment(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
