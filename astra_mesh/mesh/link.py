@@ -319,7 +319,8 @@ class Link:
                     future.set_result(_now())
                 elif message.number in self._marks:
                     self._marks.clear()
-                    if self._meter.pong(_now(), self.round_trip_s):
+                    trips = self.session.round_trip_s, self.session.least_trip_s
+                    if self._meter.pong(_now(), *trips):
                         self._tell_rate()
                 continue
             try:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 from astra_mesh.wire.messages import Ping
 
 _REMEMBERED = 64  # pings under way; the oldest are forgotten
 _MEASURE_EVERY = 5  # heartbeats between pings on a link that is never silent
+_LATELY = 8  # round trips
 _GAIN = 0.125  # of a longer sample in the smoothed round trip (RFC 6298, section 2)
 
 
@@ -18,10 +21,16 @@ class Pings:
 
     def __init__(self, heartbeat_s: float) -> None:
         self.round_trip_s: float | None = None
+        self._trips_s: deque[float] = deque(maxlen=_LATELY)
         self._heartbeat_s = heartbeat_s
         self._number = 0
         self._last = 0.0
         self._sent: dict[int, tuple[float, bool]] = {}  # number -> when, and whether a probe
+
+    @property
+    def least_trip_s(self) -> float | None:
+        """The shortest round trip of the last few."""
+        return min(self._trips_s, default=None)
 
     def start(self, now: float) -> None:
         """The link is open: the first ping is due at once."""
@@ -53,6 +62,7 @@ class Pings:
         sent, probe = self._sent.pop(number, (None, False))
         if sent is not None and not probe:
             sample = max(0.0, now - sent)
+            self._trips_s.append(sample)
             old = self.round_trip_s
             # Busy devices and queues only add to a link's own delay: a shorter time counts at once.
             self.round_trip_s = (

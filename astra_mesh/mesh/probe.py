@@ -19,7 +19,12 @@ _NEAR: Final = 1.05  # a run so close to the estimate says what is known already
 _WATCHED_S: Final = 1.0  # somebody watches who asked for the backlog so recently
 _PONG_S: Final = 5.0  # a mark whose pong takes longer counts no more
 _SLACK_S: Final = 0.010  # that two busy event loops may add to a run
+_RESOLUTION_S: Final = 0.002  # shorter times are not told apart
 _AGREEING: Final = 6  # runs that must be slower than the estimate, before it falls
+_REMEMBERED: Final = 4 * _AGREEING  # runs
+_COMPARABLE: Final = (
+    0.25  # of the size of slow runs: smaller ones may fit into a buffer, and contradict none
+)
 _GAIN: Final = 0.5  # of a run that was faster
 
 
@@ -49,14 +54,21 @@ class Backlog(NamedTuple):
     measured_bps: float | None  # as estimated
 
 
+class _Run(NamedTuple):
+    size: int  # bytes
+    floor: float  # bits per second, at least
+    ceiling: float  # at most; inf: it took too short a time to tell
+
+
 class Meter:
     """Throughput of a link from its real traffic.
 
     A *run* is what was written without a pause. The end of a run is marked by a ping; its pong
-    tells when all of it was at the other end. What the run took beyond a round trip bounds the
-    throughput from below; less what busy devices may have added to it, from above. The estimate
-    moves only when it lies outside: up at once a good part of the way, down when several runs in a
-    row agree, so that one late pong is no slow link.
+    tells when all of it was at the other end. What the run took beyond the shortest round trip
+    bounds the throughput from below; beyond the usual one and what busy devices may have added to
+    it, from above. The estimate moves only when it lies outside: up at once a good part of the way,
+    down when several runs agree that no other one of their size contradicts, so that one late pong
+    is no slow link.
     """
 
     def __init__(self) -> None:
@@ -67,7 +79,7 @@ class Meter:
         self._mark: tuple[float, int] | None = None  # the run that waits for its pong
         self._next = -math.inf  # no mark before
         self._pong = -math.inf  # when the last one came
-        self._ceilings: deque[float] = deque(maxlen=_AGREEING)
+        self._runs: deque[_Run] = deque(maxlen=_REMEMBERED)
         self._agreed = False  # the last run fitted the estimate
         self._asked = -math.inf  # when the backlog was last asked for
 
@@ -98,29 +110,44 @@ class Meter:
         self._next = now + (_CALM_S if calm else _EVERY_S)
         self._mark, self._bytes = (self._since, self._bytes), 0
 
-    def pong(self, now: float, round_trip_s: float | None) -> bool:
-        """The pong of the last mark came; whether the estimate changed."""
+    def pong(self, now: float, round_trip_s: float | None, least_trip_s: float | None) -> bool:
+        """The pong of the last mark came; whether the estimate changed.
+
+        Args:
+            now: When, seconds.
+            round_trip_s: As it usually is; None: not known.
+            least_trip_s: The shortest one lately.
+        """
         if self._mark is None:
             return False
         (since, size), self._mark = self._mark, None
         trip_s = round_trip_s or 0.0
         # Where writing went on, what was written before had to get through first.
         since, self._pong = max(since, self._pong - trip_s), now
-        took_s = max(now - since - trip_s, 1e-6)
-        floor, ceiling = 8 * size / took_s, 8 * size / max(took_s - _SLACK_S, 1e-6)
-        self._agreed = self.bps is not None and floor / _NEAR <= self.bps <= ceiling * _NEAR
-        self._ceilings.append(ceiling)
+        longest_s = max(now - since - (least_trip_s or 0.0), _RESOLUTION_S)
+        least_s = now - since - trip_s - _SLACK_S
+        run = _Run(size, 8 * size / longest_s, 8 * size / least_s if least_s > 0 else math.inf)
+        self._runs.append(run)
+        self._agreed = self.bps is not None and run.floor / _NEAR <= self.bps <= run.ceiling * _NEAR
         self.measured = now
-        ceiling = max(self._ceilings)
-        if self.bps is None:
-            self.bps = floor
-        elif floor > self.bps:
-            self.bps += _GAIN * (floor - self.bps)
-        elif len(self._ceilings) == _AGREEING and ceiling < self.bps:
-            self.bps = ceiling
-        else:
-            return False
-        return True
+        before, most = self.bps, self._most_bps()
+        if before is None:
+            self.bps = run.floor
+            return True
+        if most < before:
+            self.bps = most
+        elif run.floor > before:
+            self.bps = before + _GAIN * (min(run.floor, most) - before)
+        return self.bps != before
+
+    def _most_bps(self) -> float:
+        """What the last runs agree that the link carries at most; inf: they do not."""
+        slow = [i for i, run in enumerate(self._runs) if run.ceiling < math.inf][-_AGREEING:]
+        if len(slow) < _AGREEING:
+            return math.inf
+        least = _COMPARABLE * max(self._runs[i].size for i in slow)
+        floors = [run.floor for run in list(self._runs)[slow[0] :] if run.size >= least]
+        return max(*(self._runs[i].ceiling for i in slow), *floors)
 
     def backlog(self, now: float, queued: int, round_trip_s: float | None) -> Backlog:
         """What is under way; ``queued`` bytes more wait to be written."""
@@ -134,4 +161,4 @@ class Meter:
     def probed(self, bps: float, now: float) -> None:
         """A probe measured this."""
         self.bps, self.measured = bps, now
-        self._ceilings.clear()
+        self._runs.clear()

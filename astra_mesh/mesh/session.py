@@ -111,6 +111,11 @@ class Session:
         return self._pings.round_trip_s
 
     @property
+    def least_trip_s(self) -> float | None:
+        """The shortest round trip lately, seconds; None before the first pong."""
+        return self._pings.least_trip_s
+
+    @property
     def queued_bytes(self) -> int:
         """Bytes of frames that wait, for the socket or for credit."""
         return self._outbox.queued_bytes

@@ -163,7 +163,7 @@ def _calls(rng: random.Random) -> list[list[Any]]:
         trip = rng.choice((None, 0.004, 0.03))
         given: dict[str, list[Any]] = {
             "wrote": [rng.choice((10, 3_000, 90_000)), now],
-            "pong": [now, trip],
+            "pong": [now, trip, trip and trip * rng.uniform(0.3, 1.0)],
             "backlog": [now, rng.choice((0, 5_000)), trip],
             "probed": [rng.uniform(1e5, 1e8), now],
         }

@@ -1,6 +1,7 @@
 """Throughput from times and sizes."""
 
 import math
+import random
 
 import pytest
 
@@ -36,8 +37,11 @@ def test_a_train_that_came_back_at_once() -> None:
 class Wire:
     """A link of some rate with a meter at its sending end."""
 
-    def __init__(self, bps: float, round_trip_s: float = 0.004) -> None:
+    def __init__(
+        self, bps: float, round_trip_s: float = 0.004, least_trip_s: float | None = None
+    ) -> None:
         self.bps, self.round_trip_s = bps, round_trip_s
+        self.least_trip_s = round_trip_s if least_trip_s is None else least_trip_s
         self.meter, self.now = Meter(), 0.0
 
     def run(self, size: int, late_s: float = 0.0) -> None:
@@ -47,7 +51,7 @@ class Wire:
         if meter.idle(self.now):
             meter.mark(self.now)
             self.now += 8 * size / self.bps + self.round_trip_s + late_s
-            meter.pong(self.now, self.round_trip_s)
+            meter.pong(self.now, self.round_trip_s, self.least_trip_s)
         self.now += 0.1
 
 
@@ -81,6 +85,37 @@ def test_one_late_pong_is_no_slow_link() -> None:
     assert wire.meter.bps == pytest.approx(20e6, rel=0.01)
 
 
+def test_a_pong_that_is_back_before_the_usual_time_is_no_fast_link() -> None:
+    """Round trips of a busy phone vary by more than a few codes take at 4 Mbit/s."""
+    source, wire = random.Random(5), Wire(4e6, round_trip_s=0.026, least_trip_s=0.013)
+    wire.meter.probed(4e6, 0.0)
+    for _ in range(200):
+        wire.run(4096, source.uniform(-0.013, 0.013))
+    assert wire.meter.bps is not None
+    assert wire.meter.bps < 8e6
+
+
+def test_an_estimate_that_is_far_too_high_falls_again() -> None:
+    """Short runs, which a buffer takes at once, say nothing about long ones."""
+    wire = Wire(4e6)
+    wire.meter.probed(10e9, 0.0)
+    for _ in range(10):
+        wire.run(200_000)
+        wire.bps = 1e9
+        wire.run(3000)
+        wire.bps = 4e6
+    assert wire.meter.bps == pytest.approx(4e6, rel=0.1)
+
+
+def test_a_few_that_are_late_are_no_slow_link_where_others_are_fast() -> None:
+    wire = Wire(1e9)
+    wire.meter.probed(1e9, 0.0)
+    for number in range(60):
+        wire.run(64 * 1024, 0.05 if number % 3 == 0 else 0.0)
+    assert wire.meter.bps is not None
+    assert wire.meter.bps > 200e6
+
+
 def test_a_run_of_a_few_bytes_says_nothing() -> None:
     wire = Wire(10e6)
     wire.run(500)
@@ -97,7 +132,7 @@ def test_a_long_run_is_measured_while_it_goes_on() -> None:
             meter.mark(sent_s)
             pongs.append(sent_s + 0.08 + trip_s)  # 100 KB are queued below
         if pongs and sent_s >= pongs[0]:
-            meter.pong(pongs.pop(0), trip_s)
+            meter.pong(pongs.pop(0), trip_s, trip_s)
     assert meter.bps == pytest.approx(rate, rel=0.15)
 
 
@@ -135,7 +170,7 @@ def test_what_is_under_way_bounds_the_rate() -> None:
     size, bps, measured = meter.backlog(1.114, 7_000, 0.004)
     assert (size, measured) == (57_000, 100e6)
     assert bps == pytest.approx(8 * 50_000 / 0.1)  # 10 ms are left to busy devices
-    meter.pong(1.12, 0.004)
+    meter.pong(1.12, 0.004, 0.004)
     assert meter.backlog(1.2, 0, 0.004)[:2] == (0, math.inf)
 
 

@@ -180,7 +180,7 @@ export class Link {
     if (probe) probe(now());
     else if (number === this.#marked) {
       this.#marked = null;
-      if (this.#meter.pong(now(), this.session.roundTripS)) this.#tellRate();
+      if (this.#meter.pong(now(), this.session.roundTripS, this.session.leastTripS)) this.#tellRate();
     }
   }
 

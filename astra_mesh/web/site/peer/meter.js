@@ -5,7 +5,10 @@ const MOST_BYTES = 256 * 1024; // of a run: then it is marked while it goes on
 const EVERY_S = 0.05; // between two marks
 const PONG_S = 5; // a mark whose pong takes longer counts no more
 const SLACK_S = 0.01; // that two busy event loops may add to a run
+const RESOLUTION_S = 0.002; // shorter times are not told apart
 const AGREEING = 6; // runs that must be slower than the estimate, before it falls
+const REMEMBERED = 4 * AGREEING; // runs
+const COMPARABLE = 0.25; // of the size of slow runs: smaller ones may fit into a buffer, and contradict none
 const GAIN = 0.5; // of a run that was faster
 
 /** Bits per second of a train of pings: the lower one of the whole train's rate and its second half's. */
@@ -26,7 +29,7 @@ export class Meter {
   #mark = null; // { since, size } of the run that waits for its pong
   #next = -Infinity; // no mark before
   #pong = -Infinity; // when the last one came
-  #ceilings = [];
+  #runs = []; // { size, floor, ceiling }: bits per second, at least and at most
 
   /** So many bytes were given to the socket; whether to mark the end of the run here, though it goes on. */
   wrote(size, began) {
@@ -54,24 +57,38 @@ export class Meter {
     this.#next = now + EVERY_S;
   }
 
-  /** The pong of the last mark came; whether the estimate changed. */
-  pong(now, roundTripS) {
+  /**
+   * The pong of the last mark came; whether the estimate changed. `roundTripS`: as it usually is; `leastTripS`: the
+   * shortest one lately; null: not known.
+   */
+  pong(now, roundTripS, leastTripS) {
     if (this.#mark === null) return false;
     const { since: marked, size } = this.#mark;
     this.#mark = null;
     const tripS = roundTripS ?? 0;
     const since = Math.max(marked, this.#pong - tripS); // where writing went on, what was before had to get through first
     this.#pong = now;
-    const tookS = Math.max(now - since - tripS, 1e-6);
-    const floor = (8 * size) / tookS;
-    this.#ceilings = [...this.#ceilings, (8 * size) / Math.max(tookS - SLACK_S, 1e-6)].slice(-AGREEING);
+    const longestS = Math.max(now - since - (leastTripS ?? 0), RESOLUTION_S);
+    const leastS = now - since - tripS - SLACK_S;
+    const floor = (8 * size) / longestS;
+    this.#runs = [...this.#runs, { size, floor, ceiling: leastS > 0 ? (8 * size) / leastS : Infinity }].slice(-REMEMBERED);
     this.measured = now;
-    const ceiling = Math.max(...this.#ceilings);
-    if (this.bps === null) this.bps = floor;
-    else if (floor > this.bps) this.bps += GAIN * (floor - this.bps);
-    else if (this.#ceilings.length === AGREEING && ceiling < this.bps) this.bps = ceiling;
-    else return false;
-    return true;
+    const before = this.bps;
+    const most = this.#mostBps();
+    if (before === null) this.bps = floor;
+    else if (most < before) this.bps = most;
+    else if (floor > before) this.bps += GAIN * (Math.min(floor, most) - before);
+    return this.bps !== before;
+  }
+
+  /** What the last runs agree that the link carries at most; Infinity: they do not. */
+  #mostBps() {
+    const slow = this.#runs.filter((run) => run.ceiling < Infinity).slice(-AGREEING);
+    if (slow.length < AGREEING) return Infinity;
+    const least = COMPARABLE * Math.max(...slow.map((run) => run.size));
+    const since = this.#runs.slice(this.#runs.indexOf(slow[0]));
+    const floors = since.filter((run) => run.size >= least).map((run) => run.floor);
+    return Math.max(...slow.map((run) => run.ceiling), ...floors);
   }
 
   /**
@@ -90,6 +107,6 @@ export class Meter {
   probed(bps, now) {
     this.bps = bps;
     this.measured = now;
-    this.#ceilings = [];
+    this.#runs = [];
   }
 }

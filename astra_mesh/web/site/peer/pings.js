@@ -5,17 +5,24 @@ import { make } from "./messages.js";
 
 const REMEMBERED = 64; // pings under way; the oldest are forgotten
 const MEASURE_EVERY = 5; // heartbeats between pings on a link that is never silent
+const LATELY = 8; // round trips
 const GAIN = 0.125; // of a longer sample in the smoothed round trip (RFC 6298, section 2)
 
 export class Pings {
   roundTripS = null;
   #heartbeatS;
+  #tripsS = [];
   #number = 0;
   #last = 0;
   #sent = new Map(); // number -> { at, probe }
 
   constructor(heartbeatS) {
     this.#heartbeatS = heartbeatS;
+  }
+
+  /** The shortest round trip of the last few, or null. */
+  get leastTripS() {
+    return this.#tripsS.length ? Math.min(...this.#tripsS) : null;
   }
 
   /** The link is open: the first ping is due at once. */
@@ -52,6 +59,7 @@ export class Pings {
     this.#sent.delete(number);
     if (!sent || sent.probe) return Boolean(sent?.probe);
     const sample = Math.max(0, now - sent.at);
+    this.#tripsS = [...this.#tripsS, sample].slice(-LATELY);
     const old = this.roundTripS;
     this.roundTripS = old === null || sample < old ? sample : old + GAIN * (sample - old);
     return false;

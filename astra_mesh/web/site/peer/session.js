@@ -64,6 +64,10 @@ export class Session {
     return this.#pings.roundTripS;
   }
 
+  get leastTripS() {
+    return this.#pings.leastTripS;
+  }
+
   /** Bytes of frames that wait, for the socket or for credit. */
   get queuedBytes() {
     return this.#outbox.queuedBytes;
