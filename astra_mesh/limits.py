@@ -174,7 +174,7 @@ ROSTER_FRAME_BYTES: Final = 640 * KIB  # ROSTER_ENTRIES with the largest certifi
 ROSTER_JUMP: Final = 1_000  # of an entry's generation at once: no device misses so many decisions
 ROSTER_GENERATIONS: Final = 2**31  # changes of one device's standing
 TRUST_POLL_S: Final = 1.0  # a changed roster on disk (`astra-mesh unpair`) is seen within this
-KNOWN_CERTIFICATES: Final = 512  # answers to "whose is it?" that are kept
+KNOWN_CERTIFICATES: Final = 64  # answers to "whose is it?"; each start of a program brings one
 # Before TLS is complete a connection costs a task and about 40 KB; floods get no further than this.
 HANDSHAKES: Final = 64  # TLS handshakes at once
 HANDSHAKES_PER_HOST: Final = 16  # of these from one address (a host's peers, clients and retries)
