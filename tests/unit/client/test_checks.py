@@ -6,7 +6,9 @@ import itertools
 
 import pytest
 
-from astra_mesh.client.checks import about, speed_beside
+from astra_mesh.client.checks import Level, about, heard_of, searching, speed_beside
+from astra_mesh.peer.local import LocalPeer
+from astra_mesh.wire.messages import PeerId
 
 
 @pytest.mark.parametrize(
@@ -32,3 +34,17 @@ def test_a_busy_moment_and_the_first_product_do_not_count() -> None:
         return seconds * (100 if next(places) % 5 == 0 else 1)
 
     assert speed_beside(4.0, 1.0, timed) == 4.0
+
+
+def test_what_a_machine_hears_of_itself_proves_nothing_of_the_network() -> None:
+    assert "no other device's" in heard_of(0)
+    assert heard_of(1) == "this machine hears itself and 1 peer of other devices"
+    assert heard_of(2).endswith("2 peers of other devices")
+
+
+def test_a_peer_that_finds_nobody_says_why() -> None:
+    peer = LocalPeer(1, 7475, PeerId("a" * 64), "board")
+    assert searching(peer).level is Level.FINE
+    told = searching(LocalPeer(1, 7475, peer.id, "board", problem="no multicast here"))
+    assert told.level is Level.NOTE
+    assert told.text == "the peer board finds no others by itself: no multicast here"
