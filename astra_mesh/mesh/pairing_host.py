@@ -47,6 +47,10 @@ _TRIES: Final = (
     "three wrong codes were given, so the window is closed: run `astra-mesh pair` again on the "
     "device that showed the code"
 )
+_LAST: Final = (
+    "the code is wrong, and the third wrong one, so the window is closed: run `astra-mesh pair` "
+    "again on the device that showed the code"
+)
 _LATE: Final = (
     "the time of the code was over before the devices were paired: run `astra-mesh pair` again on "
     "the device that showed it"
@@ -117,7 +121,8 @@ class PairingHost:
         proof = await receive(reader, Proof)
         if not exchange.is_proved(proof):
             log.warning("somebody gave a wrong pairing code (%s)", sanitise(knock.name, 64))
-            raise Denied("wrong")
+            last = await asyncio.to_thread(self._invitations.was_last, invitation)
+            raise Denied(_LAST if last else "wrong")
         await self._agree(reader, writer, exchange, knock, proof, invitation)
 
     async def _agree(

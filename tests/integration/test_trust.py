@@ -142,9 +142,10 @@ async def test_two_meshes_are_not_mixed(tmp_path: Path) -> None:
 async def test_the_window_closes_after_three_wrong_codes(tmp_path: Path) -> None:
     async with devices(tmp_path, 2) as (a, b):
         code = read_secret(new_code())
-        await asyncio.to_thread(Invitations(trust_of(a).folder).open_window, code)
-        for _ in range(limits.PAIR_TRIES):
-            with pytest.raises(PairingError, match="the code is wrong"):
+        invitations = Invitations(trust_of(a).folder)
+        own = await asyncio.to_thread(invitations.open_window, code)
+        for _ in range(limits.PAIR_TRIES - 1):
+            with pytest.raises(PairingError, match="the code is wrong: that device"):
                 await pair_with(b, new_code(), a)
         with pytest.raises(PairingError, match="three wrong codes were given"):
             await pair_with(b, code.text, a)  # the fourth is right, and late
@@ -166,6 +167,9 @@ async def test_a_device_does_not_pair_with_itself(tmp_path: Path) -> None:
         await asyncio.to_thread(Invitations(tmp_path).open_window, code)
         with pytest.raises(PairingError, match="same device"):
             await pair_with(a, code.text, a)
+        with pytest.raises(PairingError, match=r"the third wrong one, so the window is closed"):
+            await pair_with(b, new_code(), a)
+        await asyncio.to_thread(invitations.close_own, own)  # as `pair` does when it ends
         assert (await asyncio.to_thread(Invitations(tmp_path).window)).tries == limits.PAIR_TRIES  # type: ignore[union-attr]
 
 
