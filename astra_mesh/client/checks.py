@@ -128,7 +128,7 @@ async def _clock() -> list[Finding]:
     if now < _BORN:
         text = f"it says {shown}: memberships for a limited time and join keys do not end as meant"
         return [_note("clock", f"{text}. Set it, or let the board ask a time server")]
-    return [_fine("clock", shown)]
+    return [_fine("clock", f"{shown}: set, but compared with no other clock")]
 
 
 async def _interfaces() -> list[Finding]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import time
 
 import pytest
 
-from astra_mesh.client.checks import Level, about, heard_of, searching, speed_beside
+from astra_mesh.client.checks import Level, _clock, about, heard_of, searching, speed_beside
 from astra_mesh.peer.local import LocalPeer
 from astra_mesh.wire.messages import PeerId
 
@@ -48,3 +49,14 @@ def test_a_peer_that_finds_nobody_says_why() -> None:
     told = searching(LocalPeer(1, 7475, peer.id, "board", problem="no multicast here"))
     assert told.level is Level.NOTE
     assert told.text == "the peer board finds no others by itself: no multicast here"
+
+
+async def test_a_clock_is_only_told_from_one_that_was_never_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (now,) = await _clock()
+    assert now.level is Level.FINE
+    assert "compared with no other clock" in now.text
+    monkeypatch.setattr(time, "time", lambda: 1e9)
+    (never,) = await _clock()
+    assert never.level is Level.NOTE
