@@ -268,6 +268,20 @@ def check_may_let_in(trust: Trust) -> None:
         )
 
 
+def check_may_shut_out(book: RosterBook, device: DeviceId) -> None:
+    """Before another device is shut out by this one.
+
+    Raises:
+        PairingError: Nobody would follow.
+    """
+    if not book.may_decide(device):
+        raise PairingError(
+            "this device is a member for a limited time only, so the others would not follow: it "
+            "shuts nobody out. Do it on a device that is a member for good; or leave the mesh: "
+            "astra-mesh unpair --leave"
+        )
+
+
 def own_name() -> str:
     """Of this device, for people."""
     return sanitise(platform.node(), limits.NAME_CHARS) or "device"
