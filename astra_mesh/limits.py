@@ -161,6 +161,7 @@ KNOWN_S: Final = 900.0
 REDIAL_GAP_S: Final = 0.25  # between two dials of one candidate, however often it is announced
 INTERFACE_POLL_S: Final = 3.0
 ANNOUNCE_S: Final = 60.0  # between two announcements of a peer that nobody asked for
+DISCOVERY_PAUSE_S: Final = 5.0  # before it starts again after an error of its own
 NAMES_POLL_S: Final = 5.0  # between two questions for the addresses behind a name
 RESOLVE_TIMEOUT_S: Final = 3.0  # an mDNS instance name to its address and TXT records
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from astra_mesh.bundle.configs import save_json
 from astra_mesh.bundle.header import read_header
-from astra_mesh.bundle.manifest import write_manifest
+from astra_mesh.bundle.manifest import check_all, read_manifest, write_manifest
 from astra_mesh.bundle.specs import spec_of
 from astra_mesh.bundle.store import Bundle, open_bundle, user_models_path
 from astra_mesh.errors import InputError, ModelError
@@ -144,12 +144,15 @@ def add_gguf(source: GgufFile, name: str) -> Bundle:
 
 
 def add(source: Path, name: str) -> Bundle:
-    """Copy a bundle's folder to the user's models.
+    """Copy a bundle's folder to the user's models. Where it has a manifest, every file must be as
+    that says: the copy gets a manifest of its own, which would sign off an altered one.
 
     Raises:
         AstraMeshError: It cannot be used, or there is one of this name; the copy is removed.
     """
     bundle = check_usable(source)
+    if read_manifest(bundle.path) is not None:
+        check_all(bundle.path)
     files = [path for path in sorted(bundle.path.iterdir()) if is_wanted(path.name)]
     folder = staging_folder(name)
     try:

@@ -19,6 +19,7 @@ from astra_mesh.cli import (
     peers,
     service,
     top,
+    unpair,
 )
 from astra_mesh.cli.wording import Commands
 
@@ -56,7 +57,7 @@ app.command("peer", rich_help_panel=MESH, epilog=peer.EXAMPLE)(peer.peer)
 app.command("peers", rich_help_panel=MESH, epilog=peers.EXAMPLE)(peers.peers)
 app.command("top", rich_help_panel=MESH, epilog=top.EXAMPLE)(top.top)
 app.command("pair", rich_help_panel=MESH, epilog=pair.PAIR_EXAMPLE)(pair.pair)
-app.command("unpair", rich_help_panel=MESH, epilog=pair.UNPAIR_EXAMPLE)(pair.unpair)
+app.command("unpair", rich_help_panel=MESH, epilog=unpair.EXAMPLE)(unpair.unpair)
 app.command("demo", rich_help_panel=MESH, epilog=demo.EXAMPLE)(demo.demo)
 app.command("doctor", rich_help_panel=MESH, epilog=doctor.DOCTOR_EXAMPLE)(doctor.doctor)
 app.command("diagnostics", rich_help_panel=MESH, epilog=doctor.DIAGNOSTICS_EXAMPLE)(

@@ -1,4 +1,4 @@
-"""Commands about trust: ``pair`` lets devices into a mesh, ``unpair`` shuts them out."""
+"""The command ``pair``: lets devices into a mesh."""
 
 from __future__ import annotations
 
@@ -11,21 +11,19 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
-from rich.table import Table
 from rich.text import Text
 
 from astra_mesh.cli.console import clean, err, hint, out, print_json, reporting, run_async
 from astra_mesh.cli.options import Json
-from astra_mesh.naming import SHORT_ID, labelled
+from astra_mesh.cli.unpair import list_devices, running_now
+from astra_mesh.naming import labelled
 
 if TYPE_CHECKING:
     from astra_mesh.client.pairing_post import Post
     from astra_mesh.mesh.invitations import Invitation, Invitations
     from astra_mesh.mesh.trust import Trust
-    from astra_mesh.wire.messages import DeviceId, RosterEntry
 
 PAIR_EXAMPLE: Final = "Example:  astra-mesh pair   ·   on the other:  astra-mesh pair K7QM-2XR8"
-UNPAIR_EXAMPLE: Final = "Example:  astra-mesh unpair kitchen"
 _LOOK_S: Final = 0.2  # between two looks whether somebody came
 _VALID: Final = "24h"  # a join key
 _OF_KEYS: Final = {"--uses", "--valid"}
@@ -99,7 +97,7 @@ def pair(
         _check_together({name for name, value in given.items() if value})
         trust = Trust.open()
         if show:
-            _list(trust, as_json)
+            list_devices(trust, as_json, run_async(running_now(trust)))
         elif close:
             Invitations(trust.folder).close()
         elif code is not None and member_s:
@@ -120,84 +118,8 @@ def pair(
             run_async(_show_code(trust, member_s, as_json))
 
 
-def unpair(
-    device: Annotated[
-        str | None,
-        typer.Argument(help="Its name, or the first digits of its id (see `pair --list`)."),
-    ] = None,
-    leave: Annotated[
-        bool, typer.Option("--leave", help="Take this device out of its mesh instead.")
-    ] = False,
-    as_json: Json = False,
-) -> None:
-    """Shut a device out of the mesh, on all devices of the mesh."""
-    with reporting(as_json):
-        from astra_mesh.errors import InputError
-        from astra_mesh.mesh.roster import RosterBook
-        from astra_mesh.mesh.trust import Trust
-
-        if (device is None) is not leave:
-            raise InputError("name the device to shut out, or say --leave")
-        trust = Trust.open()
-        out_of_it: list[str] = []
-
-        def decide(book: RosterBook) -> bool:
-            if device is None:
-                book.begin_anew()
-                return True
-            found = book.find(device)
-            if len(found) != 1:
-                raise InputError(_which(device, found))
-            key, entry = found[0]
-            book.shut_out(key)
-            out_of_it.append(labelled(entry.name, key))
-            return True
-
-        trust.change(decide)
-        if out_of_it and not as_json:
-            out.print(f"Shut out {clean(out_of_it[0])}.", markup=False)
-        _list(trust, as_json)
-        if out_of_it:
-            hint("the peers of the mesh part from it within seconds; others when they meet them")
-
-
-def _which(device: str, found: list[tuple[DeviceId, RosterEntry]]) -> str:
-    if found:
-        which = ", ".join(labelled(entry.name, key) for key, entry in found)
-        return f"{device!a} fits {len(found)} devices: {which}; give the digits of one"
-    return f"no other device of this mesh is called {device!a}; `astra-mesh pair --list` lists them"
-
-
-def _list(trust: Trust, as_json: bool) -> None:
-    rows = [
-        {
-            "id": key,
-            "name": entry.name,
-            "this": key == trust.device.id,
-            "until": entry.until or None,
-            "let_in_by": entry.by,
-        }
-        for key, entry in trust.members().items()
-    ]
-    if as_json:
-        print_json({"devices": rows})
-        return
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("device", "id", "until"):
-        table.add_column(column, no_wrap=True)
-    for row in rows:
-        mark = " (this one)" if row["this"] else ""
-        name, until = Text(clean(str(row["name"])) + mark), row["until"]
-        table.add_row(name, str(row["id"])[:SHORT_ID], _moment(int(until)) if until else "")
-    out.print(table)
-
-
 def _paired(name: str, device: str) -> dict[str, object]:
     return {"type": "paired", "name": name, "id": device}
-
-
-def _moment(seconds: int) -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
 
 
 def _check_together(given: set[str]) -> None:

@@ -35,6 +35,7 @@ from astra_mesh.wire.messages import PeerId
 PACKAGES: Final = ("torch", "aiohttp", "cryptography", "zeroconf", "msgspec", "msgpack", "uvloop")
 _BORN: Final = 1_735_689_600  # 2025: a clock before it was never set
 _MULTICAST_S: Final = 5.0
+_OTHERS_S: Final = 1.5  # they answer within 0.12 s (RFC 6762, 6), and are looked up then
 _PAIRS: Final = 15  # of products that are compared: 0.05 s on a laptop
 _FASTER: Final = 4 / 3  # less is not noticed
 _MUCH_SLOWER: Final = 0.4  # the processor lacks it: then 1/5 and less
@@ -127,7 +128,7 @@ async def _clock() -> list[Finding]:
     if now < _BORN:
         text = f"it says {shown}: memberships for a limited time and join keys do not end as meant"
         return [_note("clock", f"{text}. Set it, or let the board ask a time server")]
-    return [_fine("clock", shown)]
+    return [_fine("clock", f"{shown}: set, but compared with no other clock")]
 
 
 async def _interfaces() -> list[Finding]:
@@ -139,20 +140,24 @@ async def _interfaces() -> list[Finding]:
 
 
 async def _multicast() -> list[Finding]:
-    """Whether an announcement of this machine comes back to it."""
-    heard = asyncio.Event()
+    """Whether an announcement of this machine comes back to it, whom else it hears, and whether
+    the peers that run here look for others.
+    """
     one, two = (PeerId(secrets.token_hex(32)) for _ in range(2))
+    own, heard = asyncio.Event(), set[PeerId]()
 
     def on_found(peer: PeerId, name: str, addresses: list[Address]) -> None:
+        heard.add(peer)
         if peer == one:
-            heard.set()
+            own.set()
 
     speaker = Discovery(one, "doctor", 9, on_found=lambda *_: None, on_gone=lambda peer: None)
     listener = Discovery(two, "doctor", None, on_found=on_found, on_gone=lambda peer: None)
     tasks = [asyncio.create_task(each.run()) for each in (listener, speaker)]
     try:
         async with asyncio.timeout(_MULTICAST_S):
-            await heard.wait()
+            await own.wait()
+        await asyncio.sleep(_OTHERS_S)
     except TimeoutError:
         why = speaker.problem or listener.problem or "its own announcement did not come back"
         text = (
@@ -164,7 +169,27 @@ async def _multicast() -> list[Finding]:
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
-    return [_fine("multicast", "announcements arrive")]
+    peers = await asyncio.to_thread(local_peers)
+    others = len(heard - {one} - {peer.id for peer in peers})
+    return [_fine("multicast", heard_of(others)), *map(searching, peers)]
+
+
+def heard_of(others: int) -> str:
+    """What was heard, and what that proves."""
+    if others:
+        return f"this machine hears itself and {others} peer{'s' * (others > 1)} of other devices"
+    return (
+        "this machine hears its own announcements, and no other device's: whether the network "
+        "carries them shows once a peer runs on another one"
+    )
+
+
+def searching(peer: LocalPeer) -> Finding:
+    """Whether a peer that runs here looks for others, as it says itself."""
+    if peer.problem:
+        text = f"the peer {peer.name} finds no others by itself: {peer.problem}"
+        return _note("discovery", text)
+    return _fine("discovery", f"the peer {peer.name} looks for others")
 
 
 async def _port() -> list[Finding]:

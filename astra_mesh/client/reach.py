@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
+from dataclasses import dataclass
 
 import aiohttp
 
@@ -14,8 +15,8 @@ from astra_mesh.client.pairing_search import search
 from astra_mesh.errors import AstraMeshError
 from astra_mesh.mesh.connect import Address, Secure, dial_any
 from astra_mesh.mesh.meeting import MeetingPlaces
-from astra_mesh.mesh.trust import Trust
-from astra_mesh.wire.messages import DeviceId
+from astra_mesh.mesh.trust import Known, Trust
+from astra_mesh.wire.messages import DeviceId, PeerId, PeerInfo
 
 
 async def who_answers(trust: Trust) -> dict[DeviceId, float]:
@@ -38,6 +39,57 @@ async def who_answers(trust: Trust) -> dict[DeviceId, float]:
                 if known is not None:
                     found.setdefault(known.device, time.perf_counter() - began)
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A peer that is in the mesh now, and the device on which it runs."""
+
+    peer: PeerId
+    name: str
+    device: DeviceId
+
+
+async def who_runs(trust: Trust) -> list[Running]:
+    """The peers of this machine and those with which they are linked; each of another device is
+    asked for its certificate, and left out if it does not answer. So are tabs: whoever shuts one
+    out does not mean the device that serves it.
+    """
+    from astra_mesh.client.mesh import Mesh
+    from astra_mesh.peer.local import local_peers
+
+    listed: dict[PeerId, PeerInfo] = {}
+    own: set[PeerId] = set()
+    for local in await asyncio.to_thread(local_peers):
+        with suppress(AstraMeshError):
+            async with Mesh(local.address) as mesh:
+                for one in await mesh.peers():
+                    listed[one.peer] = one
+                    own |= {one.peer} if one.self else set()
+    others = [one for one in listed.values() if one.peer not in own and not one.via]
+    devices = dict.fromkeys(own, trust.device.id)
+    if others:
+        identity = trust.device.issue()
+        tls = await asyncio.to_thread(trust.tls, identity)
+        secure = Secure(tls.client, trust.whose_connection)
+        async with aiohttp.ClientSession() as http:
+            known = await asyncio.gather(*(_known(http, secure, one.address) for one in others))
+        devices |= {one.peer: one.device for one in known if one is not None}
+    return [
+        Running(one.peer, one.name, devices[one.peer])
+        for one in listed.values()
+        if one.peer in devices
+    ]
+
+
+async def _known(http: aiohttp.ClientSession, secure: Secure, text: str) -> Known | None:
+    """Who answers there."""
+    with suppress(AstraMeshError):
+        socket, _ = await dial_any(http, [parse_address(text)], secure=secure)
+        known = secure.known(socket)
+        await socket.close()
+        return known
+    return None
 
 
 async def _places(trust: Trust) -> AsyncGenerator[list[Address], None]:

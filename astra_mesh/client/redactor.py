@@ -13,10 +13,12 @@ from typing import Any, Final
 import platformdirs
 
 from astra_mesh.client.checks import PACKAGES
+from astra_mesh.naming import SHORT_ID
 
 _IPV4: Final = re.compile(r"\b\d{1,3}(?:\.\d{1,3}){3}\b")
 _IPV6: Final = re.compile(r"(?<![\w:])(?:[0-9a-f]{0,4}:){2,7}[0-9a-f]{0,4}(?:%\w+)?(?![\w:])", re.I)
-_ID: Final = re.compile(r"\b[0-9a-f]{16,}\b")
+# Also what people see of one; only digits are a number, though one id of 43 begins so.
+_ID: Final = re.compile(r"\b(?:[0-9a-f]{16,}|(?=\d*[a-f])[0-9a-f]{8})\b")
 _KEY: Final = re.compile(r"-----BEGIN [A-Z ]+-----.*?-----END [A-Z ]+-----|\bamk-[a-z2-7]+", re.S)
 # user:password@host, with what stands between :// and the last @ of an address
 _LOGIN: Final = re.compile(
@@ -63,7 +65,7 @@ class Redactor:
         if self._names is not None:
             text = self._names.sub(lambda match: self._as("name", match[0]), text)
         text = _HOST.sub(self._host, text)
-        text = _ID.sub(lambda match: match[0][:8], text)
+        text = _ID.sub(lambda match: self._as("id", match[0][:SHORT_ID]), text)
         text = _IPV4.sub(lambda match: self._as("address", match[0]), text)
         return _IPV6.sub(lambda match: self._as("address", match[0]), text)
 

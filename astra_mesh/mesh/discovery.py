@@ -37,6 +37,8 @@ _LABEL_CHARS: Final = 48  # of 63, with the id's first digits behind
 _RESOLVERS: Final = 4  # names that are looked up at the same time
 _START_S: Final = 3.0  # for its sockets: milliseconds, or they will never do
 _LEAVE_S: Final = 1.0  # for the goodbyes
+_LABEL_BYTES: Final = 63  # RFC 1035, 2.3.4
+_ODD_NAMES: Final = 16  # that are warned of: anybody in the network can announce any number
 
 OnFound = Callable[[PeerId, str, list[Address]], None]
 OnGone = Callable[[PeerId], None]
@@ -58,6 +60,7 @@ class Discovery:
         poll_s: How often both are looked at, seconds.
         renew_s: How often the announcement is made again, seconds: whoever was not there when it
             was made last would learn of it by its own questions only, which become rare.
+        pause_s: After an error of its own, before it starts again, seconds.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class Discovery:
         connected: Connected = connected_interfaces,
         poll_s: float = limits.INTERFACE_POLL_S,
         renew_s: float = limits.ANNOUNCE_S,
+        pause_s: float = limits.DISCOVERY_PAUSE_S,
     ) -> None:
         self.problem: str | None = None  # why multicast does not work, for people
         self._peer = peer
@@ -80,7 +84,7 @@ class Discovery:
         self._on_found = on_found
         self._on_gone = on_gone
         self._addresses, self._connected = addresses, connected
-        self._poll_s, self._renew_s = poll_s, renew_s
+        self._poll_s, self._renew_s, self._pause_s = poll_s, renew_s, pause_s
         self._zeroconf: AsyncZeroconf | None = None
         self._browser: AsyncServiceBrowser | None = None
         self._service: AsyncServiceInfo | None = None  # as announced
@@ -89,9 +93,24 @@ class Discovery:
         self._pending: dict[str, None] = {}  # names to look up, oldest first
         self._work = asyncio.Event()
         self._warned: set[str] = set()  # names whose version or records were complained about
+        self._odd = 0  # names that no peer has
+        self._error = ""  # of its own, that was logged last
 
     async def run(self) -> None:
-        """Announce and watch until cancelled; then withdraw the announcement (goodbye)."""
+        """Announce and watch until cancelled; then withdraw the announcement (goodbye). After an
+        error of its own it starts again.
+        """
+        while True:
+            try:
+                await self._run()
+            except Exception as error:
+                problem = f"an error of this peer: {_what(error)}"
+                if problem != self._error:
+                    log.exception("discovery was ended by an error of this peer, and starts again")
+                self.problem = self._error = problem
+            await asyncio.sleep(self._pause_s)
+
+    async def _run(self) -> None:
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(_RESOLVERS):
@@ -207,9 +226,16 @@ class Discovery:
         if state_change is ServiceStateChange.Removed:
             self._pending.pop(name, None)
             self._forget(name)
+        elif not is_instance(name):
+            self._note_odd(name)
         elif name in self._pending or len(self._pending) < limits.CANDIDATES:
             self._pending[name] = None
             self._work.set()
+
+    def _note_odd(self, name: str) -> None:
+        level = logging.WARNING if self._odd < _ODD_NAMES else logging.DEBUG
+        self._odd += 1
+        log.log(level, "an announcement under a name that no peer has: %s", sanitise(name, 80))
 
     def _forget(self, name: str) -> None:
         peer = self._known.pop(name, None)
@@ -225,15 +251,17 @@ class Discovery:
                 await self._work.wait()
             name = next(iter(self._pending))
             del self._pending[name]
-            info = AsyncServiceInfo(SERVICE, name)
             zeroconf = self._zeroconf.zeroconf
             try:
+                info = AsyncServiceInfo(SERVICE, name)
                 if info.load_from_cache(zeroconf) or await info.async_request(
                     zeroconf, 1000 * limits.RESOLVE_TIMEOUT_S
                 ):
                     self._report(name, info)
             except (OSError, ZeroconfError, RuntimeError) as exc:
-                log.debug("cannot look up %s: %s", sanitise(name, 80), exc)
+                log.debug("cannot look up %s: %s", sanitise(name, 80), sanitise(str(exc), 200))
+            except Exception as exc:  # what one stranger announces must not end the search for all
+                self._warn(name, f"cannot be looked up ({_what(exc)})")
 
     def _report(self, name: str, info: AsyncServiceInfo) -> None:
         """Pass on an announcement if it is well-formed and speaks our version."""
@@ -270,6 +298,26 @@ class Discovery:
         if name not in self._warned and len(self._warned) < limits.CANDIDATES:
             self._warned.add(name)
             log.warning("the device announced as %s %s: ignored", sanitise(name, 80), what)
+
+
+def is_instance(name: str) -> bool:
+    """Whether a peer may be announced under a name: one printable label in front of the service's.
+    Other names are well-formed for DNS, and the library takes some of them for its caller's error.
+    """
+    label = name.removesuffix(f".{SERVICE}")
+    return (
+        label != name
+        and label.isprintable()
+        and "." not in label
+        and 0 < len(label.encode(errors="replace")) <= _LABEL_BYTES
+    )
+
+
+def _what(error: Exception) -> str:
+    """An error in a few words; of a group the first of it."""
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return sanitise(f"{type(error).__name__}: {error}", 120)
 
 
 async def _started(zeroconf: AsyncZeroconf) -> None:

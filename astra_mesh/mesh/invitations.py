@@ -81,9 +81,12 @@ class Invitations:
             found[secret.id] = Invitation(secret.id, secret.password, until, uses, tries, member_s)
 
     def close_own(self, invitation: Invitation) -> None:
-        """Close it, but none that was opened in its place."""
+        """Close it, but none that was opened in its place. One that three wrong codes closed is
+        remembered for as long as it would have been open, to say so.
+        """
         with self._all() as found:
-            if _kept(found, invitation) is not None:
+            kept = _kept(found, invitation)
+            if kept is not None and not kept.guessed_out:
                 del found[invitation.id]
 
     def close(self, *ids: bytes) -> None:
@@ -119,6 +122,12 @@ class Invitations:
             kept = _kept(found, invitation)
             if kept is not None:
                 kept.judging = max(0, kept.judging - 1)
+
+    def was_last(self, invitation: Invitation) -> bool:
+        """Whether a wrong try, which is not :meth:`judged` yet, closed a window."""
+        with self._all() as found:
+            kept = _kept(found, invitation)
+            return kept is not None and not kept.id and kept.tries < 1 and kept.judging <= 1
 
     def prove(self, invitation: Invitation) -> bool:
         """A device proved that it knows the secret; whether there was still room for it.

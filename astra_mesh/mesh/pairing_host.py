@@ -47,6 +47,10 @@ _TRIES: Final = (
     "three wrong codes were given, so the window is closed: run `astra-mesh pair` again on the "
     "device that showed the code"
 )
+_LAST: Final = (
+    "the code is wrong, and the third wrong one, so the window is closed: run `astra-mesh pair` "
+    "again on the device that showed the code"
+)
 _LATE: Final = (
     "the time of the code was over before the devices were paired: run `astra-mesh pair` again on "
     "the device that showed it"
@@ -117,7 +121,8 @@ class PairingHost:
         proof = await receive(reader, Proof)
         if not exchange.is_proved(proof):
             log.warning("somebody gave a wrong pairing code (%s)", sanitise(knock.name, 64))
-            raise Denied("wrong")
+            last = await asyncio.to_thread(self._invitations.was_last, invitation)
+            raise Denied(_LAST if last else "wrong")
         await self._agree(reader, writer, exchange, knock, proof, invitation)
 
     async def _agree(
@@ -260,6 +265,20 @@ def check_may_let_in(trust: Trust) -> None:
         raise PairingError(
             "this device is a member for a limited time only, so it lets nobody in. Show the code "
             "on a device that is one for good; or leave the mesh: astra-mesh unpair --leave"
+        )
+
+
+def check_may_shut_out(book: RosterBook, device: DeviceId) -> None:
+    """Before another device is shut out by this one.
+
+    Raises:
+        PairingError: Nobody would follow.
+    """
+    if not book.may_decide(device):
+        raise PairingError(
+            "this device is a member for a limited time only, so the others would not follow: it "
+            "shuts nobody out. Do it on a device that is a member for good; or leave the mesh: "
+            "astra-mesh unpair --leave"
         )
 
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
 import platformdirs
 
+from astra_mesh import limits
 from astra_mesh.errors import PortInUseError
 from astra_mesh.mesh.connect import Address
 from astra_mesh.peer.places import own_address
 from astra_mesh.wire.messages import PeerId
+
+Compute = Callable[[Callable[["LocalPeer"], Path], "LocalPeer"], Awaitable[Path]]
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,7 @@ class LocalPeer:
     id: PeerId
     name: str
     listen: str = ""  # the one address that it listens on; "": all
+    problem: str = ""  # why it finds no others by itself; "": it does
 
     @property
     def address(self) -> Address:
@@ -55,6 +61,16 @@ def write_record(peer: LocalPeer) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+async def follow_problem(peer: LocalPeer, problem: Callable[[], str], compute: Compute) -> None:
+    """Until cancelled: keep in a peer's record why it finds no others by itself."""
+    while True:
+        if (now := problem()) != peer.problem:
+            peer = replace(peer, problem=now)
+            with suppress(OSError):  # it was told at the start
+                await compute(write_record, peer)
+        await asyncio.sleep(limits.INTERFACE_POLL_S)
 
 
 def remove_record(peer: LocalPeer) -> None:

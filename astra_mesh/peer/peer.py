@@ -28,7 +28,7 @@ from astra_mesh.peer.device import this_device
 from astra_mesh.peer.figures import LinkFigures
 from astra_mesh.peer.likelihoods import Likelihoods
 from astra_mesh.peer.links import LinkKeeper
-from astra_mesh.peer.local import LocalPeer, remove_record, write_record
+from astra_mesh.peer.local import LocalPeer, follow_problem, remove_record, write_record
 from astra_mesh.peer.models import ModelHost
 from astra_mesh.peer.recorder import Recorder
 from astra_mesh.peer.requests import Requests
@@ -154,6 +154,9 @@ class Peer:
                 self._requests = requests = Requests(self, group, recorder)
                 tasks.start(group, "new models", self.models.watch)
                 tasks.start(group, "figures of links", self._tell_figures)
+                if self._record is not None:
+                    args = (self._record, self._alone_because, self._compute)
+                    tasks.start(group, "the record", follow_problem, *args)
                 try:
                     await links.run()
                 finally:
@@ -224,6 +227,11 @@ class Peer:
         """Why peers are not found by themselves, for people; None if they are."""
         discovery = self._links.discovery if self._links is not None else None
         return discovery.problem if discovery is not None else None
+
+    def _alone_because(self) -> str:
+        if not self.config.discovery:
+            return "it was started with --no-discovery"
+        return self.discovery_problem or ""
 
     @property
     def compute(self) -> ComputeThread:

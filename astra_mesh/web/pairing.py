@@ -18,7 +18,7 @@ from astra_mesh.client.pairing_search import pair_nearby
 from astra_mesh.errors import NoPeerError
 from astra_mesh.mesh.codes import as_uri, new_code, read_secret
 from astra_mesh.mesh.invitations import Invitations
-from astra_mesh.mesh.pairing_host import check_may_let_in
+from astra_mesh.mesh.pairing_host import check_may_let_in, check_may_shut_out
 from astra_mesh.mesh.roster import RosterBook
 from astra_mesh.mesh.trust import Trust
 from astra_mesh.web.body import decode
@@ -82,6 +82,7 @@ async def unpair(request: web.Request, data: bytes) -> web.Response:
         if not found:
             text = "no other device of this mesh has this id; /v1/pairing lists them"
             raise ApiError(404, text, "device_not_found", "id")
+        check_may_shut_out(book, trust.device.id)
         book.shut_out(found[0])
         return True
 

@@ -7,6 +7,7 @@ import errno
 import gc
 import ipaddress
 import logging
+import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
@@ -14,6 +15,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from zeroconf.asyncio import AsyncServiceInfo
 
 from astra_mesh.mesh import discovery as module
 from astra_mesh.mesh.connect import Address
@@ -235,3 +237,116 @@ async def test_a_cable_that_comes_back_asks_and_announces_anew() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell")
 def test_the_machine_itself_is_always_connected() -> None:
     assert "lo" in connected_interfaces()
+
+
+# --- packets of anybody ---------------------------------------------------------------------------
+
+SERVICE_LABELS = (b"_astra-mesh", b"_tcp", b"local")
+ODD = {
+    "a bell": (b"\x07bell", *SERVICE_LABELS),
+    "a zero byte": (b"a\0b", *SERVICE_LABELS),
+    "an escape sequence": (b"\x1b[2J", *SERVICE_LABELS),
+    "no UTF-8": (b"\xff\xfe\xfd", *SERVICE_LABELS),
+    "a change of direction": ("a\u202eb".encode(), *SERVICE_LABELS),
+    "a dot": (b"a.b", *SERVICE_LABELS),
+    "dots only": (b"...", *SERVICE_LABELS),
+    "many labels": (*[b"x" * 20] * 8, *SERVICE_LABELS),
+    "63 bytes that are more as text": (b"\xff" * 63, *SERVICE_LABELS),
+    "no label": SERVICE_LABELS,
+    "another service": (b"x", b"_other", b"_tcp", b"local"),
+    "another domain": (b"x", b"example", b"com"),
+    "the root": (),
+    "capitals": (b"x", b"_ASTRA-MESH", b"_TCP", b"LOCAL"),
+}
+
+
+def pointer(*labels: bytes) -> bytes:
+    """RFC 1035: an answer which says that an instance of the service has this name."""
+
+    def name(parts: tuple[bytes, ...]) -> bytes:
+        return b"".join(bytes([len(part)]) + part for part in parts) + b"\0"
+
+    head = b"\0\0\x84\0\0\0\0\1\0\0\0\0"
+    data = name(labels)
+    about = b"\0\x0c\0\1\0\0\x11\x94" + len(data).to_bytes(2, "big")  # PTR, IN, 4500 s
+    return head + name(SERVICE_LABELS) + about + data
+
+
+def send(packet: bytes) -> None:
+    """To all on this machine that listen to mDNS; it does not leave the machine."""
+    for interface in multicast_interfaces():
+        if isinstance(interface, str):
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+                sender.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, 0)
+                own = socket.inet_aton(interface)
+                sender.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, own)
+                sender.sendto(packet, ("224.0.0.251", 5353))
+
+
+async def test_names_that_no_peer_has_do_not_end_discovery(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    a, b = Peer(A, 7108), Peer(B, 7109)
+    async with running(a) as (task,):
+        await until(lambda: a.discovery._zeroconf is not None)
+        for labels in ODD.values():
+            send(pointer(*labels))
+        await until(lambda: a.discovery._odd >= 6)
+        async with running(b):  # whose name comes behind all of those
+            await until(lambda: B in a.found)
+        assert not task.done()
+        assert a.discovery.problem is None
+    said = [record.getMessage() for record in caplog.records if record.name == module.__name__]
+    assert any("a name that no peer has" in text for text in said)
+    assert all(text.isprintable() for text in said)
+    assert not any("error of this peer" in text for text in said)
+
+
+async def test_a_name_that_breaks_the_lookup_leaves_the_others(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    info = AsyncServiceInfo
+    broke = list[str]()
+
+    def breaking(kind: str, name: str, **more: Any) -> object:
+        if name.startswith("poison"):
+            broke.append(name)
+            raise LookupError("a bug\x07")
+        return info(kind, name, **more)
+
+    monkeypatch.setattr(module, "AsyncServiceInfo", breaking)
+    a, b = Peer(A, 7112), Peer(B, 7113)
+    async with running(a) as (task,):
+        await until(lambda: a.discovery._zeroconf is not None)
+        for number in range(8):  # more than there are resolvers
+            send(pointer(b"poison%d" % number, *SERVICE_LABELS))
+        await until(lambda: len(set(broke)) == 8)
+        async with running(b):
+            await until(lambda: B in a.found)
+        assert not task.done()
+    assert "poison1._astra-mesh._tcp.local. cannot be looked up (LookupError: a bug" in caplog.text
+    assert "\x07" not in caplog.text
+    assert "starts again" not in caplog.text
+
+
+async def test_after_an_error_of_its_own_it_starts_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    looks, broken = list[None](), True
+
+    def addresses() -> list[IPAddress]:
+        looks.append(None)
+        if broken and len(looks) % 2 == 0:  # it opens each time, and ends at the second look
+            raise LookupError("a bug")
+        return own_addresses()
+
+    a, b = Peer(A, 7110, pause_s=0.05, poll_s=0.05, addresses=addresses), Peer(B, 7111)
+    async with running(a, b) as (task, _):
+        await until(lambda: a.discovery.problem is not None)
+        assert a.discovery.problem == "an error of this peer: LookupError: a bug"
+        await until(lambda: len(looks) > 6)  # again and again
+        broken = False
+        await until(lambda: B in a.found and a.discovery.problem is None)
+        assert not task.done()
+    errors = [record for record in caplog.records if "starts again" in record.getMessage()]
+    assert len(errors) == 1

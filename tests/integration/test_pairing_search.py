@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -19,6 +20,7 @@ from astra_mesh.mesh.codes import Secret, new_code, read_secret
 from astra_mesh.mesh.connect import Address
 from astra_mesh.mesh.invitations import Invitation, Invitations
 from astra_mesh.mesh.pairing_guest import Paired
+from astra_mesh.mesh.trust import Trust
 from astra_mesh.peer import Peer
 from tests.integration.test_pairing_faults import open_window
 from tests.integration.test_trust import config, devices, pair_with, trust_of
@@ -166,3 +168,22 @@ async def test_nobody_says_wrong_in_the_name_of_another_device(
         announced += [[at(mallory)], [at(a)]]
         paired = await pair_within(b, code, SILENCE_S)
         assert paired.address == at(a)
+
+
+def test_a_name_server_that_answers_late_leaves_no_lost_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The lookup goes on once the pairing has given up; what becomes of it is nobody's business."""
+    uvloop = pytest.importorskip("uvloop")
+    monkeypatch.setattr(limits, "HANDSHAKE_S", 1e-4)
+    trust, code = Trust.open(tmp_path), read_secret(new_code())
+
+    async def pair() -> None:
+        with pytest.raises(PairingError):
+            await pair_nearby(trust, code, ["nowhere.invalid:7475"])
+        await asyncio.sleep(0.5)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(pair())
+    gc.collect()
+    assert not [record for record in caplog.records if record.name == "asyncio"]

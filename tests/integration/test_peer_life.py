@@ -14,6 +14,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from astra_mesh import limits
 from astra_mesh.engine.pipeline import Pipeline
 from astra_mesh.errors import (
     MeshError,
@@ -268,6 +269,32 @@ async def test_discovery_that_fails_leaves_typed_addresses(
         async with Peer(config(peers=typed, discovery=True)) as other:
             await until(lambda: peer.others() and other.others())
     assert any("discovery ended" in record.getMessage() for record in caplog.records)
+
+
+async def test_the_record_says_why_nobody_is_found(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """That is what ``doctor`` reads."""
+    monkeypatch.setattr(limits, "INTERFACE_POLL_S", 0.05)
+
+    def told() -> list[str]:
+        return [one.problem for one in local_peers()]
+
+    async def follows(expected: str) -> None:
+        while await asyncio.to_thread(told) != [expected]:
+            await asyncio.sleep(0.02)
+
+    kept = {"ephemeral": False, "state_dir": tmp_path}
+    async with asyncio.timeout(patient(20)):
+        async with Peer(config(**kept)):
+            await follows("it was started with --no-discovery")
+        async with Peer(config(**kept, discovery=True)) as peer:
+            await follows("")
+            assert peer._links is not None
+            assert peer._links.discovery is not None
+            peer._links.discovery.problem = "a bug"
+            await follows("a bug")
+        assert await asyncio.to_thread(told) == []
 
 
 # --- ports ----------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from astra_mesh.bundle import write_manifest
 from astra_mesh.bundle.store import user_models_path
 from astra_mesh.cli.app import app
 from tests.bundles import GPT2, gpt2_tensors, write_bundle
@@ -147,6 +148,30 @@ def test_a_folder_is_added_once(source: Path) -> None:
     status, about = add(str(source / "nothing"))
     assert status == 2
     assert list(user_models_path().glob(".*")) == []
+
+
+def test_an_altered_folder_is_not_signed_off(source: Path, tmp_path: Path) -> None:
+    """Its manifest says what the files were; a folder without one is taken as it is."""
+    folder = shutil.copytree(source, tmp_path / "altered")
+    (folder / "manifest.json").unlink(missing_ok=True)
+    write_manifest(folder)
+    assert add(str(folder), "--name", "whole")[0] == 0
+    weights = folder / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-4:] = bytes(byte ^ 1 for byte in content[-4:])
+    weights.write_bytes(content)
+    status, about = add(str(folder), "--name", "mine")
+    assert status == 1
+    assert "altered/model.safetensors is not the file that the manifest" in str(about["error"])
+    assert not (user_models_path() / "mine").exists()
+    assert list(user_models_path().glob(".*")) == []
+    write_manifest(folder)
+    (folder / "codebook-new.safetensors").write_bytes(b"more")
+    status, about = add(str(folder), "--name", "mine")
+    assert "codebook-new.safetensors is not in the manifest" in str(about["error"])
+    (folder / "codebook-new.safetensors").unlink()
+    (folder / "manifest.json").unlink()
+    assert add(str(folder), "--name", "mine")[0] == 0
 
 
 def test_what_is_no_model_is_told_from_what_is_not_there(source: Path, tmp_path: Path) -> None:

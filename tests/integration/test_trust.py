@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -19,6 +20,7 @@ import astra_mesh
 from astra_mesh import limits
 from astra_mesh.client import Mesh
 from astra_mesh.client.pairing_search import join_by_key
+from astra_mesh.client.reach import who_runs
 from astra_mesh.errors import NoPeerError, NotPairedError, PairingError
 from astra_mesh.mesh import doorman
 from astra_mesh.mesh.codes import new_code, new_key, read_secret
@@ -30,8 +32,9 @@ from astra_mesh.mesh.pairing_guest import Paired, pair_at
 from astra_mesh.mesh.roster import RosterBook
 from astra_mesh.mesh.session import Session
 from astra_mesh.mesh.trust import Trust, pairing_tls
-from astra_mesh.peer import Peer, PeerConfig
+from astra_mesh.peer import Peer, PeerConfig, local
 from astra_mesh.peer.answer import Answer
+from astra_mesh.peer.local import LocalPeer
 from astra_mesh.wire.messages import MAGIC, PROTOCOL_VERSION, Hello, PeerId, Role, Task
 from tests.integration.mesh_fixtures import client_of, until
 from tests.integration.secure import Caller
@@ -114,6 +117,23 @@ async def test_three_devices_and_one_that_has_to_go(tmp_path: Path) -> None:
         await until(linked(a, b, c))
 
 
+async def test_a_peers_certificate_tells_on_which_device_it_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with devices(tmp_path, 2) as (a, b):
+        await pair(a, b)
+        await until(linked(a, b))
+        here = LocalPeer(os.getpid(), a.port, a.id, a.name, "127.0.0.1")
+        monkeypatch.setattr(local, "local_peers", lambda: [here])
+        monkeypatch.setenv("ASTRA_MESH_TRUST", str(trust_of(a).folder))
+        found = {one.peer: one for one in await who_runs(trust_of(a))}
+        assert {peer: one.device for peer, one in found.items()} == {
+            a.id: trust_of(a).device.id,
+            b.id: trust_of(b).device.id,
+        }
+        assert found[b.id].name == b.name
+
+
 async def test_programs_of_one_user_need_no_pairing(tmp_path: Path) -> None:
     async with Peer(config(tmp_path)) as a, Peer(config(tmp_path, a)) as b:
         await until(linked(a, b))
@@ -142,10 +162,14 @@ async def test_two_meshes_are_not_mixed(tmp_path: Path) -> None:
 async def test_the_window_closes_after_three_wrong_codes(tmp_path: Path) -> None:
     async with devices(tmp_path, 2) as (a, b):
         code = read_secret(new_code())
-        await asyncio.to_thread(Invitations(trust_of(a).folder).open_window, code)
-        for _ in range(limits.PAIR_TRIES):
-            with pytest.raises(PairingError, match="the code is wrong"):
+        invitations = Invitations(trust_of(a).folder)
+        own = await asyncio.to_thread(invitations.open_window, code)
+        for _ in range(limits.PAIR_TRIES - 1):
+            with pytest.raises(PairingError, match="the code is wrong: that device"):
                 await pair_with(b, new_code(), a)
+        with pytest.raises(PairingError, match=r"the third wrong one, so the window is closed"):
+            await pair_with(b, new_code(), a)
+        await asyncio.to_thread(invitations.close_own, own)  # as `pair` does when it ends
         with pytest.raises(PairingError, match="three wrong codes were given"):
             await pair_with(b, code.text, a)  # the fourth is right, and late
         assert trust_of(a).book.alone

@@ -95,6 +95,10 @@ async def test_a_guest_opens_no_window(devices: list[Device]) -> None:
         status, error = await post(http, f"{two.root}/v1/pairing/open", {})
         assert status == 409
         assert "limited time only" in error["error"]["message"]
+        device = {"id": one.peer.trust.device.id}
+        status, error = await post(http, f"{two.root}/v1/pairing/unpair", device)
+        assert status == 409
+        assert "the others would not follow" in error["error"]["message"]
         status, _ = await post(http, f"{one.root}/v1/pairing/open", {})
         assert status == 200
 

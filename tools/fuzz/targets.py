@@ -18,11 +18,13 @@ from types import SimpleNamespace
 from typing import Any, Final
 
 import msgspec
+from zeroconf import DNSIncoming, DNSPointer, ServiceStateChange  # type: ignore[attr-defined]
+from zeroconf.asyncio import AsyncServiceInfo
 
 from astra_mesh import limits
 from astra_mesh.errors import AstraMeshError, InputError, PairingError, ProtocolError
 from astra_mesh.mesh import codes, pairing
-from astra_mesh.mesh.discovery import SERVICE, Discovery
+from astra_mesh.mesh.discovery import SERVICE, Discovery, is_instance
 from astra_mesh.mesh.identity import DeviceKey, device_certificate, peer_id
 from astra_mesh.mesh.quota import Quota
 from astra_mesh.mesh.roster import RosterBook
@@ -213,10 +215,33 @@ def _announcement(data: bytes) -> None:
         parsed_scoped_addresses=lambda version: [host or "" for host in hosts],
     )
     watch._report(f"{name}.{SERVICE}", info)  # type: ignore[arg-type]
+    for full in (name, f"{name}.{SERVICE}"):
+        watch._on_change(None, SERVICE, full, ServiceStateChange.Added)  # type: ignore[arg-type]
+    for full in watch._pending:  # the library takes every name that gets so far
+        AsyncServiceInfo(SERVICE, full)
+    _announced(data)
     for _, shown, addresses in found:
         assert shown.isprintable()
         assert len(shown) <= 64
         assert len(addresses) <= 8
+
+
+def _announced(packet: bytes) -> None:
+    """The names that a whole packet points to, as the library reads them."""
+    for record in DNSIncoming(packet).answers():
+        if isinstance(record, DNSPointer) and is_instance(record.alias):
+            AsyncServiceInfo(SERVICE, record.alias)
+
+
+def _packet(*labels: bytes) -> bytes:
+    """RFC 1035: an answer which says that a service's instance has this name."""
+    service = (b"_astra-mesh", b"_tcp", b"local")
+    first, second = (
+        b"".join(bytes([len(label)]) + label for label in name) + b"\0"
+        for name in (service, (*labels, *service))
+    )
+    about = struct.pack(">HHIH", 12, 1, 4500, len(second))  # PTR, IN, seconds
+    return struct.pack(">6H", 0, 0x8400, 0, 1, 0, 0) + first + about + second
 
 
 # --- tabs -----------------------------------------------------------------------------------------
@@ -360,7 +385,11 @@ TARGETS: Final[dict[str, Target]] = {
     "tab": Target(_tab, _tab_seeds),
     "codes": Target(_codes, _codes_seeds),
     "announcement": Target(
-        _announcement, lambda: [b"kitchen\nid=" + b"a1" * 32 + b"\nv=1\nname=kitchen\nat=10.0.0.1"]
+        _announcement,
+        lambda: [
+            b"kitchen\nid=" + b"a1" * 32 + b"\nv=1\nname=kitchen\nat=10.0.0.1",
+            _packet(b"kitchen-a1a1a1a1"),
+        ],
     ),
     "header": Target(_header, _header_seeds),
     "json": Target(_json, lambda: _JSON_SEEDS),

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from astra_mesh.cli.app import app
+from astra_mesh.client import reach
+from astra_mesh.client.reach import Running
 from astra_mesh.mesh.identity import DeviceKey
+from astra_mesh.mesh.roster import RosterBook
 from astra_mesh.mesh.trust import Trust
+from astra_mesh.wire.messages import DeviceId, PeerId
 
 ONE, TWO, OTHER = (DeviceKey.new() for _ in range(3))
 
@@ -48,3 +53,70 @@ def test_an_id_or_a_name_of_one_device_shuts_that_out() -> None:
     assert TWO.id[:8] in call("pair", "--list").stdout
     assert f"Shut out board ({TWO.id[:8]})." in call("unpair", "board").stdout
     assert f"Shut out desk ({OTHER.id[:8]})." in call("unpair", "desk").stdout
+
+
+def runs(monkeypatch: pytest.MonkeyPatch, *peers: tuple[str, str, DeviceId]) -> None:
+    """Peers that run now: first digits of the id, name, device."""
+
+    async def who_runs(_: Trust) -> list[Running]:
+        return [Running(PeerId(digits + "0" * 56), name, on) for digits, name, on in peers]
+
+    monkeypatch.setattr(reach, "who_runs", who_runs)
+
+
+@pytest.mark.parametrize("text", ["dev-c", "8a928642", "8A92"])
+def test_a_peer_names_its_device(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    runs(monkeypatch, ("8a928642", "dev-c", OTHER.id), ("11111111", "dev-b", ONE.id))
+    listed = call("pair", "--list").stdout
+    assert "peers now" in listed
+    assert "dev-c (8a928642)" in next(line for line in listed.splitlines() if "desk" in line)
+    assert f"Shut out desk ({OTHER.id[:8]})." in call("unpair", text).stdout
+    assert OTHER.id[:8] not in call("pair", "--list").stdout
+
+
+def test_peers_of_one_name_on_two_devices_or_on_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Trust.open().device.id
+    runs(
+        monkeypatch,
+        ("8a928642", "dev", OTHER.id),
+        ("11111111", "dev", ONE.id),
+        ("22222222", "mine", own),
+    )
+    result = call("unpair", "dev")
+    assert result.exit_code == 2
+    assert "'dev' fits 2 devices: " in result.stderr
+    assert f"desk ({OTHER.id[:8]})" in result.stderr
+    runs(monkeypatch, ("8a928642", "mine", OTHER.id), ("22222222", "mine", own))
+    assert "'mine' fits 2 devices: " in call("unpair", "mine").stderr
+    runs(monkeypatch, ("22222222", "mine", own))
+    assert "runs on this device" in " ".join(call("unpair", "mine").stderr.split())
+    assert "no peer that runs now" in " ".join(call("unpair", "nobody").stderr.split())
+    assert len(Trust.open().members()) == 4
+
+
+def test_a_guest_shuts_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = RosterBook(ONE, "host")
+    host.let_in(OTHER.certificate, "desk")
+    monkeypatch.setenv("ASTRA_MESH_TRUST", str(tmp_path / "guest"))
+    trust = Trust.open()
+    host.let_in(trust.device.certificate, "guest", int(time.time()) + 3_600)
+
+    def decide(book: RosterBook) -> bool:
+        book.adopt(host.message())
+        return True
+
+    trust.change(decide)
+    result = call("unpair", "desk")
+    assert result.exit_code == 1
+    assert "the others would not follow" in " ".join(result.stderr.split())
+    assert len(Trust.open().members()) == 3
+
+
+def test_who_leaves_is_told_what_remains_to_be_done() -> None:
+    own = Trust.open().device.id
+    result = call("unpair", "--leave")
+    said = " ".join(result.stderr.split())
+    assert result.exit_code == 0
+    assert f"astra-mesh unpair {own[:8]}" in said
+    assert f"desk ({OTHER.id[:8]})" in said
+    assert "still list it" not in call("unpair", "--leave").stderr

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import time
 
 import pytest
 
-from astra_mesh.client.checks import about, speed_beside
+from astra_mesh.client.checks import Level, _clock, about, heard_of, searching, speed_beside
+from astra_mesh.peer.local import LocalPeer
+from astra_mesh.wire.messages import PeerId
 
 
 @pytest.mark.parametrize(
@@ -32,3 +35,28 @@ def test_a_busy_moment_and_the_first_product_do_not_count() -> None:
         return seconds * (100 if next(places) % 5 == 0 else 1)
 
     assert speed_beside(4.0, 1.0, timed) == 4.0
+
+
+def test_what_a_machine_hears_of_itself_proves_nothing_of_the_network() -> None:
+    assert "no other device's" in heard_of(0)
+    assert heard_of(1) == "this machine hears itself and 1 peer of other devices"
+    assert heard_of(2).endswith("2 peers of other devices")
+
+
+def test_a_peer_that_finds_nobody_says_why() -> None:
+    peer = LocalPeer(1, 7475, PeerId("a" * 64), "board")
+    assert searching(peer).level is Level.FINE
+    told = searching(LocalPeer(1, 7475, peer.id, "board", problem="no multicast here"))
+    assert told.level is Level.NOTE
+    assert told.text == "the peer board finds no others by itself: no multicast here"
+
+
+async def test_a_clock_is_only_told_from_one_that_was_never_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (now,) = await _clock()
+    assert now.level is Level.FINE
+    assert "compared with no other clock" in now.text
+    monkeypatch.setattr(time, "time", lambda: 1e9)
+    (never,) = await _clock()
+    assert never.level is Level.NOTE

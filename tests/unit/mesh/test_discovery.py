@@ -12,7 +12,7 @@ from zeroconf.asyncio import AsyncServiceInfo
 
 from astra_mesh import limits
 from astra_mesh.mesh.connect import Address
-from astra_mesh.mesh.discovery import SERVICE, Discovery
+from astra_mesh.mesh.discovery import SERVICE, Discovery, is_instance
 from astra_mesh.wire.messages import PROTOCOL_VERSION, PeerId
 
 A, B = PeerId("a" * 64), PeerId("b" * 64)
@@ -141,3 +141,26 @@ def test_instance_names_are_legal(name: str) -> None:
     assert label.endswith("-aaaaaaaa")
     assert len(label.encode()) <= 63
     assert "." not in label
+    assert is_instance(info.name)
+
+
+@pytest.mark.parametrize(
+    "label",
+    ["\x07bell", "a\x7fb", "a.b", "", "x" * 64, "\ufffd" * 63, "a\u202eb", "a\nb", "\ud800" * 64],
+)
+def test_names_that_no_peer_has_are_not_looked_up(
+    label: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    watch = Watch()
+    added = ServiceStateChange.Added
+    with caplog.at_level(logging.WARNING):
+        for _ in range(100):
+            watch.discovery._on_change(None, SERVICE, f"{label}.{SERVICE}", added)  # type: ignore[arg-type]
+    assert not watch.discovery._pending
+    assert 0 < len(caplog.records) < 20
+    assert all(record.getMessage().isprintable() for record in caplog.records)
+
+
+@pytest.mark.parametrize("name", [SERVICE, "", ".", "x.local.", f"x.{SERVICE}x", f"x.{SERVICE}."])
+def test_names_of_other_services_are_not_looked_up(name: str) -> None:
+    assert not is_instance(name)

@@ -207,3 +207,32 @@ def test_a_damaged_file(tmp_path: Path) -> None:
     (tmp_path / FILE_NAME).write_bytes(b"\x91\x93")
     with pytest.raises(IdentityError, match="delete it"):
         Invitations(tmp_path).window()
+
+
+def test_a_window_that_was_guessed_out_says_so_for_its_time(tmp_path: Path) -> None:
+    clock = Clock()
+    invitations = Invitations(tmp_path, clock)
+    own = invitations.open_window(read_secret(new_code()))
+    for number in range(limits.PAIR_TRIES):
+        tried = invitations.try_one(b"")
+        assert tried is not None
+        assert invitations.was_last(tried) is (number == limits.PAIR_TRIES - 1)
+        invitations.judged(tried)
+    invitations.close_own(own)  # the program that showed the code has ended
+    window = invitations.window()
+    assert window is not None
+    assert window.guessed_out
+    clock.now += limits.PAIR_CODE_S
+    assert invitations.window() is None
+
+
+def test_the_last_of_three_at_once_is_the_last_that_is_judged(tmp_path: Path) -> None:
+    invitations = Invitations(tmp_path)
+    invitations.open_window(read_secret(new_code()))
+    tries = [invitations.try_one(b"") for _ in range(limits.PAIR_TRIES)]
+    said = []
+    for tried in tries:
+        assert tried is not None
+        said.append(invitations.was_last(tried))
+        invitations.judged(tried)
+    assert said == [False, False, True]
