@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
@@ -157,6 +158,8 @@ def _api() -> HfApi:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from huggingface_hub import HfApi
 
+    if "HF_HUB_VERBOSITY" not in os.environ:  # it warns of each break; one that stays is our error
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     return HfApi()
 
 

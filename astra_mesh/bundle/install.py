@@ -76,8 +76,8 @@ def check_room(folder: Path, size: int) -> None:
     if size + _SPARE_BYTES > free:
         raise ModelError(
             f"the model needs {size / 1e6:.0f} MB and the disk of {folder.parent} has "
-            f"{max(0, free - _SPARE_BYTES) / 1e6:.0f} MB to spare: free some, or put models "
-            "elsewhere with XDG_DATA_HOME"
+            f"{free / 1e6:.0f} MB free, of which {_SPARE_BYTES / 1e6:.0f} MB are kept for all "
+            "else: free some, or put models elsewhere with XDG_DATA_HOME"
         )
 
 

@@ -114,6 +114,7 @@ async def test_a_cut_connection_is_gone_on_with(source: Path, tmp_path: Path) ->
         hub.cut_after = 21_000_000  # the library writes down each 10 MiB
         for _ in range(3):  # the library itself may go on, or give up and be run again
             status, about, err = await command("pull", "org/words", hub=hub)
+            assert "Error while downloading" not in err, "the library's own words"
             if status == 0:
                 break
             assert "Try again; what came stays" in about["error"]["message"]
