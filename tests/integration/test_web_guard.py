@@ -319,6 +319,15 @@ async def test_fields_in_an_address_are_refused_where_they_mean_nothing(models: 
         assert slip.value.param == "limit"
 
 
+@pytest.mark.parametrize("kind", ["application/pdf", "text/plain", "multipart/form-data"])
+async def test_what_is_no_picture_is_told_how_to_send_one(one_live: Live, kind: str) -> None:
+    address = f"{one_live.root}/v1/images/classify?model=pictures"
+    headers = {"Content-Type": kind}
+    async with one_live.http.post(address, data=picture(), headers=headers) as answer:
+        assert answer.status == 415
+        assert "-H 'Content-Type: image/jpeg'" in (await answer.json())["error"]["message"]
+
+
 async def test_other_addresses_name_the_field_too(models: Path) -> None:
     user = {"role": "user", "content": "w1"}
     image = base64.b64encode(picture()).decode()
