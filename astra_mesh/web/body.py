@@ -10,6 +10,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 from aiohttp import web
+from aiohttp.http_exceptions import ContentEncodingError
 
 from astra_mesh import limits
 from astra_mesh.web.errors import ApiError, bad, busy
@@ -27,6 +28,7 @@ _HALF: Final = re.compile(
     rb"(?P<half>\\u[dD][89a-fA-F][0-9a-fA-F]{2})",
     re.DOTALL,
 )
+_CODING_CHARS: Final = 20
 _PLACE: Final = re.compile(r"^(?P<what>.*?)(?: - at `(?P<where>[^`]*)`)?$", re.DOTALL)
 
 
@@ -91,11 +93,23 @@ async def read_body(request: web.Request, limit: int, within_s: float) -> bytes:
     except TimeoutError:
         text = f"the body of the request did not come within {within_s:g} s; send it again"
         raise ApiError(408, text, "timeout", headers={"Connection": "close"}) from None
-    except web.RequestPayloadError:
-        raise bad("the body of the request ended too early; send it again") from None
+    except web.RequestPayloadError as error:
+        raise _broken(request, error) from None
     except ValueError:  # the chunked encoding or compression is broken
         raise bad("the body of the request is malformed HTTP; send it again") from None
     return b"".join(parts)
+
+
+def _broken(request: web.Request, error: web.RequestPayloadError) -> ApiError:
+    """Why a body could not be read to its end."""
+    if not isinstance(error.__cause__, ContentEncodingError):
+        return bad("the body of the request ended too early; send it again")
+    coding = request.headers.get("Content-Encoding", "")[:_CODING_CHARS]
+    return bad(
+        f"the body of the request is not {coding!a}, as its header Content-Encoding says: leave "
+        "that header out, or compress the body",
+        code="invalid_encoding",
+    )
 
 
 def decode(data: bytes, kind: type[T]) -> T:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gzip
 import json
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -326,6 +327,19 @@ async def test_what_is_no_picture_is_told_how_to_send_one(one_live: Live, kind: 
     async with one_live.http.post(address, data=picture(), headers=headers) as answer:
         assert answer.status == 415
         assert "-H 'Content-Type: image/jpeg'" in (await answer.json())["error"]["message"]
+
+
+async def test_junk_is_told_from_a_body_that_is_compressed(one_live: Live) -> None:
+    body = b'{"model": "words", "prompt": "w1", "max_tokens": 1}'
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    address = f"{one_live.root}/v1/completions"
+    async with one_live.http.post(address, data=gzip.compress(body), headers=headers) as answer:
+        assert answer.status == 200
+    async with one_live.http.post(address, data=body, headers=headers) as answer:
+        assert answer.status == 400
+        error = (await answer.json())["error"]
+    assert error["code"] == "invalid_encoding"
+    assert "is not 'gzip'" in error["message"]
 
 
 async def test_other_addresses_name_the_field_too(models: Path) -> None:
