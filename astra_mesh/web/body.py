@@ -14,6 +14,7 @@ from aiohttp.http_exceptions import ContentEncodingError
 
 from astra_mesh import limits
 from astra_mesh.web.errors import ApiError, bad, busy
+from astra_mesh.web.jsons import repeated
 from astra_mesh.web.wanted import as_it_came, sentence
 
 T = TypeVar("T")
@@ -28,6 +29,7 @@ _HALF: Final = re.compile(
     rb"(?P<half>\\u[dD][89a-fA-F][0-9a-fA-F]{2})",
     re.DOTALL,
 )
+_SHOWN: Final = 200  # characters of a field's name
 _CODING_CHARS: Final = 20
 _PLACE: Final = re.compile(r"^(?P<what>.*?)(?: - at `(?P<where>[^`]*)`)?$", re.DOTALL)
 
@@ -116,10 +118,15 @@ def decode(data: bytes, kind: type[T]) -> T:
     """JSON as a struct.
 
     Raises:
-        ApiError: It is no JSON, or has a field of a wrong type or range; the field is named.
+        ApiError: It is no JSON, or has a field twice or of a wrong type or range; it is named.
     """
     try:
-        return _decode(data, kind)
+        found = _decode(data, kind)
+        if field := repeated(data):
+            shown = field[:_SHOWN]
+            text = f"{shown} comes twice in the JSON of the request: send it once"
+            raise bad(text, shown, "repeated")
+        return found
     except msgspec.ValidationError as error:
         raise _invalid(str(error), data, kind) from None
     except RecursionError:
@@ -176,7 +183,7 @@ def _invalid(text: str, data: bytes, kind: type) -> ApiError:
     """``Expected `int`, got `str` - at `$.n``` as the field and a sentence."""
     match = _PLACE.match(text)
     what, where = (match["what"], match["where"] or "") if match else (text, "")
-    field = where.removeprefix("$").removeprefix(".")[:200]
+    field = where.removeprefix("$").removeprefix(".")[:_SHOWN]
     missing = re.search(r"missing required field `(\w+)`", what)
     unknown = re.search(r"unknown field `(.*)`", what, re.DOTALL)
     if missing:
