@@ -69,7 +69,7 @@ def _tokens_of(loaded: Loaded, ask: Ask) -> Inputs:
         )
     tokens, types = loaded.tokenizer.encode_full(ask.text or "")
     if not tokens or (ask.task is Task.GENERATE and not (ask.text or "")):
-        raise EmptyPromptError("the prompt is empty; give at least one token of text")
+        raise EmptyPromptError("the input is empty; give at least one token of text")
     return _with_answered(ask, Inputs(tokens=tokens, token_types=types if any(types) else []))
 
 

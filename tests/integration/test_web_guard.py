@@ -342,6 +342,12 @@ async def test_junk_is_told_from_a_body_that_is_compressed(one_live: Live) -> No
     assert "is not 'gzip'" in error["message"]
 
 
+async def test_an_input_that_is_too_long_is_called_so(one_live: Live) -> None:
+    with pytest.raises(openai.BadRequestError, match="the input has 101 tokens") as long:
+        await one_live.client.embeddings.create(model="feelings", input=[[1] * 101])
+    assert (long.value.code, long.value.param) == ("context_length_exceeded", "input")
+
+
 async def test_other_addresses_name_the_field_too(models: Path) -> None:
     user = {"role": "user", "content": "w1"}
     image = base64.b64encode(picture()).decode()
