@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -271,6 +272,20 @@ async def test_a_peer_without_models_says_so(tab: Tab, tmp_path: Path) -> None:
         assert await tab.text("#quality-body") == "No model is here."
         assert await tab.eval("document.getElementById('quality-model').offsetParent") is None
         await no_complaints(tab, on.url)
+
+
+async def test_a_model_that_takes_no_text_is_not_offered(
+    tab: Tab, models: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "mute"
+    shutil.copytree(models / "words", folder)
+    for name in ("tokenizer.json", "manifest.json"):
+        (folder / name).unlink(missing_ok=True)
+    async with shown(tmp_path, ["alone"]) as on:
+        await tab.open(on.url)
+        await tab.until(devices(1))
+        assert await tab.text("#ask-model") == "mute has no tokenizer.json"
+        assert await tab.eval("document.getElementById('ask-go').disabled") is True
 
 
 async def test_a_link_on_another_site_leads_to_the_page(tab: Tab, models: Path) -> None:

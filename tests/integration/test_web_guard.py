@@ -6,6 +6,7 @@ import asyncio
 import base64
 import gzip
 import json
+import shutil
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -346,6 +347,20 @@ async def test_an_input_that_is_too_long_is_called_so(one_live: Live) -> None:
     with pytest.raises(openai.BadRequestError, match="the input has 101 tokens") as long:
         await one_live.client.embeddings.create(model="feelings", input=[[1] * 101])
     assert (long.value.code, long.value.param) == ("context_length_exceeded", "input")
+
+
+async def test_a_model_without_a_tokenizer_says_what_it_lacks(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(models / "words", tmp_path / "mute")
+    (tmp_path / "mute" / "tokenizer.json").unlink()
+    (tmp_path / "mute" / "manifest.json").unlink(missing_ok=True)
+    async with live(tmp_path, 1) as on:
+        with pytest.raises(openai.BadRequestError) as mute:
+            await on.client.completions.create(model="mute", prompt="w1")
+        await on.client.completions.create(model="mute", prompt=[1], max_tokens=1)
+    assert "copy the model's tokenizer.json" in mute.value.message
+    assert "image" not in mute.value.message
 
 
 async def test_other_addresses_name_the_field_too(models: Path) -> None:

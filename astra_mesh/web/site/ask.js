@@ -27,8 +27,10 @@ export function startAsk() {
 }
 
 export function showModels(found) {
-  models = found.filter((one) => one.here && one.tasks.includes("generate"));
-  choices($("ask-model"), models.length ? models.map((one) => [one.name, one.name]) : [["", "no model here writes texts"]]);
+  const writers = found.filter((one) => one.here && one.tasks.includes("generate"));
+  models = writers.filter((one) => !one.lacks); // without a tokenizer it takes token ids but no text
+  const none = writers.length ? `${writers[0].name} has no ${writers[0].lacks}` : "no model here writes texts";
+  choices($("ask-model"), models.length ? models.map((one) => [one.name, one.name]) : [["", none]]);
   fit();
 }
 
