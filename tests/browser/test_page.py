@@ -288,6 +288,20 @@ async def test_a_model_that_takes_no_text_is_not_offered(
         assert await tab.eval("document.getElementById('ask-go').disabled") is True
 
 
+async def test_spaces_are_refused_as_no_text_is(tab: Tab, models: Path) -> None:
+    async with shown(models, ["alone"]) as on:
+        await tab.open(on.url)
+        await tab.until("document.getElementById('ask-model').value === 'words'")
+        await tab.type("#ask-text", "   ")
+        await tab.click("#ask-go")
+        await tab.key("Enter", 13, modifiers=2)
+        assert await tab.eval("document.getElementById('ask-form').matches(':invalid')") is True
+        assert await tab.eval("document.getElementById('answers').childElementCount") == 0
+        await tab.type("#ask-text", " w9")
+        assert await tab.eval("document.getElementById('ask-form').matches(':valid')") is True
+        await no_complaints(tab, on.url)
+
+
 async def test_a_link_on_another_site_leads_to_the_page(tab: Tab, models: Path) -> None:
     async with shown(models, ["alone"]) as on:
         other = on.url.replace("127.0.0.1", "localhost")  # another site to a browser

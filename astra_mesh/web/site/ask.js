@@ -12,6 +12,10 @@ export function startAsk() {
   $("ask-form").onsubmit = submit;
   // A browser shows what is wrong with a field only where the field is to be seen.
   $("ask-form").addEventListener("invalid", (event) => event.target.closest("details")?.setAttribute("open", ""), true);
+  $("ask-text").oninput = () => {
+    const { value } = $("ask-text");
+    $("ask-text").setCustomValidity(value && !value.trim() ? "Write something besides spaces." : ""); // as `required`
+  };
   $("ask-stop").onclick = () => running?.abort();
   $("ask-model").onchange = fit;
   $("ask-as").onchange = fit;
@@ -49,7 +53,7 @@ function fit() {
 async function submit(event) {
   event.preventDefault();
   const text = $("ask-text").value;
-  if (running || !text) return;
+  if (running || !text.trim()) return;
   const isChat = $("ask-as").value === "chat";
   say($("ask-problem"), "");
   const answer = h("p", { class: "said" }, h("b", {}, $("ask-model").value));
