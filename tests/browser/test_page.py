@@ -404,6 +404,9 @@ async def test_everything_has_a_name_and_the_keyboard_reaches_it(tab: Tab, model
         met = await tab.names()
         interactive = {"button", "textbox", "combobox", "link", "spinbutton", "checkbox"}
         assert [one for one in met if one[0] in interactive and not one[1].strip()] == []
+        figures = [name for role, name in met if role == "figure"]
+        assert len(figures) >= 2
+        assert all(name.strip() for name in figures)
         assert any(role == "status" for role, _ in met)
         assert any(role in ("image", "img") and "right, left" in name for role, name in met)
 
