@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
@@ -13,9 +14,16 @@ from typing import TYPE_CHECKING, Final
 
 from astra_mesh.bundle.configs import load_json, save_json
 from astra_mesh.bundle.hashing import file_sha256
-from astra_mesh.bundle.install import check_room, explained, is_wanted, publish, staging_folder
+from astra_mesh.bundle.install import (
+    check_room,
+    explained,
+    is_wanted,
+    place_of,
+    publish,
+    staging_folder,
+)
 from astra_mesh.bundle.specs import spec_called
-from astra_mesh.bundle.store import Bundle
+from astra_mesh.bundle.store import Bundle, open_bundle
 from astra_mesh.errors import BadBundleError, InputError, ModelError, UnknownModelError
 
 if TYPE_CHECKING:
@@ -23,6 +31,7 @@ if TYPE_CHECKING:
 
 _PART: Final = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"  # as the hub checks names
 _REPOSITORY: Final = re.compile(rf"(?!.*(?:--|\.\.)){_PART}/{_PART}")
+_NOTE: Final = "source.json"
 _OWN_FOLDER: Final = ".cache"  # of the library, inside the folder that it fills
 
 
@@ -45,6 +54,11 @@ class Remote:
     def size_bytes(self) -> int:
         """All wanted files."""
         return sum(self.files.values())
+
+    @property
+    def source(self) -> dict[str, str]:
+        """What ``source.json`` says of the folder that it is downloaded to."""
+        return {"repository": self.repository, "revision": self.revision}
 
 
 def look_up(repository: str, revision: str | None = None) -> Remote:
@@ -71,16 +85,28 @@ def look_up(repository: str, revision: str | None = None) -> Remote:
     return Remote(repository, str(info.sha), files, hashes)
 
 
+def here(remote: Remote, name: str) -> Bundle | None:
+    """The user's model of that name, if it is this revision with all its files."""
+    folder = place_of(name)
+    note = folder / _NOTE
+    if not note.is_file() or load_json(note) != remote.source:
+        return None
+    sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
+    is_whole = remote.files.keys() <= sizes.keys() and all(
+        sizes[file] == remote.files[file] for file in remote.hashes
+    )
+    return open_bundle(folder) if is_whole else None
+
+
 def staged(remote: Remote, name: str) -> Path:
     """The staging folder for a revision; what gathered of another one is removed."""
     folder = staging_folder(name)
-    source = {"repository": remote.repository, "revision": remote.revision}
-    note = folder / "source.json"
-    if not note.exists() or load_json(note) != source:
+    note = folder / _NOTE
+    if not note.exists() or load_json(note) != remote.source:
         with explained(folder):
             shutil.rmtree(folder)
             folder.mkdir()
-        save_json(note, source)
+        save_json(note, remote.source)
     return folder
 
 
@@ -132,6 +158,8 @@ def _api() -> HfApi:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from huggingface_hub import HfApi
 
+    if "HF_HUB_VERBOSITY" not in os.environ:  # it warns of each break; one that stays is our error
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     return HfApi()
 
 

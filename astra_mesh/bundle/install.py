@@ -41,6 +41,16 @@ def is_wanted(name: str) -> bool:
     return _WANTED.fullmatch(name) is not None
 
 
+def place_of(name: str) -> Path:
+    """The folder of the user's model of that name, if there is one; InputError for no name."""
+    if _NAME.fullmatch(name) is None:
+        raise InputError(
+            f"{name[:100]!a} is no name for a model: letters, digits and . _ + - up to 64, the "
+            "first a letter or digit; choose one with --name"
+        )
+    return user_models_path() / name
+
+
 def staging_folder(name: str) -> Path:
     """Where the files of a new model gather; made if it is not there.
 
@@ -48,12 +58,7 @@ def staging_folder(name: str) -> Path:
         InputError: No model can have this name, or there is one of this name.
         ModelError: The folder cannot be made.
     """
-    if _NAME.fullmatch(name) is None:
-        raise InputError(
-            f"{name[:100]!a} is no name for a model: letters, digits and . _ + - up to 64, the "
-            "first a letter or digit; choose one with --name"
-        )
-    target = user_models_path() / name
+    target = place_of(name)
     if target.exists():
         raise InputError(
             f"there is a model {name} in {target.parent}: delete that folder first, or choose "
@@ -71,8 +76,8 @@ def check_room(folder: Path, size: int) -> None:
     if size + _SPARE_BYTES > free:
         raise ModelError(
             f"the model needs {size / 1e6:.0f} MB and the disk of {folder.parent} has "
-            f"{max(0, free - _SPARE_BYTES) / 1e6:.0f} MB to spare: free some, or put models "
-            "elsewhere with XDG_DATA_HOME"
+            f"{free / 1e6:.0f} MB free, of which {_SPARE_BYTES / 1e6:.0f} MB are kept for all "
+            "else: free some, or put models elsewhere with XDG_DATA_HOME"
         )
 
 

@@ -58,6 +58,22 @@ def kept_token(state: Path | None) -> str:
     return token
 
 
+def closed_to_others(peer: Peer, config: ApiConfig) -> str:
+    """Why no other device can open the page although it should; "" if they can."""
+    from astra_mesh.mesh.interfaces import is_loopback
+    from astra_mesh.peer.places import is_alone
+
+    listen = peer.config.listen
+    if config.token is None or not is_alone(listen):
+        return ""
+    if listen and is_loopback(listen):
+        return f"no other device can open the page: this peer listens on {listen} only (--listen)"
+    return (
+        "no other device can open the page: this machine has no address in a network; connect it, "
+        "then start the peer again"
+    )
+
+
 def page_addresses(peer: Peer, config: ApiConfig, api: str) -> list[str]:
     """Where people open the page: on this machine, or with the token on any device nearby."""
     if config.token is None:

@@ -67,10 +67,15 @@ def _from_hub(repository: str, revision: str | None, name: str, as_json: bool) -
     name = name or repository.rpartition("/")[2]
     with err.status(f"asking for {clean(repository)}", spinner="dots"):
         remote = hub.look_up(repository, revision)
+        bundle = hub.here(remote, name)
+        origin = {"repository": repository, "revision": remote.revision}
+        if bundle is not None:
+            _report(bundle, as_json, **origin, already=True)
+            return
         folder = hub.staged(remote, name)
     with following(clean(name), remote.size_bytes, lambda: hub.gathered_bytes(folder)):
         bundle = hub.download(remote, name)
-    _report(bundle, as_json, repository=repository, revision=remote.revision)
+    _report(bundle, as_json, **origin, already=False)
 
 
 async def _from_mesh(
@@ -180,22 +185,13 @@ def one_model(names: Sequence[str]) -> str:
     return f"{', '.join(others)} and {last} are one model (the same weights): {which} name will do"
 
 
-def lacking_file(bundle: Bundle) -> str:
-    """The file that reads texts or pictures for a model, where its folder has none; else ""."""
-    from astra_mesh.bundle.preprocessor import NAME as PREPROCESSOR
-    from astra_mesh.bundle.specs import spec_of
-    from astra_mesh.bundle.text import NAME as TOKENIZER
-
-    needed = TOKENIZER if spec_of(bundle).vocab_size else PREPROCESSOR
-    return "" if bundle.has(needed) else needed
-
-
 def _what_fails(bundle: Bundle, lacks: str) -> str:
     fails = "takes token ids but no text" if lacks.startswith("tokenizer") else "takes no pictures"
     return f"it has no {lacks}, so it {fails}: copy the model's {lacks} into {bundle.path}"
 
 
 def _report(bundle: Bundle, as_json: bool, **origin: object) -> None:
+    from astra_mesh.bundle.lacking import lacking_file
     from astra_mesh.bundle.store import copies_of
 
     size = sum(path.stat().st_size for path in bundle.path.iterdir() if path.is_file())
@@ -205,7 +201,9 @@ def _report(bundle: Bundle, as_json: bool, **origin: object) -> None:
         print_json({**about, "size_bytes": size, "copies": copies, "lacks": lacks, **origin})
         return
     out.print(f"{clean(bundle.name)}: {amount(size)} in {bundle.path}", soft_wrap=True)
-    if origin.get("peers") == []:
+    if origin.get("already"):
+        hint("it is here already, at this commit")
+    elif origin.get("peers") == []:
         hint("it is here already, with all codebooks that the mesh has of it")
     elif "peers" in origin:
         out.print(f"  from {clean(', '.join(map(str, origin['peers'])))}", soft_wrap=True)  # type: ignore[call-overload]

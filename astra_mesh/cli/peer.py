@@ -17,7 +17,7 @@ from rich.text import Text
 
 from astra_mesh.cli.console import clean, err, hint, out, print_json, reporting, run_async
 from astra_mesh.cli.lan import api_config as make_api_config
-from astra_mesh.cli.lan import page_addresses
+from astra_mesh.cli.lan import closed_to_others, page_addresses
 from astra_mesh.cli.options import Json, Typed
 from astra_mesh.naming import SHORT_ID
 
@@ -284,7 +284,6 @@ def _read_stdin(stop: asyncio.Event) -> None:
 def _introduce(peer: Peer, api: str | None, config: ApiConfig | None, as_json: bool) -> None:
     """The first lines: who this is, where, with what."""
     from astra_mesh.mesh.connect import show_address
-    from astra_mesh.mesh.interfaces import is_loopback
     from astra_mesh.peer.places import own_hosts
     from astra_mesh.wire.messages import names_of
 
@@ -304,8 +303,8 @@ def _introduce(peer: Peer, api: str | None, config: ApiConfig | None, as_json: b
         out.print(f"  API     {api}", markup=False, soft_wrap=True)
     for page in pages:
         out.print(f"  page    {page}", markup=False, soft_wrap=True)
-    if pages and config is not None and config.token is not None and is_loopback(listen):
-        hint(f"other devices cannot open the page: this peer listens on {listen} only (--listen)")
+    if config is not None and (why := closed_to_others(peer, config)):
+        hint(why)
     out.print("  Ctrl-C ends it.", style="dim")
 
 

@@ -82,10 +82,10 @@ def check_prompt(prompt: str | Sequence[int]) -> Given:
     if isinstance(prompt, str):
         return check_text(prompt)
     if not len(prompt):
-        raise EmptyPromptError("the prompt has no token: give at least one")
+        raise EmptyPromptError("the input has no token: give at least one")
     if len(prompt) > limits.PROMPT_TOKENS:
         raise PromptTooLongError(
-            f"the prompt has {len(prompt)} tokens; at most {limits.PROMPT_TOKENS} can be sent"
+            f"the input has {len(prompt)} tokens; at most {limits.PROMPT_TOKENS} can be sent"
         )
     try:
         tokens = [int(token) for token in prompt]

@@ -94,15 +94,14 @@ def check_tokens(spec: ModelSpec, inputs: ModelInput) -> int:
 def check_ids(spec: ModelSpec, count: int, low: int, high: int) -> None:
     """Judges so many token ids of this range; errors as :func:`check_tokens`."""
     if count == 0:
-        raise EmptyPromptError("the prompt is empty; give at least one token of text")
+        raise EmptyPromptError("the input is empty; give at least one token of text")
     if count > spec.max_tokens:
         raise PromptTooLongError(
-            f"the prompt has {count} tokens, the model's context holds {spec.max_tokens}; "
-            "shorten it"
+            f"the input has {count} tokens, the model's context holds {spec.max_tokens}; shorten it"
         )
     if low < 0 or high >= spec.vocab_size:
         raise InputError(
-            f"token ids must lie in 0..{spec.vocab_size - 1}, the prompt has {low}..{high}; "
+            f"token ids must lie in 0..{spec.vocab_size - 1}, the input has {low}..{high}; "
             "was it made by another model's tokenizer?"
         )
 

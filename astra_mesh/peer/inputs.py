@@ -64,12 +64,12 @@ def _tokens_of(loaded: Loaded, ask: Ask) -> Inputs:
         return _with_answered(ask, Inputs(tokens=ask.tokens))
     if loaded.tokenizer is None:
         raise InputError(
-            f"{loaded.bundle.name} has no tokenizer.json: give token ids, or an image if it "
-            "reads those"
+            f"{loaded.bundle.name} has no tokenizer.json, so it takes token ids but no text: copy "
+            "the model's tokenizer.json into its folder, then start the peer again"
         )
     tokens, types = loaded.tokenizer.encode_full(ask.text or "")
     if not tokens or (ask.task is Task.GENERATE and not (ask.text or "")):
-        raise EmptyPromptError("the prompt is empty; give at least one token of text")
+        raise EmptyPromptError("the input is empty; give at least one token of text")
     return _with_answered(ask, Inputs(tokens=tokens, token_types=types if any(types) else []))
 
 

@@ -6,7 +6,7 @@ import ipaddress
 from typing import Final
 
 from astra_mesh.mesh.connect import Address
-from astra_mesh.mesh.interfaces import IPAddress, own_addresses
+from astra_mesh.mesh.interfaces import IPAddress, is_loopback, own_addresses
 from astra_mesh.mesh.link import Link
 from astra_mesh.wire.messages import Hello
 
@@ -32,6 +32,11 @@ def own_hosts(listen: str | None, link_local: bool = True) -> list[str]:
     if listen and listen not in _ALL:
         return [listen]
     return [str(ip) for ip in own_ips(listen) if link_local or not ip.is_link_local]
+
+
+def is_alone(listen: str | None) -> bool:
+    """Whether no other machine reaches a peer that listens there."""
+    return all(is_loopback(host) for host in own_hosts(listen))
 
 
 def own_ips(listen: str | None) -> list[IPAddress]:

@@ -10,9 +10,11 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 from aiohttp import web
+from aiohttp.http_exceptions import ContentEncodingError
 
 from astra_mesh import limits
 from astra_mesh.web.errors import ApiError, bad, busy
+from astra_mesh.web.jsons import repeated
 from astra_mesh.web.wanted import as_it_came, sentence
 
 T = TypeVar("T")
@@ -27,6 +29,8 @@ _HALF: Final = re.compile(
     rb"(?P<half>\\u[dD][89a-fA-F][0-9a-fA-F]{2})",
     re.DOTALL,
 )
+_SHOWN: Final = 200  # characters of a field's name
+_CODING_CHARS: Final = 20
 _PLACE: Final = re.compile(r"^(?P<what>.*?)(?: - at `(?P<where>[^`]*)`)?$", re.DOTALL)
 
 
@@ -91,21 +95,38 @@ async def read_body(request: web.Request, limit: int, within_s: float) -> bytes:
     except TimeoutError:
         text = f"the body of the request did not come within {within_s:g} s; send it again"
         raise ApiError(408, text, "timeout", headers={"Connection": "close"}) from None
-    except web.RequestPayloadError:
-        raise bad("the body of the request ended too early; send it again") from None
+    except web.RequestPayloadError as error:
+        raise _broken(request, error) from None
     except ValueError:  # the chunked encoding or compression is broken
         raise bad("the body of the request is malformed HTTP; send it again") from None
     return b"".join(parts)
+
+
+def _broken(request: web.Request, error: web.RequestPayloadError) -> ApiError:
+    """Why a body could not be read to its end."""
+    if not isinstance(error.__cause__, ContentEncodingError):
+        return bad("the body of the request ended too early; send it again")
+    coding = request.headers.get("Content-Encoding", "")[:_CODING_CHARS]
+    return bad(
+        f"the body of the request is not {coding!a}, as its header Content-Encoding says: leave "
+        "that header out, or compress the body",
+        code="invalid_encoding",
+    )
 
 
 def decode(data: bytes, kind: type[T]) -> T:
     """JSON as a struct.
 
     Raises:
-        ApiError: It is no JSON, or has a field of a wrong type or range; the field is named.
+        ApiError: It is no JSON, or has a field twice or of a wrong type or range; it is named.
     """
     try:
-        return _decode(data, kind)
+        found = _decode(data, kind)
+        if field := repeated(data):
+            shown = field[:_SHOWN]
+            text = f"{shown} comes twice in the JSON of the request: send it once"
+            raise bad(text, shown, "repeated")
+        return found
     except msgspec.ValidationError as error:
         raise _invalid(str(error), data, kind) from None
     except RecursionError:
@@ -162,7 +183,7 @@ def _invalid(text: str, data: bytes, kind: type) -> ApiError:
     """``Expected `int`, got `str` - at `$.n``` as the field and a sentence."""
     match = _PLACE.match(text)
     what, where = (match["what"], match["where"] or "") if match else (text, "")
-    field = where.removeprefix("$").removeprefix(".")[:200]
+    field = where.removeprefix("$").removeprefix(".")[:_SHOWN]
     missing = re.search(r"missing required field `(\w+)`", what)
     unknown = re.search(r"unknown field `(.*)`", what, re.DOTALL)
     if missing:

@@ -12,7 +12,7 @@ from urllib.parse import quote
 from aiohttp import web
 
 from astra_mesh.mesh.connect import show_address
-from astra_mesh.peer.places import is_link_local, own_hosts
+from astra_mesh.peer.places import is_alone, is_link_local, own_hosts
 from astra_mesh.web.errors import ApiError
 from astra_mesh.web.jsons import json_response
 from astra_mesh.web.qr import drawing
@@ -48,7 +48,13 @@ async def invitation(request: web.Request) -> web.Response:
     assert request.transport is not None
     port = request.transport.get_extra_info("sockname")[1]
     listen = state.peer.config.listen
-    urls = await asyncio.to_thread(page_urls, listen, port, state.config.token, "lend")
-    if not urls:
-        raise ApiError(409, "this machine has no address in a network", "no_address")
-    return json_response({"object": "invitation", "address": urls[0], "qr": drawing(urls[0])})
+    address = await asyncio.to_thread(_inviting, listen, port, state.config.token)
+    return json_response({"object": "invitation", "address": address, "qr": drawing(address)})
+
+
+def _inviting(listen: str | None, port: int, token: str) -> str:
+    urls = page_urls(listen, port, token, "lend")
+    if not urls or (listen is None and is_alone(listen)):
+        text = "this machine has no address in a network, so no phone can open the page: connect it"
+        raise ApiError(409, text, "no_address")
+    return urls[0]

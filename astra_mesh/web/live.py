@@ -10,13 +10,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 from aiohttp import web
 
 from astra_mesh import limits
+from astra_mesh.bundle import Bundle
+from astra_mesh.bundle.lacking import lacking_file
 from astra_mesh.client.answers import models_of
+from astra_mesh.errors import AstraMeshError
 from astra_mesh.peer import Peer, tasks
 from astra_mesh.peer.watch import Shown
 from astra_mesh.web.errors import busy
@@ -24,7 +27,7 @@ from astra_mesh.web.jsons import encode
 from astra_mesh.web.mesh import peer_entry
 from astra_mesh.web.reports import Summary
 from astra_mesh.web.state import STATE, State
-from astra_mesh.wire.messages import PeerId, names_of
+from astra_mesh.wire.messages import ModelId, PeerId, names_of
 
 PATH: Final = "/live"
 PROTOCOL: Final = "astra-mesh.live"
@@ -75,6 +78,7 @@ async def _read(socket: web.WebSocketResponse) -> None:
 
 async def _write(socket: web.WebSocketResponse, feed: Feed, within_s: float) -> None:
     while not socket.closed:
+        await feed.look()
         for message in feed.news():
             async with asyncio.timeout(within_s):
                 await socket.send_str(encode(message).decode())
@@ -89,8 +93,17 @@ class Feed:
         self._here: list[PeerId] = []
         self._mesh: dict[str, Any] = {}
         self._mesh_at = 0.0
+        self._lacks: dict[ModelId, str] = {}  # of the models here: the file that is not there
         self._requests: dict[int, tuple[int, int]] = {}  # key -> attempt, version
         self._marks: dict[int, dict[PeerId, int]] = {}  # key -> numbers sent, by peer
+
+    async def look(self) -> None:
+        """Find out what the folders of models lack that came since the last look."""
+        own = [offer.id for offer in self._peer.models.offers() if offer.id not in self._lacks]
+        if own:
+            bundles = [self._peer.models.bundle(model) for model in own]
+            lacks = await asyncio.to_thread(lambda: [_lacking(one) for one in bundles])
+            self._lacks |= dict(zip(own, lacks, strict=True))
 
     def news(self) -> Iterator[dict[str, Any]]:
         """Messages to send now."""
@@ -108,7 +121,7 @@ class Feed:
         if here == self._here and now - self._mesh_at < limits.API_LIVE_MESH_S:
             return
         self._here, self._mesh_at = here, now
-        found = _mesh(self._peer)
+        found = _mesh(self._peer, self._lacks)
         if found != self._mesh:
             self._mesh = found
             yield found
@@ -132,7 +145,13 @@ class Feed:
             }
 
 
-def _mesh(peer: Peer) -> dict[str, Any]:
+def _lacking(bundle: Bundle | None) -> str:
+    with suppress(AstraMeshError):  # its folder changed since it was read: a request says how
+        return "" if bundle is None else lacking_file(bundle)
+    return ""
+
+
+def _mesh(peer: Peer, lacks: dict[ModelId, str]) -> dict[str, Any]:
     found = peer.peer_list()
     own = {(name, offer.id) for offer in peer.models.offers() for name in names_of(offer)}
     return {
@@ -147,6 +166,7 @@ def _mesh(peer: Peer) -> dict[str, Any]:
                 "peers": list(one.peers),
                 "here": (one.name, one.id) in own,
                 "chat": peer.models.holds_conversations(one.id),
+                "lacks": lacks.get(one.id, ""),
             }
             for one in models_of(found)
         ],

@@ -9,6 +9,7 @@ from aiohttp import web
 from astra_mesh.web.errors import bad
 
 API: Final = "/v1/"
+JSON: Final = "application/json"
 CLASSIFY: Final = "/v1/images/classify"
 _SHOWN: Final = 100  # characters of a name
 
@@ -25,8 +26,8 @@ def check_query(request: web.Request) -> None:
     """
     if not request.path.startswith(API) or request.match_info.http_exception is not None:
         return
-    form = request.content_type.startswith("multipart/")  # its body is what is refused
-    known = ("model", "top") if takes_picture(request) or form else ()
+    is_file = request.path == CLASSIFY and not request.content_type.startswith(JSON)
+    known = ("model", "top") if is_file else ()
     for name in request.query:
         if name not in known:
             raise bad(_sentence(request, name[:_SHOWN], known), name[:_SHOWN])

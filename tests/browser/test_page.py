@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -273,6 +274,34 @@ async def test_a_peer_without_models_says_so(tab: Tab, tmp_path: Path) -> None:
         await no_complaints(tab, on.url)
 
 
+async def test_a_model_that_takes_no_text_is_not_offered(
+    tab: Tab, models: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "mute"
+    shutil.copytree(models / "words", folder)
+    for name in ("tokenizer.json", "manifest.json"):
+        (folder / name).unlink(missing_ok=True)
+    async with shown(tmp_path, ["alone"]) as on:
+        await tab.open(on.url)
+        await tab.until(devices(1))
+        assert await tab.text("#ask-model") == "mute has no tokenizer.json"
+        assert await tab.eval("document.getElementById('ask-go').disabled") is True
+
+
+async def test_spaces_are_refused_as_no_text_is(tab: Tab, models: Path) -> None:
+    async with shown(models, ["alone"]) as on:
+        await tab.open(on.url)
+        await tab.until("document.getElementById('ask-model').value === 'words'")
+        await tab.type("#ask-text", "   ")
+        await tab.click("#ask-go")
+        await tab.key("Enter", 13, modifiers=2)
+        assert await tab.eval("document.getElementById('ask-form').matches(':invalid')") is True
+        assert await tab.eval("document.getElementById('answers').childElementCount") == 0
+        await tab.type("#ask-text", " w9")
+        assert await tab.eval("document.getElementById('ask-form').matches(':valid')") is True
+        await no_complaints(tab, on.url)
+
+
 async def test_a_link_on_another_site_leads_to_the_page(tab: Tab, models: Path) -> None:
     async with shown(models, ["alone"]) as on:
         other = on.url.replace("127.0.0.1", "localhost")  # another site to a browser
@@ -375,6 +404,9 @@ async def test_everything_has_a_name_and_the_keyboard_reaches_it(tab: Tab, model
         met = await tab.names()
         interactive = {"button", "textbox", "combobox", "link", "spinbutton", "checkbox"}
         assert [one for one in met if one[0] in interactive and not one[1].strip()] == []
+        figures = [name for role, name in met if role == "figure"]
+        assert len(figures) >= 2
+        assert all(name.strip() for name in figures)
         assert any(role == "status" for role, _ in met)
         assert any(role in ("image", "img") and "right, left" in name for role, name in met)
 

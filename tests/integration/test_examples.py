@@ -95,6 +95,23 @@ async def test_the_note_that_says_the_same_is_found_first(peer: Peer, tmp_path: 
     assert lines[0] == "1.000  one.txt: w40 w41 w42"
 
 
+async def test_long_notes_are_read_in_pieces_and_unreadable_files_named(
+    peer: Peer, tmp_path: Path
+) -> None:
+    words = [f"w{7 * i % 64}" for i in range(400)]  # the model's context holds fewer
+    (tmp_path / "long.md").write_text(" ".join(words))
+    (tmp_path / "short.txt").write_text("w9 w8 w7")
+    (tmp_path / "a_folder.txt").mkdir()
+    given = (str(tmp_path), "w1 w2", "--model", "feelings", "--best", "100")
+    code, out, err = await ended(peer, "search_notes.py", *given)
+    assert code == 0, err
+    assert "a_folder.txt cannot be read" in err
+    found = re.findall(r"^\S+  long\.md: (.*)$", out, re.MULTILINE)
+    assert len(found) > 1
+    assert sorted(" ".join(found).split()) == sorted(words)
+    assert re.search(r"^\S+  short\.txt: w9 w8 w7$", out, re.MULTILINE)
+
+
 def test_the_list_names_every_example() -> None:
     text = (EXAMPLES / "README.md").read_text()
     assert set(re.findall(r"\]\((\w+\.py)\)", text)) == {p.name for p in EXAMPLES.glob("*.py")}

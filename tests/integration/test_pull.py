@@ -14,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from astra_mesh.bundle import write_manifest
+from astra_mesh.bundle.hub import Remote
 from astra_mesh.bundle.store import user_models_path
 from astra_mesh.cli.app import app
 from tests.bundles import GPT2, gpt2_tensors, write_bundle
@@ -71,10 +72,39 @@ async def test_a_model_comes_from_the_hub_at_one_commit(source: Path) -> None:
     assert "words" in [one["name"] for one in found["models"]]
     status, _, err = await command("verify", "words")
     assert status == 0, err
+
+
+async def test_what_is_here_at_the_same_commit_is_not_pulled_again(source: Path) -> None:
     async with serving_hub(source, "words") as hub:
-        status, about, _ = await command("pull", "org/words", hub=hub)
-    assert status == 2
-    assert "there is a model words" in about["error"]["message"]
+        status, about, err = await command("pull", "org/words", hub=hub)
+        assert (status, about["already"]) == (0, False), err
+        hub.asked.clear()
+        status, again, err = await command("pull", "org/words", hub=hub)
+        assert (status, again) == (0, {**about, "already": True}), err
+        assert hub.asked == []
+        folder = Path(about["path"])
+        note = json.loads((folder / "source.json").read_text())
+        for other in ({"repository": "other/words"}, {"revision": "f" * 40}):
+            (folder / "source.json").write_text(json.dumps(note | other))
+            status, refused, _ = await command("pull", "org/words", hub=hub)
+            assert status == 2
+            assert "there is a model words" in refused["error"]["message"]
+        (folder / "source.json").write_text(json.dumps(note))
+        (folder / "tokenizer.json").unlink()
+        status, refused, _ = await command("pull", "org/words", hub=hub)
+        assert status == 2, "it is not complete"
+
+
+def test_a_person_is_told_that_it_is_here_already(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remote = Remote("org/words", SHA, {}, {})
+    monkeypatch.setattr("astra_mesh.bundle.hub.look_up", lambda *_: remote)
+    _, about = add(str(source), "--name", "words")
+    (Path(about["path"]) / "source.json").write_text(json.dumps(remote.source))
+    result = CliRunner().invoke(app, ["models", "pull", "org/words"])
+    assert result.exit_code == 0
+    assert "it is here already" in result.stderr
 
 
 async def test_a_cut_connection_is_gone_on_with(source: Path, tmp_path: Path) -> None:
@@ -85,6 +115,7 @@ async def test_a_cut_connection_is_gone_on_with(source: Path, tmp_path: Path) ->
         hub.cut_after = 21_000_000  # the library writes down each 10 MiB
         for _ in range(3):  # the library itself may go on, or give up and be run again
             status, about, err = await command("pull", "org/words", hub=hub)
+            assert "Error while downloading" not in err, "the library's own words"
             if status == 0:
                 break
             assert "Try again; what came stays" in about["error"]["message"]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gzip
 import json
+import shutil
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -317,6 +319,48 @@ async def test_fields_in_an_address_are_refused_where_they_mean_nothing(models: 
         with pytest.raises(openai.BadRequestError, match="no fields after a question mark") as slip:
             await on.client.models.list(extra_query={"limit": 3})
         assert slip.value.param == "limit"
+
+
+@pytest.mark.parametrize("kind", ["application/pdf", "text/plain", "multipart/form-data"])
+async def test_what_is_no_picture_is_told_how_to_send_one(one_live: Live, kind: str) -> None:
+    address = f"{one_live.root}/v1/images/classify?model=pictures"
+    headers = {"Content-Type": kind}
+    async with one_live.http.post(address, data=picture(), headers=headers) as answer:
+        assert answer.status == 415
+        assert "-H 'Content-Type: image/jpeg'" in (await answer.json())["error"]["message"]
+
+
+async def test_junk_is_told_from_a_body_that_is_compressed(one_live: Live) -> None:
+    body = b'{"model": "words", "prompt": "w1", "max_tokens": 1}'
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    address = f"{one_live.root}/v1/completions"
+    async with one_live.http.post(address, data=gzip.compress(body), headers=headers) as answer:
+        assert answer.status == 200
+    async with one_live.http.post(address, data=body, headers=headers) as answer:
+        assert answer.status == 400
+        error = (await answer.json())["error"]
+    assert error["code"] == "invalid_encoding"
+    assert "is not 'gzip'" in error["message"]
+
+
+async def test_an_input_that_is_too_long_is_called_so(one_live: Live) -> None:
+    with pytest.raises(openai.BadRequestError, match="the input has 101 tokens") as long:
+        await one_live.client.embeddings.create(model="feelings", input=[[1] * 101])
+    assert (long.value.code, long.value.param) == ("context_length_exceeded", "input")
+
+
+async def test_a_model_without_a_tokenizer_says_what_it_lacks(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(models / "words", tmp_path / "mute")
+    (tmp_path / "mute" / "tokenizer.json").unlink()
+    (tmp_path / "mute" / "manifest.json").unlink(missing_ok=True)
+    async with live(tmp_path, 1) as on:
+        with pytest.raises(openai.BadRequestError) as mute:
+            await on.client.completions.create(model="mute", prompt="w1")
+        await on.client.completions.create(model="mute", prompt=[1], max_tokens=1)
+    assert "copy the model's tokenizer.json" in mute.value.message
+    assert "image" not in mute.value.message
 
 
 async def test_other_addresses_name_the_field_too(models: Path) -> None:

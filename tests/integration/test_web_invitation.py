@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ipaddress
+from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
 import pytest
 
 from astra_mesh.mesh.interfaces import own_addresses
+from astra_mesh.peer import places
 from astra_mesh.web import ApiConfig, serving
 from astra_mesh.web.invitation import page_urls
 from tests.integration.mesh_fixtures import mesh_of
@@ -44,6 +47,21 @@ async def test_without_a_token_no_phone_can_open_the_page(tmp_path: Path) -> Non
     ):
         assert answer.status == 409
         assert "--lan" in (await answer.json())["error"]["message"]
+
+
+async def test_a_machine_without_a_network_invites_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with (
+        mesh_of(["host"], tmp_path) as peers,
+        serving(peers[0], ApiConfig(port=0, token=TOKEN)) as server,
+        aiohttp.ClientSession(headers={"Authorization": f"Bearer {TOKEN}"}) as http,
+    ):
+        monkeypatch.setattr(places, "own_addresses", lambda: [ipaddress.ip_address("127.0.0.1")])
+        monkeypatch.setattr(peers[0], "config", replace(peers[0].config, listen=None))
+        async with http.get(f"{server.url.removesuffix('/v1')}/tab/invitation") as answer:
+            assert answer.status == 409
+            assert "no phone can open the page" in (await answer.json())["error"]["message"]
 
 
 @pytest.mark.parametrize("word", ["", "lend"])

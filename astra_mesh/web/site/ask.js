@@ -12,6 +12,10 @@ export function startAsk() {
   $("ask-form").onsubmit = submit;
   // A browser shows what is wrong with a field only where the field is to be seen.
   $("ask-form").addEventListener("invalid", (event) => event.target.closest("details")?.setAttribute("open", ""), true);
+  $("ask-text").oninput = () => {
+    const { value } = $("ask-text");
+    $("ask-text").setCustomValidity(value && !value.trim() ? "Write something besides spaces." : ""); // as `required`
+  };
   $("ask-stop").onclick = () => running?.abort();
   $("ask-model").onchange = fit;
   $("ask-as").onchange = fit;
@@ -27,8 +31,10 @@ export function startAsk() {
 }
 
 export function showModels(found) {
-  models = found.filter((one) => one.here && one.tasks.includes("generate"));
-  choices($("ask-model"), models.length ? models.map((one) => [one.name, one.name]) : [["", "no model here writes texts"]]);
+  const writers = found.filter((one) => one.here && one.tasks.includes("generate"));
+  models = writers.filter((one) => !one.lacks); // without a tokenizer it takes token ids but no text
+  const none = writers.length ? `${writers[0].name} has no ${writers[0].lacks}` : "no model here writes texts";
+  choices($("ask-model"), models.length ? models.map((one) => [one.name, one.name]) : [["", none]]);
   fit();
 }
 
@@ -47,7 +53,7 @@ function fit() {
 async function submit(event) {
   event.preventDefault();
   const text = $("ask-text").value;
-  if (running || !text) return;
+  if (running || !text.trim()) return;
   const isChat = $("ask-as").value === "chat";
   say($("ask-problem"), "");
   const answer = h("p", { class: "said" }, h("b", {}, $("ask-model").value));

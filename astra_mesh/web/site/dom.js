@@ -61,8 +61,11 @@ export function clipped(label, most) {
 
 const three = (value) => (value >= 100 ? Math.round(value) : Number(value.toPrecision(3))).toString();
 
+const LEAST_S = 1e-6; // clocks of devices tell no less
+
 export function seconds(value) {
   if (value === null || value === undefined) return "?";
+  if (value < LEAST_S) return "0 ms";
   return value < 1 ? `${three(value * 1000)} ms` : `${three(value)} s`;
 }
 

@@ -70,7 +70,7 @@ function ofTask(task, found) {
   const rows = found.measured.filter((one) => one.peers === most).sort((a, b) => a.bits - b.bits);
   return [
     h("p", {}, said.join(" ")),
-    h("figure", {}, plot(rows, found.limit, what, unit, most)),
+    h("figure", { "aria-label": what }, plot(rows, found.limit, what, unit, most)),
     h("details", {}, h("summary", {}, "The figures"), h("div", { class: "scroll" }, table(found.measured, unit))),
   ];
 }

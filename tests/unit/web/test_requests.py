@@ -55,6 +55,13 @@ def test_whole_numbers_may_have_a_point() -> None:
         ('{"prompt": "a"}', "model is missing", "model"),
         ('{"model": "a", "prompt": "a", "x": 1}', "there is no field 'x'", "x"),
         ('{"model": "a", "prompt": "a", "stop": [1]}', r"stop\[0\] must be a text", "stop[0]"),
+        ('{"model": "a", "prompt": "b", "prompt": "c"}', "prompt comes twice in", "prompt"),
+        ('{"model": "a", "prompt": "b", "\\u0070rompt": "c"}', "prompt comes twice", "prompt"),
+        (
+            '{"model": "a", "prompt": "b", "x_astra_mesh": {"use": "all", "use": "solo"}}',
+            "use comes twice",
+            "x_astra_mesh.use",
+        ),
         ("", "it is empty", None),
         ("[]", "the body must be an object, but an empty list came", None),
         ('{"model": "a"', "it ends too early", None),
@@ -64,6 +71,15 @@ def test_the_field_to_blame_is_named(body: str, message: str, param: str | None)
     with pytest.raises(ApiError, match=message) as error:
         decode(body.encode(), CompletionRequest)
     assert error.value.param == param
+
+
+def test_a_field_that_comes_twice_is_named_wherever_it_is() -> None:
+    one = '{"role": "user", "content": "a"%s}'
+    body = '{"model": "a", "messages": [%s, %s]}'
+    with pytest.raises(ApiError) as error:
+        decode((body % (one % "", one % ', "role": "system"')).encode(), ChatRequest)
+    assert (error.value.param, error.value.code) == ("messages[1].role", "repeated")
+    decode((body % (one % "", one % "")).encode(), ChatRequest)  # the same field of two objects
 
 
 @pytest.mark.parametrize(

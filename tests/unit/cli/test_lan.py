@@ -1,0 +1,43 @@
+"""The page for other devices: what is said where none can open it."""
+
+from __future__ import annotations
+
+import ipaddress
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from astra_mesh.cli.lan import closed_to_others
+from astra_mesh.peer import places
+from astra_mesh.web import ApiConfig
+
+TOKEN = "a-token-of-the-tests"
+ALONE = ["127.0.0.1", "::1"]
+NEAR = ["192.168.1.20", "fe80::1"]
+
+
+@pytest.mark.parametrize(
+    ("listen", "addresses", "token", "said"),
+    [
+        (None, ALONE, TOKEN, "no other device can open the page: this machine has no address"),
+        ("0.0.0.0", ALONE, TOKEN, "no other device can open the page: this machine has no address"),
+        ("127.0.0.1", NEAR, TOKEN, "no other device can open the page: this peer listens on 127.0"),
+        ("localhost", NEAR, TOKEN, "this peer listens on localhost only (--listen)"),
+        (None, NEAR, TOKEN, ""),
+        ("192.168.1.20", NEAR, TOKEN, ""),
+        (None, ALONE, None, ""),
+    ],
+)
+def test_a_page_that_no_phone_can_open_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+    listen: str | None,
+    addresses: list[str],
+    token: str | None,
+    said: str,
+) -> None:
+    monkeypatch.setattr(places, "own_addresses", lambda: [*map(ipaddress.ip_address, addresses)])
+    peer = cast("Any", SimpleNamespace(config=SimpleNamespace(listen=listen)))
+    found = closed_to_others(peer, ApiConfig(port=0, token=token))
+    assert said in found
+    assert bool(said) == bool(found)
