@@ -66,3 +66,22 @@ test("measuring again stops as soon as a request computes", async () => {
   await assert.rejects(measure(model, () => computed, true), /a request computes/);
   assert.equal(computed, 1);
 });
+
+test("links are heard while it measures", async () => {
+  const codec = { prepareBlock: async () => {}, pastColumns: () => 0, encodeOne: async () => ({ codes: [] }), decodeOne: async () => {} };
+  const model = {
+    spec: { hidden_size: 4, max_tokens: 300, causal: false }, blocks: 1, manifest: { codebooks: [] },
+    runBlock: async () => {}, normalize: async (x) => x, codec: async () => codec,
+  };
+  let longest = 0;
+  let heard = performance.now();
+  const timer = setInterval(() => {
+    longest = Math.max(longest, performance.now() - heard);
+    heard = performance.now();
+  }, 1);
+  const { timing } = await measure(model);
+  longest = Math.max(longest, performance.now() - heard);
+  clearInterval(timer);
+  assert.ok(timing.per_token_s > 0);
+  assert.ok(longest < 800, `${longest} ms`); // warming up takes 300 ms, all of it far more
+});

@@ -18,6 +18,9 @@ export class DisturbedError extends Error {}
 const now = () => performance.now();
 const random = (rows, columns) => new Matrix(Float32Array.from({ length: rows * columns }, () => 2 * Math.random() - 1), columns);
 
+/** Let what waits be heard: computing in WebAssembly never does, and who is silent for long is given up. */
+const pause = () => new Promise((done) => setTimeout(done));
+
 /** Seconds of a call when it is called on and on: the better of two windows. */
 async function steadyS(work) {
   let best = Infinity;
@@ -31,6 +34,7 @@ async function steadyS(work) {
       took = now() - began;
     }
     best = Math.min(best, took / calls / 1000);
+    await pause();
   }
   return Math.max(best, LEAST_S);
 }
@@ -163,6 +167,7 @@ export async function measure(model, worked = () => 0, again = false) {
     await model.runBlock(0, warm);
     check();
   }
+  await pause();
   const sizes = [...new Set(SIZES.map((size) => Math.min(size, spec.max_tokens)))].sort((a, b) => a - b);
   const pairs = sizes.map((size) => size * size * (spec.causal ? 0.5 : 1));
   const round = async () => {
