@@ -155,7 +155,10 @@ def read_point(point: bytes) -> ec.EllipticCurvePublicKey:
     """
     if len(point) != limits.POINT_BYTES or point[0] != 4:
         raise ValueError("a public key of another kind")
-    return ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), point)
+    try:
+        return ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), point)
+    except ValueError:
+        raise ValueError("a public key that is no point of P-256") from None
 
 
 def is_tab(certificate: x509.Certificate) -> bool:

@@ -123,9 +123,13 @@ class Candidates:
         return notes
 
     def why_without(self, peer: PeerId, model: ModelId) -> str:
-        """Why a peer that offers a model cannot be planned with; "" if it can."""
-        offers = [one for one in self._peer.others()[peer].models if one.id == model]
-        return self._not_ready(peer, offers[0]) if offers else ""
+        """Why a peer cannot be planned with for a model; "" if it can."""
+        hello = self._peer.others()[peer]
+        for offer in hello.models:
+            if offer.id == model:
+                return self._not_ready(peer, offer)
+        no_files = "this tab does not offer the model: it cannot use it, or has no files of it"
+        return no_files if hello.via else ""
 
     def _not_ready(self, peer: PeerId, offer: ModelOffer) -> str:
         """Why a peer that has the model and the codebook cannot be planned with; "" if it can."""

@@ -125,19 +125,21 @@ def _only_one(job: Job, others: Sequence[Candidate], limit: int) -> str:
 
 
 def _same_measure(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Peers of one machine with equal cores and threads are one device: its best measure counts.
+    """Peers of one machine with equal cores and threads are one device: its best measure counts,
+    of browsers and of other peers apart.
 
     They measure themselves while the others use the same cores, so that single figures are noise.
     """
-    best: dict[tuple[str, float, int], Candidate] = {}
+
+    def alike(one: Candidate) -> tuple[str, float, int, str]:
+        return one.device.host, one.device.cores, one.device.threads, one.device.software
+
+    best: dict[tuple[str, float, int, str], Candidate] = {}
     for one in candidates:
-        key = (one.device.host, one.device.cores, one.device.threads)
+        key = alike(one)
         if key not in best or one.timing.per_token_s < best[key].timing.per_token_s:
             best[key] = one
-    return [
-        replace(one, timing=best[one.device.host, one.device.cores, one.device.threads].timing)
-        for one in candidates
-    ]
+    return [replace(one, timing=best[alike(one)].timing) for one in candidates]
 
 
 def _choice(job: Job, found: Trial, solo: Trial, reason: str) -> Choice:

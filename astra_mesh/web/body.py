@@ -56,7 +56,7 @@ def check_kind(request: web.Request, kinds: tuple[str, ...]) -> None:
     """ApiError (415) for a body that is neither JSON nor of one of the ``kinds``."""
     if request.content_type.startswith((_JSON, *kinds)):
         return
-    able = " or ".join([_JSON, *(f"{kind}*" for kind in kinds)])
+    able = " or ".join([_JSON, *(f"{kind}*" if kind.endswith("/") else kind for kind in kinds)])
     text = f"send the header Content-Type: {able}"
     if _PICTURE in kinds:
         is_form = request.content_type.startswith(_FORM)

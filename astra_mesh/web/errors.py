@@ -142,4 +142,6 @@ def _of_http(error: web.HTTPException) -> ApiError:
         return ApiError(405, text, "method_not_allowed", headers={"Allow": able})
     if isinstance(error, web.HTTPRequestEntityTooLarge):
         return ApiError(413, "the body of the request is too large", "too_large")
+    if isinstance(error, web.HTTPUpgradeRequired):
+        return ApiError(error.status, error.reason, "upgrade_required")
     return ApiError(error.status, error.reason, "http")

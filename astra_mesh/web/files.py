@@ -26,6 +26,7 @@ _TYPES: Final = {
     ".svg": "image/svg+xml",
     ".webmanifest": "application/manifest+json",
 }
+SIZE: Final = "X-Uncompressed-Bytes"  # of a library's file: how far it is, where it is gzipped
 _SITE: Final = Path(__file__).parent / "site"
 _VENDOR: Final = "vendor/"
 # The page loads its own files only, runs no text as a program, and sits in no other page's frame.
@@ -83,10 +84,12 @@ class VendorFile:
     address: str
     kind: str
     path: Path
+    size: int  # bytes, not gzipped
 
     async def serve(self, request: web.Request) -> web.StreamResponse:
         """Handle its ``GET``."""
-        return web.FileResponse(self.path, headers={**_HEADERS, "Content-Type": self.kind})
+        headers = {**_HEADERS, "Content-Type": self.kind, SIZE: str(self.size)}
+        return web.FileResponse(self.path, headers=headers)
 
 
 def read_all(site: Path = _SITE) -> list[PageFile | VendorFile]:
@@ -97,7 +100,7 @@ def read_all(site: Path = _SITE) -> list[PageFile | VendorFile]:
             continue
         name, kind = path.relative_to(site).as_posix(), _TYPES[path.suffix]
         if name.startswith(_VENDOR):
-            found.append(VendorFile(PAGE_FILES + name, kind, path))
+            found.append(VendorFile(PAGE_FILES + name, kind, path, path.stat().st_size))
             continue
         data = path.read_bytes()
         address = "/" if name == "index.html" else PAGE_FILES + name

@@ -1,7 +1,8 @@
 """Files for tabs that compute: ``/tab/models``, ``/tab/blobs``, and embedded rows.
 
 A model's files are made at its first use, in a thread, and kept in a folder that is gone when the
-API stops: :data:`limits.TAB_MODELS` models at once, each as large as its manifest says.
+API stops: :data:`limits.TAB_MODELS` models at once, each as large as its manifest says. Where the
+system clears temporary folders, they are made again.
 """
 
 from __future__ import annotations
@@ -72,15 +73,7 @@ class TabFiles:
 
     async def manifest(self, request: web.Request) -> web.Response:
         """Handle ``GET /tab/models/{model}``; slow at a model's first use."""
-        model = self._asked(request)
-        if self._making >= limits.TAB_MAKING:
-            raise busy("this peer prepares other models for tabs; try again later")
-        self._making += 1
-        try:
-            # Whoever leaves, the thread goes on, and the next one finds what it made.
-            found = await asyncio.to_thread(self._made, model, self._bundle(model))
-        finally:
-            self._making -= 1
+        found = await self._ready(self._asked(request))
         return json_response(found.manifest)
 
     async def blob(self, request: web.Request) -> web.StreamResponse:
@@ -88,11 +81,14 @@ class TabFiles:
         sha256 = request.match_info["sha256"]
         if _HASH.fullmatch(sha256) is None:
             raise bad("a file for tabs is named by its SHA-256: 64 digits", "sha256")
-        for files in list(self._known.values()):
+        for model, files in list(self._known.items()):
             path = files.paths.get(sha256)
-            if path is not None:
-                headers = {"Content-Type": "application/octet-stream", **_FOR_EVER}
-                return web.FileResponse(path, headers=headers)
+            if path is None or self._peer.models.bundle(model) is None:
+                continue
+            if not await asyncio.to_thread(path.is_file):
+                path = (await self._ready(model)).paths[sha256]
+            headers = {"Content-Type": "application/octet-stream", **_FOR_EVER}
+            return web.FileResponse(path, headers=headers)
         raise UnknownModelError("no such file for tabs here; ask for its model again first")
 
     async def embed(self, request: web.Request, data: bytes) -> web.Response:
@@ -122,11 +118,24 @@ class TabFiles:
         assert bundle is not None
         return bundle
 
+    async def _ready(self, model: ModelId) -> ModelFiles:
+        """The files of a model that this peer has; ApiError (429) while it makes others."""
+        if self._making >= limits.TAB_MAKING:
+            raise busy("this peer prepares other models for tabs; try again later")
+        self._making += 1
+        try:
+            # Whoever leaves, the thread goes on, and the next one finds what it made.
+            return await asyncio.to_thread(self._made, model, self._bundle(model))
+        finally:
+            self._making -= 1
+
     def _made(self, model: ModelId, bundle: Bundle) -> ModelFiles:
-        """The files of a model; in a thread."""
+        """The files of a model, made anew where the system cleared them away; in a thread."""
         with self._lock:
             known = self._known.pop(model, None)
-            if known is None:
+            if known is None or not all(path.is_file() for path in known.paths.values()):
+                # What is left goes: who still reads a file keeps it, whole.
+                shutil.rmtree(self._room(model), ignore_errors=True)
                 known = _make(bundle, self._room(model))
             self._known[model] = known
             for old in list(self._known)[: -limits.TAB_MODELS]:
@@ -135,7 +144,7 @@ class TabFiles:
             return known
 
     def _room(self, model: ModelId) -> Path:
-        if self._folder is None:
+        if self._folder is None or not self._folder.is_dir():
             self._folder = Path(tempfile.mkdtemp(prefix="astra-mesh-tab-"))
         room = self._folder / model
         room.mkdir(exist_ok=True)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
 import tempfile
 import time
 from collections.abc import AsyncIterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -14,9 +16,10 @@ import torch
 from aiohttp import web
 
 from astra_mesh.limits import TAB_LOST_S
+from astra_mesh.peer.answer import new_request
 from astra_mesh.web import ApiConfig, files, serving
 from astra_mesh.web.tabfiles import TabFiles
-from astra_mesh.wire.messages import Options, RequestId, Sampling, Task, Use
+from astra_mesh.wire.messages import Options, Prepare, RequestId, Sampling, Task, Use
 from tests.browser.chrome import Tab, chrome
 from tests.browser.lending import (
     Line,
@@ -319,6 +322,25 @@ async def test_it_joins_again_when_its_peer_is_back(tab: Tab) -> None:
             assert time.monotonic() - began < patient(5)
 
 
+_BARS = """
+    globalThis.bars = [];
+    new MutationObserver(() => {
+      const bar = document.querySelector("#lend-models progress[max]");
+      if (bar) bars.push([bar.value, bar.max]);
+    }).observe(document.getElementById("lend-models"), { childList: true });"""
+
+
+def _one_bar(bars: list[list[int]]) -> None:
+    """Over runtime, blocks and codebook; it grows, in small steps, until all is there."""
+    done, totals = zip(*bars, strict=True)
+    assert len(set(totals)) == 1
+    assert totals[0] > 3.5e6 + 9.5e6
+    assert list(done) == sorted(done)
+    assert done[0] < 1e6
+    assert done[-1] > totals[0] - 1e6
+    assert max(b - a for a, b in pairwise(done)) < 2e6
+
+
 async def test_over_a_slow_line(tab: Tab) -> None:
     """4 Mbit/s and 40 ms each way, also for the model's files."""
     async with (
@@ -326,11 +348,13 @@ async def test_over_a_slow_line(tab: Tab) -> None:
         slow_line(on.server.port, Line(4e6, 0.04)) as url,
     ):
         phone = await lend(tab, on, url=url)
+        await tab.eval(_BARS)
         async with client_of(on.peers[0]) as client:
             solo = await client.reply(ask(client, SOLO))
             loading = asyncio.create_task(ready(on, phone, "tiny-gpt2"))
             await tab.until("document.querySelector('#lend-models progress')?.value > 0")
             await loading
+            _one_bar(await tab.eval("bars"))
             reply = await client.reply(ask(client))
             assert phone in owners(reply)
             assert reply.ids == solo.ids
@@ -354,9 +378,57 @@ async def test_a_file_that_was_altered_is_not_used(
         async with client_of(on.peers[0]) as client:
             solo = await client.reply(ask(client, SOLO))
             reply = await client.reply(ask(client))
-        assert reply.ids == solo.ids
-        assert phone not in owners(reply)
-        await tab.until("document.getElementById('lend-models').textContent.includes('altered')")
+            assert reply.ids == solo.ids
+            assert phone not in owners(reply)
+            models = "document.getElementById('lend-models').textContent"
+            await tab.until(f"{models}.includes('altered')")
+            await client.reply(ask(client))
+            now = "document.getElementById('lend-now').textContent"
+            await tab.until(f"{now}.includes('this tab does not offer the model')")
+
+
+async def test_a_download_that_breaks_off_is_begun_again(
+    tab: Tab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The peer dies while it sends a block, and is started again."""
+    original, dies = TabFiles.blob, True
+
+    async def blob(self: TabFiles, request: web.Request) -> web.StreamResponse:
+        answer = await original(self, request)
+        assert isinstance(answer, web.FileResponse)
+        data = await asyncio.to_thread(answer._path.read_bytes)
+        if not dies or len(data) < 500_000:
+            return answer
+        response = web.StreamResponse(headers={"Content-Length": str(len(data))})
+        await response.prepare(request)
+        await response.write(data[: len(data) // 2])
+        assert request.transport is not None
+        request.transport.abort()
+        return response
+
+    monkeypatch.setattr(TabFiles, "blob", blob)
+    async with mesh_of(["left", "right"], SHIPPED) as peers:
+        async with serving(peers[1], ApiConfig(port=0)) as server:
+            on = Shown(peers, server)
+            phone = await lend(tab, on)
+            link = peers[0].link(phone)
+            assert link is not None
+            model = next(
+                one.id for one in peers[0].others()[phone].models if one.name == "tiny-gpt2"
+            )
+            link.send(Prepare(request=new_request(), model=model))
+            said = "document.getElementById('lend-models').textContent"
+            await tab.until(f"{said}.includes('not fetched: the line to the peer')")
+            assert re.search("[0-9a-f]{64}", await tab.eval(said)) is None
+            await until(lambda: len(peers[0].others()[phone].models) == 1)
+        dies = False
+        await until(lambda: phone not in peers[0].others())
+        async with serving(peers[1], ApiConfig(port=server.port)) as server:
+            on = Shown(peers, server)
+            again = await listed(tab, on)
+            await until(lambda: all(len(peer.others()[again].models) == 2 for peer in peers))
+            await ready(on, again, "tiny-gpt2")
+            await tab.until(f"{said}.split('vit-tiny')[0].includes('ready')")
 
 
 async def test_a_peer_without_the_runtime_says_so(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import shutil
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -133,6 +135,39 @@ async def test_what_is_not_there_is_not_found(mesh: Live) -> None:
         assert answer.status == 404
     async with await _embed(mesh, "0" * 64, {}, {"Content-Type": "text/plain"}) as answer:
         assert answer.status == 415
+        said = (await answer.json())["error"]["message"]
+        assert said == "send the header Content-Type: application/json or application/msgpack"
+
+
+async def test_files_that_the_system_cleared_away_are_made_again(
+    mesh: Live, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """All, one model's or one file, whichever is asked for first."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    listed = await _listed(mesh, "words")
+    manifest_at = f"{mesh.root}/tab/models/{listed['id']}"
+    async with mesh.http.get(manifest_at) as answer:
+        manifest = await answer.json()
+    first, last = manifest["weights"][0]["sha256"], manifest["weights"][-1]["sha256"]
+
+    async def fetched(sha256: str) -> str:
+        async with mesh.http.get(f"{mesh.root}/tab/blobs/{sha256}") as answer:
+            assert answer.status == 200
+            return hashlib.sha256(await answer.read()).hexdigest()
+
+    for what in ("astra-mesh-tab-*", f"astra-mesh-tab-*/{listed['id']}"):
+        for first_asked in (manifest_at, ""):
+            (gone,) = tmp_path.glob(what)
+            await asyncio.to_thread(shutil.rmtree, gone)
+            if first_asked:
+                async with mesh.http.get(first_asked) as answer:
+                    assert await answer.json() == manifest
+            assert await fetched(first) == first
+            assert await fetched(last) == last
+    (one,) = tmp_path.glob(f"astra-mesh-tab-*/{listed['id']}/{first}")
+    one.unlink()
+    assert await fetched(first) == first
+    assert await fetched(last) == last
 
 
 async def test_a_token_guards_them(models: Path) -> None:

@@ -335,6 +335,7 @@ async def test_pages_of_other_sites_do_not_join(models: Path) -> None:
             assert refused.value.status == status
         async with mesh.http.get(url, headers=own) as answer:
             assert answer.status == 426
+            assert (await answer.json())["error"]["code"] == "upgrade_required"
         async with mesh.http.ws_connect(
             url, headers={**own, "Origin": mesh.root}, protocols=("astra-mesh.tab", "bearer.x")
         ) as socket:

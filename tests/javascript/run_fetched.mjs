@@ -1,4 +1,4 @@
-// What a tab fetches until a model is ready: node run_fetched.mjs FOLDER, bytes by kind as JSON.
+// What a tab fetches until a model is ready, and what it tells of that: node run_fetched.mjs FOLDER, bytes as JSON.
 
 import { readFileSync } from "node:fs";
 
@@ -13,8 +13,12 @@ const getBlob = async (sha256) => {
   fetched.set(sha256, data.length); // once: the browser keeps them
   return data;
 };
-const sum = () => [...fetched.values()].reduce((all, one) => all + one, 0);
-const model = await loadModel(manifest, getBlob);
-const blocks = sum();
+const sum = (found) => found.reduce((all, [, bytes]) => all + bytes, 0);
+const told = [];
+const model = await loadModel(manifest, getBlob, (done, total) => told.push([done, total]));
+const ready = fetched.size;
 await measure(model);
-console.log(JSON.stringify({ blocks, codebook: sum() - blocks }));
+const levels = manifest.codebooks.flatMap((book) => Object.values(book.levels).flat());
+const ofBooks = new Set(levels.map((one) => one.sha256));
+const [books, blocks] = [true, false].map((wanted) => sum([...fetched].filter(([hash]) => ofBooks.has(hash) === wanted)));
+console.log(JSON.stringify({ blocks, codebook: books, told, late: fetched.size - ready }));

@@ -251,3 +251,8 @@ def test_a_tab_fetches_what_the_readme_says(name: str, tmp_path: Path) -> None:
     parts = (found["blocks"], found["codebook"], found["blocks"] + found["codebook"])
     row = " | ".join([name, *(f"{size / 1e6:.2f} MB" for size in parts)])
     assert f"| {row} |" in (HERE.parents[1] / "peers" / "phone" / "README.md").read_text()
+    # One bar over all of it: nothing is fetched once it is full, and it never turns back.
+    arrived, totals = zip(*found["told"], strict=True)
+    assert set(totals) == {found["blocks"] + found["codebook"]} == {arrived[-1]}
+    assert list(arrived) == sorted(arrived)
+    assert found["late"] == 0

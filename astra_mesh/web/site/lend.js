@@ -138,13 +138,14 @@ function draw() {
 function model({ name, state, done, total, why, tokenS, place }) {
   const where = place === "webgpu" ? ", on the GPU" : `, on the processor${why ? ` (${why})` : ""}`;
   const said = {
-    offered: `offered (${bytes(total)} at most; fetched when somebody needs it)`,
-    loading: `fetching ${bytes(done)} of ${bytes(total)}`,
+    offered: `offered (${bytes(total)} of blocks at most; fetched when somebody needs it)`,
+    loading: total ? (done < total ? `fetching ${bytes(done)} of ${bytes(total)}` : "preparing") : "asking for its files",
     measuring: "ready in a moment: measuring",
     ready: tokenS ? `ready: ${seconds(tokenS)} a token and block${where}` : "ready",
     failed: `cannot be used here: ${why}`,
+    interrupted: `not fetched: ${why}; offered again soon`,
   }[state];
-  const bar = state === "loading" ? h("progress", { max: total || 1, value: done, "aria-label": `Fetching ${name}` }) : null;
+  const bar = state === "loading" ? h("progress", { ...(total ? { max: total, value: done } : {}), "aria-label": `Fetching ${name}` }) : null;
   return h("li", {}, `${name} `, h("small", {}, said), bar);
 }
 

@@ -305,6 +305,8 @@ async def test_who_is_left_out_is_named_with_the_reason(
     assert candidates.why_without(C, model) == LOADING
     assert candidates.why_without(E, model) == "what it says of its own speed cannot be"
     assert candidates.why_without(D, model) == candidates.why_without(G, model) == ""
+    peer.hellos[G] = replace(peer.hellos[G], via=D)  # one that refused its files, say
+    assert candidates.why_without(G, model).startswith("this tab does not offer the model: it can")
     peer.hellos = {key: one for key, one in peer.hellos.items() if key == D}
     assert candidates.left_out(LOADED, BOOK) == []
 

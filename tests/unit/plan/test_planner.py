@@ -6,6 +6,7 @@ import time
 from dataclasses import replace
 from itertools import pairwise
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -187,6 +188,13 @@ def test_the_best_measure_of_a_machine_counts_for_all_its_peers() -> None:
     choice = choose(job(900, causal=False, use=Use.ALL), noisy[0], noisy[1:], links(noisy))
     found = sizes(choice)
     assert max(found.values()) < 1.3 * min(found.values())
+
+
+def test_a_browser_is_not_as_fast_as_other_peers_of_its_machine() -> None:
+    native, tab = (device(name, s, "box", 2, 8) for name, s in (("a", 1e-4), ("b", 9e-4)))
+    tab = replace(tab, device=msgspec.structs.replace(tab.device, software="browser"))
+    found = sizes(choose(job(900, causal=False, use=Use.ALL), native, [tab], links([native, tab])))
+    assert found["a"] > 4 * found["b"]
 
 
 @given(st.integers(1, 500), st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=8))

@@ -63,6 +63,7 @@ async def test_a_gzipped_copy_is_sent_to_those_who_take_it(site: Path) -> None:
         packed = await client.get("/page/vendor/ort/ort.wasm", headers={"Accept-Encoding": "gzip"})
         assert packed.headers["Content-Encoding"] == "gzip"
         assert packed.content_type == "application/wasm"
+        assert packed.headers["X-Uncompressed-Bytes"] == "500"
         assert await packed.read() == b"plain" * 100  # the client unpacked it
         plain = await client.get(
             "/page/vendor/ort/ort.wasm", headers={"Accept-Encoding": "identity"}

@@ -6,7 +6,8 @@
 import { choose } from "./choice.js";
 import { VectorCodec } from "./codes.js";
 import { PLAIN, PlainCodec } from "./plain.js";
-import { GPU, Graph, PROCESSOR, gpuLost } from "./runtime.js";
+import { Fetching, filesOf, firstStages } from "./fetching.js";
+import { GPU, Graph, PROCESSOR, fetchRuntime, gpuLost } from "./runtime.js";
 import { ShardRun } from "./shard.js";
 import { tensorOf } from "./tensors.js";
 import { Panels } from "./workspace.js";
@@ -20,26 +21,34 @@ const OWN = ["q", "kv", "mix", "finish"]; // of each block
  * Load a model.
  *
  * @param manifest what GET /tab/models/{model} says.
- * @param getBlob (sha256, bytes) => Promise of a Uint8Array, verified.
- * @param progress (done, total) => void, in bytes of the blocks' weights.
+ * @param getBlob (sha256, bytes, arrived) => Promise of a Uint8Array, verified; `arrived` is told how many bytes came.
+ * @param progress (done, total) => void, in bytes of all that is fetched until the model is ready: the runtime, blocks and codebooks.
  * @param place where to compute: PROCESSOR or GPU; null: where its first block is faster.
  */
 export async function loadModel(manifest, getBlob, progress = () => {}, place = null) {
-  const files = new Files(manifest, getBlob);
+  const fetching = new Fetching(filesOf(manifest, [...SHARED, ...OWN]), progress);
+  await fetchRuntime((done, total) => fetching.runtime(done, total));
+  const files = new Files(manifest, getBlob, fetching);
   const chosen = place ? { place, why: "" } : await choose((where) => partOf(manifest, files, where, 1));
-  const total = manifest.weights.reduce((sum, one) => sum + one.bytes, 0);
-  let done = 0;
-  const model = await partOf(manifest, files, chosen.place, manifest.blocks, (bytes) => progress((done += bytes), total));
+  const model = await partOf(manifest, files, chosen.place, manifest.blocks);
+  for (const about of manifest.codebooks) await prepareFirst(model, about);
   return Object.assign(model, chosen);
 }
 
+/** What a codebook needs for its default rate, and to be measured. */
+async function prepareFirst(model, about) {
+  const codec = await model.codec(about.codec, about.id, []);
+  const { whole, measured } = firstStages(about);
+  await codec.prepare(whole);
+  for (const stages of measured) await codec.prepareBlock(stages, model.blocks - 1);
+}
+
 /** A model of the first blocks. */
-async function partOf(manifest, files, place, count, loaded = () => {}) {
+async function partOf(manifest, files, place, count) {
   const shared = await files.graphs(SHARED, null, place);
   const blocks = [];
   for (const weights of manifest.weights.slice(0, count)) {
     blocks.push(await files.graphs(OWN, await files.fetched(weights), place));
-    loaded(weights.bytes);
   }
   return new Model(manifest, shared, blocks, files);
 }
@@ -48,16 +57,20 @@ async function partOf(manifest, files, place, count, loaded = () => {}) {
 class Files {
   #graphs;
   #getBlob;
+  #fetching;
   #texts = new Map(); // graphs' bytes: they are small, and many blocks share one
 
-  constructor({ graphs }, getBlob) {
+  constructor({ graphs }, getBlob, fetching) {
     this.#graphs = graphs;
     this.#getBlob = getBlob;
+    this.#fetching = fetching;
   }
 
   /** The bytes that a manifest describes. */
-  fetched({ sha256, bytes }) {
-    return this.#getBlob(sha256, bytes);
+  async fetched({ sha256, bytes }) {
+    const data = await this.#getBlob(sha256, bytes, (done) => this.#fetching.file(sha256, done));
+    this.#fetching.file(sha256, bytes); // the browser may have had it
+    return data;
   }
 
   /** Graphs by name, of those names that the model has; weights: the bytes of a block's, or null. */

@@ -52,3 +52,6 @@ export class ModelError extends MeshError {
     super(message, code);
   }
 }
+
+/** What a model needs did not arrive; it may the next time. */
+export class FetchError extends ModelError {}

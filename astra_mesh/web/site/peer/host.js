@@ -1,12 +1,16 @@
 // The peer that serves this page, as the tab's worker asks it over HTTP.
 
-import { ModelError } from "./errors.js";
+import { FetchError, ModelError } from "./errors.js";
 
+const FOR_GOOD = "unsupported_model"; // the code of the one refusal that stays
 const UPGRADE_REQUIRED = 426; // what GET /tab says to who could join by a WebSocket
 
+/** An address as people are told it: without the digits of a hash that tell nothing. */
+const short = (path) => path.replace(/[0-9a-f]{64}/g, (hash) => hash.slice(0, 12));
+
 /**
- * ask(path), json(path), post(path, body): an ArrayBuffer. `token()` is what the page has now, null where none is
- * wanted.
+ * json(path), post(path, body): an ArrayBuffer; pieces(path): Uint8Arrays as they come. `token()` is what the page has
+ * now, null where none is wanted. Whatever did not arrive is a FetchError.
  */
 export function hostAt(base, token) {
   const headers = () => (token() ? { Authorization: `Bearer ${token()}` } : {});
@@ -16,11 +20,40 @@ export function hostAt(base, token) {
     try {
       response = await fetch(new URL(path, base), { ...init, headers: { ...headers(), ...init.headers } });
     } catch {
-      throw new ModelError(`the peer that serves this page does not answer (${path})`);
+      throw new FetchError(`the peer that serves this page does not answer (${short(path)})`);
     }
     if (response.ok) return response;
     const { error } = await response.json().catch(() => ({}));
-    throw new ModelError(error?.message ?? `the peer answers ${path} with status ${response.status}`);
+    const Kind = error?.code === FOR_GOOD ? ModelError : FetchError;
+    throw new Kind(error?.message ?? `the peer answers ${short(path)} with status ${response.status}`);
+  }
+
+  const arrived = (path, reading) =>
+    reading.catch(() => {
+      throw new FetchError(`the line to the peer that serves this page broke (${short(path)})`);
+    });
+
+  async function* pieces(path) {
+    const reader = (await ask(path)).body.getReader();
+    try {
+      for (;;) {
+        const { value, done } = await arrived(path, reader.read());
+        if (done) return;
+        yield value;
+      }
+    } finally {
+      reader.cancel().catch(() => {}); // where nobody wants the rest
+    }
+  }
+
+  async function json(path) {
+    const response = await ask(path);
+    return arrived(path, response.json());
+  }
+
+  async function post(path, body) {
+    const response = await ask(path, { method: "POST", body, headers: { "Content-Type": "application/msgpack" } });
+    return arrived(path, response.arrayBuffer());
   }
 
   /** Why the peer would not let a tab join now; "" where nothing speaks against it. */
@@ -31,10 +64,5 @@ export function hostAt(base, token) {
     return error?.message ?? "";
   }
 
-  return {
-    ask,
-    refusal,
-    json: async (path) => (await ask(path)).json(),
-    post: async (path, body) => (await ask(path, { method: "POST", body, headers: { "Content-Type": "application/msgpack" } })).arrayBuffer(),
-  };
+  return { refusal, json, post, pieces };
 }

@@ -8,9 +8,18 @@ const CODED = 64; // tokens that are coded
 const WINDOW_MS = 40; // that a measurement takes at least
 const WARM_MS = 300; // WebAssembly is compiled again while it runs, for speed
 const LEAST_S = 1e-9;
+const ROUNDS = 5; // of a block's sizes, at most: until two agree
+const AGREE = 1.25; // times that the same takes in two rounds that agree
+const LEAST_SHARE = 0.1; // of the time of the largest size, that grows with the tokens: less is not believed
+
+/** A request computed while it was measured. */
+export class DisturbedError extends Error {}
 
 const now = () => performance.now();
 const random = (rows, columns) => new Matrix(Float32Array.from({ length: rows * columns }, () => 2 * Math.random() - 1), columns);
+
+/** Let what waits be heard: computing in WebAssembly never does, and who is silent for long is given up. */
+const pause = () => new Promise((done) => setTimeout(done));
 
 /** Seconds of a call when it is called on and on: the better of two windows. */
 async function steadyS(work) {
@@ -25,6 +34,7 @@ async function steadyS(work) {
       took = now() - began;
     }
     best = Math.min(best, took / calls / 1000);
+    await pause();
   }
   return Math.max(best, LEAST_S);
 }
@@ -72,6 +82,40 @@ export function fit(sizes, pairs, times) {
   return solution;
 }
 
+/**
+ * Fixed, per-token and per-pair seconds: a token is never free. `sound`: whether the fit says so by itself; else the
+ * largest and the smallest size say what a token takes.
+ */
+export function parts(sizes, pairs, times) {
+  const [size, time] = [sizes.at(-1), times.at(-1)];
+  if (sizes.length === 1) return { found: [0, time / size, 0], sound: true };
+  const found = fit(sizes, pairs, times);
+  const least = (LEAST_SHARE * time) / size;
+  if (found[1] >= least) return { found, sound: true };
+  const slope = (time - times[0]) / (size - sizes[0]);
+  const perToken = Math.max(slope, least);
+  return { found: [Math.max(time - perToken * size, 0), perToken, 0], sound: slope < least };
+}
+
+/**
+ * The parts of a block's time, from the best of some rounds; `sure`: two of them agreed and no request computed meanwhile.
+ *
+ * @param round   () => Promise of the seconds of each size
+ * @param worked  () => a number that changes when a request computes
+ */
+export async function inRounds(sizes, pairs, round, worked) {
+  let best = sizes.map(() => Infinity);
+  for (let i = 0; i < ROUNDS; i++) {
+    const before = worked();
+    const times = await round();
+    const agree = times.every((time, j) => time <= AGREE * best[j] && best[j] <= AGREE * time);
+    best = best.map((time, j) => Math.min(time, times[j]));
+    const { found, sound } = parts(sizes, pairs, best);
+    if (agree && sound && worked() === before) return { found, sure: true };
+  }
+  return { found: parts(sizes, pairs, best).found, sure: false };
+}
+
 /** Seconds per token of encoding and of decoding one block at a number of stages. */
 async function codesS(model, codec, stages) {
   const block = model.blocks - 1;
@@ -104,24 +148,49 @@ async function bookTimes(model, about) {
   return { encode_token_s: between("encode"), decode_token_s: between("decode") };
 }
 
-/** What a model takes here: `timing`, and `books`: by codebook, seconds per token and block of each rate. */
-export async function measure(model) {
+/**
+ * What a model takes here: `timing`; `books`: by codebook, seconds per token and block of each rate; `sure`: whether
+ * nothing disturbed it.
+ *
+ * @param worked  () => a number that changes when a request computes
+ * @param again   it was measured before: a DisturbedError as soon as a request computes, which shall not wait
+ */
+export async function measure(model, worked = () => 0, again = false) {
   const { spec } = model;
+  const began = worked();
+  const check = () => {
+    if (again && worked() !== began) throw new DisturbedError("a request computes");
+  };
   const until = now() + WARM_MS;
   const warm = random(Math.min(64, spec.max_tokens), spec.hidden_size);
-  while (now() < until) await model.runBlock(0, warm);
+  while (now() < until) {
+    await model.runBlock(0, warm);
+    check();
+  }
+  await pause();
   const sizes = [...new Set(SIZES.map((size) => Math.min(size, spec.max_tokens)))].sort((a, b) => a - b);
-  const times = [];
-  for (const size of sizes) times.push(await blockS(model, size));
   const pairs = sizes.map((size) => size * size * (spec.causal ? 0.5 : 1));
-  const [fixed, perToken, perPair] = fit(sizes, pairs, times);
+  const round = async () => {
+    const times = [];
+    for (const size of sizes) {
+      times.push(await blockS(model, size));
+      check();
+    }
+    return times;
+  };
+  const { found, sure } = await inRounds(sizes, pairs, round, worked);
+  const [fixed, perToken, perPair] = found;
+  const codesBegan = worked();
   const plain = await codesS(model, await model.codec("fp16", "", []), 1);
   const books = {};
-  for (const about of model.manifest.codebooks) books[about.id] = await bookTimes(model, about);
+  for (const about of model.manifest.codebooks) {
+    books[about.id] = await bookTimes(model, about);
+    check();
+  }
   const timing = {
     fixed_s: fixed, per_token_s: perToken, per_pair_s: perPair, encode_token_s: plain.encode, decode_token_s: plain.decode,
     head_s: LEAST_S, // another peer's work
     step_s: spec.causal ? model.blocks * (await blockS(model, 1)) : 0,
   };
-  return { timing, books };
+  return { timing, books, sure: sure && worked() === codesBegan };
 }

@@ -1,10 +1,14 @@
 // The models that a tab offers: those that its host has files of. Loading one fetches its blocks, makes their
 // graphs ready and measures them.
 
-import { ModelError } from "./errors.js";
+import { FetchError, ModelError } from "./errors.js";
 import { embedBody } from "./messages.js";
 import { Matrix } from "./matrix.js";
 
+const AGAIN_MS = 30_000; // after which a model is offered again whose files did not arrive
+const MEASURE_AGAIN_MS = 20_000; // after a measurement that says little
+const MEASURED_AGAIN = 5; // times at most
+const WITHHELD = ["failed", "interrupted"]; // states in which a model is not offered
 const TIMES = ["encode_token_s", "decode_token_s", "project_token_s"];
 
 /** A model that is ready. */
@@ -30,24 +34,41 @@ export class Models {
   #http;
   #engine;
   #changed;
-  #known = new Map(); // id -> { about, loading, loaded, timing, books, state, done, total, why }
+  #worked;
+  #timers = new Set();
+  #known = new Map(); // id -> { about, loading, loaded, timing, books, state, done, total, why, againAt }
 
   /**
    * @param http     json(path), post(path, bytes): to the host
-   * @param engine   load(manifest, progress): a model; measure(model): { timing, books: id -> times of each rate }
+   * @param engine   load(manifest, progress): a model; measure(model, worked, again): as in measure.js
    * @param changed  called when an offer, or what state() tells, is another
+   * @param worked   a number that changes when a request computes
    */
-  constructor({ http, engine, changed }) {
+  constructor({ http, engine, changed, worked = () => 0 }) {
     this.#http = http;
     this.#engine = engine;
     this.#changed = changed;
+    this.#worked = worked;
   }
 
-  /** Ask the host what it has; what is loaded stays. Whether anything is new or gone. */
-  async refresh() {
+  /** Measure no more. */
+  close() {
+    for (const timer of this.#timers) clearTimeout(timer);
+    this.#timers.clear();
+  }
+
+  /**
+   * Ask the host what it has; what is loaded stays. A model whose files did not arrive is offered again, at once if
+   * `joined` anew. Whether anything is new or gone.
+   */
+  async refresh(joined = false) {
     const list = await this.#http.json("/tab/models");
-    const known = new Map(list.map((about) => [about.id, this.#known.get(about.id) ?? fresh(about)]));
-    const same = known.size === this.#known.size && [...known.keys()].every((id) => this.#known.has(id));
+    const old = (id) => {
+      const one = this.#known.get(id);
+      return one?.state === "interrupted" && (joined || Date.now() >= one.againAt) ? null : one;
+    };
+    const known = new Map(list.map((about) => [about.id, old(about.id) ?? fresh(about)]));
+    const same = known.size === this.#known.size && [...known].every(([id, one]) => this.#known.get(id) === one);
     this.#known = known;
     if (!same) this.#changed();
     return !same;
@@ -60,7 +81,7 @@ export class Models {
   }
 
   offers() {
-    return [...this.#known.values()].filter((one) => one.state !== "failed").map(offerOf);
+    return [...this.#known.values()].filter((one) => !WITHHELD.includes(one.state)).map(offerOf);
   }
 
   /** For people. */
@@ -84,18 +105,32 @@ export class Models {
 
   async #load(known) {
     try {
-      this.#say(known, { state: "loading", done: 0, why: "" });
+      this.#say(known, { state: "loading", done: 0, total: 0, why: "" });
       const manifest = await this.#http.json(`/tab/models/${known.about.id}`);
       const model = await this.#engine.load(manifest, (done, total) => this.#say(known, { done, total }));
       this.#say(known, { state: "measuring" });
-      const { timing, books } = await this.#engine.measure(model);
+      const { timing, books, sure } = await this.#engine.measure(model, this.#worked);
       this.#say(known, { state: "ready", timing, books, place: model.place, why: model.why });
+      if (sure === false) this.#measureLater(known, model, MEASURED_AGAIN);
       return new Loaded(this.#http, manifest, model);
     } catch (error) {
       known.loading = null; // it can be tried again
-      this.#say(known, { state: "failed", why: error.message });
+      const state = error instanceof FetchError ? "interrupted" : "failed";
+      this.#say(known, { state, why: error.message, againAt: Date.now() + AGAIN_MS });
       throw error;
     }
+  }
+
+  /** A figure that something disturbed does not stay: later it is measured again, while no request computes. */
+  #measureLater(known, model, left) {
+    const timer = setTimeout(async () => {
+      this.#timers.delete(timer);
+      if (this.#known.get(known.about.id) !== known || known.state !== "ready" || model.isLost) return;
+      const found = await this.#engine.measure(model, this.#worked, true).catch(() => null);
+      if (found !== null && known.state === "ready") this.#say(known, { timing: found.timing, books: found.books });
+      if (!found?.sure && left > 1) this.#measureLater(known, model, left - 1);
+    }, MEASURE_AGAIN_MS);
+    this.#timers.add(timer);
   }
 
   #say(known, news) {

@@ -46,7 +46,8 @@ export class TabPeer {
     this.#name = sanitise(name, limits.NAME_CHARS) || "browser";
     this.#show = show;
     this.#http = http;
-    this.#models = new Models({ http, engine, changed: () => this.#modelsChanged() });
+    const turns = new Turns();
+    this.#models = new Models({ http, engine, changed: () => this.#modelsChanged(), worked: () => turns.changes });
     this.#mux = new Mux(makeSocket, this.#name, {
       welcome: (found) => this.#welcome(found),
       peers: (list) => this.#peers(list),
@@ -57,7 +58,7 @@ export class TabPeer {
       me: () => this.#mux.me.id,
       models: this.#models,
       findLink: (peer) => this.#link(peer),
-      turns: new Turns(),
+      turns,
       status: (link) => this.#sendStatus(link),
       on: {
         began: (about) => this.#tell({ now: { ...about, block: 0 }, leftOut: null }),
@@ -80,6 +81,7 @@ export class TabPeer {
     for (const link of this.#links.values()) link.close("leaving");
     for (const { timer } of this.#waits.values()) clearTimeout(timer);
     this.#waits.clear();
+    this.#models.close();
     this.#mux.leave();
     this.#tell({ phase: "left", why: "" });
   }
@@ -114,14 +116,14 @@ export class TabPeer {
     this.#host = { id: host.id, name: sanitise(host.name, limits.NAME_CHARS) };
     this.#device = { ...this.#device, host: machine || this.#device.host };
     this.#tell({ phase: "joined", why: "", id: me.id });
-    this.#refresh();
+    this.#refresh(true);
   }
 
   /** Ask the host which models there are. */
-  async #refresh() {
+  async #refresh(joined = false) {
     this.#refreshed = Date.now();
     try {
-      await this.#models.refresh();
+      await this.#models.refresh(joined);
       if (this.#mux.me !== null) this.#tell({ why: "" });
     } catch (error) {
       if (this.#mux.me !== null) this.#tell({ why: error.message });

@@ -18,11 +18,15 @@ export class Timeline {
 
 /** One thing at a time is computed on this device: others wait for their turn. */
 export class Turns {
+  changes = 0; // beginnings and ends of turns: whoever measures sees if a request computed meanwhile
   #last = Promise.resolve();
 
   run(work) {
-    const mine = this.#last.then(work);
-    this.#last = mine.catch(() => {});
+    const mine = this.#last.then(() => {
+      this.changes++;
+      return work();
+    });
+    this.#last = mine.catch(() => {}).finally(() => this.changes++);
     return mine;
   }
 }

@@ -1,11 +1,14 @@
 // onnxruntime-web behind a small face: graphs with weights, run one after the other.
 
+import { FetchError } from "./errors.js";
 import { Matrix } from "./matrix.js";
 
 export const PROCESSOR = "wasm"; // places to compute, as the library names them
 export const GPU = "webgpu";
 
 const LIBRARIES = { [PROCESSOR]: "ort.wasm.min.mjs", [GPU]: "ort.jspi.min.mjs" }; // the other one has the first one's place too
+const PROGRAMS = { [PROCESSOR]: "ort-wasm-simd-threaded", [GPU]: "ort-wasm-simd-threaded.jspi" }; // of the libraries
+const SIZE = "X-Uncompressed-Bytes"; // header of what is sent gzipped
 const FOLDER = "../vendor/onnxruntime-web/dist/";
 export const MISSING = "this peer was installed without the browser runtime: run `make runtime` there, and start it again";
 const THREADS = 8; // at most: more share their cores with others
@@ -39,6 +42,47 @@ async function library() {
     throw new Error(MISSING, { cause: error });
   });
   return loading;
+}
+
+let program = null; // a promise of the runtime's WebAssembly, while it is fetched and once it is there
+
+/**
+ * Fetch the runtime's WebAssembly, which the library would fetch by itself, but once only, without a word of how far it
+ * is. `arrived` is told (done, total), in bytes as they are sent, at least once.
+ */
+export async function fetchRuntime(arrived) {
+  const ort = await library();
+  if (globalThis.process?.versions?.node) return arrived(0, 0); // node reads it from the disk
+  program ??= fetchProgram(ort, arrived).catch((error) => {
+    program = null; // it can be tried again
+    throw error;
+  });
+  arrived(...(await program));
+}
+
+/** Its bytes as they were sent, done and in all. */
+async function fetchProgram(ort, arrived) {
+  const name = PROGRAMS[(await gpuMissing()) ? PROCESSOR : GPU];
+  const broke = () => {
+    throw new FetchError("the browser's runtime did not arrive: the line to the peer that serves this page broke");
+  };
+  await import(`${FOLDER}${name}.mjs`).catch(broke);
+  const response = await fetch(new URL(`${FOLDER}${name}.wasm`, import.meta.url)).catch(broke);
+  if (!response.ok) broke();
+  const total = Number(response.headers.get("Content-Length"));
+  const size = Number(response.headers.get(SIZE)) || total;
+  const pieces = [];
+  let held = 0;
+  arrived(0, total);
+  for (const reader = response.body.getReader(); ; ) {
+    const { value, done } = await reader.read().catch(broke);
+    if (done) break;
+    pieces.push(value);
+    held += value.length;
+    arrived(Math.min(Math.round((held / size) * total), total), total);
+  }
+  ort.env.wasm.wasmBinary = await new Blob(pieces).arrayBuffer();
+  return [total, total];
 }
 
 /** Whether a GPU was used and is gone. */
@@ -80,6 +124,7 @@ export class Graph {
     const options = { executionProviders: [place], logSeverityLevel: 3, extra };
     if (weights !== null) options.externalData = [{ path: "weights", data: weights }];
     const session = await inTurn(() => ort.InferenceSession.create(bytes, options));
+    ort.env.wasm.wasmBinary = undefined; // it is compiled by now
     if (place === GPU) watching ??= watch(ort);
     return new Graph(ort, session);
   }

@@ -72,9 +72,10 @@ class Files {
 }
 
 /**
- * The store of one host's files. `get(sha256, bytes)`: a Uint8Array whose hash that is.
+ * The store of one host's files. `get(sha256, bytes, arrived)`: a Uint8Array whose hash that is; `arrived` is told how
+ * many of its bytes came from the host, as they come.
  *
- * @param http  ask(path): a Response that is ok
+ * @param http  pieces(path): Uint8Arrays, as they come
  */
 export async function openStore(http) {
   const base = await openFiles();
@@ -88,15 +89,20 @@ export async function openStore(http) {
     return null;
   }
 
-  async function fetched(hash, bytes) {
-    const answer = await http.ask(`/tab/blobs/${hash}`);
-    const data = new Uint8Array(await answer.arrayBuffer());
-    if (data.length !== bytes || (await hashOf(data)) !== hash) {
-      throw new ModelError("a file of the model is not the one that was promised: it was damaged or altered on the way");
+  async function fetched(hash, bytes, arrived) {
+    const wrong = () => new ModelError("a file of the model is not the one that was promised: it was damaged or altered on the way");
+    const data = new Uint8Array(bytes);
+    let held = 0;
+    for await (const piece of http.pieces(`/tab/blobs/${hash}`)) {
+      if (held + piece.length > bytes) throw wrong();
+      data.set(piece, held);
+      held += piece.length;
+      arrived(held);
     }
+    if (held !== bytes || (await hashOf(data)) !== hash) throw wrong();
     await files?.put(hash, data.buffer).catch(() => {}); // a full or forbidden store: fetched again next time
     return data;
   }
 
-  return { get: async (hash, bytes) => (await kept(hash)) ?? fetched(hash, bytes) };
+  return { get: async (hash, bytes, arrived = () => {}) => (await kept(hash)) ?? fetched(hash, bytes, arrived) };
 }

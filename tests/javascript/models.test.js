@@ -1,0 +1,106 @@
+// The models of a tab: what is offered when, and measured again.
+
+import assert from "node:assert/strict";
+import { afterEach, test } from "node:test";
+
+import { FetchError, ModelError } from "../../astra_mesh/web/site/peer/errors.js";
+import { Models } from "../../astra_mesh/web/site/peer/models.js";
+
+const ID = "e".repeat(64);
+const ABOUT = { id: ID, name: "tiny", family: "gpt2", tasks: [], bytes: 1000, codebooks: [] };
+const realNow = Date.now;
+const realTimer = globalThis.setTimeout;
+afterEach(() => {
+  Date.now = realNow;
+  globalThis.setTimeout = realTimer;
+});
+
+/** `failing`: what loading fails with, one after the other; then it goes well. */
+async function made({ failing = [], measured = [], about = ABOUT } = {}) {
+  const model = { place: "wasm", why: "", isLost: false };
+  const calls = [];
+  const engine = {
+    load: async (manifest, progress) => {
+      const error = failing.shift();
+      if (error) throw error;
+      progress(500, 1000);
+      return model;
+    },
+    measure: async (_, worked, again = false) => {
+      calls.push(again);
+      const found = measured.shift();
+      if (found instanceof Error) throw found;
+      return { timing: { per_token_s: found?.s ?? 1 }, books: {}, sure: found?.sure ?? true };
+    },
+  };
+  const models = new Models({ http: { json: async (path) => (path === "/tab/models" ? [about] : about) }, engine, changed: () => {} });
+  await models.refresh(true);
+  return { models, calls };
+}
+
+const lost = () => new FetchError("the peer does not answer");
+const offered = (models) => models.offers().length === 1;
+
+test("files that did not arrive: offered again when the tab joins anew, and then loaded", async () => {
+  const { models } = await made({ failing: [lost()] });
+  await assert.rejects(models.load(ID), /does not answer/);
+  assert.deepEqual([models.states()[0].state, offered(models)], ["interrupted", false]);
+  await models.refresh();
+  assert.equal(offered(models), false);
+  assert.equal(await models.refresh(true), true);
+  assert.deepEqual([models.states()[0].state, offered(models)], ["offered", true]);
+  await models.load(ID);
+  assert.equal(models.states()[0].state, "ready");
+});
+
+test("and after a while, though the tab stays joined", async () => {
+  const { models } = await made({ failing: [lost()] });
+  await assert.rejects(models.load(ID), /does not answer/);
+  Date.now = () => realNow() + 31_000;
+  assert.equal(await models.refresh(), true);
+  assert.ok(offered(models));
+});
+
+test("a file of another hash, and a model that no tab can run, are not offered again", async () => {
+  const { models } = await made({ failing: [new ModelError("not the one that was promised")] });
+  await assert.rejects(models.load(ID), /promised/);
+  Date.now = () => realNow() + 1e9;
+  await models.refresh(true);
+  assert.deepEqual([models.states()[0].state, offered(models)], ["failed", false]);
+  const large = await made({ about: { ...ABOUT, why: "too large" } });
+  await large.models.refresh(true);
+  assert.equal(offered(large.models), false);
+});
+
+test("what was measured while something disturbed it is measured again, until it is sure", async () => {
+  const timers = [];
+  globalThis.setTimeout = (work) => timers.push(work);
+  const { models, calls } = await made({
+    measured: [{ s: 9, sure: false }, new Error("a request computes"), { s: 5, sure: false }, { s: 2 }],
+  });
+  await models.load(ID);
+  const timing = () => models.offer(ID).timing.per_token_s;
+  const seen = [timing()];
+  while (timers.length) {
+    await timers.shift()();
+    seen.push(timing());
+  }
+  assert.deepEqual(seen, [9, 9, 5, 2]);
+  assert.deepEqual(calls, [false, true, true, true]);
+});
+
+test("a tab that left measures no more", async () => {
+  const timers = new Set();
+  globalThis.setTimeout = (work) => (timers.add(work), work);
+  const stop = globalThis.clearTimeout;
+  globalThis.clearTimeout = (timer) => timers.delete(timer);
+  try {
+    const { models } = await made({ measured: [{ sure: false }] });
+    await models.load(ID);
+    assert.equal(timers.size, 1);
+    models.close();
+    assert.equal(timers.size, 0);
+  } finally {
+    globalThis.clearTimeout = stop;
+  }
+});
