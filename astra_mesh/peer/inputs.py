@@ -54,6 +54,8 @@ def _checked(loaded: Loaded, ask: Ask) -> bytes | None:
         raise InputError("give exactly one of a text, token ids and an image")
     if ask.image is not None and loaded.processor is None:
         raise InputError(f"{loaded.bundle.name} reads text; give a text, not an image")
+    if ask.image is None and loaded.processor is not None:
+        raise InputError(f"{loaded.bundle.name} reads images; give an image file")
     if ask.image is not None and ask.answered:
         raise InputError("only a text that is continued has tokens that were answered")
     return ask.image
