@@ -93,8 +93,12 @@ class Way:
             places = [place for place in self._elsewhere if place != lost.place]
             if again and lost.place is not None:
                 places.append(lost.place)
-            for place in places[: limits.CLIENT_PLACES]:
-                if await self._move(place):
+            soon = [(place, limits.CLIENT_MOVE_S) for place in places[: limits.CLIENT_PLACES]]
+            busy = [
+                (place, limits.CLIENT_MOVE_BUSY_S) for place in places[: limits.CLIENT_BUSY_PLACES]
+            ]
+            for place, dial_s in soon + busy:
+                if await self._move(place, dial_s):
                     return self._sentence(error, after)
         raise error
 
@@ -102,17 +106,17 @@ class Way:
         name = sanitise(self.line.hello.name)
         return sanitise(f"continued by {name}{after}: {error.message}")
 
-    async def _move(self, place: Address) -> bool:
+    async def _move(self, place: Address, dial_s: float) -> bool:
         try:
-            line = await self._open(place)
+            line = await self._open(place, dial_s)
         except MeshError as why:
             log.info("cannot go on at %s: %s", show_address(place), why.message)
             return False
         self.line, self._roster = line, None
         return True
 
-    async def _open(self, place: Address) -> Line:
-        timings = replace(self._target.timings, dial_s=limits.CLIENT_MOVE_S)
+    async def _open(self, place: Address, dial_s: float = limits.CLIENT_MOVE_S) -> Line:
+        timings = replace(self._target.timings, dial_s=dial_s)
         return await open_line(self._stack, place, replace(self._target, timings=timings))
 
     async def _read_roster(self) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from astra_mesh import limits
 from astra_mesh.bundle import open_bundle
 from astra_mesh.client import Mesh
 from astra_mesh.engine.reference import decode, run_solo
@@ -111,6 +112,20 @@ async def test_without_another_peer_the_loss_is_named(models: Path) -> None:
         with pytest.raises(PeerLostError, match=r"the peer a at .* went away"):
             async for _ in generation:
                 pass
+
+
+async def test_a_peer_that_is_slow_to_answer_is_asked_once_more(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No handshake is done in so short a time."""
+    monkeypatch.setattr(limits, "CLIENT_MOVE_S", 1e-6)
+    async with mesh_of(["a", "b"], models) as peers, Mesh(("127.0.0.1", peers[0].port)) as mesh:
+        generation = mesh.generate("words", PROMPT, max_new_tokens=NEW)
+        await anext(generation)
+        await vanish(peers[0])
+        rest = [token.id async for token in generation]
+        assert len(rest) == NEW - 1
+        assert mesh.peer.name == "b"
 
 
 async def test_the_next_request_goes_elsewhere_or_to_the_peer_that_came_back(models: Path) -> None:
