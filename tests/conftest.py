@@ -28,6 +28,7 @@ import itertools
 import signal
 import sys
 from collections.abc import AsyncIterator, Generator, Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -161,6 +162,15 @@ def pytest_runtest_makereport(
 def _is_async(item: pytest.Item) -> bool:
     function = getattr(item, "obj", None)
     return item.get_closest_marker("asyncio") is not None or inspect.iscoroutinefunction(function)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _uvloop_begun() -> None:
+    """Its first loop opens a pipe for signals that the process keeps."""
+    with suppress(ImportError):
+        import uvloop
+
+        uvloop.new_event_loop().close()
 
 
 @pytest.fixture(autouse=True)

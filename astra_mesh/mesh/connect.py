@@ -6,7 +6,7 @@ import asyncio
 import ssl
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
@@ -18,6 +18,7 @@ from astra_mesh import limits
 from astra_mesh.errors import MeshError, NoPeerError, NotPairedError
 from astra_mesh.mesh.link import Link
 from astra_mesh.mesh.session import Session
+from astra_mesh.mesh.sockets import close_soon
 from astra_mesh.mesh.timings import Timings
 from astra_mesh.mesh.trust import Known
 from astra_mesh.wire.messages import DeviceId
@@ -183,9 +184,7 @@ async def first_of(
 
 
 async def _drop(socket: aiohttp.ClientWebSocketResponse) -> None:
-    with suppress(TimeoutError):
-        async with asyncio.timeout(0):
-            await socket.close()
+    await close_soon(socket, 0.0)
 
 
 class Places:

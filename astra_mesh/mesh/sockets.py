@@ -64,13 +64,29 @@ def tune(socket: Socket) -> None:
 
 
 async def close_soon(socket: Socket, patience_s: float) -> None:
-    """The closing handshake, no longer than that; afterwards the socket is gone."""
+    """The closing handshakes, WebSocket's and TLS's, no longer than that; afterwards the socket is
+    gone. TLS alone would wait 30 s for the farewell of a peer that is lost.
+    """
     transport = transport_of(socket)
+    gone = _gone(transport)
+    done = False
     try:
         async with asyncio.timeout(patience_s):
             await socket.close()
+            if gone is not None:
+                await asyncio.wait([gone])
+        done = True
     except TimeoutError:
         pass
     finally:
-        if transport is not None and not transport.is_closing():
+        if transport is not None and not (done and transport.is_closing()):
             transport.abort()
+
+
+def _gone(transport: asyncio.Transport | None) -> asyncio.Future[None] | None:
+    """Done when a connection is over; None: it is, or a server has it and will end it."""
+    protocol = transport.get_protocol() if transport is not None else None
+    gone: asyncio.Future[None] | None = getattr(protocol, "closed", None)
+    if gone is not None:
+        gone.add_done_callback(lambda future: future.cancelled() or future.exception())
+    return gone
