@@ -76,6 +76,7 @@ CLIENT_PLACES: Final = 8  # ... trying so many addresses each time ...
 CLIENT_MOVE_S: Final = 1.5  # ... for so long each: those that live answer within a round trip ...
 CLIENT_MOVE_BUSY_S: Final = 4.0  # ... or, where none did, the first few once more for so long:
 CLIENT_BUSY_PLACES: Final = 2  # a small board that starts a model needs seconds for a handshake
+CLIENT_SEARCH_S: Final = 4.0  # before that it looks for others by itself: announcements take 1 s
 PROGRESS_MARKS: Final = 1_024  # in one message: 15 KiB of positional integers
 PROGRESS_S: Final = 0.1  # between two of them, while somebody looks on
 SHOWN_REQUESTS: Final = 8  # kept for whoever looks on, the last ones; a plan of 4 peers is 3 KB

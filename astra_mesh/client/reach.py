@@ -10,11 +10,12 @@ from dataclasses import dataclass
 
 import aiohttp
 
+from astra_mesh import limits
 from astra_mesh.client.addresses import parse_address
-from astra_mesh.client.pairing_search import search
+from astra_mesh.client.nearby import member_places
 from astra_mesh.errors import AstraMeshError
 from astra_mesh.mesh.connect import Address, Secure, dial_any
-from astra_mesh.mesh.meeting import MeetingPlaces
+from astra_mesh.mesh.sockets import close_soon
 from astra_mesh.mesh.trust import Known, Trust
 from astra_mesh.wire.messages import DeviceId, PeerId, PeerInfo
 
@@ -35,7 +36,7 @@ async def who_answers(trust: Trust) -> dict[DeviceId, float]:
             with suppress(AstraMeshError):
                 socket, _ = await dial_any(http, addresses, secure=secure)
                 known = secure.known(socket)
-                await socket.close()
+                await close_soon(socket, limits.CLOSE_TIMEOUT_S)
                 if known is not None:
                     found.setdefault(known.device, time.perf_counter() - began)
     return found
@@ -87,20 +88,16 @@ async def _known(http: aiohttp.ClientSession, secure: Secure, text: str) -> Know
     with suppress(AstraMeshError):
         socket, _ = await dial_any(http, [parse_address(text)], secure=secure)
         known = secure.known(socket)
-        await socket.close()
+        await close_soon(socket, limits.CLOSE_TIMEOUT_S)
         return known
     return None
 
 
 async def _places(trust: Trust) -> AsyncGenerator[list[Address], None]:
-    """Where members may be: kept addresses, those that peers here are linked with, announced ones
-    (all of one peer). An address may come twice.
-    """
-    for address in await asyncio.to_thread(MeetingPlaces(trust.folder).of, trust.members()):
-        yield [address]
+    """Where members may be, those first that peers here are linked with."""
     for address in await _linked():
         yield [address]
-    async with aclosing(search()) as found:
+    async with aclosing(member_places(trust)) as found:
         async for addresses in found:
             yield addresses
 

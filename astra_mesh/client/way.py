@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable
+from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from astra_mesh import limits
@@ -16,10 +17,13 @@ from astra_mesh.client.line import Conversation, Line, new_request
 from astra_mesh.errors import AstraMeshError, InputError, MeshError, NoPeerError, PeerLostError
 from astra_mesh.mesh.connect import show_address
 from astra_mesh.mesh.interfaces import is_loopback
+from astra_mesh.mesh.trust import Trust
 from astra_mesh.wire.codec import sanitise
 from astra_mesh.wire.messages import ListPeers, PeerId, Peers, Planned, Refer
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from astra_mesh.mesh.connect import Address
 
 log = logging.getLogger(__name__)
@@ -93,24 +97,48 @@ class Way:
             places = [place for place in self._elsewhere if place != lost.place]
             if again and lost.place is not None:
                 places.append(lost.place)
-            soon = [(place, limits.CLIENT_MOVE_S) for place in places[: limits.CLIENT_PLACES]]
-            busy = [
-                (place, limits.CLIENT_MOVE_BUSY_S) for place in places[: limits.CLIENT_BUSY_PLACES]
-            ]
-            for place, dial_s in soon + busy:
-                if await self._move(place, dial_s):
+            for place in places[: limits.CLIENT_PLACES]:
+                if await self._move(place, limits.CLIENT_MOVE_S):
+                    return self._sentence(error, after)
+            if await self._search(lost, places, again=again):
+                return self._sentence(error, after)
+            for place in places[: limits.CLIENT_BUSY_PLACES]:
+                if await self._move(place, limits.CLIENT_MOVE_BUSY_S):
                     return self._sentence(error, after)
         raise error
+
+    async def _search(self, lost: Line, tried: Collection[Address], *, again: bool) -> bool:
+        """Look for others as this device knows the mesh itself: the peer that was lost told of none
+        that answers, or was lost before it told of any.
+        """
+        member_places = await asyncio.to_thread(_member_places, self._target.trust_dir)
+        past = {*tried, lost.place}
+        with suppress(TimeoutError):
+            async with asyncio.timeout(limits.CLIENT_SEARCH_S), AsyncExitStack() as stack:
+                found = await stack.enter_async_context(aclosing(member_places()))
+                async for addresses in found:
+                    for place in addresses:
+                        shun = None if again else lost.hello.peer
+                        if place not in past and await self._move(
+                            place, limits.CLIENT_MOVE_S, shun=shun
+                        ):
+                            return True
+                        past.add(place)
+        return False
 
     def _sentence(self, error: MeshError, after: str) -> str:
         name = sanitise(self.line.hello.name)
         return sanitise(f"continued by {name}{after}: {error.message}")
 
-    async def _move(self, place: Address, dial_s: float) -> bool:
+    async def _move(self, place: Address, dial_s: float, *, shun: PeerId | None = None) -> bool:
+        """Whether a peer answers there, and is not the one to be shunned."""
         try:
             line = await self._open(place, dial_s)
         except MeshError as why:
             log.info("cannot go on at %s: %s", show_address(place), why.message)
+            return False
+        if line.hello.peer == shun:
+            await line.close()
             return False
         self.line, self._roster = line, None
         return True
@@ -146,6 +174,13 @@ class Way:
             if (host, port) not in found:
                 found.append((host, port))
         return found
+
+
+def _member_places(trust_dir: Path | None) -> Callable[[], AsyncGenerator[list[Address], None]]:
+    """A search for members of this device's mesh. Imports what few clients need, and blocks."""
+    from astra_mesh.client.nearby import member_places
+
+    return partial(member_places, Trust.open(trust_dir))
 
 
 def may_go_on(line: Line, error: MeshError) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,11 +12,14 @@ import torch
 
 from astra_mesh import limits
 from astra_mesh.bundle import open_bundle
-from astra_mesh.client import Mesh
+from astra_mesh.client import Mesh, nearby
+from astra_mesh.client.way import Way
 from astra_mesh.engine.reference import decode, run_solo
 from astra_mesh.engine.sampling import Sampler
 from astra_mesh.errors import PeerLostError
 from astra_mesh.families import ModelInput
+from astra_mesh.mesh.connect import Address
+from astra_mesh.mesh.meeting import MeetingPlaces
 from astra_mesh.mesh.sockets import transport_of
 from astra_mesh.peer import Peer
 from astra_mesh.peer.answer import Answer
@@ -42,12 +47,17 @@ def undisturbed(models: Path) -> dict[float, list[int]]:
 
 async def vanish(peer: Peer) -> None:
     """As if its process were killed: all its sockets end without a word."""
+    drop_links(peer)
+    await peer.stop()
+
+
+def drop_links(peer: Peer) -> None:
+    """End its connections without a word."""
     assert peer._links is not None
     for link in list(peer._links._links):
         transport = transport_of(link._socket)
         assert transport is not None
         transport.abort()
-    await peer.stop()
 
 
 async def goodbye(peer: Peer) -> None:
@@ -104,7 +114,10 @@ async def test_an_answer_is_asked_for_once_more(
         assert any("continued by b: the peer a at" in note for note in found.report.notes)
 
 
-async def test_without_another_peer_the_loss_is_named(models: Path) -> None:
+async def test_without_another_peer_the_loss_is_named(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "CLIENT_SEARCH_S", 0.2)
     async with mesh_of(["a"], models) as peers, Mesh(("127.0.0.1", peers[0].port)) as mesh:
         generation = mesh.generate("words", PROMPT, max_new_tokens=NEW)
         await anext(generation)
@@ -119,6 +132,7 @@ async def test_a_peer_that_is_slow_to_answer_is_asked_once_more(
 ) -> None:
     """No handshake is done in so short a time."""
     monkeypatch.setattr(limits, "CLIENT_MOVE_S", 1e-6)
+    monkeypatch.setattr(limits, "CLIENT_SEARCH_S", 0.1)
     async with mesh_of(["a", "b"], models) as peers, Mesh(("127.0.0.1", peers[0].port)) as mesh:
         generation = mesh.generate("words", PROMPT, max_new_tokens=NEW)
         await anext(generation)
@@ -126,6 +140,47 @@ async def test_a_peer_that_is_slow_to_answer_is_asked_once_more(
         rest = [token.id async for token in generation]
         assert len(rest) == NEW - 1
         assert mesh.peer.name == "b"
+
+
+@pytest.mark.parametrize("kept", [True, False])
+async def test_a_client_that_was_told_of_nobody_looks_for_others_by_itself(
+    models: Path, monkeypatch: pytest.MonkeyPatch, kept: bool
+) -> None:
+    """Where they announce themselves, or where their devices were paired by address."""
+    monkeypatch.setattr(Way, "look_around", lambda self: None)
+    monkeypatch.setattr(Way, "learn", lambda self, planned: None)
+    async with mesh_of(["a", "b"], models) as peers:
+        places = [("127.0.0.1", 9), *(("127.0.0.1", peer.port) for peer in peers)]
+        if kept:
+            monkeypatch.setattr(MeetingPlaces, "of", lambda self, devices: places)
+        monkeypatch.setattr(nearby, "search", partial(announced, [] if kept else [places]))
+        async with Mesh(("127.0.0.1", peers[0].port)) as mesh:
+            generation = mesh.generate("words", PROMPT, max_new_tokens=NEW)
+            await anext(generation)
+            await vanish(peers[0])
+            rest = [token.id async for token in generation]
+            assert len(rest) == NEW - 1
+            assert mesh.peer.name == "b"
+
+
+async def test_a_peer_that_dropped_a_client_is_not_found_again_for_the_same_request(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with mesh_of(["a"], models) as (peer,), Mesh(("127.0.0.1", peer.port)) as mesh:
+        elsewhere = [[("localhost", peer.port)]]
+        monkeypatch.setattr(nearby, "search", partial(announced, elsewhere))
+        generation = mesh.generate("words", PROMPT, max_new_tokens=NEW)
+        await anext(generation)
+        drop_links(peer)
+        with pytest.raises(PeerLostError, match=r"the peer a at .* went away"):
+            async for _ in generation:
+                pass
+
+
+async def announced(places: list[list[Address]]) -> AsyncGenerator[list[Address], None]:
+    """Stands in for multicast."""
+    for addresses in places:
+        yield addresses
 
 
 async def test_the_next_request_goes_elsewhere_or_to_the_peer_that_came_back(models: Path) -> None:

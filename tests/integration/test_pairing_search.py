@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from astra_mesh import limits
-from astra_mesh.client import pairing_search
+from astra_mesh.client import nearby, pairing_search
 from astra_mesh.client.pairing_search import pair_nearby
 from astra_mesh.client.reach import who_answers
 from astra_mesh.errors import PairingError
@@ -44,7 +44,7 @@ def announced(monkeypatch: pytest.MonkeyPatch) -> list[list[Address]]:
             yield addresses
 
     monkeypatch.setattr(pairing_search, "search", search)
-    monkeypatch.setattr("astra_mesh.client.reach.search", search)
+    monkeypatch.setattr(nearby, "search", search)
     return found
 
 

@@ -13,9 +13,6 @@ from tools.lab.history import Asked, History, Seen
 GONE_S: Final = 5.0
 GOODBYE_S: Final = 0.5
 BACK_S: Final = 3.0
-TOLD_S: Final = (
-    0.3  # from a client's first question until it was told of other peers, on a busy machine
-)
 NAMED_ERRORS: Final = ("no-peer", "peer-lost", "refused", "busy", "deadline", "leaving", "mesh")
 REPLANNED: Final = "planned again without"  # in the notes of a report
 MORE_DESCRIPTORS: Final = 4
@@ -111,24 +108,9 @@ def _failed(history: History, asked: Asked, where: str) -> Iterator[str]:
         yield f"{where} was not continued, though {other} was there: {said}"
 
 
-def _knew_nobody(history: History, asked: Asked) -> bool:
-    """The first question of a client, whose peer was hit before it could tell who else is there."""
-    before = (
-        one.answer
-        for one in history.asked
-        if one.device == asked.device and one is not asked and one.ended_s <= asked.began_s
-    )
-    return not any(before) and any(
-        fault.device == asked.device and 0 <= fault.at_s - asked.began_s < TOLD_S
-        for fault in history.faults
-    )
-
-
 def _refuge(history: History, asked: Asked) -> str:
     """A peer that the client could have gone on with; empty: none, or its network was away."""
     span = asked.began_s, asked.ended_s
-    if _knew_nobody(history, asked):
-        return ""
     if any(
         fault.device == asked.device and fault.kind in ("blip", "partition", "suspend", "address")
         for fault in history.faults

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from astra_mesh.client import pairing_search
+from astra_mesh.client import nearby
 from astra_mesh.mesh.connect import Address
 from astra_mesh.wire.messages import PeerId
 
@@ -35,7 +35,7 @@ class Announced:
 
 
 async def test_a_forged_announcement_hides_no_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pairing_search, "Discovery", Announced)
-    monkeypatch.setattr(pairing_search, "SEARCH_S", 0.05)
-    async with aclosing(pairing_search.search()) as found:
+    monkeypatch.setattr(nearby, "Discovery", Announced)
+    monkeypatch.setattr(nearby, "SEARCH_S", 0.05)
+    async with aclosing(nearby.search()) as found:
         assert [addresses async for addresses in found] == [[FORGED], [NEAR, FAR], [NEAR]]
