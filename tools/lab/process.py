@@ -56,7 +56,10 @@ class DevicePeer:
     @property
     def port(self) -> int | None:
         """Where it listens, from its first line of output; None before that, or if it failed."""
-        line, end, _ = (self.folder / "output").read_text().partition("\n")
+        try:
+            line, end, _ = (self.folder / "output").read_text().partition("\n")
+        except FileNotFoundError:  # another thread is starting the peer again
+            return None
         port: int | None = json.loads(line).get("port") if end else None
         return port
 
