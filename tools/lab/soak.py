@@ -30,6 +30,7 @@ CALM_S = limits.GIVE_BACK_S + 6.0
 WARM_UP_S = 600.0  # which does not count: caches fill, the allocator finds its size
 SLOPE_LEAST_S = 1200.0  # a shorter time has no slope: one page of noise is MiB an hour
 MORE_BYTES_PER_HOUR = 1 << 20
+CHANCE = 2.0  # standard errors of a slope that are no growth yet
 MORE_DESCRIPTORS, MORE_THREADS = 3, 2
 _LEAST_MINUTES = (WARM_UP_S + SLOPE_LEAST_S) / 60
 TOO_SHORT = f"growth not judged: that takes {_LEAST_MINUTES:.0f} minutes or more"
@@ -171,8 +172,8 @@ def findings(found: Soaked) -> list[str]:
     for name, samples in found.calm.items():
         steady = after_warm_up(samples)
         growth = hourly_bytes(steady)
-        if growth is not None and growth > MORE_BYTES_PER_HOUR:
-            broken.append(f"{name} grows by {growth / 2**20:.2f} MiB an hour")
+        if growth is not None and growth[0] - CHANCE * growth[1] > MORE_BYTES_PER_HOUR:
+            broken.append(f"{name} grows by {_mib_an_hour(growth)}")
         first, last = steady[0][1], steady[-1][1]
         if last.descriptors > first.descriptors + MORE_DESCRIPTORS:
             broken.append(f"{name}: {first.descriptors} descriptors became {last.descriptors}")
@@ -187,21 +188,26 @@ def after_warm_up(samples: Sequence[tuple[float, Held]]) -> Sequence[tuple[float
     return steady or samples[len(samples) // 2 :]
 
 
-def hourly_bytes(steady: Sequence[tuple[float, Held]]) -> float | None:
-    """Growth of the memory in bytes an hour; None where the time is too short to tell."""
+def hourly_bytes(steady: Sequence[tuple[float, Held]]) -> tuple[float, float] | None:
+    """Growth of the memory in bytes an hour, and its standard error; None where the time is too
+    short to tell."""
     if steady[-1][0] - steady[0][0] < SLOPE_LEAST_S:
         return None
-    return slope([(at, one.memory_bytes) for at, one in steady]) * 3600
+    growth, error = slope([(at, one.memory_bytes) for at, one in steady])
+    return growth * 3600, error * 3600
 
 
-def slope(points: Sequence[tuple[float, float]]) -> float:
-    """Of the straight line with the smallest squared error; 0 for fewer than two points."""
-    if len(points) < 2:
-        return 0.0
+def slope(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Of the straight line with the smallest squared error, and its standard error; 0 for too few
+    points."""
+    if len(points) < 3:
+        return 0.0, 0.0
     middle_x = sum(x for x, _ in points) / len(points)
     middle_y = sum(y for _, y in points) / len(points)
-    above = sum((x - middle_x) * (y - middle_y) for x, y in points)
-    return above / max(sum((x - middle_x) ** 2 for x, _ in points), 1e-9)
+    spread = max(sum((x - middle_x) ** 2 for x, _ in points), 1e-9)
+    found = sum((x - middle_x) * (y - middle_y) for x, y in points) / spread
+    left = sum((y - middle_y - found * (x - middle_x)) ** 2 for x, y in points)
+    return found, math.sqrt(left / (len(points) - 2) / spread)
 
 
 def summary(found: Soaked) -> str:
@@ -220,4 +226,9 @@ def summary(found: Soaked) -> str:
 
 def _told(steady: Sequence[tuple[float, Held]]) -> str:
     growth = hourly_bytes(steady)
-    return f"{growth / 2**20:+.2f} MiB an hour" if growth is not None else TOO_SHORT
+    return _mib_an_hour(growth) if growth is not None else TOO_SHORT
+
+
+def _mib_an_hour(growth: tuple[float, float]) -> str:
+    more, error = (one / 2**20 for one in growth)
+    return f"{more:+.2f} \u00b1 {error:.2f} MiB an hour"

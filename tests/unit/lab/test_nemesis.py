@@ -232,10 +232,11 @@ def test_growth_is_found() -> None:
             for t in range(0, 3600, 60)
         ]
 
-    assert slope([(0, 1), (1, 3), (2, 5)]) == pytest.approx(2.0)
+    assert slope([(0, 1), (1, 3), (2, 5)]) == pytest.approx((2.0, 0.0))
+    assert slope([(0, 0), (1, 3), (2, 0), (3, 3)]) == pytest.approx((0.6, 0.72**0.5))
     assert findings(Soaked(calm={"attic": samples(0.9 * 2**20 / 3600)})) == []
     (found,) = findings(Soaked(calm={"attic": samples(1.2 * 2**20 / 3600)}))
-    assert found.startswith("attic grows by 1.2")
+    assert found.startswith("attic grows by +1.2")
 
 
 @pytest.mark.parametrize(("minutes", "judged"), [(3, False), (29, False), (31, True), (60, True)])
@@ -266,4 +267,18 @@ def test_what_swings_while_requests_run_is_no_growth() -> None:
     calm = [(float(t), HELD) for t in range(120, 3601, 120)]
     found = Soaked(samples={"attic": swinging}, calm={"attic": calm})
     assert findings(found) == []
-    assert "+0.00 MiB an hour; +34.33 MiB an hour while asked" in summary(found)
+    assert "+0.00 \u00b1 0.00 MiB an hour; +34.33 \u00b1 0.00 MiB an hour while" in summary(found)
+
+
+def test_what_chance_explains_is_no_growth() -> None:
+    """2 MiB an hour: in memory that swings by 8 MiB from look to look, and by 0.2 MiB."""
+
+    def calm(swing: int) -> list[tuple[float, Held]]:
+        return [
+            (t, replace(HELD, memory_bytes=HELD.memory_bytes + int(t * 583) + t // 120 % 2 * swing))
+            for t in range(0, 3600, 120)
+        ]
+
+    assert findings(Soaked(calm={"attic": calm(8 << 20)})) == []
+    (found,) = findings(Soaked(calm={"attic": calm(200 << 10)}))
+    assert found.startswith("attic grows by +2.")
