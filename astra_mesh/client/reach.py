@@ -26,7 +26,7 @@ async def who_answers(trust: Trust) -> dict[DeviceId, float]:
     secure = Secure(tls.client, trust.whose_connection)
     found: dict[DeviceId, float] = {}
     tried: set[Address] = set()
-    async with aiohttp.ClientSession() as http, aclosing(_places(trust)) as places:
+    async with aiohttp.ClientSession() as http, aclosing(member_places(trust)) as places:
         async for addresses in places:
             if tried.issuperset(addresses):
                 continue
@@ -92,7 +92,7 @@ async def _known(http: aiohttp.ClientSession, secure: Secure, text: str) -> Know
     return None
 
 
-async def _places(trust: Trust) -> AsyncGenerator[list[Address], None]:
+async def member_places(trust: Trust) -> AsyncGenerator[list[Address], None]:
     """Where members may be: kept addresses, those that peers here are linked with, announced ones
     (all of one peer). An address may come twice.
     """
