@@ -180,6 +180,9 @@ TRUST_POLL_S: Final = 1.0  # a changed roster on disk (`astra-mesh unpair`) is s
 # A device that leaves tells the others for so long: a look for announcements takes 5 s of it, a
 # running peer sees the change of the roster after TRUST_POLL_S.
 FAREWELL_S: Final = 6.0
+# What the clocks of two devices may differ by before `doctor` says so: the shortest membership that
+# `--for` gives is a minute. Answers tell the time to the second.
+CLOCK_OFF_S: Final = 30.0
 TOLD_BYTES: Final = 32 * KIB  # the ids of ROSTER_ENTRIES devices are 17 KiB
 KNOWN_CERTIFICATES: Final = 64  # answers to "whose is it?"; each start of a program brings one
 # Before TLS is complete a connection costs a task and about 40 KB; floods get no further than this.

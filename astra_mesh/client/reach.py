@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import aiohttp
 
 from astra_mesh.client.addresses import parse_address
+from astra_mesh.client.clocks import Clocks
 from astra_mesh.client.pairing_search import search
 from astra_mesh.errors import AstraMeshError
 from astra_mesh.mesh.connect import Address, Secure, dial_any
@@ -19,25 +20,35 @@ from astra_mesh.mesh.trust import Known, Trust
 from astra_mesh.wire.messages import DeviceId, PeerId, PeerInfo
 
 
-async def who_answers(trust: Trust) -> dict[DeviceId, float]:
-    """Devices that answered, and how long that took, seconds."""
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """How a device answered."""
+
+    after_s: float
+    ahead_s: float | None  # its clock, of this one's; None if it does not tell its time
+
+
+async def who_answers(trust: Trust) -> dict[DeviceId, Answered]:
+    """Devices that answered when they were dialled."""
     identity = trust.device.issue()
     tls = await asyncio.to_thread(trust.tls, identity)
     secure = Secure(tls.client, trust.whose_connection)
-    found: dict[DeviceId, float] = {}
+    found: dict[DeviceId, Answered] = {}
     tried: set[Address] = set()
-    async with aiohttp.ClientSession() as http, aclosing(member_places(trust)) as places:
+    clocks = Clocks()
+    async with clocks.session() as http, aclosing(member_places(trust)) as places:
         async for addresses in places:
             if tried.issuperset(addresses):
                 continue
             tried.update(addresses)
             began = time.perf_counter()
             with suppress(AstraMeshError):
-                socket, _ = await dial_any(http, addresses, secure=secure)
-                known = secure.known(socket)
+                socket, address = await dial_any(http, addresses, secure=secure)
+                after_s, known = time.perf_counter() - began, secure.known(socket)
                 await socket.close()
                 if known is not None:
-                    found.setdefault(known.device, time.perf_counter() - began)
+                    answered = Answered(after_s, clocks.ahead_s(address))
+                    found.setdefault(known.device, answered)
     return found
 
 

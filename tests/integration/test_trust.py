@@ -6,19 +6,22 @@ import asyncio
 import logging
 import os
 import ssl
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import msgspec
 import pytest
+from aiohttp import web_response
 from msgspec.structs import replace
 
 import astra_mesh
 from astra_mesh import limits
-from astra_mesh.client import Mesh
+from astra_mesh.client import Mesh, reach
 from astra_mesh.client.pairing_search import join_by_key
 from astra_mesh.client.reach import who_runs
 from astra_mesh.errors import NoPeerError, NotPairedError, PairingError
@@ -132,6 +135,25 @@ async def test_a_peers_certificate_tells_on_which_device_it_runs(
             b.id: trust_of(b).device.id,
         }
         assert found[b.id].name == b.name
+
+
+@pytest.mark.parametrize("shift_s", [0.0, 3_600.0, -90.0])
+async def test_the_clock_of_another_device_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shift_s: float
+) -> None:
+    async with devices(tmp_path, 2) as (a, b):
+        await pair(a, b)
+        await until(linked(a, b))
+
+        async def places(_: Trust) -> AsyncIterator[list[tuple[str, int]]]:
+            yield [("127.0.0.1", a.port)]
+
+        monkeypatch.setattr(reach, "member_places", places)
+        # What the server says; the one that asks has the true time.
+        shifted = lambda: formatdate(time.time() + shift_s, usegmt=True)  # noqa: E731
+        monkeypatch.setattr(web_response, "rfc822_formatted_time", shifted)
+        answered = (await reach.who_answers(trust_of(b)))[trust_of(a).device.id]
+        assert answered.ahead_s == pytest.approx(shift_s, abs=2.0)
 
 
 async def test_programs_of_one_user_need_no_pairing(tmp_path: Path) -> None:
