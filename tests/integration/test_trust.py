@@ -181,6 +181,26 @@ async def test_two_meshes_are_not_mixed(tmp_path: Path) -> None:
         assert len(trust_of(a).members()) == len(trust_of(c).members()) == 2
 
 
+async def test_a_right_code_that_cannot_be_followed_uses_up_no_try(tmp_path: Path) -> None:
+    async with devices(tmp_path, 5) as (a, b, c, d, e):
+        await pair(a, b)
+        await pair(c, d)
+        code = read_secret(new_code())
+        invitations = Invitations(trust_of(a).folder)
+        await asyncio.to_thread(invitations.open_window, code)
+        for _ in range(limits.PAIR_TRIES + 1):
+            with pytest.raises(PairingError, match="unpair --leave"):
+                await pair_with(c, code.text, a)
+        window = await asyncio.to_thread(invitations.window)
+        assert window is not None
+        assert (window.tries, window.judging) == (limits.PAIR_TRIES, 0)
+        for _ in range(limits.PAIR_TRIES - 1):  # a guesser has as many as before
+            with pytest.raises(PairingError, match="the code is wrong: that device"):
+                await pair_with(c, new_code(), a)
+        await pair_with(e, code.text, a)
+        assert len(trust_of(a).members()) == 3
+
+
 async def test_the_window_closes_after_three_wrong_codes(tmp_path: Path) -> None:
     async with devices(tmp_path, 2) as (a, b):
         code = read_secret(new_code())
