@@ -159,7 +159,8 @@ async def _multicast() -> list[Finding]:
     try:
         async with asyncio.timeout(_MULTICAST_S):
             await own.wait()
-        await asyncio.sleep(_OTHERS_S)
+        if listener.problem is None:
+            await asyncio.sleep(_OTHERS_S)
     except TimeoutError:
         why = speaker.problem or listener.problem or "its own announcement did not come back"
         text = (
@@ -173,6 +174,9 @@ async def _multicast() -> list[Finding]:
         await asyncio.wait(tasks)
     peers = await asyncio.to_thread(local_peers)
     others = len(heard - {one} - {peer.id for peer in peers})
+    if listener.problem is not None:
+        text = f"this machine hears itself and nobody else: {listener.problem}"
+        return [_note("multicast", text), *map(searching, peers)]
     return [_fine("multicast", heard_of(others)), *map(searching, peers)]
 
 
