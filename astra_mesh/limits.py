@@ -178,6 +178,13 @@ ROSTER_FRAME_BYTES: Final = 640 * KIB  # ROSTER_ENTRIES with the largest certifi
 ROSTER_JUMP: Final = 1_000  # of an entry's generation at once: no device misses so many decisions
 ROSTER_GENERATIONS: Final = 2**31  # changes of one device's standing
 TRUST_POLL_S: Final = 1.0  # a changed roster on disk (`astra-mesh unpair`) is seen within this
+# A device that leaves tells the others for so long: a look for announcements takes 5 s of it, a
+# running peer sees the change of the roster after TRUST_POLL_S.
+FAREWELL_S: Final = 6.0
+# What the clocks of two devices may differ by before `doctor` says so: the shortest membership that
+# `--for` gives is a minute. Answers tell the time to the second.
+CLOCK_OFF_S: Final = 30.0
+TOLD_BYTES: Final = 32 * KIB  # the ids of ROSTER_ENTRIES devices are 17 KiB
 KNOWN_CERTIFICATES: Final = 64  # answers to "whose is it?"; each start of a program brings one
 # Before TLS is complete a connection costs a task and about 40 KB; floods get no further than this.
 HANDSHAKES: Final = 64  # TLS handshakes at once

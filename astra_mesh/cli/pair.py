@@ -106,6 +106,7 @@ def pair(
                 "other one in, astra-mesh pair --for TIME"
             )
         elif code is not None:
+            trust.settle()
             run_async(_join(trust, code, at or [], as_json))
         elif at:
             raise InputError(
@@ -115,6 +116,7 @@ def pair(
         elif join_key:
             _make_key(trust, uses or 1, valid_s, member_s, as_json)
         else:
+            trust.settle()
             run_async(_show_code(trust, member_s, as_json))
 
 

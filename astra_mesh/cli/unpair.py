@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
@@ -15,6 +15,7 @@ from astra_mesh.cli.options import Json
 from astra_mesh.naming import SHORT_ID, labelled
 
 if TYPE_CHECKING:
+    from astra_mesh.client.farewell import Farewell
     from astra_mesh.client.reach import Running
     from astra_mesh.mesh.roster import RosterBook
     from astra_mesh.mesh.trust import Trust
@@ -45,12 +46,11 @@ def unpair(
             raise InputError("name the device to shut out, or say --leave")
         trust = Trust.open()
         if device is None:
-            _leave(trust)
-        else:
-            _shut_out(trust, device, as_json)
+            _leave(trust, as_json)
+            return
+        _shut_out(trust, device, as_json)
         list_devices(trust, as_json)
-        if device is not None:
-            hint("the peers of the mesh part from it within seconds; others when they meet them")
+        hint("the peers of the mesh part from it within seconds; others when they meet them")
 
 
 def _shut_out(trust: Trust, device: str, as_json: bool) -> None:
@@ -92,20 +92,46 @@ def _by_peer(trust: Trust, text: str) -> list[tuple[DeviceId, RosterEntry]]:
     return [(key, members[key]) for key in devices]
 
 
-def _leave(trust: Trust) -> None:
-    members, own = trust.members(), trust.device.id
-    others = [labelled(entry.name, key) for key, entry in members.items() if key != own]
+def _leave(trust: Trust, as_json: bool) -> None:
+    farewell = run_async(_say_farewell(trust))
+    if as_json:
+        told, untold = list(farewell.told), list(farewell.untold)
+        print_json({"devices": device_rows(trust), "told": told, "untold": untold})
+        return
+    list_devices(trust, as_json)
+    for sentence in what_remains(farewell, trust.device.id):
+        hint(sentence)
 
-    def decide(book: RosterBook) -> bool:
-        book.begin_anew()
-        return True
 
-    trust.change(decide)
-    if others:
-        hint(
-            f"this device trusts {clean(', '.join(others))} no more, but they still list it: run "
-            f"`astra-mesh unpair {own[:SHORT_ID]}` on one of them"
-        )
+async def _say_farewell(trust: Trust) -> Farewell:
+    from astra_mesh.client.farewell import leave
+
+    with err.status("telling the others", spinner="dots"):
+        return await leave(trust)
+
+
+def what_remains(farewell: Farewell, own: DeviceId) -> list[str]:
+    """What to say to who left: who knows, and what is left to do where somebody does not."""
+    said = []
+    if farewell.told:
+        said.append(f"{_names(farewell.told)} know that this device has left, and trust it no more")
+    if farewell.untold:
+        run = f"run `astra-mesh unpair {own[:SHORT_ID]}` there"
+        if farewell.told:
+            said.append(
+                f"{_names(farewell.untold)} did not answer, and hear of it from the others when "
+                f"they meet; if they do not meet, {run}"
+            )
+        else:
+            said.append(
+                f"nobody could be told: {_names(farewell.untold)} still list this device and "
+                f"would let it in, until one of them hears of it: {run}, on one of them"
+            )
+    return said
+
+
+def _names(devices: Mapping[DeviceId, RosterEntry]) -> str:
+    return clean(", ".join(labelled(entry.name, key) for key, entry in devices.items()))
 
 
 async def running_now(trust: Trust) -> list[Running]:
@@ -126,12 +152,9 @@ def _which(device: str, found: list[tuple[DeviceId, RosterEntry]]) -> str:
     )
 
 
-def list_devices(trust: Trust, as_json: bool, running: Sequence[Running] | None = None) -> None:
-    """The devices; with ``running``, also which peers run on each now."""
-    peers: dict[str, list[dict[str, str]]] = {}
-    for one in running or ():
-        peers.setdefault(one.device, []).append({"id": one.peer, "name": one.name})
-    rows = [
+def device_rows(trust: Trust) -> list[dict[str, object]]:
+    """The devices of the mesh, for programs."""
+    return [
         {
             "id": key,
             "name": entry.name,
@@ -139,9 +162,18 @@ def list_devices(trust: Trust, as_json: bool, running: Sequence[Running] | None 
             "until": entry.until or None,
             "let_in_by": entry.by,
         }
-        | ({} if running is None else {"peers": peers.get(key, [])})
         for key, entry in trust.members().items()
     ]
+
+
+def list_devices(trust: Trust, as_json: bool, running: Sequence[Running] | None = None) -> None:
+    """The devices; with ``running``, also which peers run on each now."""
+    peers: dict[str, list[dict[str, str]]] = {}
+    for one in running or ():
+        peers.setdefault(one.device, []).append({"id": one.peer, "name": one.name})
+    rows = device_rows(trust)
+    for row in rows if running is not None else ():
+        row["peers"] = peers.get(str(row["id"]), [])
     if as_json:
         print_json({"devices": rows})
         return

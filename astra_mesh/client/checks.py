@@ -11,7 +11,7 @@ import secrets
 import statistics
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Final, TypeVar
 from astra_mesh import limits
 from astra_mesh._version import __version__
 from astra_mesh.client.addresses import DEFAULT_PORT
+from astra_mesh.client.clocks import compare
 from astra_mesh.client.keys import mend_modes
 from astra_mesh.client.reach import who_answers
 from astra_mesh.errors import AstraMeshError, PortInUseError
@@ -29,6 +30,7 @@ from astra_mesh.mesh.identity import DEVICE_FILE_NAME
 from astra_mesh.mesh.interfaces import is_loopback, own_addresses
 from astra_mesh.mesh.listening import close_all, listen
 from astra_mesh.mesh.trust import Trust
+from astra_mesh.naming import Names
 from astra_mesh.peer.local import LocalPeer, local_peers
 from astra_mesh.wire.messages import PeerId
 
@@ -128,7 +130,7 @@ async def _clock() -> list[Finding]:
     if now < _BORN:
         text = f"it says {shown}: memberships for a limited time and join keys do not end as meant"
         return [_note("clock", f"{text}. Set it, or let the board ask a time server")]
-    return [_fine("clock", f"{shown}: set, but compared with no other clock")]
+    return [_fine("clock", f"{shown}: set")]
 
 
 async def _interfaces() -> list[Finding]:
@@ -157,7 +159,8 @@ async def _multicast() -> list[Finding]:
     try:
         async with asyncio.timeout(_MULTICAST_S):
             await own.wait()
-        await asyncio.sleep(_OTHERS_S)
+        if listener.problem is None:
+            await asyncio.sleep(_OTHERS_S)
     except TimeoutError:
         why = speaker.problem or listener.problem or "its own announcement did not come back"
         text = (
@@ -171,6 +174,9 @@ async def _multicast() -> list[Finding]:
         await asyncio.wait(tasks)
     peers = await asyncio.to_thread(local_peers)
     others = len(heard - {one} - {peer.id for peer in peers})
+    if listener.problem is not None:
+        text = f"this machine hears itself and nobody else: {listener.problem}"
+        return [_note("multicast", text), *map(searching, peers)]
     return [_fine("multicast", heard_of(others)), *map(searching, peers)]
 
 
@@ -312,7 +318,7 @@ def free_bytes() -> int | None:
 
 async def _members() -> list[Finding]:
     """Whether every device of the mesh answers: where it announces itself, where it was paired by
-    address, or where a peer of this machine has a link to it.
+    address, or where a peer of this machine has a link to it. And how their clocks go.
     """
     trust = await asyncio.to_thread(Trust.open)
     others = {key: entry.name for key, entry in trust.members().items() if key != trust.device.id}
@@ -323,7 +329,8 @@ async def _members() -> list[Finding]:
     for device, name in others.items():
         shown = f"{name} ({device[:8]})"
         if device in there:
-            found.append(_fine("devices", f"{shown} answers after {1000 * there[device]:.0f} ms"))
+            after_ms = 1000 * there[device].after_s
+            found.append(_fine("devices", f"{shown} answers after {after_ms:.0f} ms"))
         else:
             text = (
                 f"{shown} does not answer: is `astra-mesh peer` running there, in this network? "
@@ -331,4 +338,11 @@ async def _members() -> list[Finding]:
                 "HOST:PORT"
             )
             found.append(_bad("devices", text))
-    return found
+    names = Names({str(device): name for device, name in others.items()})
+    return [*found, clocks({names(key): one.ahead_s for key, one in there.items()})]
+
+
+def clocks(ahead: Mapping[str, float | None]) -> Finding:
+    """Whether this device's clock goes as those of others, by how much theirs are ahead."""
+    alike, text = compare({name: by for name, by in ahead.items() if by is not None})
+    return _fine("clocks", text) if alike else _note("clocks", text)

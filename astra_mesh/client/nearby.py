@@ -18,7 +18,7 @@ from astra_mesh.wire.messages import PeerId
 SEARCH_S: Final = 5.0  # announcements are repeated within it
 
 
-async def member_places(trust: Trust) -> AsyncGenerator[list[Address], None]:
+async def nearby_places(trust: Trust) -> AsyncGenerator[list[Address], None]:
     """Where members may be: kept addresses, then all of one peer that announces itself, as it is
     found. Whoever dials them learns from the certificate who it is. An address may come twice.
     """

@@ -12,7 +12,8 @@ import aiohttp
 
 from astra_mesh import limits
 from astra_mesh.client.addresses import parse_address
-from astra_mesh.client.nearby import member_places
+from astra_mesh.client.clocks import Clocks
+from astra_mesh.client.nearby import nearby_places
 from astra_mesh.errors import AstraMeshError
 from astra_mesh.mesh.connect import Address, Secure, dial_any
 from astra_mesh.mesh.sockets import close_soon
@@ -20,25 +21,35 @@ from astra_mesh.mesh.trust import Known, Trust
 from astra_mesh.wire.messages import DeviceId, PeerId, PeerInfo
 
 
-async def who_answers(trust: Trust) -> dict[DeviceId, float]:
-    """Devices that answered, and how long that took, seconds."""
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """How a device answered."""
+
+    after_s: float
+    ahead_s: float | None  # its clock, of this one's; None if it does not tell its time
+
+
+async def who_answers(trust: Trust) -> dict[DeviceId, Answered]:
+    """Devices that answered when they were dialled."""
     identity = trust.device.issue()
     tls = await asyncio.to_thread(trust.tls, identity)
     secure = Secure(tls.client, trust.whose_connection)
-    found: dict[DeviceId, float] = {}
+    found: dict[DeviceId, Answered] = {}
     tried: set[Address] = set()
-    async with aiohttp.ClientSession() as http, aclosing(_places(trust)) as places:
+    clocks = Clocks()
+    async with clocks.session() as http, aclosing(member_places(trust)) as places:
         async for addresses in places:
             if tried.issuperset(addresses):
                 continue
             tried.update(addresses)
             began = time.perf_counter()
             with suppress(AstraMeshError):
-                socket, _ = await dial_any(http, addresses, secure=secure)
-                known = secure.known(socket)
+                socket, address = await dial_any(http, addresses, secure=secure)
+                after_s, known = time.perf_counter() - began, secure.known(socket)
                 await close_soon(socket, limits.CLOSE_TIMEOUT_S)
                 if known is not None:
-                    found.setdefault(known.device, time.perf_counter() - began)
+                    answered = Answered(after_s, clocks.ahead_s(address))
+                    found.setdefault(known.device, answered)
     return found
 
 
@@ -93,11 +104,11 @@ async def _known(http: aiohttp.ClientSession, secure: Secure, text: str) -> Know
     return None
 
 
-async def _places(trust: Trust) -> AsyncGenerator[list[Address], None]:
-    """Where members may be, those first that peers here are linked with."""
+async def member_places(trust: Trust) -> AsyncGenerator[list[Address], None]:
+    """Where members may be, those first with which peers here are linked. One may come twice."""
     for address in await _linked():
         yield [address]
-    async with aclosing(member_places(trust)) as found:
+    async with aclosing(nearby_places(trust)) as found:
         async for addresses in found:
             yield addresses
 

@@ -111,11 +111,11 @@ class Way:
         """Look for others as this device knows the mesh itself: the peer that was lost told of none
         that answers, or was lost before it told of any.
         """
-        member_places = await asyncio.to_thread(_member_places, self._target.trust_dir)
+        places = await asyncio.to_thread(_nearby, self._target.trust_dir)
         past = {*tried, lost.place}
         with suppress(TimeoutError):
             async with asyncio.timeout(limits.CLIENT_SEARCH_S), AsyncExitStack() as stack:
-                found = await stack.enter_async_context(aclosing(member_places()))
+                found = await stack.enter_async_context(aclosing(places()))
                 async for addresses in found:
                     for place in addresses:
                         shun = None if again else lost.hello.peer
@@ -176,11 +176,11 @@ class Way:
         return found
 
 
-def _member_places(trust_dir: Path | None) -> Callable[[], AsyncGenerator[list[Address], None]]:
+def _nearby(trust_dir: Path | None) -> Callable[[], AsyncGenerator[list[Address], None]]:
     """A search for members of this device's mesh. Imports what few clients need, and blocks."""
-    from astra_mesh.client.nearby import member_places
+    from astra_mesh.client.nearby import nearby_places
 
-    return partial(member_places, Trust.open(trust_dir))
+    return partial(nearby_places, Trust.open(trust_dir))
 
 
 def may_go_on(line: Line, error: MeshError) -> bool:

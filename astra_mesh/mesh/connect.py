@@ -40,6 +40,12 @@ def show_address(address: Address) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def link_url(address: Address, path: str = PATH, *, secure: bool) -> URL:
+    """What is asked for when an address is dialled."""
+    host, port = address
+    return URL.build(scheme="https" if secure else "http", host=host, port=port, path=path)
+
+
 @dataclass(frozen=True)
 class Secure:
     """How to dial members of a mesh.
@@ -83,7 +89,7 @@ async def dial(
     timings = timings if timings is not None else Timings()
     where = show_address((host, port))
     try:
-        url = URL.build(scheme="https" if secure else "http", host=host, port=port, path=path)
+        url = link_url((host, port), path, secure=secure is not None)
         async with asyncio.timeout(timings.dial_s):
             socket = await http.ws_connect(
                 url,

@@ -22,6 +22,7 @@ from astra_mesh.mesh.connect import Address
 from astra_mesh.mesh.interfaces import (
     IPAddress,
     connected_interfaces,
+    has_network,
     multicast_interfaces,
     own_addresses,
 )
@@ -38,6 +39,7 @@ _RESOLVERS: Final = 4  # names that are looked up at the same time
 _START_S: Final = 3.0  # for its sockets: milliseconds, or they will never do
 _LEAVE_S: Final = 1.0  # for the goodbyes
 _LABEL_BYTES: Final = 63  # RFC 1035, 2.3.4
+_NO_NETWORK: Final = "this machine is in no network"
 _ODD_NAMES: Final = 16  # that are warned of: anybody in the network can announce any number
 
 OnFound = Callable[[PeerId, str, list[Address]], None]
@@ -57,6 +59,7 @@ class Discovery:
         on_gone: Called when a peer withdraws its announcement, or it runs out.
         addresses: Lists this machine's addresses (replaced in tests).
         connected: Names the interfaces whose cable or Wi-Fi is connected (replaced in tests).
+        has_network: Whether there is an interface to other machines (replaced in tests).
         poll_s: How often both are looked at, seconds.
         renew_s: How often the announcement is made again, seconds: whoever was not there when it
             was made last would learn of it by its own questions only, which become rare.
@@ -73,6 +76,7 @@ class Discovery:
         on_gone: OnGone,
         addresses: Addresses = own_addresses,
         connected: Connected = connected_interfaces,
+        has_network: Callable[[], bool] = has_network,
         poll_s: float = limits.INTERFACE_POLL_S,
         renew_s: float = limits.ANNOUNCE_S,
         pause_s: float = limits.DISCOVERY_PAUSE_S,
@@ -84,6 +88,7 @@ class Discovery:
         self._on_found = on_found
         self._on_gone = on_gone
         self._addresses, self._connected = addresses, connected
+        self._has_network = has_network
         self._poll_s, self._renew_s, self._pause_s = poll_s, renew_s, pause_s
         self._zeroconf: AsyncZeroconf | None = None
         self._browser: AsyncServiceBrowser | None = None
@@ -154,10 +159,21 @@ class Discovery:
                     await self._zeroconf.async_register_service(info, cooperating_responders=True)
                 )
                 self._service = info
-            self.problem = None
+            self._note_reach()
         except (OSError, ZeroconfError, RuntimeError) as exc:
             self._fail(exc)
             await self._close()
+
+    def _note_reach(self) -> None:
+        """It works; but where there is loopback only, it reaches nobody else."""
+        alone = not self._has_network()
+        if alone and self.problem != _NO_NETWORK:
+            log.warning(
+                "%s, so no other device can be found: join the Wi-Fi of the others, or plug in a "
+                "cable",
+                _NO_NETWORK,
+            )
+        self.problem = _NO_NETWORK if alone else None
 
     def _ask(self, zeroconf: AsyncZeroconf) -> AsyncServiceBrowser:
         return AsyncServiceBrowser(zeroconf.zeroconf, SERVICE, handlers=[self._on_change])

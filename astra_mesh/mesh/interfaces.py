@@ -32,6 +32,11 @@ def own_addresses() -> list[IPAddress]:
     return sorted(outside or found, key=lambda a: (_ORDER[a.version, a.is_link_local], int(a)))
 
 
+def has_network() -> bool:
+    """Whether this machine has an address that is none of loopback."""
+    return any(not address.is_loopback for address in own_addresses())
+
+
 def connected_interfaces() -> frozenset[str]:
     """Names of the interfaces whose cable is in, or whose Wi-Fi is joined; empty if the system does
     not tell (elsewhere than on Linux: addresses go there with the connection).

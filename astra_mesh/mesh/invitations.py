@@ -105,7 +105,7 @@ class Invitations:
         return invitation.until <= self._clock()
 
     def try_one(self, name: bytes) -> Invitation | None:
-        """Somebody wants to come in by it, and counts as wrong until :meth:`prove`."""
+        """Somebody wants to come in by it, and counts as wrong until :meth:`was_right`."""
         with self._all() as found:
             invitation = found.get(name)
             if invitation is None or invitation.tries < 1 or invitation.uses < 1:
@@ -129,8 +129,15 @@ class Invitations:
             kept = _kept(found, invitation)
             return kept is not None and not kept.id and kept.tries < 1 and kept.judging <= 1
 
-    def prove(self, invitation: Invitation) -> bool:
-        """A device proved that it knows the secret; whether there was still room for it.
+    def was_right(self, invitation: Invitation) -> None:
+        """Whoever tried it proved that it knows the secret: that was no guess, whatever follows."""
+        with self._all() as found:
+            kept = _kept(found, invitation)
+            if kept is not None:
+                kept.tries += 1
+
+    def enter(self, invitation: Invitation) -> bool:
+        """A device that knows the secret comes in; whether there is still room for it.
 
         It is coming in from now on: :meth:`came_in` or :meth:`give_back` ends that.
         """
@@ -139,7 +146,6 @@ class Invitations:
             if kept is None or kept.uses < 1 or self.is_over(kept):
                 return False
             kept.uses -= 1
-            kept.tries += 1
             kept.coming = self._clock() + limits.PAIR_EXCHANGE_S
             return True
 

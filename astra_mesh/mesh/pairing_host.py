@@ -123,6 +123,8 @@ class PairingHost:
             log.warning("somebody gave a wrong pairing code (%s)", sanitise(knock.name, 64))
             last = await asyncio.to_thread(self._invitations.was_last, invitation)
             raise Denied(_LAST if last else "wrong")
+        # Nobody learns more by that than whoever knows the code: only its proof gets so far.
+        await asyncio.to_thread(self._invitations.was_right, invitation)
         await self._agree(reader, writer, exchange, knock, proof, invitation)
 
     async def _agree(
@@ -144,7 +146,7 @@ class PairingHost:
             await asyncio.to_thread(self._invitations.refuse, invitation, _LIMIT)
             raise Denied("limit")
         name = sanitise(knock.name, limits.NAME_CHARS) or "device"
-        if not await asyncio.to_thread(self._invitations.prove, invitation):
+        if not await asyncio.to_thread(self._invitations.enter, invitation):
             raise Denied(_LATE if self._invitations.is_over(invitation) else "window")
         new = NewMember(knock.certificate, name, _until(invitation))
         try:

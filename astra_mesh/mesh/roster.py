@@ -6,6 +6,10 @@ become equal in whatever order they meet. A device is a member if its entry says
 over, and the device that signed the entry was not shut out. Who shuts a device out signs again for
 those that it had let in; what it decides later counts nowhere, except where it was heard before
 the news that it is out.
+
+A device leaves by an entry that it signs for itself, its farewell. Those that it had let in stay:
+nobody found fault with it. Who hears of it signs again for them, so that also members that did not
+know them yet take them, though they listen to the one that left no more.
 """
 
 from __future__ import annotations
@@ -73,11 +77,20 @@ class RosterBook:
         if entry is None or not entry.member or self._over(entry):
             return False
         signer = self._entries.get(entry.by)
-        return signer is not None and (signer.member or entry.by == self._device.id)
+        if signer is None:
+            return False
+        return signer.member or entry.by == self._device.id or _is_farewell(entry.by, signer)
 
     def may_decide(self, device: DeviceId) -> bool:
-        """Whether a device may let others in: every member, but none for a limited time."""
-        return self.is_member(device) and self._entries[device].until == 0
+        """Whether a device may let others in: every member, but none for a limited time, nor this
+        one while it leaves.
+        """
+        entry = self._entries.get(device)
+        return entry is not None and entry.member and not entry.until and self.is_member(device)
+
+    def knows(self, device: DeviceId) -> bool:
+        """Whether it is or was in the mesh."""
+        return device in self._entries
 
     @property
     def mesh(self) -> bytes:
@@ -86,8 +99,23 @@ class RosterBook:
 
     @property
     def counts_itself(self) -> bool:
-        """False if another member shut this device out."""
+        """False if another member shut this device out, or it leaves."""
         return self._entries[self._device.id].member
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether this device said farewell, and did not :meth:`begin_anew` yet."""
+        return _is_farewell(self._device.id, self._entries[self._device.id])
+
+    @property
+    def farewell(self) -> bytes:
+        """The signature under it: another one each time that this device leaves."""
+        return self._entries[self._device.id].signature if self.is_leaving else b""
+
+    def is_heard_in(self, roster: Roster) -> bool:
+        """Whether who sent a roster knows that this device leaves."""
+        own = self._entries[self._device.id]
+        return self.is_leaving and roster.mesh == self._mesh and own in roster.entries
 
     @property
     def alone(self) -> bool:
@@ -112,6 +140,7 @@ class RosterBook:
             PairingError: The certificate is none of a device, the roster is full, or this device
                 may not decide.
         """
+        self._check_stays()
         if not self.may_decide(self._device.id):
             raise PairingError(
                 "this device is a member for a limited time only; a device that is one for good "
@@ -130,22 +159,25 @@ class RosterBook:
                 "remember; `astra-mesh unpair --leave` on this device begins a new one"
             )
         known = self._entries.get(device)
-        self._put(self._signed(certificate, name, known.generation + 1 if known else 1, until))
+        # A member that comes again left: its farewell, of the next generation, may come later.
+        step = 2 if known is not None and known.member else 1
+        before = known.generation if known is not None else 0
+        self._put(self._signed(certificate, name, before + step, until))
 
     def shut_out(self, device: DeviceId) -> None:
         """Make a device no member, and sign again for those that it let in."""
-        entry = self._entries[device]
-        vouched = [
-            key
-            for key, other in self._entries.items()
-            if other.by == device and key != device and self.is_member(key)
-        ]
-        out = self._signed(entry.certificate, entry.name, entry.generation + 1, member=False)
-        self._put(out)
-        for key in vouched:
-            other = self._entries[key]
-            renewed = other.generation + 1
-            self._put(self._signed(other.certificate, other.name, renewed, other.until))
+        vouched = self._let_in_by(device)
+        self._put_out(device)
+        self._vouch(vouched)
+
+    def say_farewell(self) -> bool:
+        """Leave the mesh, for all who hear it; :meth:`begin_anew` follows, once they were told.
+        False if there is nobody to tell, or that was said before.
+        """
+        if self.alone or self.is_leaving:
+            return False
+        self._put_out(self._device.id)
+        return True
 
     def begin_anew(self) -> None:
         """Leave the mesh: be alone in a new one."""
@@ -157,8 +189,9 @@ class RosterBook:
         """Take the roster of a device that was just paired with, and be in its mesh.
 
         Raises:
-            PairingError: It is no valid roster with this device in it.
+            PairingError: It is no valid roster with this device in it, or this device is leaving.
         """
+        self._check_stays()
         entries = {device_id(entry.certificate): entry for entry in roster.entries}
         try:
             certificates = {key: device_certificate(e.certificate) for key, e in entries.items()}
@@ -180,22 +213,26 @@ class RosterBook:
         """
         if roster.mesh != self._mesh:
             raise ProtocolError("the roster of another mesh")
-        if not self.may_decide(sender):
-            return False
+        entries = roster.entries
+        if not self.may_decide(sender):  # it may leave
+            entries = [entry for entry in entries if entry.by == sender and _is_own(entry)]
         certificates = {
             key: device_certificate(entry.certificate) for key, entry in self._entries.items()
         }
-        news = self._news(roster.entries, certificates)
+        news = self._news(entries, certificates)
         for entry in news.values():
             if not _is_signed(self._mesh, entry, certificates):
                 raise ProtocolError(f"the entry of {entry.name} in the roster is not signed")
         changed = False
-        # Who is out first: what it signed is then refused. Who was let in may have signed others.
-        pending = dict(sorted(news.items(), key=lambda one: one[1].member))
+        # Who was shut out first: what it signed is then refused. Who leaves last: what it signed
+        # counts. Who was let in may have signed others.
+        pending = dict(sorted(news.items(), key=_turn))
         while taken := [key for key, entry in pending.items() if self._take(key, entry, news)]:
             changed = True
             for key in taken:
                 del pending[key]
+        if changed and self.may_decide(self._device.id):
+            self._vouch_for_those_of_leavers()
         return changed
 
     def _take(
@@ -236,16 +273,49 @@ class RosterBook:
     def _fits(
         self, device: DeviceId, entry: RosterEntry, news: Mapping[DeviceId, RosterEntry]
     ) -> bool:
-        """A device signs for itself only to leave, or when who let it in was shut out."""
-        if entry.by != device or not entry.member:
+        """A device signs for itself only to leave, or when who let it in is out. Only members
+        leave: else whom a device let in that was shut out would count again.
+        """
+        if entry.by != device:
             return True
         known = self._entries.get(device)
+        if not entry.member:
+            return self.is_member(device) if known is not None else not self._let_in_by(device)
         if known is None or not known.member or known.until != entry.until:
             return False
         sponsor = news.get(known.by) or self._entries.get(known.by)
         return known.by == device or (sponsor is not None and not sponsor.member)
 
     # --- inside -----------------------------------------------------------------------------------
+
+    def _check_stays(self) -> None:
+        if self.is_leaving:
+            raise PairingError("this device is leaving its mesh; try again in some seconds")
+
+    def _let_in_by(self, device: DeviceId) -> list[DeviceId]:
+        """The other members for which a device signed."""
+        return [
+            key
+            for key, entry in self._entries.items()
+            if entry.by == device and key != device and self.is_member(key)
+        ]
+
+    def _vouch(self, devices: Iterable[DeviceId]) -> None:
+        """Sign for devices as they are."""
+        for key in devices:
+            entry = self._entries[key]
+            renewed = entry.generation + 1
+            self._put(self._signed(entry.certificate, entry.name, renewed, entry.until))
+
+    def _vouch_for_those_of_leavers(self) -> None:
+        gone = [key for key, entry in self._entries.items() if _is_farewell(key, entry)]
+        for device in gone:
+            self._vouch(self._let_in_by(device))
+
+    def _put_out(self, device: DeviceId) -> None:
+        entry = self._entries[device]
+        renewed = entry.generation + 1
+        self._put(self._signed(entry.certificate, entry.name, renewed, member=False))
 
     def _put(self, entry: RosterEntry) -> None:
         self._entries[device_id(entry.certificate)] = entry
@@ -288,11 +358,34 @@ class RosterBook:
             del self._entries[key]
 
 
-def _rank(entry: RosterEntry | None) -> tuple[int, bool, bytes]:
-    """Which entry of a device holds: newer, else the one that says no, else any, for all alike."""
+def _is_own(entry: RosterEntry) -> bool:
+    """Whether a device signed for itself that it is out."""
+    return _is_farewell(device_id(entry.certificate), entry)
+
+
+def _is_farewell(device: DeviceId, entry: RosterEntry) -> bool:
+    return not entry.member and entry.by == device
+
+
+def _turn(one: tuple[DeviceId, RosterEntry]) -> int:
+    """When an entry of a roster is looked at."""
+    device, entry = one
+    return 1 if entry.member else 2 if _is_farewell(device, entry) else 0
+
+
+def _rank(entry: RosterEntry | None) -> tuple[int, bool, bool, bytes]:
+    """Which entry of a device holds: newer, else the one that says no, else that of another device
+    than itself, which all take, else any, for all alike.
+    """
     if entry is None:
-        return 0, False, b""
-    return entry.generation, not entry.member, hashlib.sha256(entry.signature).digest()
+        return 0, False, False, b""
+    by_other = entry.by != device_id(entry.certificate)
+    return (
+        entry.generation,
+        not entry.member,
+        by_other,
+        hashlib.sha256(entry.signature).digest(),
+    )
 
 
 def _succeeds(entry: RosterEntry, void: RosterEntry) -> bool:

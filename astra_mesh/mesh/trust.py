@@ -145,9 +145,20 @@ class Trust:
 
         def decide(book: RosterBook) -> bool:
             changed = book.merge(roster, sender)
-            if changed and not book.counts_itself:
+            if changed and not book.counts_itself and not book.is_leaving:
                 book.begin_anew()  # this device was shut out
             return changed
+
+        return self.change(decide)
+
+    def settle(self) -> bool:
+        """If this device is leaving its mesh: forget that, told or not. Whether it was. Blocks."""
+
+        def decide(book: RosterBook) -> bool:
+            leaving = book.is_leaving
+            if leaving:
+                book.begin_anew()
+            return leaving
 
         return self.change(decide)
 

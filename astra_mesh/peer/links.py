@@ -36,6 +36,7 @@ from astra_mesh.mesh.trust import Known
 from astra_mesh.peer import tasks
 from astra_mesh.peer.complaints import Complaints
 from astra_mesh.peer.config import DEFAULT_PORT, PeerConfig
+from astra_mesh.peer.farewell import leave
 from astra_mesh.peer.hearsay import Hearsay
 from astra_mesh.peer.local import check_own_port
 from astra_mesh.peer.meeting import watch_places
@@ -95,6 +96,7 @@ class LinkKeeper:
         self._strangers: set[PeerId] = set()  # of these, those that are not paired
         self._running = asyncio.Event()  # links that come in wait for it
         self._leaving = False
+        self._parting: asyncio.Task[None] | None = None  # the device leaves its mesh
         self._complaints = Complaints()
         self._wake = asyncio.Event()
         self._group: asyncio.TaskGroup | None = None
@@ -182,6 +184,7 @@ class LinkKeeper:
                     tasks.start(group, "discovery", self.discovery.run)
                 tasks.start(group, "trust", self._security.watch, self._trust_changed)
                 self._running.set()
+                self._part()
                 try:
                     await self._dial_forever()
                 finally:
@@ -267,6 +270,7 @@ class LinkKeeper:
     def _trust_changed(self) -> None:
         """The roster is another one now: tell the others, part from whom it does not hold."""
         trust = self._security.trust
+        self._part()
         for link, known in list(self._links.items()):
             self._rosters.tell(link, known)
             if not trust.book.is_member(known.device):
@@ -274,6 +278,13 @@ class LinkKeeper:
         self._strangers.clear()
         self._membership.retry(_now())
         self._wake.set()
+
+    def _part(self) -> None:
+        """If this device is leaving its mesh: see to it that the others are told first."""
+        done = self._parting is None or self._parting.done()
+        if self._group is not None and done and self._security.trust.book.is_leaving:
+            args = (self._security, self._trust_changed)
+            self._parting = tasks.start(self._group, "the farewell", leave, *args)
 
     # --- dialling ---------------------------------------------------------------------------------
 

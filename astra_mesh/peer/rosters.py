@@ -30,12 +30,12 @@ class Rosters:
 
     def tell(self, link: Link, known: Known) -> None:
         """Other devices are told whom this one trusts. Programs of this device read its file, and
-        tabs need not know.
+        tabs need not know. Who is in another mesh, since this device left, is told nothing.
         """
         trust = self._security.trust
         is_peer = link.peer is not None and link.peer.role is Role.PEER
         is_other = known.device != trust.device.id and known.via is None
-        if is_peer and is_other and link.is_open:
+        if is_peer and is_other and link.is_open and trust.book.knows(known.device):
             link.send(trust.book.message())
 
     def came(self, group: asyncio.TaskGroup, link: Link, known: Known, roster: Roster) -> None:
@@ -50,6 +50,7 @@ class Rosters:
         try:
             while (roster := self._waiting[link]) is not taken:
                 taken = roster
+                await self._security.note_told(roster, known.device)
                 await self._security.take(roster, known.device, self._on_change)
         except ProtocolError as error:
             link.refuse(Reason.BAD_MESSAGE, error.message, error)

@@ -12,6 +12,7 @@ from astra_mesh.errors import IdentityError
 from astra_mesh.mesh.connect import Secure
 from astra_mesh.mesh.identity import Identity
 from astra_mesh.mesh.sealed import Speaker
+from astra_mesh.mesh.told import Told
 from astra_mesh.mesh.trust import TlsPair, Trust
 from astra_mesh.wire.messages import DeviceId, Roster
 
@@ -64,6 +65,26 @@ class Security:
         """
         await asyncio.to_thread(self.trust.merge, roster, sender)
         await self._follow(on_change)
+
+    async def settle(self, on_change: Callable[[], None]) -> None:
+        """If this device is leaving its mesh: forget that now.
+
+        Raises:
+            IdentityError: It cannot be kept.
+        """
+        await asyncio.to_thread(self.trust.settle)
+        await self._follow(on_change)
+
+    async def note_told(self, roster: Roster, sender: DeviceId) -> None:
+        """Keep that a device knows that this one leaves, if its roster says so.
+
+        Raises:
+            IdentityError: It cannot be kept.
+        """
+        book = self.trust.book
+        if book.is_heard_in(roster):
+            told = Told(self.trust.folder, book.farewell)
+            await asyncio.to_thread(told.note, sender)
 
     async def _follow(self, on_change: Callable[[], None]) -> None:
         async with self._turn:

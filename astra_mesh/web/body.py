@@ -31,6 +31,7 @@ _HALF: Final = re.compile(
 )
 _SHOWN: Final = 200  # characters of a field's name
 _CODING_CHARS: Final = 20
+_CODINGS: Final = ("", "identity", "gzip")  # of a body
 _PLACE: Final = re.compile(r"^(?P<what>.*?)(?: - at `(?P<where>[^`]*)`)?$", re.DOTALL)
 
 
@@ -67,6 +68,23 @@ def check_kind(request: web.Request, kinds: tuple[str, ...]) -> None:
             "--data-binary @photo.jpg"
         )
     raise ApiError(415, text, "unsupported_media_type")
+
+
+def check_coding(request: web.Request) -> None:
+    """ApiError (415) for a body that is compressed in a way that is not taken."""
+    if request.headers.get("Content-Encoding", "").strip().lower() not in _CODINGS:
+        raise unknown_coding()
+
+
+def unknown_coding() -> ApiError:
+    """What is said of such a body; aiohttp finds some of them before there is a request."""
+    text = (
+        "the body of the request is compressed in a way that is not taken, as its header "
+        "Content-Encoding says: compress it with gzip, or send it as it is and leave that header "
+        "out"
+    )
+    able = {"Accept-Encoding": "gzip", "Connection": "close"}
+    return ApiError(415, text, "unsupported_encoding", headers=able)
 
 
 def expected_bytes(request: web.Request, limit: int) -> int:

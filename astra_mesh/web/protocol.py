@@ -7,8 +7,9 @@ import logging
 from typing import Final
 
 from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.http_exceptions import ContentEncodingError, HttpProcessingError
 
+from astra_mesh.web.body import unknown_coding
 from astra_mesh.web.errors import INTERNAL, ApiError
 
 HEADERS: Final = {  # of every answer
@@ -45,7 +46,10 @@ class Speaker(web.RequestHandler):
     ) -> web.StreamResponse:
         """As its base, which logs it and raises where an answer has begun; but in JSON."""
         super().handle_error(request, status, exc, message)
-        response = refused(status, message).response()
+        coded = isinstance(exc, ContentEncodingError)
+        error = unknown_coding() if coded else refused(status, message)
+        response = error.response()
+        response.headers.update(HEADERS)
         response.force_close()
         return response
 
@@ -53,10 +57,10 @@ class Speaker(web.RequestHandler):
 def refused(status: int, message: str | None) -> ApiError:
     """What is said of a request that cannot be read."""
     if status >= web.HTTPInternalServerError.status_code:
-        return ApiError(status, INTERNAL, "internal", headers=HEADERS)
+        return ApiError(status, INTERNAL, "internal")
     detail = " ".join((message or "").split())[:_DETAIL_CHARS]
     text = f"this is no HTTP request that can be read: {detail}"
-    return ApiError(status, text, "bad_http", headers=HEADERS)
+    return ApiError(status, text, "bad_http")
 
 
 def _http_log() -> logging.Logger:
@@ -68,4 +72,5 @@ def _http_log() -> logging.Logger:
 
 
 def _is_bad_http(record: logging.LogRecord) -> bool:
-    return record.exc_info is not None and isinstance(record.exc_info[1], HttpProcessingError)
+    bad = (HttpProcessingError, web.RequestPayloadError)
+    return record.exc_info is not None and isinstance(record.exc_info[1], bad)

@@ -40,7 +40,7 @@ from astra_mesh.web import (
     texts,
     vectors,
 )
-from astra_mesh.web.body import check_kind, expected_bytes, read_body
+from astra_mesh.web.body import check_coding, check_kind, expected_bytes, read_body
 from astra_mesh.web.config import DEFAULT_PORT, LOOPBACK, ApiConfig
 from astra_mesh.web.crowd import Crowd
 from astra_mesh.web.door import Door
@@ -235,6 +235,7 @@ def _with_body(handle: BodyHandler, limit: int, kinds: tuple[str, ...] = ()) -> 
     async def handler(request: web.Request) -> web.StreamResponse:
         state = request.app[STATE]
         check_kind(request, kinds)
+        check_coding(request)
         with state.budget.reserve(expected_bytes(request, limit)):
             data = await read_body(request, limit, state.config.body_s)
             return await handle(request, data)

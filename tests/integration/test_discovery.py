@@ -169,6 +169,24 @@ async def test_sockets_that_cannot_be_used_are_a_problem_and_no_lost_error(
     assert not [record for record in caplog.records if record.name == "asyncio"]
 
 
+async def test_a_machine_in_no_network_says_so_until_it_is_in_one(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Its own peers meet all the same."""
+    addresses, network = own_addresses(), False
+    a = Peer(A, 7100, addresses=lambda: list(addresses), has_network=lambda: network, poll_s=0.02)
+    b = Peer(B, 7101)
+    with caplog.at_level(logging.WARNING):
+        async with running(a, b):
+            alone = "this machine is in no network"
+            await until(lambda: B in a.found and a.discovery.problem == alone)
+            network = True
+            addresses.append(ipaddress.ip_address("192.0.2.200"))
+            await until(lambda: a.discovery.problem is None)
+    warned = [r.getMessage() for r in caplog.records if "no network" in r.getMessage()]
+    assert len(warned) == 1
+
+
 async def test_addresses_of_this_machine() -> None:
     addresses = own_addresses()
     assert addresses

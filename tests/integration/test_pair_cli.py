@@ -94,6 +94,28 @@ def test_two_devices_pair_and_part(tmp_path: Path) -> None:
     assert names(run(one, "unpair", "--leave")) == 1
 
 
+def test_a_device_that_leaves_tells_the_other(tmp_path: Path) -> None:
+    """Both with a running peer; then, paired again, with none on the device that leaves."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    fixed = ("--listen", "127.0.0.1", "--port", "0", "--no-api", "--no-discovery")
+    with started(one, "peer", *fixed) as (here, _):
+        at = f"127.0.0.1:{here['port']}"
+        for again in (False, True):
+            with shown_code(one) as (shown, process):
+                run(two, "pair", shown["code"], "--at", at)
+                assert "paired" in ended(process, 0)
+            other = next(row for row in run(two, "pair", "--list")["devices"] if not row["this"])
+            if again:
+                left = run(two, "unpair", "--leave")
+            else:
+                with started(two, "peer", *fixed):
+                    left = run(two, "unpair", "--leave")
+            assert (left["told"], left["untold"]) == ([other["id"]], [])
+            assert names(left) == names(run(one, "pair", "--list")) == 1
+    nobody = run(two, "unpair", "--leave")
+    assert (nobody["told"], nobody["untold"]) == ([], []), "it was alone"
+
+
 def place(shown: dict[str, Any]) -> str:
     return f"127.0.0.1:{shown['addresses'][0].rpartition(':')[2]}"
 

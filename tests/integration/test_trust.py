@@ -6,19 +6,22 @@ import asyncio
 import logging
 import os
 import ssl
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import msgspec
 import pytest
+from aiohttp import web_response
 from msgspec.structs import replace
 
 import astra_mesh
 from astra_mesh import limits
-from astra_mesh.client import Mesh
+from astra_mesh.client import Mesh, reach
 from astra_mesh.client.pairing_search import join_by_key
 from astra_mesh.client.reach import who_runs
 from astra_mesh.errors import NoPeerError, NotPairedError, PairingError
@@ -134,6 +137,25 @@ async def test_a_peers_certificate_tells_on_which_device_it_runs(
         assert found[b.id].name == b.name
 
 
+@pytest.mark.parametrize("shift_s", [0.0, 3_600.0, -90.0])
+async def test_the_clock_of_another_device_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shift_s: float
+) -> None:
+    async with devices(tmp_path, 2) as (a, b):
+        await pair(a, b)
+        await until(linked(a, b))
+
+        async def places(_: Trust) -> AsyncIterator[list[tuple[str, int]]]:
+            yield [("127.0.0.1", a.port)]
+
+        monkeypatch.setattr(reach, "member_places", places)
+        # What the server says; the one that asks has the true time.
+        shifted = lambda: formatdate(time.time() + shift_s, usegmt=True)  # noqa: E731
+        monkeypatch.setattr(web_response, "rfc822_formatted_time", shifted)
+        answered = (await reach.who_answers(trust_of(b)))[trust_of(a).device.id]
+        assert answered.ahead_s == pytest.approx(shift_s, abs=2.0)
+
+
 async def test_programs_of_one_user_need_no_pairing(tmp_path: Path) -> None:
     async with Peer(config(tmp_path)) as a, Peer(config(tmp_path, a)) as b:
         await until(linked(a, b))
@@ -157,6 +179,26 @@ async def test_two_meshes_are_not_mixed(tmp_path: Path) -> None:
             await pair(a, c)
         await asyncio.sleep(0.3)
         assert len(trust_of(a).members()) == len(trust_of(c).members()) == 2
+
+
+async def test_a_right_code_that_cannot_be_followed_uses_up_no_try(tmp_path: Path) -> None:
+    async with devices(tmp_path, 5) as (a, b, c, d, e):
+        await pair(a, b)
+        await pair(c, d)
+        code = read_secret(new_code())
+        invitations = Invitations(trust_of(a).folder)
+        await asyncio.to_thread(invitations.open_window, code)
+        for _ in range(limits.PAIR_TRIES + 1):
+            with pytest.raises(PairingError, match="unpair --leave"):
+                await pair_with(c, code.text, a)
+        window = await asyncio.to_thread(invitations.window)
+        assert window is not None
+        assert (window.tries, window.judging) == (limits.PAIR_TRIES, 0)
+        for _ in range(limits.PAIR_TRIES - 1):  # a guesser has as many as before
+            with pytest.raises(PairingError, match="the code is wrong: that device"):
+                await pair_with(c, new_code(), a)
+        await pair_with(e, code.text, a)
+        assert len(trust_of(a).members()) == 3
 
 
 async def test_the_window_closes_after_three_wrong_codes(tmp_path: Path) -> None:

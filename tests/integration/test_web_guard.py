@@ -6,8 +6,10 @@ import asyncio
 import base64
 import gzip
 import json
+import logging
 import shutil
 import sys
+import zlib
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -341,6 +343,46 @@ async def test_junk_is_told_from_a_body_that_is_compressed(one_live: Live) -> No
         error = (await answer.json())["error"]
     assert error["code"] == "invalid_encoding"
     assert "is not 'gzip'" in error["message"]
+
+
+CODINGS = {
+    "deflate": zlib.compress(b'{"model": "words", "prompt": "w1"}'),
+    "br": b"\x0b\x02\x80junk",
+    "zstd": b"\x28\xb5\x2f\xfdjunk",
+    "gzip, deflate": b"junk",
+    "x-gzip": b"junk",
+    "\x01": b"junk",
+}
+
+
+@pytest.mark.parametrize("junk", [True, False])
+@pytest.mark.parametrize("coding", CODINGS)
+async def test_codings_that_are_not_taken(
+    one_live: Live, coding: str, junk: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Some of them aiohttp knows, or would with more packages: they get no words of its own."""
+    body = b'{"model": "words"}' if junk else CODINGS[coding]
+    request = _post(body, f"Content-Encoding: {coding}\r\n")
+    for split in (len(request), len(request) - len(body), len(request) - 1):
+        reader, writer = await asyncio.open_connection("127.0.0.1", one_live.server.port)
+        writer.write(request[:split])
+        await asyncio.sleep(0.02)
+        writer.write(request[split:])
+        async with asyncio.timeout(patient(10.0)):
+            head, _, said = (await reader.read()).partition(b"\r\n\r\n")
+        writer.close()
+        await writer.wait_closed()
+        assert b"nosniff" in head
+        error = json.loads(said)["error"]
+        if coding == "\x01":
+            assert (head.split()[1], error["code"]) == (b"400", "bad_http")
+            continue
+        assert (head.split()[1], error["code"]) == (b"415", "unsupported_encoding"), said
+        assert "gzip" in error["message"]
+        assert b"Accept-Encoding: gzip" in head
+        for word in ("aiohttp", "rotli", "install"):
+            assert word not in error["message"]
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 async def test_an_input_that_is_too_long_is_called_so(one_live: Live) -> None:

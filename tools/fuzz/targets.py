@@ -186,8 +186,10 @@ def _roster(data: bytes) -> None:
 def _roster_seeds() -> list[bytes]:
     book, member = _book()
     other = RosterBook(member, "member", book.message())
+    left = RosterBook(member, "member", book.message())
     other.shut_out(_device().id)
-    return [encode(book.message()), encode(other.message())]
+    left.say_farewell()
+    return [encode(one.message()) for one in (book, other, left)]
 
 
 def _codes(data: bytes) -> None:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
+from astra_mesh import limits
 from astra_mesh.cli.app import app
-from astra_mesh.client import reach
+from astra_mesh.cli.unpair import what_remains
+from astra_mesh.client import farewell, reach
+from astra_mesh.client.farewell import Farewell
 from astra_mesh.client.reach import Running
+from astra_mesh.mesh.connect import Address
 from astra_mesh.mesh.identity import DeviceKey
 from astra_mesh.mesh.roster import RosterBook
+from astra_mesh.mesh.told import Told
 from astra_mesh.mesh.trust import Trust
 from astra_mesh.wire.messages import DeviceId, PeerId
 
@@ -112,11 +119,59 @@ def test_a_guest_shuts_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert len(Trust.open().members()) == 3
 
 
+@pytest.fixture
+def _silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is looked for."""
+
+    async def nowhere(_: Trust) -> AsyncGenerator[list[Address], None]:
+        for place in list[list[Address]]():
+            yield place
+
+    monkeypatch.setattr(farewell, "member_places", nowhere)
+    monkeypatch.setattr(limits, "FAREWELL_S", 0.1)
+
+
+@pytest.mark.usefixtures("_silence")
 def test_who_leaves_is_told_what_remains_to_be_done() -> None:
     own = Trust.open().device.id
     result = call("unpair", "--leave")
     said = " ".join(result.stderr.split())
     assert result.exit_code == 0
+    assert "nobody could be told" in said
     assert f"astra-mesh unpair {own[:8]}" in said
     assert f"desk ({OTHER.id[:8]})" in said
-    assert "still list it" not in call("unpair", "--leave").stderr
+    assert "desk" not in call("pair", "--list").stdout
+    assert call("unpair", "--leave").stderr == "", "it is alone"
+
+
+@pytest.mark.usefixtures("_silence")
+def test_who_heard_of_it_is_named() -> None:
+    trust = Trust.open()
+    trust.change(RosterBook.say_farewell)
+    Told(trust.folder, trust.book.farewell).note(OTHER.id)  # as a peer of this device does
+    said = json.loads(call("unpair", "--leave", "--json").stdout)
+    assert said["told"] == [OTHER.id]
+    assert sorted(said["untold"]) == sorted([ONE.id, TWO.id])
+    assert [row["this"] for row in said["devices"]] == [True]
+
+
+def test_what_remains() -> None:
+    known = RosterBook(ONE, "host")
+    known.let_in(OTHER.certificate, "desk")
+    entries = known.members()
+    desk, host = {OTHER.id: entries[OTHER.id]}, {ONE.id: entries[ONE.id]}
+    assert what_remains(Farewell({}, {}), TWO.id) == []
+    assert "desk" in what_remains(Farewell(desk, {}), TWO.id)[0]
+    all_told, some = what_remains(Farewell(desk, {}), TWO.id), Farewell(desk, host)
+    assert len(all_told) == 1
+    assert "when they meet" in what_remains(some, TWO.id)[1]
+    assert f"astra-mesh unpair {TWO.id[:8]}" in what_remains(some, TWO.id)[1]
+
+
+def test_a_leave_that_was_cut_short_is_over_before_the_next_pairing() -> None:
+    trust = Trust.open()
+    trust.change(RosterBook.say_farewell)
+    assert Trust.open().book.is_leaving
+    assert trust.settle()
+    assert not trust.settle()
+    assert Trust.open().book.alone

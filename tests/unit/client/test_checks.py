@@ -7,7 +7,16 @@ import time
 
 import pytest
 
-from astra_mesh.client.checks import Level, _clock, about, heard_of, searching, speed_beside
+from astra_mesh.client.checks import (
+    Level,
+    _clock,
+    about,
+    clocks,
+    heard_of,
+    searching,
+    speed_beside,
+)
+from astra_mesh.client.clocks import _ahead_s
 from astra_mesh.peer.local import LocalPeer
 from astra_mesh.wire.messages import PeerId
 
@@ -56,7 +65,49 @@ async def test_a_clock_is_only_told_from_one_that_was_never_set(
 ) -> None:
     (now,) = await _clock()
     assert now.level is Level.FINE
-    assert "compared with no other clock" in now.text
+    assert now.text.endswith(": set")
     monkeypatch.setattr(time, "time", lambda: 1e9)
     (never,) = await _clock()
     assert never.level is Level.NOTE
+
+
+@pytest.mark.parametrize(
+    ("ahead", "level", "text"),
+    [
+        ({}, Level.FINE, "no paired device answers"),
+        ({"kitchen": None}, Level.FINE, "no paired device answers"),
+        ({"kitchen": 0.4, "attic": None}, Level.FINE, "within 2 s of kitchen"),
+        ({"kitchen": -20.0, "attic": 3.0}, Level.FINE, "within 20 s of kitchen, attic"),
+        ({"kitchen": 31.0}, Level.NOTE, "that of kitchen is 31 s ahead of this device's"),
+        ({"kitchen": -7_300.0}, Level.NOTE, "that of kitchen is 2 h behind this device's"),
+        (
+            {"kitchen": 1.0, "attic": 180.0},
+            Level.NOTE,
+            "that of attic is 3 min ahead of this device's: set the one that is wrong",
+        ),
+        (
+            {"kitchen": 172_801.0, "attic": 172_800.0},
+            Level.NOTE,
+            "this device's is 2 days behind those of kitchen, attic, which agree: set it",
+        ),
+        (
+            {"kitchen": -86_400.0, "attic": 86_400.0},
+            Level.NOTE,
+            "kitchen is 1 day behind, that of attic is 1 day ahead of",
+        ),
+    ],
+)
+def test_clocks_of_others(ahead: dict[str, float | None], level: Level, text: str) -> None:
+    found = clocks(ahead)
+    assert found.name == "clocks"
+    assert found.level is level
+    assert text in found.text
+
+
+@pytest.mark.parametrize("date", ["", "soon", "Sun, 99 Foo 2026 00:00:00 GMT", "\x00" * 99])
+def test_a_time_that_is_none(date: str) -> None:
+    assert _ahead_s(date, 0.0) is None
+
+
+def test_a_time_in_whole_seconds() -> None:
+    assert _ahead_s("Thu, 01 Jan 1970 00:01:40 GMT", 100.5) == 0.0

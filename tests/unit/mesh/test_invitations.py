@@ -33,9 +33,9 @@ def test_one_window_takes_one_device(tmp_path: Path) -> None:
     found = invitations.try_one(b"")
     assert found is not None
     assert found.password == secret.password
-    assert invitations.prove(found)
+    assert invitations.enter(found)
     assert invitations.try_one(b"") is None
-    assert not invitations.prove(found)
+    assert not invitations.enter(found)
     window = invitations.window()
     assert window is not None
     assert not window.came, "it is coming in, no more"
@@ -49,7 +49,8 @@ def test_who_did_not_come_in_after_all_leaves_room_for_another(tmp_path: Path) -
     invitations = Invitations(tmp_path)
     opened = invitations.open_window(read_secret(new_code()))
     assert invitations.try_one(b"") is not None
-    assert invitations.prove(opened)
+    invitations.was_right(opened)
+    assert invitations.enter(opened)
     invitations.give_back(opened)
     window = invitations.window()
     assert window is not None
@@ -60,7 +61,7 @@ def test_a_newer_window_has_nothing_to_do_with_an_older_one(tmp_path: Path) -> N
     invitations = Invitations(tmp_path)
     older = invitations.open_window(read_secret(new_code()))
     newer = invitations.open_window(read_secret(new_code()))
-    assert not invitations.prove(older)
+    assert not invitations.enter(older)
     invitations.came_in(older, "phone", DEVICE)
     invitations.give_back(older)
     invitations.refuse(older, "no")
@@ -90,6 +91,32 @@ def test_three_wrong_tries_close_it(tmp_path: Path) -> None:
     assert [invitations.try_one(b"") is not None for _ in range(5)] == [True] * 3 + [False] * 2
 
 
+def test_a_right_try_that_comes_to_nothing_counts_for_none(tmp_path: Path) -> None:
+    """And gives a guesser nothing: as many wrong ones close the window as before."""
+    invitations = Invitations(tmp_path)
+    opened = invitations.open_window(read_secret(new_code()))
+    for _ in range(2 * limits.PAIR_TRIES):
+        assert invitations.try_one(b"") is not None
+        invitations.was_right(opened)
+        invitations.judged(opened)
+    for _ in range(limits.PAIR_TRIES):
+        assert invitations.try_one(b"") is not None
+        invitations.judged(opened)
+    assert invitations.try_one(b"") is None
+    window = invitations.window()
+    assert window is not None
+    assert window.guessed_out
+
+
+def test_what_was_right_in_an_older_window_gives_a_newer_one_no_try(tmp_path: Path) -> None:
+    invitations = Invitations(tmp_path)
+    older = invitations.open_window(read_secret(new_code()))
+    assert invitations.try_one(b"") is not None
+    newer = invitations.open_window(read_secret(new_code()))
+    invitations.was_right(older)
+    assert invitations.window() == newer
+
+
 def test_many_tries_at_once_are_no_way_around(tmp_path: Path) -> None:
     invitations = Invitations(tmp_path)
     invitations.open_window(read_secret(new_code()))
@@ -116,7 +143,7 @@ def test_who_is_late_with_the_right_code_is_out(tmp_path: Path) -> None:
     assert invitations.try_one(b"") is not None
     clock.now += limits.PAIR_CODE_S
     assert invitations.is_over(opened)
-    assert not invitations.prove(opened)
+    assert not invitations.enter(opened)
 
 
 def test_a_window_that_ends_while_a_device_comes_in_still_tells_of_it(tmp_path: Path) -> None:
@@ -125,7 +152,7 @@ def test_a_window_that_ends_while_a_device_comes_in_still_tells_of_it(tmp_path: 
     opened = invitations.open_window(read_secret(new_code()))
     clock.now += limits.PAIR_CODE_S - 1
     assert invitations.try_one(b"") is not None
-    assert invitations.prove(opened)
+    assert invitations.enter(opened)
     clock.now += 2
     assert invitations.window() is not None
     assert invitations.try_one(b"") is None
@@ -143,7 +170,7 @@ def test_a_window_that_ends_while_a_device_does_not_come_in_is_over(tmp_path: Pa
     opened = invitations.open_window(read_secret(new_code()))
     clock.now += limits.PAIR_CODE_S - 1
     assert invitations.try_one(b"") is not None
-    assert invitations.prove(opened)
+    assert invitations.enter(opened)
     clock.now += 2
     invitations.give_back(opened)
     assert invitations.window() is None
@@ -175,7 +202,7 @@ def test_a_key_is_used_once_unless_told_otherwise(tmp_path: Path) -> None:
         found = invitations.try_one(twice.id)
         assert found is not None
         assert found.member_s == 5
-        assert invitations.prove(found)
+        assert invitations.enter(found)
         invitations.came_in(found, "board", DEVICE)
     assert invitations.try_one(twice.id) is None
     assert invitations.try_one(once.id) is not None

@@ -352,8 +352,202 @@ def test_a_full_roster(monkeypatch: pytest.MonkeyPatch) -> None:
     assert names(a) == {"a", "c"}
 
 
-def test_leaving() -> None:
+def test_beginning_anew() -> None:
     a, b, _ = three()
     b.begin_anew()
     assert names(b) == {"b"}
     assert b.mesh != a.mesh
+
+
+# --- leaving --------------------------------------------------------------------------------------
+
+
+def farewell(of: RosterBook) -> Roster:
+    assert of.say_farewell()
+    return of.message()
+
+
+def test_who_leaves_is_out_and_those_that_it_let_in_stay() -> None:
+    a, b, c = three()  # B let C in
+    said = farewell(b)
+    assert b.is_leaving
+    assert not b.say_farewell()
+    assert names(b) == {"a", "b", "c"}, "until they were told"
+    for book_, sender in ((a, B), (c, B)):
+        assert book_.merge(said, sender.id)
+        assert names(book_) == {"a", "c"}
+        assert book_.may_decide(C.id)
+        assert b.is_heard_in(book_.message())
+    assert not b.is_heard_in(three()[0].message())
+    for _ in range(2):
+        a.merge(c.message(), C.id)
+        c.merge(a.message(), A.id)
+    assert a.message() == c.message()
+    assert a._entries[C.id].by == A.id, "the word of another counts more than one's own"
+    d = join(c, D)
+    assert names(d) == {"a", "c", "d"}
+    a.merge(c.message(), C.id)
+    assert names(a) == {"a", "c", "d"}
+
+
+def test_the_news_of_who_was_let_in_may_come_with_the_farewell() -> None:
+    a, b, c = three()
+    b.let_in(D.certificate, "d")  # nobody knows it yet
+    said = farewell(b)
+    assert c.merge(said, B.id)
+    assert a.merge(c.message(), C.id), "from another"
+    assert names(a) == names(c) == {"a", "c", "d"}
+    assert a._entries[D.id].by == C.id
+
+
+def test_a_founder_leaves_whom_it_let_in_alone() -> None:
+    a = book(A)
+    b = join(a, B)
+    assert b.merge(farewell(a), A.id)
+    assert names(b) == {"b"}
+    assert b.alone
+    assert b.counts_itself
+    c = join(b, C)
+    assert names(c) == {"b", "c"}, "B counts without A"
+
+
+def test_what_who_left_signs_later_counts_nowhere() -> None:
+    a, b, c = three()
+    a.merge(farewell(b), B.id)
+    b._put(b._signed(D.certificate, "d", 1))
+    b._put(b._signed(C.certificate, "c", 9, member=False))
+    assert not a.merge(b.message(), B.id)
+    c.merge(b.message(), A.id)  # by way of a member, with the farewell
+    assert names(a) == {"a", "c"}
+
+
+def test_a_guest_leaves() -> None:
+    clock = Clock()
+    a = book(A, clock)
+    b = join(a, B, until=int(clock.now) + 60, clock=clock)
+    b._put(b._signed(D.certificate, "d", 1))
+    assert a.merge(farewell(b), B.id)
+    assert names(a) == {"a"}, "it left, and its word about others counts for nothing"
+
+
+def test_a_farewell_does_not_hold_once_the_device_is_paired_again() -> None:
+    """Whether who pairs with it has heard it or not; and in whatever order it comes."""
+    for heard in (True, False):
+        a, b, c = three()
+        said = farewell(b)
+        c.merge(said, B.id)
+        if heard:
+            a.merge(said, B.id)
+        b = join(a, B)
+        for sender in (A, B, C):
+            a.merge(said, sender.id)
+            b.merge(said, sender.id)
+        c.merge(a.message(), A.id)
+        c.merge(said, A.id)
+        a.merge(c.message(), C.id)
+        assert names(a) == names(b) == names(c) == {"a", "b", "c"}
+        assert not b.is_leaving
+
+
+@pytest.mark.parametrize("order", itertools.permutations(range(3)))
+def test_copies_become_equal_after_a_farewell(order: tuple[int, ...]) -> None:
+    """While others decide about the same devices."""
+    books = dict(zip((A, B, C), three(), strict=True))
+    said = farewell(books[B])
+    books[A].let_in(D.certificate, "d")
+    books[A].shut_out(B.id)
+    messages = [(B.id, said), *((key.id, books[key].message()) for key in (A, C))]
+    for key in (A, C):
+        for place in order:
+            sender, message = messages[place]
+            books[key].merge(message, sender)
+    for _ in range(3):
+        for one, other in ((A, C), (C, A)):
+            books[one].merge(books[other].message(), other.id)
+    assert books[A].message() == books[C].message()
+    assert names(books[A]) == {"a", "c", "d"}
+
+
+def test_who_was_shut_out_brings_nobody_back_by_leaving() -> None:
+    a, b, c = three()
+    b.let_in(D.certificate, "d")
+    c.merge(b.message(), B.id)
+    a.shut_out(B.id)  # and knows nothing of D
+    c.merge(a.message(), A.id)
+    assert names(c) == {"a", "c"}
+    b._put(b._signed(B.certificate, "b", 9, member=False))
+    for sender in (A, B):
+        c.merge(b.message(), sender.id)
+        c.merge(Roster(mesh=b.mesh, entries=[b._entries[B.id]]), sender.id)
+    assert names(c) == {"a", "c"}
+    assert c._entries[B.id].by == A.id
+
+
+def forged_farewell(kind: str) -> tuple[RosterBook, RosterBook, Roster, DeviceKey]:
+    """A roster in which C seems to leave, who takes it, and who sends it."""
+    clock = Clock()
+    a = book(A, clock)
+    b = join(a, B, clock=clock)
+    c = join(a, C, clock=clock)
+    guest = join(a, D, until=int(clock.now) + 60, clock=clock)
+    for one in (b, c):
+        one.merge(a.message(), A.id)
+    signer = {"a guest decides": guest}.get(kind, b)
+    no = signer._signed(C.certificate, "c", 5, member=False)
+    if kind == "signed by another":
+        no = replace(no, by=C.id)
+    elif kind == "the farewell of another mesh":
+        other = book(C)
+        other.let_in(D.certificate, "d")
+        no = next(e for e in farewell(other).entries if not e.member)
+    elif kind == "of another generation":
+        no = replace(next(e for e in farewell(c).entries if not e.member), generation=6)
+    elif kind == "the signature of something else":
+        no = replace(no, by=C.id, signature=c._entries[C.id].signature)
+    elif kind == "without a signature":
+        no = replace(no, by=C.id, signature=b"")
+    elif kind == "of an unknown mesh":
+        return a, b, Roster(mesh=bytes(16), entries=[no]), B
+    sender = {"a guest decides": D, "a guest relays": D}.get(kind, B)
+    if kind == "a guest relays":
+        no = next(e for e in farewell(c).entries if not e.member)
+    return a, b, Roster(mesh=a.mesh, entries=[no]), sender
+
+
+FORGED = {
+    "signed by another": "not signed",
+    "the farewell of another mesh": "not signed",
+    "of another generation": "not signed",
+    "the signature of something else": "not signed",
+    "without a signature": "not signed",
+    "of an unknown mesh": "another mesh",
+    "a guest decides": "",
+    "a guest relays": "",
+}
+
+
+@pytest.mark.parametrize("kind", FORGED)
+def test_nobody_says_farewell_for_another(kind: str) -> None:
+    a, _, roster, sender = forged_farewell(kind)
+    before = a.message()
+    if FORGED[kind]:
+        with pytest.raises(ProtocolError, match=FORGED[kind]):
+            a.merge(roster, sender.id)
+    else:
+        assert not a.merge(roster, sender.id)
+    assert a.message() == before
+    assert "c" in names(a)
+
+
+def test_who_is_leaving_pairs_with_nobody() -> None:
+    a, b, _ = three()
+    b.say_farewell()
+    with pytest.raises(PairingError, match="leaving"):
+        b.let_in(D.certificate, "d")
+    with pytest.raises(PairingError, match="leaving"):
+        b.adopt(a.message())
+    kept = RosterBook(B, "b", b.message())
+    assert kept.is_leaving, "over the file"
+    kept.begin_anew()
+    assert not kept.is_leaving
+    assert not kept.say_farewell(), "it is alone: there is nobody to tell"

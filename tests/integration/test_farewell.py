@@ -1,0 +1,159 @@
+"""A device that leaves its mesh tells the others: peers of several devices over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from astra_mesh import limits
+from astra_mesh.client import farewell
+from astra_mesh.client.farewell import Farewell
+from astra_mesh.errors import NoPeerError, NotPairedError
+from astra_mesh.mesh.connect import Address, Secure, dial
+from astra_mesh.mesh.roster import RosterBook
+from astra_mesh.mesh.trust import Trust
+from astra_mesh.peer import Peer
+from tests.integration.mesh_fixtures import until
+from tests.integration.test_trust import config, devices, linked, pair, trust_of
+
+
+@asynccontextmanager
+async def mesh_of_three(folder: Path) -> AsyncIterator[list[Peer]]:
+    """The second let the third in."""
+    async with devices(folder, 3) as peers:
+        a, b, c = peers
+        await pair(a, b)
+        await pair(b, c)
+        await until(linked(*peers))
+        yield peers
+
+
+def at(monkeypatch: pytest.MonkeyPatch, *peers: Peer) -> None:
+    """Where the command finds members."""
+    ports = [peer.port for peer in peers]
+
+    async def places(_: Trust) -> AsyncGenerator[list[Address], None]:
+        for port in ports:
+            yield [("127.0.0.1", port)]
+
+    monkeypatch.setattr(farewell, "member_places", places)
+
+
+async def leave(peer: Peer) -> Farewell:
+    """As the command does it, in another process of the device."""
+    return await farewell.leave(await asyncio.to_thread(Trust.open, trust_of(peer).folder))
+
+
+def listed(peer: Peer) -> set[str]:
+    return set(trust_of(peer).members())
+
+
+def device(peer: Peer) -> str:
+    return trust_of(peer).device.id
+
+
+async def secure_of(peer: Peer) -> Secure:
+    """To dial as a peer of its device did before."""
+    trust = await asyncio.to_thread(Trust.open, trust_of(peer).folder)
+    tls = await asyncio.to_thread(trust.client_tls, trust.device.issue())
+    return Secure(tls, trust.whose_connection)
+
+
+async def test_the_others_list_two_and_refuse_its_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its running peer tells them: the command finds nobody."""
+    at(monkeypatch)
+    async with mesh_of_three(tmp_path) as (a, b, c):
+        before = await secure_of(b)
+        gone = await leave(b)
+        assert set(gone.told) == {device(a), device(c)}
+        assert not gone.untold
+        await until(lambda: listed(a) == listed(c) == {device(a), device(c)})
+        await until(lambda: not b.others() and linked(a, c)())
+        await until(lambda: trust_of(b).book.alone and not trust_of(b).book.is_leaving)
+        async with aiohttp.ClientSession() as http:
+            for peer in (a, c):
+                with pytest.raises((NotPairedError, NoPeerError)):
+                    await (await dial(http, "127.0.0.1", peer.port, secure=before)).receive()
+        await asyncio.sleep(1.0)  # nothing brings it back
+        assert listed(a) == listed(c) == {device(a), device(c)}
+    bad = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    assert not [text for text in bad if "another mesh" in text or "broke the protocol" in text]
+
+
+async def test_no_peer_runs_on_the_device_that_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command dials one member; the other hears it from that."""
+    async with mesh_of_three(tmp_path) as (a, b, c):
+        at(monkeypatch, c)
+        await b.stop()
+        monkeypatch.setattr(limits, "FAREWELL_S", 2.0)
+        gone = await leave(b)
+        assert set(gone.told) == {device(c)}
+        assert set(gone.untold) == {device(a)}, "it is not known to have heard"
+        await until(lambda: listed(a) == listed(c) == {device(a), device(c)})
+        await until(linked(a, c))
+        trust = await asyncio.to_thread(Trust.open, trust_of(b).folder)
+        assert trust.book.alone
+        assert len({peer.name for peer in a.others().values()}) == 1, "the command is no peer now"
+
+
+async def test_who_was_off_hears_it_when_it_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at(monkeypatch)
+    monkeypatch.setattr(limits, "FAREWELL_S", 3.0)
+    async with mesh_of_three(tmp_path) as (a, b, c):
+        await c.stop()
+        gone = await leave(b)
+        assert set(gone.told) == {device(a)}
+        async with Peer(config(trust_of(c).folder, a)) as back:
+            await until(linked(a, back))
+            await until(lambda: listed(back) == {device(a), device(c)})
+
+
+async def test_nobody_can_be_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    at(monkeypatch)
+    monkeypatch.setattr(limits, "FAREWELL_S", 0.5)
+    async with mesh_of_three(tmp_path) as (a, b, c):
+        await b.stop()
+        gone = await leave(b)
+        assert not gone.told
+        assert set(gone.untold) == {device(a), device(c)}
+        assert len(listed(a)) == 3
+
+
+async def test_it_is_paired_again_and_leaves_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others are told each time, whatever they were told before."""
+    at(monkeypatch)
+    async with mesh_of_three(tmp_path) as (a, b, c):
+        for _ in range(2):
+            gone = await leave(b)
+            assert set(gone.told) == {device(a), device(c)}
+            await until(lambda: trust_of(b).book.alone and device(b) not in listed(a))
+            await pair(a, b)
+            await until(linked(a, b, c))
+        assert len(listed(a)) == len(listed(b)) == len(listed(c)) == 3
+
+
+async def test_a_peer_that_starts_after_a_leave_that_was_cut_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with mesh_of_three(tmp_path) as (a, b, c):
+        await b.stop()
+        trust = await asyncio.to_thread(Trust.open, trust_of(b).folder)
+        await asyncio.to_thread(trust.change, RosterBook.say_farewell)
+        async with Peer(config(trust_of(b).folder, a, c)) as back:
+            await until(lambda: listed(a) == listed(c) == {device(a), device(c)})
+            await until(lambda: trust_of(back).book.alone)
+            assert not back.others()
