@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from astra_mesh import limits
-from astra_mesh.client import checks, reach
+from astra_mesh.client import checks, nearby
 from astra_mesh.client.pairing_search import pair_nearby
 from astra_mesh.mesh.codes import new_code, read_secret
 from astra_mesh.mesh.connect import Address
@@ -126,7 +126,7 @@ async def test_a_typed_address_stays_when_the_kept_one_goes(tmp_path: Path) -> N
 async def test_the_doctor_finds_both_ends_well(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reach, "search", nobody)
+    monkeypatch.setattr(nearby, "search", nobody)
     async with device(tmp_path, "host") as host, device(tmp_path, "guest") as guest:
         await pair(host, guest)
         await until(lambda: linked(host, guest))
