@@ -126,13 +126,13 @@ def describe(bundle: ModelBundle) -> Row:
 
 
 def _rates(bundle: ModelBundle) -> dict[str, list[int]]:
+    from astra_mesh.bundle.books import read_book_header
     from astra_mesh.bundle.store import codebook_name
-    from astra_mesh.quant.codebook import load_codebook
 
     found: dict[str, list[int]] = {}
     for suffix, path in bundle.codebook_paths.items():
         try:
-            book = load_codebook(path, bundle.model_id)
+            book = read_book_header(path, bundle.model_id)
         except CodebookError as error:
             hint(f"{clean(bundle.name)}: a codebook is left out: {clean(error.message)}")
             continue
