@@ -129,6 +129,14 @@ def peer(
             help="Get codebooks from other peers for models of this user that have none.",
         ),
     ] = True,
+    preload: Annotated[
+        bool,
+        typer.Option(
+            "--preload/--no-preload",
+            help="Load models before somebody asks, while there is nothing to do and half of the "
+            "free memory stays free.",
+        ),
+    ] = True,
     api: Annotated[
         bool, typer.Option("--api/--no-api", help="Serve the page and the HTTP API.")
     ] = True,
@@ -185,6 +193,7 @@ def peer(
             state_dir=state_dir,
             models=tuple(model) if model else None,
             spot_check=spot_check,
+            preload=preload,
             record=record,
         )
         api_config = make_api_config(api_port, api_token, lan, state_dir) if api else None

@@ -24,7 +24,8 @@ from astra_mesh.peer import Peer, PeerConfig
 from astra_mesh.peer import requests as requests_module
 from astra_mesh.peer.exchange import MeshExchange
 from astra_mesh.peer.inputs import read_inputs
-from astra_mesh.peer.models import Loaded, ModelHost, _load
+from astra_mesh.peer.loading import load
+from astra_mesh.peer.models import Loaded, ModelHost
 from astra_mesh.plan.check import layout_of
 from astra_mesh.quant.codebook import UNLIMITED
 from astra_mesh.quant.codecs import VectorCodec
@@ -53,7 +54,7 @@ YEAR_S = 365 * 86_400.0
 @pytest.fixture(scope="module")
 def loaded_models(models: Path) -> dict[str, Loaded]:
     """The same models once more, for the reference."""
-    return {path.name: _load(open_bundle(path))[0] for path in models.iterdir()}
+    return {path.name: load(open_bundle(path)) for path in models.iterdir()}
 
 
 @pytest.fixture(scope="module")

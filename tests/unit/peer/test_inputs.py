@@ -14,7 +14,7 @@ from astra_mesh.bundle import image, open_bundle
 from astra_mesh.errors import InputError
 from astra_mesh.peer.inputs import read_ask, read_inputs
 from astra_mesh.peer.loaded import Loaded
-from astra_mesh.peer.models import _load
+from astra_mesh.peer.loading import load
 from astra_mesh.wire.messages import Ask, RequestId, Task
 from tests.bundles import GPT2, VIT, gpt2_tensors, vit_tensors, write_bundle
 
@@ -22,7 +22,7 @@ from tests.bundles import GPT2, VIT, gpt2_tensors, vit_tensors, write_bundle
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
     folder = tmp_path_factory.mktemp("models") / "pictures"
-    return _load(open_bundle(write_bundle(folder, VIT, vit_tensors(VIT))))[0]
+    return load(open_bundle(write_bundle(folder, VIT, vit_tensors(VIT))))
 
 
 def large_picture() -> bytes:
@@ -72,7 +72,7 @@ def test_what_no_image_model_reads(pictures: Loaded, about: dict[str, object], s
 
 
 def test_answered_tokens_follow_the_prompt(tmp_path: Path) -> None:
-    words = _load(open_bundle(write_bundle(tmp_path / "words", GPT2, gpt2_tensors(GPT2))))[0]
+    words = load(open_bundle(write_bundle(tmp_path / "words", GPT2, gpt2_tensors(GPT2))))
     about = {"task": Task.GENERATE, "answered": [7]}
     assert read_ask(words, ask(text="w1 w2", **about))[0].tokens == [1, 2, 7]
     inputs, given, tokens = read_ask(words, ask(tokens=[3], **about))
