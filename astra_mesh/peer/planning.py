@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from typing import Final
 
 from msgspec.structs import replace
 
@@ -22,6 +23,8 @@ from astra_mesh.plan.referral import better_placed
 from astra_mesh.wire.codec import sanitise
 from astra_mesh.wire.messages import Ask, Inputs, PeerId, Refer, Task, Use
 
+_NO_WAIT_S: Final = 0.01  # who waits for nobody takes less
+
 
 class Planning:
     """The plans of one request; ``notes`` gets a sentence for what its caller should know."""
@@ -38,6 +41,7 @@ class Planning:
         self._ask, self._loaded = ask, loaded
         self._around, self._compute, self._notes = around, compute, notes
         self._jobs: list[Job] = []
+        self.loading_s = 0.0  # that others were waited for
         self._refers = ask.may_refer and ask.options.use is Use.AUTO and not ask.answered
 
     async def look_around(self, inputs: Inputs, tokens: int) -> None:
@@ -53,7 +57,10 @@ class Planning:
         if ask.options.use is not Use.SOLO:
             books = [code.codebook for code in codes]
             everybody = ask.options.use is Use.ALL
+            began = time.monotonic()
             others = await self._around.candidates(loaded, *books, patient=everybody)
+            waited_s = time.monotonic() - began
+            self.loading_s = waited_s if waited_s >= _NO_WAIT_S else 0.0
             told = self._around.left_out if everybody else self._around.loading
             self._notes += told(loaded, *books)
             self.others = self._trusted(others)

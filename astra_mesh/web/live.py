@@ -167,6 +167,7 @@ def _mesh(peer: Peer, lacks: dict[ModelId, str]) -> dict[str, Any]:
                 "here": (one.name, one.id) in own,
                 "chat": peer.models.holds_conversations(one.id),
                 "lacks": lacks.get(one.id, ""),
+                "loaded": peer.models.is_loaded(one.id),
             }
             for one in models_of(found)
         ],

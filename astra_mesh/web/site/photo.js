@@ -8,6 +8,7 @@ const LARGE_BYTES = 3e6; // photos of phones are larger; models look at a few hu
 const SIDE = 1024;
 
 let count = 0; // of pictures; the answer to an older one is dropped
+let models = []; // that label pictures
 let camera = null;
 let last = null;
 
@@ -37,7 +38,7 @@ export function startPhoto() {
 }
 
 export function showModels(found) {
-  const models = found.filter((one) => one.here && one.family === "vit" && one.tasks.includes("classify"));
+  models = found.filter((one) => one.here && one.family === "vit" && one.tasks.includes("classify"));
   choices($("photo-model"), models.map((one) => [one.name, one.name]));
   $("photo-none").hidden = models.length > 0;
   $("photo-ask").hidden = models.length === 0;
@@ -47,7 +48,7 @@ async function label(file) {
   const mine = ++count;
   last = file;
   say($("photo-problem"), "");
-  say($("photo-cost"), "looking…");
+  say($("photo-cost"), models.find((one) => one.name === $("photo-model").value)?.loaded ? "looking…" : "looking, once the model is loaded…");
   $("labels").replaceChildren();
   const preview = $("photo-preview");
   URL.revokeObjectURL(preview.src);
