@@ -92,11 +92,11 @@ class Answer:
         if ask.options.use is not Use.SOLO:
             self._around.wake(model)
         loaded = await self._load(model)
-        inputs, given, tokens = await self._compute(read_ask, loaded, ask)
+        read = await self._compute(read_ask, loaded, ask)
         if ask.sampling is not None:
             check_sampling(ask.sampling)
         planning = Planning(ask, loaded, self._around, self._compute, self._notes)
-        await planning.look_around(inputs, tokens)
+        inputs = await planning.look_around(read)
         self._loading_s += planning.loading_s
         while True:
             choice = await planning.choose()
@@ -104,7 +104,7 @@ class Answer:
                 await self._emit(refer)
                 return
             try:
-                await self._attempt(choice, loaded, inputs, given, planning.others)
+                await self._attempt(choice, loaded, inputs, read.given, planning.others)
                 return
             except LostDuringPrefillError as lost:
                 self._notes.append(f"planned again without {lost.peer[:8]}: {lost.error.message}")

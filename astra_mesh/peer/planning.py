@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from astra_mesh.engine.compute import ComputeThread
 from astra_mesh.errors import InputError
 from astra_mesh.peer.choice import Code, choose_codes, made_for
-from astra_mesh.peer.inputs import input_bytes
+from astra_mesh.peer.inputs import Read, input_bytes
 from astra_mesh.peer.loaded import Loaded
 from astra_mesh.peer.part import tables_serve
 from astra_mesh.peer.surroundings import Surroundings
@@ -44,8 +44,8 @@ class Planning:
         self.loading_s = 0.0  # that others were waited for
         self._refers = ask.may_refer and ask.options.use is Use.AUTO and not ask.answered
 
-    async def look_around(self, inputs: Inputs, tokens: int) -> None:
-        """Find the codes that would do and the peers that could help.
+    async def look_around(self, read: Read) -> Inputs:
+        """Find the codes that would do and the peers that could help; what those are told.
 
         Raises:
             InputError, CodebookError: what the caller named does not exist or fit.
@@ -64,7 +64,9 @@ class Planning:
             told = self._around.left_out if everybody else self._around.loading
             self._notes += told(loaded, *books)
             self.others = self._trusted(others)
-        self._jobs = [self._job(code, inputs, tokens) for code in codes]
+        inputs = await self._compute(read.for_others) if self.others else read.inputs
+        self._jobs = [self._job(code, inputs, read.tokens) for code in codes]
+        return inputs
 
     async def choose(self) -> Choice:
         """The plan with this peer as the one that answers."""

@@ -47,14 +47,16 @@ def test_a_large_picture_is_decoded_once(pictures: Loaded, monkeypatch: pytest.M
 
     monkeypatch.setattr(image, "decode_image", counted)
     data = large_picture()
-    inputs, given, tokens = read_ask(pictures, ask(image=data))
+    read = read_ask(pictures, ask(image=data))
+    given, inputs = read.given, read.for_others()
     assert decoded == [len(data)]
+    assert read.inputs.image is data
     assert len(inputs.image) < len(data)
     theirs, theirs_tokens = read_inputs(pictures, inputs)  # as the other peers read it
     assert given.pixels is not None
     assert theirs.pixels is not None
     assert torch.equal(given.pixels, theirs.pixels)
-    assert tokens == theirs_tokens == 17
+    assert read.tokens == theirs_tokens == 17
 
 
 @pytest.mark.parametrize(
@@ -74,8 +76,9 @@ def test_what_no_image_model_reads(pictures: Loaded, about: dict[str, object], s
 def test_answered_tokens_follow_the_prompt(tmp_path: Path) -> None:
     words = load(open_bundle(write_bundle(tmp_path / "words", GPT2, gpt2_tensors(GPT2))))
     about = {"task": Task.GENERATE, "answered": [7]}
-    assert read_ask(words, ask(text="w1 w2", **about))[0].tokens == [1, 2, 7]
-    inputs, given, tokens = read_ask(words, ask(tokens=[3], **about))
+    assert read_ask(words, ask(text="w1 w2", **about)).inputs.tokens == [1, 2, 7]
+    read = read_ask(words, ask(tokens=[3], **about))
+    inputs, given, tokens = read.inputs, read.given, read.tokens
     assert (inputs.tokens, tokens) == ([3, 7], 2)
     assert given.tokens is not None
     assert given.tokens.tolist() == [3, 7]
