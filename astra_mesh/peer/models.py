@@ -8,12 +8,15 @@ import math
 import statistics
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
 from astra_mesh.bundle import Bundle
 from astra_mesh.bundle.quality import Quality
+from astra_mesh.bundle.text import NAME as TOKENIZER_FILE
+from astra_mesh.bundle.text import TextTokenizer
 from astra_mesh.engine.compute import ComputeThread
 from astra_mesh.errors import AstraMeshError, UnknownModelError
 from astra_mesh.families import ModelSpec
@@ -104,18 +107,26 @@ class ModelHost:
             self._seen = await asyncio.to_thread(self._shelf.look)
 
     async def watch(self) -> None:
-        """Offer models that come to this device while the peer runs, until cancelled."""
-        while self._names is None:
+        """Offer models that come to this device while the peer runs, and take over tokenizers that
+        come to those in memory, until cancelled."""
+        while True:
             await asyncio.sleep(RESCAN_S)
-            seen = await asyncio.to_thread(self._shelf.look)
-            if seen == self._seen:
-                continue
-            self._seen = seen
-            found = await self._compute(self._shelf.read)
-            came = self._take(found)
-            renewed = [await self._renew(*one) for one in found]
-            if came or any(renewed):
-                self._on_change()
+            for entry in list(self._entries.values()):
+                if entry.loaded is not None and entry.loaded.tokenizer is None:
+                    await self._compute(_take_tokenizer, entry.loaded)
+            if self._names is None:
+                await self._rescan()
+
+    async def _rescan(self) -> None:
+        seen = await asyncio.to_thread(self._shelf.look)
+        if seen == self._seen:
+            return
+        self._seen = seen
+        found = await self._compute(self._shelf.read)
+        came = self._take(found)
+        renewed = [await self._renew(*one) for one in found]
+        if came or any(renewed):
+            self._on_change()
 
     async def renew(self, model: ModelId) -> None:
         """Take over codebooks that came to a model, without waiting for :meth:`watch`.
@@ -138,6 +149,7 @@ class ModelHost:
         entry = self._entries.get(offer.id)
         if entry is None:
             return False
+        entry.chat = chat
         async with entry.lock:
             more = len(offer.codebooks) > len(entry.offer.codebooks)
             if entry.bundle.path != bundle.path and not more:
@@ -402,3 +414,11 @@ class ModelHost:
 def _offers_of(loaded: Loaded) -> list[CodebookOffer]:
     """The codebooks of a loaded model, with what was measured of them."""
     return [offer_codebook(book, loaded.times.get(key)) for key, book in loaded.codebooks.items()]
+
+
+def _take_tokenizer(loaded: Loaded) -> None:
+    """A tokenizer that came to the folder of a model in memory; one that is being copied is no
+    tokenizer yet."""
+    if loaded.spec.vocab_size and loaded.bundle.has(TOKENIZER_FILE):
+        with suppress(AstraMeshError):
+            loaded.tokenizer = TextTokenizer.from_bundle(loaded.bundle)
