@@ -85,13 +85,16 @@ def measuring(model: Model, codec: Codec | None, stages: int) -> Parts[Timing]:
     )
 
 
-def ratio_to(timing: Timing, model: Model) -> float:
-    """How many times what ``timing`` says a block takes now: the best of some. In the compute
-    thread, some 0.1 s; 1 where the figures hold.
+def comparing(timing: Timing, model: Model) -> Parts[float]:
+    """How many times what ``timing`` says a block takes now: the best of some. Some 0.1 s for small
+    models; 1 where the figures hold.
     """
     tokens = min(_CHECKED, model.spec.max_tokens)
-    took = min(_block_time(model, tokens) for _ in range(_CHECKS))
-    return took / max(block_s(timing, tokens, _pairs(model, tokens)), 1e-9)
+    times = []
+    for _ in range(_CHECKS):
+        times.append(_block_time(model, tokens))
+        yield
+    return min(times) / max(block_s(timing, tokens, _pairs(model, tokens)), 1e-9)
 
 
 def block_s(timing: Timing, tokens: int, pairs: float) -> float:

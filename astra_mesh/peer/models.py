@@ -36,7 +36,7 @@ from astra_mesh.peer.config import Wanted
 from astra_mesh.peer.device import free_memory_bytes, usable_cores
 from astra_mesh.peer.loaded import AnyCodec, Loaded, choose_stages
 from astra_mesh.peer.loading import loading, measuring_again, quality_of, renew_codebooks
-from astra_mesh.peer.measure import ratio_to
+from astra_mesh.peer.measure import comparing
 from astra_mesh.peer.measured import Conditions, Figures, Measured, conditions
 from astra_mesh.peer.parts import at_once, in_turns
 from astra_mesh.peer.shelf import Read, Shelf, float_bytes, offer_codebook
@@ -309,12 +309,14 @@ class ModelHost:
 
     # --- while nothing else is to be done ---------------------------------------------------------
 
-    async def preload(self, idle: Callable[[], bool]) -> None:
+    async def preload(self, idle: Callable[[], bool], among: int = 1) -> None:
         """Load the models of this device while nothing else runs, those first that were used last,
-        then the smallest; as long as half of the memory that is free now stays so.
+        then the smallest; as long as half of the memory that is free now stays so, where so many
+        peers of this device do the same.
         """
-        left = PRELOAD_SHARE * await asyncio.to_thread(free_memory_bytes)
-        spared = left
+        free = await asyncio.to_thread(free_memory_bytes)
+        left = PRELOAD_SHARE * free / max(among, 1)
+        spared = free - left
 
         async def between() -> None:
             while not (idle() or entry.wanted):  # noqa: ASYNC110  nothing tells when requests end
@@ -370,16 +372,17 @@ class ModelHost:
         loaded, figures, about = entry.loaded, entry.figures, entry.about
         if loaded is None or figures is None or about is None:
             return
-        ratio = await self._compute(ratio_to, figures.timing, loaded.model)
-        if 1 / CONTRADICTED < ratio < CONTRADICTED:
-            entry.doubtful, entry.checked_s = False, time.monotonic()
-            return
 
         async def between() -> None:
             if not idle():
                 raise _Interrupted
 
         try:
+            parts = comparing(figures.timing, loaded.model)
+            ratio = await in_turns(self._compute, parts, between)
+            if 1 / CONTRADICTED < ratio < CONTRADICTED:
+                entry.doubtful, entry.checked_s = False, time.monotonic()
+                return
             found = await in_turns(self._compute, measuring_again(loaded, figures), between)
         except _Interrupted:
             return  # it stays doubtful

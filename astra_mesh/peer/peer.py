@@ -29,7 +29,13 @@ from astra_mesh.peer.device import this_device
 from astra_mesh.peer.figures import LinkFigures
 from astra_mesh.peer.likelihoods import Likelihoods
 from astra_mesh.peer.links import LinkKeeper
-from astra_mesh.peer.local import LocalPeer, follow_problem, remove_record, write_record
+from astra_mesh.peer.local import (
+    LocalPeer,
+    follow_problem,
+    local_peers,
+    remove_record,
+    write_record,
+)
 from astra_mesh.peer.measured import Measured
 from astra_mesh.peer.models import ModelHost
 from astra_mesh.peer.recorder import Recorder
@@ -179,7 +185,8 @@ class Peer:
 
     async def _preload(self) -> None:
         await asyncio.sleep(limits.PRELOAD_AFTER_S)
-        await self.models.preload(lambda: not self._is_busy())
+        others = await asyncio.to_thread(local_peers)
+        await self.models.preload(lambda: not self._is_busy(), len(others))
 
     async def stop(self) -> None:
         """Say goodbye, end all requests, free everything. It waits for a start that is under way,
