@@ -60,7 +60,7 @@ async function submit(event) {
   if (isChat) $("answers").append(h("p", { class: "said mine" }, h("b", {}, "you"), text));
   else answer.append(h("span", { class: "given" }, text));
   const made = answer.appendChild(h("span", { class: "made" }));
-  const waits = answer.appendChild(h("span", { class: "cost" }));
+  const waits = answer.appendChild(h("span", { class: "waits" }));
   $("answers").append(answer);
   if (isChat) $("ask-text").value = "";
   running = new AbortController();
