@@ -89,6 +89,22 @@ GIVE_BACK_BUSY_S: Final = 60.0  # never idle, it does so this often; what lost p
 EARLY_CODES_BYTES: Final = 4 * MIB  # codes that overtake their proposal (other link), per link
 EARLY_CODES_S: Final = 10.0  # kept so long, then dropped
 
+# --- measurements and models that are loaded ahead ------------------------------------------------
+MEASURED_FILES: Final = 128  # that are kept, each of one model under one set of conditions
+MEASURED_BYTES: Final = 256 * KIB  # of one of them: 16 codebooks with 64 rates are 120 KiB
+MEASURE_TURN_S: Final = 10.0  # for another peer of this device to measure the same; then both do
+RECHECK_S: Final = 600.0  # between two checks of one model's figures because requests contradict
+CONTRADICTED: Final = 1.5  # times what was measured, or less by as much: it is measured again
+# After its start a peer waits so long before it loads models ahead: who starts it to ask something
+# has asked by then.
+PRELOAD_AFTER_S: Final = 1.0
+PRELOAD_LOOK_S: Final = 0.1  # between two looks whether requests still run
+# Memory that loading a model takes for a moment, in its weights as float32: GPT-2 124M took 1.6 GiB
+# beside the peer itself (docs/benchmarks.md), codes and tables included.
+PRELOAD_FACTOR: Final = 3.5
+PRELOAD_SHARE: Final = 0.5  # of the memory that is free at the start; the rest stays free
+LOADING_TELL_S: Final = 1.0  # waiting for a model to load for so long, a stream says so
+
 # --- browser tabs ---------------------------------------------------------------------------------
 # Blocks in float32 in one tab: WebAssembly addresses 4 GiB, a phone gives a tab about half of it.
 TAB_MODEL_BYTES: Final = 1536 * MIB

@@ -12,6 +12,7 @@ from astra_mesh.bundle.store import (
     list_bundles,
     model_folders,
     open_bundle,
+    take_new,
     user_models_path,
     verify,
 )
@@ -23,6 +24,7 @@ __all__ = [
     "list_bundles",
     "model_folders",
     "open_bundle",
+    "take_new",
     "user_models_path",
     "verify",
     "write_manifest",

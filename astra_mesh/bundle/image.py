@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -69,15 +70,15 @@ class ImageProcessor:
         """The pixel values (3, H, W) float32 of a decoded RGB image; BadImageError if too long."""
         return self._values(self._resized(image))
 
-    def with_shrunk(self, data: bytes) -> tuple[torch.Tensor, bytes]:
-        """The pixel values of an image file's bytes, and a file with the same ones to send to
-        others: resized already and without loss, or ``data`` where that is no smaller.
+    def with_packer(self, data: bytes) -> tuple[torch.Tensor, Callable[[], bytes]]:
+        """The pixel values of an image file's bytes, and what makes a file with the same ones to
+        send to others: resized already and without loss, or ``data`` where that is no smaller.
 
         Raises:
             BadImageError: no image, of another format, cut short, or too large.
         """
         image = self._resized(decode_image(data))
-        return self._values(image), self._packed(image, data)
+        return self._values(image), partial(self._packed, image, data)
 
     def _packed(self, image: Image.Image, data: bytes) -> bytes:
         if len(data) <= _SMALL_BYTES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -91,14 +92,37 @@ def check_all(folder: Path) -> list[str]:
     Raises:
         BadBundleError: there is no manifest, a file differs or is missing, or one is not listed.
     """
-    entries = read_manifest(folder)
+    entries, command = read_manifest(folder), _command(folder)
     if entries is None:
         raise BadBundleError(
-            f"{folder.name}: no {NAME}, so nothing to compare with; write one first"
+            f"{folder.name}: no {NAME}, so nothing to compare with; {command} writes one of the "
+            "files as they are"
         )
     for name, entry in sorted(entries.items()):
         check_file(member(folder, name), entry)
     for name in listed_names(folder):
         if name not in entries:
-            raise bad_file(folder / name, "is not in the manifest", "write the manifest anew")
+            remedy = f"{command} takes it into the manifest, or delete it"
+            raise bad_file(folder / name, "is not in the manifest", remedy)
     return sorted(entries)
+
+
+def _command(folder: Path) -> str:
+    """What a person types to take over new files."""
+    return f"`astra-mesh models verify {shlex.quote(str(folder))} --take-new`"
+
+
+def take_new(folder: Path) -> list[str]:
+    """Lists the files that the manifest does not, as they are now; their names.
+
+    Raises:
+        BadBundleError: a file that it lists differs or is missing.
+        ModelError: it cannot be written.
+    """
+    entries = read_manifest(folder) or {}
+    for name, entry in sorted(entries.items()):
+        check_file(member(folder, name), entry)
+    new = [name for name in listed_names(folder) if name not in entries]
+    if new:
+        write_manifest(folder)
+    return new

@@ -217,6 +217,16 @@ def verify(bundle: Bundle) -> list[str]:
     return manifest.check_all(bundle.path)
 
 
+def take_new(bundle: Bundle) -> list[str]:
+    """Takes files that came to a bundle into its manifest; their names.
+
+    Raises:
+        BadBundleError: a file that it lists differs or is missing.
+        ModelError: it cannot be written.
+    """
+    return manifest.take_new(bundle.path)
+
+
 def _existing_folder(path: Path | str) -> Path:
     typed = f"{str(path)[-200:]!a}"
     try:

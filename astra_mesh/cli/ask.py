@@ -312,7 +312,12 @@ async def _what_happens(mesh: Mesh, model: str) -> str:
         for offer in peer.models
         if model in (*names_of(offer), offer.id) and not offer.loaded
     ]
-    return f"{text}; first {clean(model)} is loaded by {', '.join(cold)}" if cold else text
+    if not cold:
+        return text
+    text = f"{text}; first {clean(model)} is loaded by {', '.join(cold)}"
+    if not err.is_terminal:  # there the line moves
+        hint(text)
+    return text
 
 
 async def _explain(

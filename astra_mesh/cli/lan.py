@@ -74,11 +74,28 @@ def closed_to_others(peer: Peer, config: ApiConfig) -> str:
     )
 
 
+def api_addresses(peer: Peer, config: ApiConfig, api: str) -> list[str]:
+    """Where programs find the API: those of other devices first, if they may use it."""
+    if config.token is None:
+        return [api]
+    from astra_mesh.mesh.connect import show_address
+    from astra_mesh.mesh.interfaces import is_loopback
+    from astra_mesh.peer.places import own_hosts
+
+    port = _port_of(api)
+    hosts = own_hosts(peer.config.listen, link_local=False)
+    far = [show_address((host, port)) for host in hosts if not is_loopback(host)]
+    return list(dict.fromkeys([*(f"http://{address}/v1" for address in far), api]))
+
+
+def _port_of(api: str) -> int:
+    return int(api.removesuffix("/v1").rpartition(":")[2])
+
+
 def page_addresses(peer: Peer, config: ApiConfig, api: str) -> list[str]:
     """Where people open the page: on this machine, or with the token on any device nearby."""
     if config.token is None:
         return [api.removesuffix("v1")]
     from astra_mesh.web.invitation import page_urls
 
-    port = int(api.removesuffix("/v1").rpartition(":")[2])
-    return page_urls(peer.config.listen, port, config.token)
+    return page_urls(peer.config.listen, _port_of(api), config.token)

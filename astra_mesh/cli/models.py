@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 from rich.table import Table
@@ -84,18 +84,34 @@ def list_models(as_json: Json = False) -> None:
 
 
 @app.command("verify", epilog="Example:  astra-mesh models verify tiny-gpt2")
-def verify_model(model: Bundle, as_json: Json = False) -> None:
+def verify_model(
+    model: Bundle,
+    take_new: Annotated[
+        bool,
+        typer.Option(
+            "--take-new",
+            help="Take files that the manifest does not list into it, as they are now; those that "
+            "it lists must be right.",
+        ),
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Compare every file of a model with its manifest."""
     with reporting(as_json):
         from astra_mesh.bundle import find_bundle, verify
+        from astra_mesh.bundle import take_new as take
 
         bundle = find_bundle(model)
         with err.status(f"reading {clean(bundle.name)}", spinner="dots"):
+            new = take(bundle) if take_new else []
             names = verify(bundle)
         if as_json:
-            print_json({"name": bundle.name, "id": bundle.model_id, "files": names})
-        else:
-            out.print(f"{clean(bundle.name)}: {len(names)} files are as they should be")
+            about = {"name": bundle.name, "id": bundle.model_id}
+            print_json({**about, "files": names, "taken": new})
+            return
+        if new:
+            out.print(f"taken into the manifest: {clean(', '.join(new))}", soft_wrap=True)
+        out.print(f"{clean(bundle.name)}: {len(names)} files are as they should be")
 
 
 def describe(bundle: ModelBundle) -> Row:
@@ -126,13 +142,13 @@ def describe(bundle: ModelBundle) -> Row:
 
 
 def _rates(bundle: ModelBundle) -> dict[str, list[int]]:
+    from astra_mesh.bundle.books import read_book_header
     from astra_mesh.bundle.store import codebook_name
-    from astra_mesh.quant.codebook import load_codebook
 
     found: dict[str, list[int]] = {}
     for suffix, path in bundle.codebook_paths.items():
         try:
-            book = load_codebook(path, bundle.model_id)
+            book = read_book_header(path, bundle.model_id)
         except CodebookError as error:
             hint(f"{clean(bundle.name)}: a codebook is left out: {clean(error.message)}")
             continue

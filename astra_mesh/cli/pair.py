@@ -227,11 +227,12 @@ def _print_code(code: str, post: Post, as_json: bool) -> None:
         about = {"code": code, "uri": uri, "addresses": post.near, "note": post.note}
         print_json({"type": "code", **about, "valid_s": limits.PAIR_CODE_S})
         return
-    import segno
+    if not post.note:  # else nobody who scans it gets here
+        import segno
 
-    drawing = io.StringIO()
-    segno.make(uri, error="l", micro=False).terminal(drawing, compact=True)
-    out.file.write(drawing.getvalue())
+        drawing = io.StringIO()
+        segno.make(uri, error="l", micro=False).terminal(drawing, compact=True)
+        out.file.write(drawing.getvalue())
     out.print(Text(f"  {code}", style="bold"))
     out.print(f"  on the other device:  astra-mesh pair {code}", style="dim")
     if post.far:

@@ -16,8 +16,8 @@ import typer
 from rich.text import Text
 
 from astra_mesh.cli.console import clean, err, hint, out, print_json, reporting, run_async
+from astra_mesh.cli.lan import api_addresses, closed_to_others, page_addresses
 from astra_mesh.cli.lan import api_config as make_api_config
-from astra_mesh.cli.lan import closed_to_others, page_addresses
 from astra_mesh.cli.options import Json, Typed
 from astra_mesh.naming import SHORT_ID
 
@@ -129,6 +129,14 @@ def peer(
             help="Get codebooks from other peers for models of this user that have none.",
         ),
     ] = True,
+    preload: Annotated[
+        bool,
+        typer.Option(
+            "--preload/--no-preload",
+            help="Load models before somebody asks, while there is nothing to do and half of the "
+            "free memory stays free.",
+        ),
+    ] = True,
     api: Annotated[
         bool, typer.Option("--api/--no-api", help="Serve the page and the HTTP API.")
     ] = True,
@@ -185,6 +193,7 @@ def peer(
             state_dir=state_dir,
             models=tuple(model) if model else None,
             spot_check=spot_check,
+            preload=preload,
             record=record,
         )
         api_config = make_api_config(api_port, api_token, lan, state_dir) if api else None
@@ -290,17 +299,21 @@ def _introduce(peer: Peer, api: str | None, config: ApiConfig | None, as_json: b
     listen = peer.config.listen or ""
     addresses = [show_address((host, peer.port)) for host in own_hosts(listen)]
     models = [name for offer in peer.models.offers() for name in names_of(offer)]
-    pages = page_addresses(peer, config, api) if config is not None and api is not None else []
+    apis, pages = [], []
+    if config is not None and api is not None:
+        apis, pages = api_addresses(peer, config, api), page_addresses(peer, config, api)
     if as_json:
         about = {"name": peer.name, "id": peer.id, "port": peer.port, "addresses": addresses}
-        print_json({"type": "started", **about, "models": models, "api": api, "pages": pages})
+        print_json(
+            {"type": "started", **about, "models": models, "api": api, "apis": apis, "pages": pages}
+        )
         return
     title = Text(clean(peer.name), style="bold").append(f"  {peer.id[:SHORT_ID]}", style="dim")
     out.print(title)
     out.print(f"  at      {', '.join(addresses)}", markup=False, soft_wrap=True)
     out.print(f"  models  {', '.join(models) or 'none'}", markup=False, soft_wrap=True)
-    if api is not None:
-        out.print(f"  API     {api}", markup=False, soft_wrap=True)
+    if apis:
+        out.print(f"  API     {', '.join(apis)}", markup=False, soft_wrap=True)
     for page in pages:
         out.print(f"  page    {page}", markup=False, soft_wrap=True)
     if config is not None and (why := closed_to_others(peer, config)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
@@ -15,6 +15,9 @@ from astra_mesh.naming import Names
 
 if TYPE_CHECKING:
     from astra_mesh.wire.messages import ExpectedCost, PeerReport, Planned, Report
+
+
+_LOADING_S: Final = 0.05  # that loading took and a person may care for
 
 
 def report_block(planned: Planned | None, report: Report) -> RenderableType:
@@ -72,6 +75,8 @@ def report_lines(planned: Planned | None, report: Report, names: Names) -> Itera
     if planned is not None and len(report.plan.shards) > 1:
         times += f"; one device predicted {seconds(planned.solo_s)}"
     yield times
+    if report.loading_s >= _LOADING_S:
+        yield f"before that {seconds(report.loading_s)} until the model was loaded"
     if report.new_tokens:
         after = max(report.total_s - report.actual_s, 1e-9)
         yield (

@@ -35,6 +35,7 @@ from astra_mesh.wire.messages import (
     Ask,
     Inputs,
     Label,
+    ModelId,
     PeerId,
     PeerReport,
     Planned,
@@ -75,6 +76,7 @@ class Answer:
         self._beside = False  # whether other requests ran here at the same time
         self._names: dict[PeerId, str] = {}
         self._noted = around.noted(ask.request)
+        self._loading_s = 0.0
 
     async def run(self) -> None:
         """Answer the client.
@@ -89,23 +91,33 @@ class Answer:
             self._models.check_tokens(model, ask.tokens)
         if ask.options.use is not Use.SOLO:
             self._around.wake(model)
-        loaded = await self._models.load(model)
-        inputs, given, tokens = await self._compute(read_ask, loaded, ask)
+        loaded = await self._load(model)
+        read = await self._compute(read_ask, loaded, ask)
         if ask.sampling is not None:
             check_sampling(ask.sampling)
         planning = Planning(ask, loaded, self._around, self._compute, self._notes)
-        await planning.look_around(inputs, tokens)
+        inputs = await planning.look_around(read)
+        self._loading_s += planning.loading_s
         while True:
             choice = await planning.choose()
             if refer := await planning.refer(choice):
                 await self._emit(refer)
                 return
             try:
-                await self._attempt(choice, loaded, inputs, given, planning.others)
+                await self._attempt(choice, loaded, inputs, read.given, planning.others)
                 return
             except LostDuringPrefillError as lost:
                 self._notes.append(f"planned again without {lost.peer[:8]}: {lost.error.message}")
                 planning.lose(lost.peer)
+
+    async def _load(self, model: ModelId) -> Loaded:
+        """The model, which somebody else may load just now."""
+        if self._models.is_loaded(model):
+            return await self._models.load(model)
+        began = time.perf_counter()
+        loaded = await self._models.load(model)
+        self._loading_s = time.perf_counter() - began
+        return loaded
 
     async def _attempt(
         self,
@@ -215,6 +227,7 @@ class Answer:
             finish=finish,
             notes=[sanitise(note) for note in self._notes[:NOTES]],
             expected=expected_cost(loaded, choice.plan, self.ask.task.value),
+            loading_s=self._loading_s,
         )
         await self._emit(
             Result(request=self.ask.request, report=report, labels=labels, vector=vector)

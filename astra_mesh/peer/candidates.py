@@ -20,6 +20,7 @@ from astra_mesh.peer.loaded import Loaded
 from astra_mesh.peer.sending import send_if_open
 from astra_mesh.plan.cost import Books, Candidate, CodeCost
 from astra_mesh.plan.cost import Link as LinkProfile
+from astra_mesh.plan.experience import Conditions
 from astra_mesh.wire.codec import sanitise
 from astra_mesh.wire.messages import (
     CodebookId,
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from astra_mesh.peer.peer import Peer
 
 _SLOWEST_S = 1000.0  # a peer that claims to need longer for anything is no candidate
+_TYPICAL = 64  # tokens of a shard
+_ALIKE = 1.25  # times: measurements of one device differ by as much
 NO_CODEBOOK = CodebookId("")
 _THINNEST_BPS = 1000.0  # nor does any other claim make a prediction infinite
 
@@ -50,6 +53,7 @@ class Candidates:
         self._asked: dict[RequestId, tuple[PeerId, ModelId]] = {}  # to prepare, did not fail yet
         self._failed: dict[tuple[PeerId, ModelId], str] = {}  # why it could not the last time
         self._waited: dict[tuple[PeerId, ModelId], float] = {}  # for which, until when
+        self._timings: dict[tuple[PeerId, ModelId], Timing] = {}  # that paces were learned beside
         self._preparing: dict[tuple[Link, ModelId], set[RequestId]] = {}  # for others
 
     def me(self, loaded: Loaded) -> Candidate:
@@ -58,6 +62,7 @@ class Candidates:
         timing = offer.timing if offer is not None else None
         assert timing is not None  # it is loaded
         assert offer is not None
+        self._follow(self._peer.id, offer.id, timing)
         return Candidate(self._peer.id, self._peer.name, self._peer.device, timing, _books(offer))
 
     async def others(
@@ -87,8 +92,25 @@ class Candidates:
         for peer, offer in self._offers(model, codebooks).items():
             device, timing = hellos[peer].device, offer.timing
             if device is not None and timing is not None and not self._not_ready(peer, offer):
+                self._follow(peer, model, timing)
                 found.append(Candidate(peer, hellos[peer].name, device, timing, _books(offer)))
         return found
+
+    def _follow(self, peer: PeerId, model: ModelId, timing: Timing) -> None:
+        """Forget what was learned of a peer beside figures that it does not stand by any more."""
+        before = self._timings.get((peer, model))
+        if before is None or not _alike(before, timing):
+            self._timings[peer, model] = timing
+        if before is not None and not _alike(before, timing):
+            self.lessons.experience.forget(peer, model)
+
+    def doubt(self) -> None:
+        """Let this peer compare the figures of its models that its own requests contradict."""
+        for offer in self._peer.models.offers():
+            alone = Conditions(offer.id, alone=True)
+            pace = self.lessons.experience.pace(self._peer.id, alone).compute
+            if not 1 / limits.CONTRADICTED < pace < limits.CONTRADICTED:
+                self._peer.models.doubt(offer.id)
 
     def wake(self, model: ModelId) -> None:
         """Let others load a model while this peer does."""
@@ -206,6 +228,8 @@ class Candidates:
         self._failed = {asked: why for asked, why in self._failed.items() if asked[0] != peer}
         for key in [key for key in self._waited if key[0] == peer]:
             del self._waited[key]
+        for key in [key for key in self._timings if key[0] == peer]:
+            del self._timings[key]
 
     def links(self) -> Mapping[tuple[PeerId, PeerId], LinkProfile]:
         """Links of this peer, both ways, as measured, and those of others, as they tell them.
@@ -275,6 +299,15 @@ def _books(offer: ModelOffer) -> Books:
         measured = zip(book.rates, costs, strict=False)
         found[book.id] = {bits: cost for bits, cost in measured if max(cost) <= _SLOWEST_S}
     return found
+
+
+def _alike(one: Timing, other: Timing) -> bool:
+    """Whether two measurements say about the same of a block."""
+    first, second = (
+        timing.fixed_s + timing.per_token_s * _TYPICAL + timing.per_pair_s * _TYPICAL**2
+        for timing in (one, other)
+    )
+    return max(first, second) <= _ALIKE * min(first, second)
 
 
 def _left_out(hello: Hello, why: str) -> str:

@@ -36,6 +36,8 @@ class PeerConfig:
         timings: Of links.
         spot_check: Share of the requests that this peer plans in which one other peer's codes are
             computed once more; 0: none. See :mod:`astra_mesh.peer.spot_check`.
+        preload: Whether models are loaded before somebody asks, while the peer has nothing to do
+            and memory is plenty.
         record: Folder for one JSON file per request with the time of each step; None: none.
     """
 
@@ -53,4 +55,5 @@ class PeerConfig:
     models: tuple[str, ...] | None = None
     timings: Timings = field(default_factory=Timings)
     spot_check: float = 0.0
+    preload: bool = False
     record: Path | None = None

@@ -13,6 +13,7 @@ from astra_mesh.wire.messages import Device
 
 _CGROUP = Path("/sys/fs/cgroup")
 _OWN = Path("/proc/self/cgroup")
+_MEMORY = Path("/proc/meminfo")
 
 
 def this_device(threads: int) -> Device:
@@ -81,6 +82,31 @@ def host_id() -> str:
     except OSError:
         seed = f"{platform.node()}-{uuid.getnode()}"
     return hashlib.sha256(f"astra-mesh-host\0{seed}".encode()).hexdigest()[:16]
+
+
+def free_memory_bytes() -> int:
+    """Memory that programs can still get, with what the system would give up for them and within
+    the limit of the process's control groups (version 2); 0 where nothing tells. Blocks.
+    """
+    free = [room for path in _own_groups() if (room := _room_of(path)) is not None]
+    try:
+        lines = _MEMORY.read_text().splitlines()
+        known = dict(line.split(":", 1) for line in lines if ":" in line)
+        free.append(int(known["MemAvailable"].split()[0]) * 1024)
+    except (OSError, KeyError, ValueError, IndexError):
+        free.append(_memory_bytes() // 4)  # a guess for other systems
+    return max(0, min(free))
+
+
+def _room_of(group: Path) -> int | None:
+    """Bytes below a control group's limit; what it holds of files can be given up."""
+    try:
+        limit = int((group / "memory.max").read_text())  # ValueError for "max"
+        used = int((group / "memory.current").read_text())
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        return limit - used + int(stat.get("inactive_file", 0))
+    except (OSError, ValueError):
+        return None
 
 
 def _memory_bytes() -> int:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from msgspec.structs import replace
 
@@ -13,11 +16,24 @@ from astra_mesh.wire.messages import Ask, Inputs, Task
 _TOKEN_BYTES = 3  # of an id above 255 in msgpack
 
 
-def read_ask(loaded: Loaded, ask: Ask) -> tuple[Inputs, ModelInput, int]:
-    """What all peers of a plan are told, what the model reads, and its number of tokens.
+@dataclass(frozen=True)
+class Read:
+    """What a client asks, as this peer read it."""
 
-    An image is decoded once; others get the same pixel values from fewer bytes. New tokens that
-    another peer gave follow the prompt. Slow for long texts: runs in the compute thread.
+    inputs: Inputs
+    given: ModelInput
+    tokens: int
+    pack: Callable[[], bytes] | None = None  # makes the image smaller for others, without loss
+
+    def for_others(self) -> Inputs:
+        """What all peers of a plan are told. Slow: runs in the compute thread."""
+        return self.inputs if self.pack is None else Inputs(image=self.pack())
+
+
+def read_ask(loaded: Loaded, ask: Ask) -> Read:
+    """What a client asks. An image is decoded once, and made smaller only if others get it. New
+    tokens that another peer gave follow the prompt. Slow for long texts: runs in the compute
+    thread.
 
     Raises:
         InputError: and its kin, where the input cannot be used.
@@ -25,11 +41,11 @@ def read_ask(loaded: Loaded, ask: Ask) -> tuple[Inputs, ModelInput, int]:
     image = _checked(loaded, ask)
     if image is not None:
         assert loaded.processor is not None
-        pixels, file = loaded.processor.with_shrunk(image)
+        pixels, pack = loaded.processor.with_packer(image)
         found = ModelInput(pixels=pixels)
-        return Inputs(image=file), found, loaded.model.count_tokens(found)
+        return Read(Inputs(image=image), found, loaded.model.count_tokens(found), pack)
     inputs = _tokens_of(loaded, ask)
-    return inputs, *read_inputs(loaded, inputs)
+    return Read(inputs, *read_inputs(loaded, inputs))
 
 
 def _with_answered(ask: Ask, inputs: Inputs) -> Inputs:
@@ -67,7 +83,7 @@ def _tokens_of(loaded: Loaded, ask: Ask) -> Inputs:
     if loaded.tokenizer is None:
         raise InputError(
             f"{loaded.bundle.name} has no tokenizer.json, so it takes token ids but no text: copy "
-            "the model's tokenizer.json into its folder, then start the peer again"
+            "the model's tokenizer.json into its folder; it is taken within seconds"
         )
     tokens, types = loaded.tokenizer.encode_full(ask.text or "")
     if not tokens or (ask.task is Task.GENERATE and not (ask.text or "")):

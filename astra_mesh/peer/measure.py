@@ -10,11 +10,15 @@ import torch
 
 from astra_mesh.engine.attention import attend, merge
 from astra_mesh.families.model import Model
+from astra_mesh.peer.parts import Parts, whole
 from astra_mesh.quant.codes import Codec
 from astra_mesh.wire.messages import Timing
 
 _REPEATS = 3
 WINDOW_S = 0.02  # that a steady measurement takes at least
+_SIZES = (8, 64, 256)  # tokens that a block is timed with
+_CHECKED = 64  # tokens that figures are checked with
+_CHECKS = 3
 
 
 def best_s(function: Callable[[], object], repeats: int = _REPEATS) -> float:
@@ -52,14 +56,22 @@ def measure(model: Model, codec: Codec | None, stages: int) -> Timing:
 
     ``codec`` has no codebook; see :mod:`astra_mesh.peer.code_times` for those.
     """
+    return whole(measuring(model, codec, stages))
+
+
+def measuring(model: Model, codec: Codec | None, stages: int) -> Parts[Timing]:
+    """As :func:`measure`, in parts."""
     spec = model.spec
-    sizes = sorted({min(spec.max_tokens, size) for size in (8, 64, 256)})
-    times = [_block_time(model, size) for size in sizes]
-    pairs = [size * size * (0.5 if spec.causal else 1.0) for size in sizes]
-    fixed, per_token, per_pair = _fit(sizes, pairs, times)
+    sizes = sorted({min(spec.max_tokens, size) for size in _SIZES})
+    times = []
+    for size in sizes:
+        times.append(_block_time(model, size))
+        yield
+    fixed, per_token, per_pair = _fit(sizes, [_pairs(model, size) for size in sizes], times)
     encode_s = decode_s = 0.0
     if codec is not None:
         encode_s, decode_s = _codec_time(model, codec, stages)
+        yield
     row = torch.randn(1, spec.hidden_size, dtype=dtype_of(model))
     head_s = steady_s(lambda: _head(model, row))
     return Timing(
@@ -71,6 +83,28 @@ def measure(model: Model, codec: Codec | None, stages: int) -> Timing:
         head_s=head_s,
         step_s=_step_time(model) + head_s if spec.causal else 0.0,
     )
+
+
+def comparing(timing: Timing, model: Model) -> Parts[float]:
+    """How many times what ``timing`` says a block takes now: the best of some. Some 0.1 s for small
+    models; 1 where the figures hold.
+    """
+    tokens = min(_CHECKED, model.spec.max_tokens)
+    times = []
+    for _ in range(_CHECKS):
+        times.append(_block_time(model, tokens))
+        yield
+    return min(times) / max(block_s(timing, tokens, _pairs(model, tokens)), 1e-9)
+
+
+def block_s(timing: Timing, tokens: int, pairs: float) -> float:
+    """Seconds of one block as a device measured it."""
+    return timing.fixed_s + timing.per_token_s * tokens + timing.per_pair_s * pairs
+
+
+def _pairs(model: Model, tokens: int) -> float:
+    """Of a token with one that it attends to."""
+    return tokens * tokens * (0.5 if model.spec.causal else 1.0)
 
 
 def dtype_of(model: Model) -> torch.dtype:

@@ -4,49 +4,53 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
 from astra_mesh.bundle import Bundle
-from astra_mesh.bundle.image import ImageProcessor
-from astra_mesh.bundle.quality import Quality, read_quality
-from astra_mesh.bundle.tensors import load_weights
+from astra_mesh.bundle.quality import Quality
 from astra_mesh.bundle.text import NAME as TOKENIZER_FILE
-from astra_mesh.bundle.text import TextTokenizer, eos_ids
+from astra_mesh.bundle.text import TextTokenizer
 from astra_mesh.engine.compute import ComputeThread
-from astra_mesh.errors import BadBundleError, CodebookError, UnknownModelError
-from astra_mesh.families import ModelSpec, build_model
+from astra_mesh.errors import AstraMeshError, UnknownModelError
+from astra_mesh.families import ModelSpec
 from astra_mesh.families.model import check_ids, require
-from astra_mesh.limits import MODELS_PER_PEER, NAMES_PER_MODEL, RESCAN_S
-from astra_mesh.peer.choice import choose_codes
-from astra_mesh.peer.code_times import measure_codebook
+from astra_mesh.limits import (
+    CONTRADICTED,
+    MODELS_PER_PEER,
+    NAMES_PER_MODEL,
+    PRELOAD_FACTOR,
+    PRELOAD_LOOK_S,
+    PRELOAD_SHARE,
+    RECHECK_S,
+    RESCAN_S,
+)
 from astra_mesh.peer.complaints import Complaints
 from astra_mesh.peer.config import Wanted
+from astra_mesh.peer.device import free_memory_bytes, usable_cores
 from astra_mesh.peer.loaded import AnyCodec, Loaded, choose_stages
-from astra_mesh.peer.measure import measure
-from astra_mesh.peer.precision import choose_precision, pack_if_faster
-from astra_mesh.peer.shelf import Read, Shelf, offer_codebook, read_codebooks
-from astra_mesh.quant.codecs import PlainCodec, VectorCodec
-from astra_mesh.wire.messages import (
-    CodebookOffer,
-    ModelId,
-    ModelOffer,
-    Options,
-    Task,
-    Timing,
-    names_of,
-)
+from astra_mesh.peer.loading import loading, measuring_again, quality_of, renew_codebooks
+from astra_mesh.peer.measure import comparing
+from astra_mesh.peer.measured import Conditions, Figures, Measured, conditions
+from astra_mesh.peer.parts import at_once, in_turns
+from astra_mesh.peer.shelf import Read, Shelf, float_bytes, offer_codebook
+from astra_mesh.wire.messages import CodebookOffer, ModelId, ModelOffer, Task, names_of
 
 __all__ = ["AnyCodec", "Loaded", "ModelHost", "choose_stages"]
 
 log = logging.getLogger(__name__)
 
-MOST_DIVERGENCE = 1e6  # that is told: JSON and the wire know no infinity
 _TURNS = 25  # of the compute thread, to time one
+
+
+class _Interrupted(Exception):
+    """A request came while something was measured that can wait."""
 
 
 @dataclass
@@ -57,6 +61,12 @@ class _Entry:
     chat: bool  # it has a chat template
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     loaded: Loaded | None = None
+    figures: Figures | None = None  # of its speed, once loaded
+    about: Conditions | None = None  # that those hold for
+    turns_s: float = 0.0  # of the compute thread, that a block takes
+    wanted: int = 0  # requests that wait until it is loaded
+    doubtful: bool = False  # whether its figures may not hold any more
+    checked_s: float = -math.inf  # when they were last compared
 
 
 class ModelHost:
@@ -67,6 +77,7 @@ class ModelHost:
         compute: the thread in which they are loaded and measured.
         precision: to run them in.
         on_change: called when the offers change.
+        measured: what is known of their speed from before.
     """
 
     def __init__(
@@ -75,7 +86,9 @@ class ModelHost:
         compute: ComputeThread,
         on_change: Callable[[], None] = lambda: None,
         precision: Wanted = "fp32",
+        measured: Measured | None = None,
     ) -> None:
+        self._measured = measured or Measured(None)
         self._names, self._compute, self._on_change = names, compute, on_change
         self._precision: Wanted = precision
         self._complaints = Complaints()
@@ -94,18 +107,26 @@ class ModelHost:
             self._seen = await asyncio.to_thread(self._shelf.look)
 
     async def watch(self) -> None:
-        """Offer models that come to this device while the peer runs, until cancelled."""
-        while self._names is None:
+        """Offer models that come to this device while the peer runs, and take over tokenizers that
+        come to those in memory, until cancelled."""
+        while True:
             await asyncio.sleep(RESCAN_S)
-            seen = await asyncio.to_thread(self._shelf.look)
-            if seen == self._seen:
-                continue
-            self._seen = seen
-            found = await self._compute(self._shelf.read)
-            came = self._take(found)
-            renewed = [await self._renew(*one) for one in found]
-            if came or any(renewed):
-                self._on_change()
+            for entry in list(self._entries.values()):
+                if entry.loaded is not None and entry.loaded.tokenizer is None:
+                    await self._compute(_take_tokenizer, entry.loaded)
+            if self._names is None:
+                await self._rescan()
+
+    async def _rescan(self) -> None:
+        seen = await asyncio.to_thread(self._shelf.look)
+        if seen == self._seen:
+            return
+        self._seen = seen
+        found = await self._compute(self._shelf.read)
+        came = self._take(found)
+        renewed = [await self._renew(*one) for one in found]
+        if came or any(renewed):
+            self._on_change()
 
     async def renew(self, model: ModelId) -> None:
         """Take over codebooks that came to a model, without waiting for :meth:`watch`.
@@ -128,6 +149,7 @@ class ModelHost:
         entry = self._entries.get(offer.id)
         if entry is None:
             return False
+        entry.chat = chat
         async with entry.lock:
             more = len(offer.codebooks) > len(entry.offer.codebooks)
             if entry.bundle.path != bundle.path and not more:
@@ -137,7 +159,9 @@ class ModelHost:
                 return False
             entry.bundle, books = bundle, offer.codebooks
             if entry.loaded is not None:
-                books = await self._compute(_renew_codebooks, entry.loaded, bundle)
+                await self._compute(renew_codebooks, entry.loaded, bundle)
+                books = _offers_of(entry.loaded)
+                await self._keep(entry, entry.loaded)
             entry.offer = replace(entry.offer, codebooks=books)
             return True
 
@@ -216,32 +240,157 @@ class ModelHost:
     async def quality(self, model: ModelId) -> Quality | None:
         """What was measured of a model and stored with it; it need not be loaded."""
         entry = self._entries.get(model)
-        return None if entry is None else await self._compute(_quality, entry.bundle)
+        return None if entry is None else await self._compute(quality_of, entry.bundle)
+
+    def is_loaded(self, model: ModelId) -> bool:
+        """Whether a request for a model of this peer need not wait until it is loaded."""
+        entry = self._entries.get(model)
+        return entry is not None and entry.loaded is not None
 
     async def load(self, model: ModelId) -> Loaded:
-        """The model in memory, loaded and measured at its first use.
+        """The model in memory, loaded at its first use, and measured if nothing is known of it.
 
-        Cancelling it lets the loading in the thread run to its end.
+        Cancelling it lets the part of the loading that runs in the thread end.
         """
         entry = self._entries.get(model)
         if entry is None:
             raise UnknownModelError(f"no model {model[:12]} on this device")
+        entry.wanted += 1
+        try:
+            return await self._load(entry, at_once)
+        finally:
+            entry.wanted -= 1
+
+    async def _load(self, entry: _Entry, between: Callable[[], Awaitable[None]]) -> Loaded:
         async with entry.lock:
-            if entry.loaded is None:
-                loaded, timing = await self._compute(_load, entry.bundle, self._precision)
-                turns = 2 * await self._turn_s()  # a block takes the compute thread once or twice
-                timing = replace(timing, fixed_s=timing.fixed_s + turns)
-                entry.loaded = loaded
-                entry.offer = replace(
-                    entry.offer,
-                    timing=timing,
-                    loaded=True,
-                    codebooks=_offers_of(loaded),
-                    precision=loaded.chosen.precision,
-                    divergence=min(loaded.chosen.divergence, MOST_DIVERGENCE),
-                )
-                self._on_change()
-            return entry.loaded
+            if entry.loaded is not None:
+                return entry.loaded
+            about = await self._about(entry)
+            known = await self._compute(self._measured.read, about)
+            async with self._measured.turn(about, needed=known is None):
+                known = known or await self._compute(self._measured.read, about)
+                parts = loading(entry.bundle, self._precision, known)
+                loaded, figures = await in_turns(self._compute, parts, between)
+                if figures != known:
+                    await self._compute(self._measured.write, about, figures)
+            entry.turns_s = 2 * await self._turn_s()  # a block takes the thread once or twice
+            entry.about, entry.figures, entry.loaded = about, figures, loaded
+            entry.doubtful = known is not None
+            self._tell(entry, loaded)
+            return loaded
+
+    async def _about(self, entry: _Entry) -> Conditions:
+        cores = await asyncio.to_thread(usable_cores)
+        model = entry.offer.id
+        return await self._compute(conditions, model, self._precision, cores)
+
+    def _tell(self, entry: _Entry, loaded: Loaded) -> None:
+        """What a model in memory can do, to the others."""
+        figures = entry.figures
+        assert figures is not None
+        timing = figures.timing
+        entry.offer = replace(
+            entry.offer,
+            timing=replace(timing, fixed_s=timing.fixed_s + entry.turns_s),
+            loaded=True,
+            codebooks=_offers_of(loaded),
+            precision=loaded.chosen.precision,
+            divergence=figures.divergence,
+        )
+        self._on_change()
+
+    async def _keep(self, entry: _Entry, loaded: Loaded) -> None:
+        """Keep what was measured of other codebooks."""
+        if entry.figures is None or entry.about is None:
+            return
+        codes = {str(key): times for key, times in loaded.times.items()}
+        entry.figures = replace(entry.figures, codes=codes)
+        await self._compute(self._measured.write, entry.about, entry.figures)
+
+    # --- while nothing else is to be done ---------------------------------------------------------
+
+    async def preload(self, idle: Callable[[], bool], among: int = 1) -> None:
+        """Load the models of this device while nothing else runs, those first that were used last,
+        then the smallest; as long as half of the memory that is free now stays so, where so many
+        peers of this device do the same.
+        """
+        free = await asyncio.to_thread(free_memory_bytes)
+        left = PRELOAD_SHARE * free / max(among, 1)
+        spared = free - left
+
+        async def between() -> None:
+            while not (idle() or entry.wanted):  # noqa: ASYNC110  nothing tells when requests end
+                await asyncio.sleep(PRELOAD_LOOK_S)
+
+        for entry, needed in await self._in_order():
+            free = await asyncio.to_thread(free_memory_bytes)
+            if entry.loaded is not None or needed > min(left, free - spared):
+                continue
+            left -= needed
+            try:
+                await between()
+                await self._load(entry, between)
+            except AstraMeshError as error:
+                log.info("%s is not loaded ahead: %s", entry.offer.name, error.message)
+        await self.look_again(idle)
+
+    async def _in_order(self) -> list[tuple[_Entry, float]]:
+        """The models to load ahead, with the bytes that loading each takes."""
+        found = []
+        for entry in list(self._entries.values()):
+            about = await self._about(entry)
+            used = await asyncio.to_thread(self._measured.used_s, about)
+            try:
+                size = await asyncio.to_thread(float_bytes, entry.bundle)
+            except AstraMeshError:
+                continue  # a request will say why
+            found.append((entry, used, PRELOAD_FACTOR * size))
+        found.sort(key=lambda one: (-one[1], one[2]))
+        return [(entry, needed) for entry, _, needed in found]
+
+    def doubt(self, model: ModelId) -> None:
+        """Requests contradict the figures of a model: compare them when there is time."""
+        entry = self._entries.get(model)
+        if entry is not None and time.monotonic() - entry.checked_s > RECHECK_S:
+            entry.doubtful = True
+
+    @property
+    def has_doubts(self) -> bool:
+        """Whether the figures of a model in memory are to be compared."""
+        return any(one.doubtful and one.loaded is not None for one in self._entries.values())
+
+    async def look_again(self, idle: Callable[[], bool]) -> None:
+        """Compare the figures that are in doubt with what a block takes now, and measure anew where
+        they do not hold, as long as nothing else runs.
+        """
+        for entry in list(self._entries.values()):
+            if entry.doubtful and idle():
+                async with entry.lock:
+                    await self._look_again(entry, idle)
+
+    async def _look_again(self, entry: _Entry, idle: Callable[[], bool]) -> None:
+        loaded, figures, about = entry.loaded, entry.figures, entry.about
+        if loaded is None or figures is None or about is None:
+            return
+
+        async def between() -> None:
+            if not idle():
+                raise _Interrupted
+
+        try:
+            parts = comparing(figures.timing, loaded.model)
+            ratio = await in_turns(self._compute, parts, between)
+            if 1 / CONTRADICTED < ratio < CONTRADICTED:
+                entry.doubtful, entry.checked_s = False, time.monotonic()
+                return
+            found = await in_turns(self._compute, measuring_again(loaded, figures), between)
+        except _Interrupted:
+            return  # it stays doubtful
+        entry.doubtful, entry.checked_s = False, time.monotonic()
+        log.info("%s was measured anew: %.2f times as long", entry.offer.name, ratio)
+        entry.figures = found
+        self._tell(entry, loaded)
+        await self._compute(self._measured.write, about, found)
 
     @property
     def lacks_tables(self) -> bool:
@@ -270,65 +419,9 @@ def _offers_of(loaded: Loaded) -> list[CodebookOffer]:
     return [offer_codebook(book, loaded.times.get(key)) for key, book in loaded.codebooks.items()]
 
 
-def _renew_codebooks(loaded: Loaded, bundle: Bundle) -> list[CodebookOffer]:
-    """In the compute thread: the model in memory gets the codebooks that its folder has now."""
-    books, problems = read_codebooks(bundle)
-    loaded.bundle, loaded.problems, loaded.quality = bundle, tuple(problems), _quality(bundle)
-    loaded.codebooks = {book.id: book for book in books.values()}
-    loaded.names = {book.id: name for name, book in books.items()}
-    _measure_codebooks(loaded)
-    return _offers_of(loaded)
-
-
-def _quality(bundle: Bundle) -> Quality | None:
-    """What was measured of a bundle; a bad file is logged and counts as none."""
-    try:
-        return read_quality(bundle)
-    except BadBundleError as error:
-        log.warning("%s: its measured quality is left out: %s", bundle.name, error.message)
-        return None
-
-
-def _load(bundle: Bundle, precision: Wanted = "fp32") -> tuple[Loaded, Timing]:
-    """In the compute thread."""
-    model = build_model(bundle.config, load_weights(bundle))
-    chosen = choose_precision(model, precision)
-    log.info(
-        "%s runs in %s%s: %.1f times as fast as fp32, divergence %.2g",
-        bundle.name,
-        chosen.precision,
-        ", weights packed" if pack_if_faster(model) else "",
-        chosen.speedup,
-        chosen.divergence,
-    )
-    books, problems = read_codebooks(bundle)
-    loaded = Loaded(
-        bundle=bundle,
-        model=model,
-        codebooks={book.id: book for book in books.values()},
-        names={book.id: name for name, book in books.items()},
-        problems=tuple(problems),
-        tokenizer=TextTokenizer.from_bundle(bundle) if bundle.has(TOKENIZER_FILE) else None,
-        processor=ImageProcessor.from_bundle(bundle) if model.spec.vocab_size == 0 else None,
-        stop_ids=eos_ids(bundle),
-        chosen=chosen,
-        quality=_quality(bundle),
-    )
-    _measure_codebooks(loaded)
-    for code in choose_codes(loaded, Options(), model.spec.tasks[0])[0]:
-        if isinstance(code.codec, VectorCodec):
-            code.codec.prepare(code.stages)
-    return loaded, measure(model, PlainCodec("fp16", model), 1)
-
-
-def _measure_codebooks(loaded: Loaded) -> None:
-    """One that does not fit the model's blocks is left out."""
-    for key, book in list(loaded.codebooks.items()):
-        try:
-            loaded.codec(book.codec, key)
-        except CodebookError as error:
-            del loaded.codebooks[key]
-            loaded.problems = (*loaded.problems, error.message)
-        else:
-            if key not in loaded.times:
-                loaded.times[key] = measure_codebook(loaded.model, book)
+def _take_tokenizer(loaded: Loaded) -> None:
+    """A tokenizer that came to the folder of a model in memory; one that is being copied is no
+    tokenizer yet."""
+    if loaded.spec.vocab_size and loaded.bundle.has(TOKENIZER_FILE):
+        with suppress(AstraMeshError):
+            loaded.tokenizer = TextTokenizer.from_bundle(loaded.bundle)

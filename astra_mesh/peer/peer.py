@@ -7,6 +7,7 @@ import logging
 import os
 import platform
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -28,7 +29,14 @@ from astra_mesh.peer.device import this_device
 from astra_mesh.peer.figures import LinkFigures
 from astra_mesh.peer.likelihoods import Likelihoods
 from astra_mesh.peer.links import LinkKeeper
-from astra_mesh.peer.local import LocalPeer, follow_problem, remove_record, write_record
+from astra_mesh.peer.local import (
+    LocalPeer,
+    follow_problem,
+    local_peers,
+    remove_record,
+    write_record,
+)
+from astra_mesh.peer.measured import Measured
 from astra_mesh.peer.models import ModelHost
 from astra_mesh.peer.recorder import Recorder
 from astra_mesh.peer.requests import Requests
@@ -77,7 +85,13 @@ class Peer:
         self.device = Device(host="", cores=1, host_cores=1, threads=1)  # until started
         self._on_event = on_event
         self._compute = ComputeThread()
-        self.models = ModelHost(config.models, self._compute, self._tell_status, config.precision)
+        self.models = ModelHost(
+            config.models,
+            self._compute,
+            self._tell_status,
+            config.precision,
+            Measured(_measured_folder(config)),
+        )
         self.watch = Watch()
         self.likelihoods = Likelihoods()
         self.tabs = Tabs()  # that take part through this peer
@@ -138,12 +152,14 @@ class Peer:
             await self._compute(_try_to_write, self._record)
         self._main = tasks.start_main("astra-mesh-peer", self._serve, self._links)
 
+    def _state_folder(self) -> Path:
+        return self.config.state_dir or platformdirs.user_state_path("astra-mesh")
+
     def _secured(self) -> Security:
         self.trust = trust = Trust.open(self.config.trust_dir)
         if self.config.ephemeral:
             return Security(trust, trust.device.issue())
-        folder = self.config.state_dir or platformdirs.user_state_path("astra-mesh")
-        self._slot = claim(folder)
+        self._slot = claim(self._state_folder())
         return Security(trust, load_identity(self._slot.folder, trust.device))
 
     async def _serve(self, links: LinkKeeper) -> None:
@@ -154,6 +170,8 @@ class Peer:
                 self._requests = requests = Requests(self, group, recorder)
                 tasks.start(group, "new models", self.models.watch)
                 tasks.start(group, "figures of links", self._tell_figures)
+                if self.config.preload:
+                    tasks.start(group, "models loaded ahead", self._preload)
                 if self._record is not None:
                     args = (self._record, self._alone_because, self._compute)
                     tasks.start(group, "the record", follow_problem, *args)
@@ -164,6 +182,11 @@ class Peer:
         except Exception:
             log.exception("the peer ended by an error of its own")
             raise
+
+    async def _preload(self) -> None:
+        await asyncio.sleep(limits.PRELOAD_AFTER_S)
+        others = await asyncio.to_thread(local_peers)
+        await self.models.preload(lambda: not self._is_busy(), len(others))
 
     async def stop(self) -> None:
         """Say goodbye, end all requests, free everything. It waits for a start that is under way,
@@ -407,6 +430,10 @@ class Peer:
     def peer_list(self) -> list[PeerInfo]:
         """The mesh as this peer sees it, itself first."""
         return view.peer_list(self)
+
+
+def _measured_folder(config: PeerConfig) -> Path:
+    return (config.state_dir or platformdirs.user_cache_path("astra-mesh")) / "measured"
 
 
 def _try_to_write(record: LocalPeer) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from typing import Final
 
 from msgspec.structs import replace
 
 from astra_mesh.engine.compute import ComputeThread
 from astra_mesh.errors import InputError
 from astra_mesh.peer.choice import Code, choose_codes, made_for
-from astra_mesh.peer.inputs import input_bytes
+from astra_mesh.peer.inputs import Read, input_bytes
 from astra_mesh.peer.loaded import Loaded
 from astra_mesh.peer.part import tables_serve
 from astra_mesh.peer.surroundings import Surroundings
@@ -21,6 +22,8 @@ from astra_mesh.plan.planner import Choice, Job
 from astra_mesh.plan.referral import better_placed
 from astra_mesh.wire.codec import sanitise
 from astra_mesh.wire.messages import Ask, Inputs, PeerId, Refer, Task, Use
+
+_NO_WAIT_S: Final = 0.01  # who waits for nobody takes less
 
 
 class Planning:
@@ -38,10 +41,11 @@ class Planning:
         self._ask, self._loaded = ask, loaded
         self._around, self._compute, self._notes = around, compute, notes
         self._jobs: list[Job] = []
+        self.loading_s = 0.0  # that others were waited for
         self._refers = ask.may_refer and ask.options.use is Use.AUTO and not ask.answered
 
-    async def look_around(self, inputs: Inputs, tokens: int) -> None:
-        """Find the codes that would do and the peers that could help.
+    async def look_around(self, read: Read) -> Inputs:
+        """Find the codes that would do and the peers that could help; what those are told.
 
         Raises:
             InputError, CodebookError: what the caller named does not exist or fit.
@@ -53,11 +57,16 @@ class Planning:
         if ask.options.use is not Use.SOLO:
             books = [code.codebook for code in codes]
             everybody = ask.options.use is Use.ALL
+            began = time.monotonic()
             others = await self._around.candidates(loaded, *books, patient=everybody)
+            waited_s = time.monotonic() - began
+            self.loading_s = waited_s if waited_s >= _NO_WAIT_S else 0.0
             told = self._around.left_out if everybody else self._around.loading
             self._notes += told(loaded, *books)
             self.others = self._trusted(others)
-        self._jobs = [self._job(code, inputs, tokens) for code in codes]
+        inputs = await self._compute(read.for_others) if self.others else read.inputs
+        self._jobs = [self._job(code, inputs, read.tokens) for code in codes]
+        return inputs
 
     async def choose(self) -> Choice:
         """The plan with this peer as the one that answers."""

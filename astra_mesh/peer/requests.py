@@ -106,10 +106,18 @@ class Requests:
             self._give_back()
 
     def _when_free(self) -> None:
-        """Make the tables that requests went without, until the next request."""
-        if not self.running and self._peer.models.lacks_tables:
-            make = self._peer.models.make_tables
-            self._start("making tables", make, lambda: not self.running)
+        """Until the next request: make the tables that requests went without, and compare figures
+        of models that requests contradict."""
+        if self.running:
+            return
+        self._candidates.doubt()
+        if self._peer.models.lacks_tables or self._peer.models.has_doubts:
+            self._start("work between requests", self._tend)
+
+    async def _tend(self) -> None:
+        models = self._peer.models
+        await models.make_tables(lambda: not self.running)
+        await models.look_again(lambda: not self.running)
 
     def _when_idle(self) -> None:
         """Memory goes back to the system."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from astra_mesh.quant.codebook import Codebook, load_codebook
 from astra_mesh.wire.codec import sanitise
 from astra_mesh.wire.messages import CodebookOffer, ModelOffer, Task
 
+_FLOAT_BYTES = 4
 Read = tuple[Bundle, ModelSpec, ModelOffer, bool]  # the last: it has a chat template
 
 
@@ -101,6 +103,17 @@ def read_codebooks(bundle: Bundle) -> tuple[dict[str, Codebook], list[str]]:
         else:
             found[name] = book
     return found, problems
+
+
+def float_bytes(bundle: Bundle) -> int:
+    """The size of a model's weights as float32, by the headers of its files.
+
+    Raises:
+        BadBundleError: One is damaged.
+    """
+    headers = [read_header(path) for path in bundle.weight_paths]
+    counts = [math.prod(one.shape) for header in headers for one in header.tensors.values()]
+    return _FLOAT_BYTES * sum(counts)
 
 
 def offer_codebook(book: Codebook, times: CodeTimes | None = None) -> CodebookOffer:

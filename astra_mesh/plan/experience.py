@@ -59,6 +59,11 @@ class Experience:
         """As learned, or as the peer measured itself."""
         return self._paces.get((peer, conditions), AS_MEASURED)
 
+    def forget(self, peer: PeerId, model: ModelId) -> None:
+        """A peer measured itself anew: what was learned beside the old figures holds no more."""
+        for alone in (False, True):
+            self._paces.pop((peer, Conditions(model, alone)), None)
+
     def learn(
         self, peer: PeerId, conditions: Conditions, predicted: Effort, actual: Effort
     ) -> None:

@@ -41,13 +41,19 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from astra_mesh.bundle.books import (
+    FORMAT,
+    VERSION,
+    check_metadata,
+    inconsistent,
+    no_book,
+    numbers,
+)
 from astra_mesh.bundle.tensors import open_tensors, read_metadata, save_tensors
-from astra_mesh.errors import BadBundleError, CodebookError
+from astra_mesh.errors import BadBundleError
 from astra_mesh.limits import BLOCKS, STAGES
 from astra_mesh.wire.messages import CodebookId, ModelId
 
-FORMAT: Final = "astra-mesh-codebook"
-VERSION: Final = "2"
 UNLIMITED: Final = -1  # history
 _STORED: Final = {"center": torch.float32, "order": torch.int32}  # the others: float16
 _KINDS: Final = {torch.float16: "<f2", torch.float32: "<f4", torch.int32: "<i4"}
@@ -211,24 +217,16 @@ def load_codebook(path: Path, model: ModelId | None = None) -> Codebook:
         meta = read_metadata(path)
         tensors = dict(open_tensors(path))
     except BadBundleError as error:
-        raise CodebookError(f"{error.message}; fit it again: astra-mesh fit MODEL") from error
-    if meta.get("format") != FORMAT or meta.get("version") != VERSION:
-        raise CodebookError(
-            f"{path.name} is no codebook of version {VERSION}; fit one: astra-mesh fit MODEL"
-        )
-    if model is not None and meta.get("model") != model:
-        raise CodebookError(
-            f"{path.name} was fitted for other weights (model {meta.get('model', '?')[:12]!a}, "
-            f"this one is {model[:12]!a}); fit one for these (astra-mesh fit MODEL), or delete it"
-        )
+        raise no_book(error) from error
+    check_metadata(path, meta, model)
     try:
         return _from_tensors(meta, tensors)
     except (KeyError, ValueError, IndexError, TypeError) as error:
-        raise CodebookError(f"{path.name} is inconsistent ({error}); fit it again") from error
+        raise inconsistent(path, error) from error
 
 
 def _from_tensors(meta: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Codebook:
-    groups = _numbers(meta["groups"], STAGES)
+    groups = numbers(meta["groups"], STAGES)
     first, blocks = int(meta["first_block"]), int(meta["blocks"])
     if first not in (0, 1) or not 1 <= blocks <= BLOCKS:
         raise ValueError("blocks out of range")
@@ -237,7 +235,7 @@ def _from_tensors(meta: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Cod
             block_book(tensors, f"{stages}.{block}.", stages)
             for block in range(first, first + blocks)
         )
-        for stages in _numbers(meta["stages"], STAGES)
+        for stages in numbers(meta["stages"], STAGES)
     }
     book = Codebook(
         codec=meta["codec"],
@@ -253,13 +251,6 @@ def _from_tensors(meta: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Cod
     )
     check(book)
     return book
-
-
-def _numbers(text: str, longest: int) -> tuple[int, ...]:
-    found = tuple(int(part) for part in text.split(","))
-    if len(found) > longest or min(found) < 1:
-        raise ValueError("numbers out of range")
-    return found
 
 
 def block_book(tensors: Mapping[str, Tensor], prefix: str, stages: int) -> BlockBook:

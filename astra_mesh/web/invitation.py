@@ -12,6 +12,7 @@ from urllib.parse import quote
 from aiohttp import web
 
 from astra_mesh.mesh.connect import show_address
+from astra_mesh.mesh.interfaces import is_loopback
 from astra_mesh.peer.places import is_alone, is_link_local, own_hosts
 from astra_mesh.web.errors import ApiError
 from astra_mesh.web.jsons import json_response
@@ -54,7 +55,13 @@ async def invitation(request: web.Request) -> web.Response:
 
 def _inviting(listen: str | None, port: int, token: str) -> str:
     urls = page_urls(listen, port, token, "lend")
-    if not urls or (listen is None and is_alone(listen)):
+    if listen and is_loopback(listen):
+        text = (
+            f"no phone can open the page: this peer listens on {listen} only; start it without "
+            "--listen, or with --listen and this machine's address in the phone's network"
+        )
+        raise ApiError(409, text, "no_address")
+    if not urls or is_alone(listen):
         text = "this machine has no address in a network, so no phone can open the page: connect it"
         raise ApiError(409, text, "no_address")
     return urls[0]

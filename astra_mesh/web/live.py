@@ -94,16 +94,19 @@ class Feed:
         self._mesh: dict[str, Any] = {}
         self._mesh_at = 0.0
         self._lacks: dict[ModelId, str] = {}  # of the models here: the file that is not there
+        self._lacks_at = 0.0
         self._requests: dict[int, tuple[int, int]] = {}  # key -> attempt, version
         self._marks: dict[int, dict[PeerId, int]] = {}  # key -> numbers sent, by peer
 
     async def look(self) -> None:
-        """Find out what the folders of models lack that came since the last look."""
-        own = [offer.id for offer in self._peer.models.offers() if offer.id not in self._lacks]
-        if own:
-            bundles = [self._peer.models.bundle(model) for model in own]
-            lacks = await asyncio.to_thread(lambda: [_lacking(one) for one in bundles])
-            self._lacks |= dict(zip(own, lacks, strict=True))
+        """Find out now and then what the folders of models lack, and at once of those that came."""
+        own, now = [offer.id for offer in self._peer.models.offers()], time.monotonic()
+        if own == list(self._lacks) and now - self._lacks_at < limits.RESCAN_S:
+            return
+        self._lacks_at = now
+        bundles = [self._peer.models.bundle(model) for model in own]
+        lacks = await asyncio.to_thread(lambda: [_lacking(one) for one in bundles])
+        self._lacks = dict(zip(own, lacks, strict=True))
 
     def news(self) -> Iterator[dict[str, Any]]:
         """Messages to send now."""
@@ -167,6 +170,7 @@ def _mesh(peer: Peer, lacks: dict[ModelId, str]) -> dict[str, Any]:
                 "here": (one.name, one.id) in own,
                 "chat": peer.models.holds_conversations(one.id),
                 "lacks": lacks.get(one.id, ""),
+                "loaded": peer.models.is_loaded(one.id),
             }
             for one in models_of(found)
         ],

@@ -20,6 +20,7 @@ class Summary:
     planned: Planned | None
     report: Report | None  # None where a stop string ended the request before its report
     took_s: float
+    loading_s: float = 0.0  # that the API itself waited for the model, before it asked
 
     @property
     def mesh(self) -> dict[str, Any]:
@@ -71,6 +72,7 @@ def _of_report(summary: Summary) -> dict[str, Any]:
         "predicted_s": report.predicted_s,
         "actual_s": report.actual_s,
         "total_s": report.total_s,
+        "loading_s": report.loading_s + summary.loading_s,
         "peers": [_of_peer(one, names) for one in report.peers],
         "expected_cost": None
         if expected is None

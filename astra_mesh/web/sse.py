@@ -39,9 +39,10 @@ class EventStream:
         """One JSON value as an event."""
         await self._write(b"data: " + encode(value) + b"\n\n")
 
-    async def keep_alive(self) -> None:
+    async def comment(self, text: str) -> None:
         """A comment, which readers skip."""
-        await self._write(b": keep-alive\n\n")
+        line = "".join(c if c.isprintable() else " " for c in text)
+        await self._write(f": {line}\n\n".encode())
 
     async def fail(self, error: ApiError) -> None:
         """The last event, an error."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from aiohttp import web
 
@@ -23,9 +23,14 @@ from astra_mesh.web.shapes import CHAT, COMPLETION, Scores, Shape
 from astra_mesh.web.sse import EventStream, ReaderGoneError
 from astra_mesh.web.state import STATE, State
 from astra_mesh.web.unsupported import check_supported
+from astra_mesh.web.waiting import Waiting
+from astra_mesh.wire.messages import ModelId
 
 _COMPLETION_TOKENS: Final = 16  # OpenAI's default of max_tokens
 _CHAT_TOKENS: Final = 1_024  # OpenAI has none; a model that never stops would fill its context
+
+
+_Ready: TypeAlias = tuple[Sequence[Prompt], Wanted]  # what is to be asked
 
 
 @dataclass
@@ -42,6 +47,7 @@ class Answer:
     texts: dict[int, list[str]] = field(default_factory=dict)
     tokens: dict[int, list[Scored]] = field(default_factory=dict)
     ends: dict[int, Ended] = field(default_factory=dict)
+    loading_s: float = 0.0  # that its model was waited for before the mesh was asked
 
     def take(self, event: Piece | Ended) -> None:
         """Keep an event."""
@@ -71,7 +77,7 @@ class Answer:
 
     def reports(self) -> list[dict[str, Any]]:
         """What each choice cost the mesh, in order."""
-        return [one.mesh for one in self.summaries]
+        return [replace(one, loading_s=self.loading_s).mesh for one in self.summaries]
 
 
 async def complete(request: web.Request, data: bytes) -> web.StreamResponse:
@@ -88,10 +94,14 @@ async def complete(request: web.Request, data: bytes) -> web.StreamResponse:
             with blaming(place):
                 state.peer.models.check_tokens(model, prompt)
     wanted = _wanted(asked, asked.max_tokens or _COMPLETION_TOKENS)
-    if asked.logprobs is not None:
+
+    async def ready() -> _Ready:
+        if asked.logprobs is None:
+            return prompts, wanted
         loaded = await state.peer.models.load(model)
-        wanted = replace(wanted, best=asked.logprobs, tokenizer=loaded.tokenizer)
-    return await _answer(request, asked, COMPLETION, prompts, wanted)
+        return prompts, replace(wanted, best=asked.logprobs, tokenizer=loaded.tokenizer)
+
+    return await _answer(request, asked, COMPLETION, model, ready)
 
 
 async def chat(request: web.Request, data: bytes) -> web.StreamResponse:
@@ -99,14 +109,18 @@ async def chat(request: web.Request, data: bytes) -> web.StreamResponse:
     asked, state = decode(data, ChatRequest), request.app[STATE]
     model = state.peer.models.find(asked.model)
     check_supported(asked)
-    loaded = await state.peer.models.load(model)
-    with blaming("messages"):
-        prompt = await state.templates.prompt(loaded, asked.messages)
-    most = asked.max_completion_tokens or asked.max_tokens or _CHAT_TOKENS
-    wanted = replace(_wanted(asked, most), field="messages")
-    if asked.logprobs:
-        wanted = replace(wanted, best=asked.top_logprobs or 0, tokenizer=loaded.tokenizer)
-    return await _answer(request, asked, CHAT, [prompt], wanted)
+
+    async def ready() -> _Ready:
+        loaded = await state.peer.models.load(model)
+        with blaming("messages"):
+            prompt = await state.templates.prompt(loaded, asked.messages)
+        most = asked.max_completion_tokens or asked.max_tokens or _CHAT_TOKENS
+        wanted = replace(_wanted(asked, most), field="messages")
+        if asked.logprobs:
+            wanted = replace(wanted, best=asked.top_logprobs or 0, tokenizer=loaded.tokenizer)
+        return [prompt], wanted
+
+    return await _answer(request, asked, CHAT, model, ready)
 
 
 def prompts_of(given: str | list[Any], field: str) -> list[Prompt]:
@@ -138,22 +152,60 @@ async def _answer(
     request: web.Request,
     asked: Sampled,
     shape: Shape,
-    prompts: Sequence[Prompt],
-    wanted: Wanted,
+    model: ModelId,
+    ready: Callable[[], Awaitable[_Ready]],
 ) -> web.StreamResponse:
-    state, n = request.app[STATE], asked.n or 1
+    """The answer, once ``ready`` has what is to be asked; a model may be loaded for that."""
+    state = request.app[STATE]
+    alone = asked.x_astra_mesh.use == "solo"
+    waiting = Waiting(state.peer, model, asked.model, alone, state.config.keepalive_s)
+    if not asked.stream:
+        return await _run(state, asked, shape, await _prepared(ready, waiting, None), None)
+    stream = EventStream(request, state.config.write_s)
+    try:
+        prepared = await _prepared(ready, waiting, stream)
+        return await _run(state, asked, shape, prepared, (stream, waiting))
+    except ReaderGoneError:
+        return stream.response
+    except Exception as error:
+        if not stream.started:
+            raise  # an ordinary answer with its status is still possible
+        await stream.fail(api_error(error))
+        return stream.response
+
+
+async def _prepared(
+    ready: Callable[[], Awaitable[_Ready]], waiting: Waiting, stream: EventStream | None
+) -> tuple[Sequence[Prompt], Wanted, float]:
+    """What is to be asked, and how many seconds a model was waited for."""
+    began, cold = time.perf_counter(), waiting.is_cold
+    async with waiting.telling(stream):
+        prompts, wanted = await ready()
+    return prompts, wanted, time.perf_counter() - began if cold else 0.0
+
+
+async def _run(
+    state: State,
+    asked: Sampled,
+    shape: Shape,
+    prepared: tuple[Sequence[Prompt], Wanted, float],
+    streamed: tuple[EventStream, Waiting] | None,
+) -> web.StreamResponse:
+    prompts, wanted, loading_s = prepared
+    n = asked.n or 1
     if len(prompts) * n > limits.API_CHOICES:
         raise bad(f"at most {limits.API_CHOICES} texts (prompts times n) in one request", "n")
-    answer = Answer(shape, asked.model, prompts, n, wanted)
+    answer = Answer(shape, asked.model, prompts, n, wanted, loading_s=loading_s)
     mesh = await state.door.mesh()
     async with run_choices(
         mesh, state.peer.likelihoods, wanted, prompts, n, state.config.request_s
     ) as choices:
         try:
-            if not asked.stream:
+            if streamed is None:
                 return await _whole(answer, choices)
             with_usage = asked.stream_options is not None and asked.stream_options.include_usage
-            return await _streamed(request, state, answer, choices, with_usage)
+            await _stream(*streamed, answer, choices, with_usage)
+            return await streamed[0].finish()
         finally:
             state.metrics.note(answer.summaries)
 
@@ -175,29 +227,14 @@ async def _whole(answer: Answer, choices: Choices) -> web.Response:
     return json_response(answer.head(shape.kind) | about)
 
 
-async def _streamed(
-    request: web.Request, state: State, answer: Answer, choices: Choices, with_usage: bool
-) -> web.StreamResponse:
-    stream = EventStream(request, state.config.write_s)
-    try:
-        await _stream(stream, answer, choices, with_usage, state.config.keepalive_s)
-        return await stream.finish()
-    except ReaderGoneError:
-        return stream.response
-    except Exception as error:
-        if not stream.started:
-            raise  # an ordinary answer with its status is still possible
-        await stream.fail(api_error(error))
-        return stream.response
-
-
 async def _stream(
-    stream: EventStream, answer: Answer, choices: Choices, with_usage: bool, keepalive_s: float
+    stream: EventStream, waiting: Waiting, answer: Answer, choices: Choices, with_usage: bool
 ) -> None:
     shape, opened = answer.shape, set[int]()
     head = answer.head(shape.chunk_kind) | ({"usage": None} if with_usage else {})
     while not choices.over():
-        event = await _next(stream, choices, keepalive_s)
+        event = await _next(stream, choices, waiting)
+        waiting.begin()
         answer.take(event)
         if event.index not in opened:
             opened.add(event.index)
@@ -215,11 +252,11 @@ async def _stream(
         await stream.send(head | {"choices": []} | about)
 
 
-async def _next(stream: EventStream, choices: Choices, keepalive_s: float) -> Piece | Ended:
+async def _next(stream: EventStream, choices: Choices, waiting: Waiting) -> Piece | Ended:
     """The next event; comments go out while it is not there."""
     while True:
         try:
-            async with asyncio.timeout(keepalive_s):
+            async with asyncio.timeout(waiting.pause_s):
                 return await choices.next()
         except TimeoutError:
-            await stream.keep_alive()
+            await stream.comment(waiting.text())

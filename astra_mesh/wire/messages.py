@@ -504,6 +504,7 @@ class Report(Message, frozen=True):
     finish: str = ""  # "length", "eos", "context" for generate
     notes: list[str] = []
     expected: ExpectedCost | None = None  # None: one device, or not measured
+    loading_s: float = 0.0  # that the request waited for peers to load the model, before its plan
 
 
 class Result(Message, frozen=True):

@@ -21,7 +21,7 @@ from astra_mesh.peer.answer import new_request
 from astra_mesh.peer.candidates import Candidates
 from astra_mesh.peer.choice import stages_of
 from astra_mesh.peer.loaded import Loaded
-from astra_mesh.peer.models import _load
+from astra_mesh.peer.loading import load
 from astra_mesh.plan.check import layout_of
 from astra_mesh.plan.cost import Candidate
 from astra_mesh.wire.messages import ModelOffer, PeerId, Plan, Prepare, Sampling, Task, Timing
@@ -107,7 +107,7 @@ def slowed(timing: Timing, times: float) -> Timing:
 
 def tokens_of(bundle: Path, plan: Plan, tokens: list[int], sampling: Sampling) -> list[int]:
     """What the same plan gives in one process, by torch alone."""
-    loaded = _load(open_bundle(bundle))[0]
+    loaded = load(open_bundle(bundle))
     codec = loaded.codec(plan.codec, plan.codebook, stages_of(plan))
     layout = layout_of(plan, loaded.spec, Task.GENERATE, len(tokens), codec.first_block, codec.able)
     inputs = ModelInput(tokens=torch.tensor(tokens))

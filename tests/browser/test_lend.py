@@ -510,10 +510,12 @@ async def test_leaving_is_a_goodbye(tab: Tab) -> None:
         assert tab.complaints == []
 
 
-async def test_over_plain_http_from_another_device() -> None:
+async def test_over_plain_http_from_another_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """No secure context: no WebCrypto, no threads, no wake lock; it computes all the same."""
     folder = Path(tempfile.mkdtemp(prefix="astra-mesh-chrome-"))
     settings = {"token": TOKEN, "hosts": ("phone.test",)}
+    monkeypatch.setattr("astra_mesh.web.invitation.is_loopback", lambda host: False)
+    monkeypatch.setattr("astra_mesh.web.invitation.is_alone", lambda listen: False)
     try:
         async with (
             chrome(folder, "--host-resolver-rules=MAP phone.test 127.0.0.1") as tab,

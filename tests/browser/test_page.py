@@ -6,6 +6,7 @@ import asyncio
 import json
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from PIL import Image
 
 from astra_mesh import limits
+from astra_mesh.peer.loading import loading
 from astra_mesh.peer.steps import StepQueue
 from tests.browser.chrome import Tab
 from tests.browser.pages import no_complaints, shown
@@ -518,3 +520,57 @@ CONTRAST = """(() => {
     }
     return bad;
 })()"""
+
+
+async def test_who_waits_for_a_model_sees_why(
+    tab: Tab, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("astra_mesh.web.waiting.LOADING_TELL_S", 0.1)
+    going = threading.Event()
+
+    def slow(*args: Any) -> Any:
+        going.wait(30)  # in the compute thread
+        return (yield from loading(*args))
+
+    monkeypatch.setattr("astra_mesh.peer.models.loading", slow)
+    async with shown(models, ["left"]) as on:
+        await tab.open(on.url)
+        await tab.until(devices(1))
+        await tab.choose("#ask-model", "words")
+        await tab.type("#ask-text", PROMPT)
+        await tab.click("#ask-go")
+        waits = "document.querySelector('#answers .waits')"
+        await tab.until(f"{waits}?.textContent.includes('loading words on left…')")
+        going.set()
+        await tab.until("document.querySelector('#answers .cost')?.textContent.includes('took')")
+        assert "until the model was loaded" in await tab.text("#answers .cost")
+        assert await tab.eval(f"{waits} === null")
+        await no_complaints(tab, on.url)
+
+
+async def test_a_model_that_cannot_read_pictures_is_not_offered_for_photos(
+    tab: Tab, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "RESCAN_S", 0.2)
+    folder = tmp_path / "models" / "pictures"
+    await asyncio.to_thread(shutil.copytree, models / "pictures", folder)
+    file = folder / "preprocessor_config.json"
+    data = await asyncio.to_thread(file.read_bytes)
+    await asyncio.to_thread(file.unlink)
+    async with shown(tmp_path / "models", ["left"]) as on:
+        await tab.open(on.url)
+        await tab.until("!document.getElementById('photo-none').hidden")
+        said = await tab.text("#photo-none")
+        assert said == "pictures has no preprocessor_config.json, so it takes no pictures."
+        assert await tab.eval("document.getElementById('photo-ask').hidden") is True
+        await asyncio.to_thread(file.write_bytes, data)
+        await tab.until("!document.getElementById('photo-ask').hidden")
+        assert await tab.eval("document.getElementById('photo-model').value") == "pictures"
+
+
+async def test_the_description_of_the_api_loads_nothing(tab: Tab, models: Path) -> None:
+    async with shown(models, ["left"]) as on:
+        await tab.open(f"{on.url}docs")
+        await tab.until("document.querySelectorAll('h2').length > 5")
+        assert "/v1/completions" in await tab.text("body")
+        await no_complaints(tab, on.url)

@@ -138,9 +138,10 @@ async def test_a_window_closes_by_its_button_and_after_three_wrong_codes(
 
 
 async def test_a_page_that_is_loaded_again_shows_its_code_and_no_other_page_does(
-    tab: Tab, other_tab: Tab, devices: list[Device]
+    tab: Tab, other_tab: Tab, devices: list[Device], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kitchen = devices[0]
+    monkeypatch.setattr("astra_mesh.client.pairing_post.is_loopback", lambda host: False)
     await start(tab, kitchen)
     code = await open_window(tab)
     path = await tab.eval("document.querySelector('#pair-qr path').getAttribute('d')")
@@ -212,3 +213,13 @@ async def test_devices_of_one_name_are_told_apart(tab: Tab, devices: list[Device
         assert f"vm ({key.id[:8]})" in text
         assert ("button", f"Unpair vm ({key.id[:8]})") in names
     assert await tab.eval(GAP) >= 8, "a thumb meets the wrong one"
+
+
+async def test_a_code_that_nobody_could_use_is_not_drawn(tab: Tab, devices: list[Device]) -> None:
+    await start(tab, devices[0])
+    code = await open_window(tab)
+    assert await tab.eval("document.getElementById('pair-qr').childElementCount") == 0
+    said = await tab.text("#pair-state")
+    assert f"astra-mesh pair {code}" in said
+    assert "listens on 127.0.0.1 only" in said
+    assert "start it without --listen" in said

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from astra_mesh.bundle import write_manifest
 from astra_mesh.cli.app import app
 from astra_mesh.quant.codebook import load_codebook
 from tests.integration.mesh_fixtures import picture
@@ -124,6 +126,21 @@ def test_who_asks_a_peer_of_this_machine_waits_for_no_torch(
         monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")
         imported = {line.rpartition("|")[2].strip() for line in spawn(*command).stderr.splitlines()}
     assert "astra_mesh.cli.app" in imported
+    assert "torch" not in imported
+
+
+@pytest.mark.parametrize("command", ["list", "verify"])
+def test_who_lists_or_verifies_models_waits_for_no_torch(
+    tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    folder = shutil.copytree(models / "words", tmp_path / "words")
+    write_manifest(folder)
+    monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")
+    found = spawn("models", command, *([] if command == "list" else [str(folder)]))
+    imported = {line.rpartition("|")[2].strip() for line in found.stderr.splitlines()}
+    assert "words" in found.stdout
+    assert command != "list" or "vq 8/16" in found.stdout
+    assert "astra_mesh.cli.models" in imported
     assert "torch" not in imported
 
 

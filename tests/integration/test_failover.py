@@ -23,7 +23,7 @@ from astra_mesh.mesh.meeting import MeetingPlaces
 from astra_mesh.mesh.sockets import transport_of
 from astra_mesh.peer import Peer
 from astra_mesh.peer.answer import Answer
-from astra_mesh.peer.models import _load
+from astra_mesh.peer.loading import load
 from astra_mesh.wire.messages import Sampling
 from tests.integration.mesh_fixtures import mesh_of, picture, until
 from tests.timings import patient
@@ -39,7 +39,7 @@ def sampling(temperature: float) -> Sampling:
 @pytest.fixture(scope="module")
 def undisturbed(models: Path) -> dict[float, list[int]]:
     """What one device answers, by temperature."""
-    loaded = _load(open_bundle(models / "words"))[0]
+    loaded = load(open_bundle(models / "words"))
     given = ModelInput(tokens=torch.tensor(PROMPT))
     runs = {t: run_solo(loaded.model, given, "last", spare=64) for t in (0.0, 0.8)}
     return {t: decode([run], sampling(t), loaded.stop_ids) for t, run in runs.items()}

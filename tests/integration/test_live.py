@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -185,3 +186,33 @@ async def test_quality_of_models(models: Path) -> None:
             assert (await answer.json())["tasks"] == {}
         async with http.get("/v1/models/nothing/quality") as answer:
             assert answer.status == 404
+
+
+async def test_a_file_that_comes_to_a_model_is_seen(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "RESCAN_S", 0.1)
+    monkeypatch.setattr("astra_mesh.peer.models.RESCAN_S", 0.1)
+    await asyncio.to_thread(shutil.copytree, models / "words", tmp_path / "models" / "words")
+    file = tmp_path / "models" / "words" / "tokenizer.json"
+    data = await asyncio.to_thread(file.read_bytes)
+    await asyncio.to_thread(file.unlink)
+    async with live(tmp_path / "models", 1) as (peers, _, http):
+        body = {"model": "words", "prompt": "w1", "max_tokens": 1}
+        async with http.ws_connect("/live") as socket:
+            (model,) = (await told(socket, "mesh"))["models"]
+            assert (model["lacks"], model["loaded"]) == ("tokenizer.json", False)
+            async with http.post("/v1/completions", json=body) as answer:
+                assert answer.status == 400
+                assert "it is taken within seconds" in (await answer.json())["error"]["message"]
+            assert (await told(socket, "mesh"))["models"][0]["loaded"] is True
+            await asyncio.to_thread(file.write_bytes, data[:100])  # it is being copied
+            await asyncio.sleep(0.5)
+            await asyncio.to_thread(file.write_bytes, data)
+            while model["lacks"]:
+                (model,) = (await told(socket, "mesh"))["models"]
+        (model_id,) = [offer.id for offer in peers[0].models.offers()]
+        loaded = await peers[0].models.load(model_id)
+        await until(lambda: loaded.tokenizer is not None)
+        async with http.post("/v1/completions", json=body) as answer:
+            assert answer.status == 200

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import torch
 
 from astra_mesh import limits
 from astra_mesh.bundle import open_bundle
+from astra_mesh.bundle.image import ImageProcessor
 from astra_mesh.engine.pipeline import Pipeline
 from astra_mesh.engine.reference import decode, pooled, run_plan, run_solo
 from astra_mesh.engine.shard import ShardRun
@@ -24,7 +26,8 @@ from astra_mesh.peer import Peer, PeerConfig
 from astra_mesh.peer import requests as requests_module
 from astra_mesh.peer.exchange import MeshExchange
 from astra_mesh.peer.inputs import read_inputs
-from astra_mesh.peer.models import Loaded, ModelHost, _load
+from astra_mesh.peer.loading import load
+from astra_mesh.peer.models import Loaded, ModelHost
 from astra_mesh.plan.check import layout_of
 from astra_mesh.quant.codebook import UNLIMITED
 from astra_mesh.quant.codecs import VectorCodec
@@ -53,7 +56,7 @@ YEAR_S = 365 * 86_400.0
 @pytest.fixture(scope="module")
 def loaded_models(models: Path) -> dict[str, Loaded]:
     """The same models once more, for the reference."""
-    return {path.name: _load(open_bundle(path))[0] for path in models.iterdir()}
+    return {path.name: load(open_bundle(path)) for path in models.iterdir()}
 
 
 @pytest.fixture(scope="module")
@@ -580,3 +583,23 @@ async def test_a_task_that_a_model_cannot_do_is_refused_before_it_is_loaded(
     assert reply.failure is not None
     assert reply.failure.code == "wrong-task"
     assert "this vit model cannot generate; it can classify" in reply.failure.text
+
+
+async def test_a_picture_is_packed_only_where_others_could_get_it(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed: list[int] = []
+    original = ImageProcessor._packed
+
+    def spied(self: ImageProcessor, image: Any, data: bytes) -> bytes:
+        packed.append(len(data))
+        return original(self, image, data)
+
+    monkeypatch.setattr(ImageProcessor, "_packed", spied)
+    data = picture(edge=48)
+    for names in (["a"], ["a", "b"]):
+        async with mesh_of(names, models) as peers, client_of(peers[0]) as client:
+            for options in (Options(use=Use.SOLO), Options(use=Use.ALL)):
+                request = client.send(Task.CLASSIFY, "pictures", image=data, options=options)
+                (await client.reply(request)).done()
+    assert packed == [len(data)]

@@ -26,7 +26,8 @@ from astra_mesh.peer.answer import Answer, new_request
 from astra_mesh.peer.candidates import Candidates
 from astra_mesh.peer.early import EarlyCodes
 from astra_mesh.peer.inputs import read_inputs
-from astra_mesh.peer.models import Loaded, ModelHost, _load
+from astra_mesh.peer.loading import load
+from astra_mesh.peer.models import Loaded, ModelHost
 from astra_mesh.peer.part import Participation
 from astra_mesh.peer.participants import Participants
 from astra_mesh.peer.requests import Requests
@@ -71,7 +72,7 @@ ALL = Options(use=Use.ALL, codec="fp32")
 
 @pytest.fixture(scope="module")
 def words(models: Path) -> Loaded:
-    return _load(open_bundle(models / "words"))[0]
+    return load(open_bundle(models / "words"))
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,8 @@ from astra_mesh.families import ModelInput
 from astra_mesh.mesh.sockets import transport_of
 from astra_mesh.mesh.timings import Timings
 from astra_mesh.peer import Peer
-from astra_mesh.peer.models import Loaded, _load
+from astra_mesh.peer.loading import load
+from astra_mesh.peer.models import Loaded
 from astra_mesh.web import ApiConfig, serving
 from astra_mesh.wire.messages import Inputs, Options, RequestId, Sampling, Task, Use
 from tests.integration.mesh_fixtures import (
@@ -44,7 +45,7 @@ ALL = Options(use=Use.ALL, codec="fp32")
 @pytest.fixture(scope="module")
 def loaded_models(models: Path) -> dict[str, Loaded]:
     """The same models once more, for the reference."""
-    return {path.name: _load(open_bundle(path))[0] for path in models.iterdir()}
+    return {path.name: load(open_bundle(path)) for path in models.iterdir()}
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,13 @@ import pytest
 
 from astra_mesh import limits
 from astra_mesh.engine.pipeline import Pipeline
-from astra_mesh.errors import DeadlineError, PeerLostError
+from astra_mesh.errors import BadBundleError, DeadlineError, PeerLostError
+from astra_mesh.peer import models as models_module
 from astra_mesh.peer.answer import Answer
+from astra_mesh.peer.loading import loading
 from astra_mesh.peer.models import ModelHost
 from astra_mesh.peer.steps import StepQueue
+from astra_mesh.web import waiting
 from tests.integration.mesh_fixtures import until
 from tests.integration.web_fixtures import (
     MESH,
@@ -163,7 +168,7 @@ async def test_a_stream_without_news_says_that_it_lives(
         on.http.post(f"{on.root}/v1/completions", json=body) as answer,
     ):
         text = await answer.text()
-    assert text.startswith(": keep-alive\n\n: keep-alive\n\n")
+    assert text.startswith(": loading words on peer0\n\n: loading words on peer0\n\n")
     assert text.endswith("data: [DONE]\n\n")
 
 
@@ -182,3 +187,57 @@ async def test_a_lost_line_to_the_own_peer_is_opened_again(models: Path) -> None
         await first._open_line().close()
         done = await on.client.completions.create(model="words", prompt="w1", max_tokens=1)
         assert done.choices[0].finish_reason == "length"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("completions", {"prompt": PROMPT}),
+        ("completions", {"prompt": PROMPT, "logprobs": 1}),
+        ("chat/completions", {"messages": [{"role": "user", "content": "w1"}]}),
+    ],
+)
+async def test_who_waits_for_a_model_is_told_so(
+    models: Path, monkeypatch: pytest.MonkeyPatch, path: str, body: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(waiting, "LOADING_TELL_S", 0.1)
+
+    def slow(*args: Any) -> Any:
+        time.sleep(0.5)  # in the compute thread
+        return (yield from loading(*args))
+
+    monkeypatch.setattr(models_module, "loading", slow)
+    given = {"model": "words", "max_tokens": 2, **body}
+    async with live(models, 1) as on:
+        url = f"{on.root}/v1/{path}"
+        async with on.http.post(url, json={**given, "stream": True}) as answer:
+            text = await answer.text()
+        async with on.http.post(url, json=given) as answer:
+            again = await answer.json()
+    assert text.startswith(": loading words on peer0\n\ndata: ")
+    last = json.loads(text.split("\n\n")[-3].removeprefix("data: "))
+    assert last["x_astra_mesh"][0]["loading_s"] >= 0.5
+    assert again["x_astra_mesh"][0]["loading_s"] == 0
+
+
+async def test_an_error_while_a_model_is_loaded_ends_the_stream_with_a_sentence(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting, "LOADING_TELL_S", 0.1)
+
+    def fails(*args: Any) -> Any:
+        yield
+        time.sleep(0.5)  # in the compute thread
+        raise BadBundleError("words is damaged: copy it again")
+
+    monkeypatch.setattr(models_module, "loading", fails)
+    body = {"model": "words", "prompt": PROMPT, "logprobs": 1, "stream": True}
+    async with (
+        live(models, 1) as on,
+        on.http.post(f"{on.root}/v1/completions", json=body) as answer,
+    ):
+        text = await answer.text()
+    comment, event = text.strip().split("\n\n")
+    assert comment == ": loading words on peer0"
+    said = json.loads(event.removeprefix("data: "))["error"]["message"]
+    assert said == "the peer met an error of its own; its log says more"

@@ -11,14 +11,23 @@ import pytest
 
 from astra_mesh.mesh.interfaces import own_addresses
 from astra_mesh.peer import places
-from astra_mesh.web import ApiConfig, serving
+from astra_mesh.web import ApiConfig, invitation, serving
 from astra_mesh.web.invitation import page_urls
 from tests.integration.mesh_fixtures import mesh_of
 
 TOKEN = "a/token+of~the=tests"
 
 
-async def test_an_invitation_holds_the_token_and_the_word(tmp_path: Path) -> None:
+@pytest.fixture
+def in_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if phones reached a peer of the tests, which listens on loopback only."""
+    monkeypatch.setattr(invitation, "is_loopback", lambda host: False)
+    monkeypatch.setattr(invitation, "is_alone", lambda listen: False)
+
+
+async def test_an_invitation_holds_the_token_and_the_word(
+    tmp_path: Path, in_a_network: None
+) -> None:
     async with (
         mesh_of(["host"], tmp_path) as peers,
         serving(peers[0], ApiConfig(port=0, token=TOKEN)) as server,
@@ -47,6 +56,18 @@ async def test_without_a_token_no_phone_can_open_the_page(tmp_path: Path) -> Non
     ):
         assert answer.status == 409
         assert "--lan" in (await answer.json())["error"]["message"]
+
+
+async def test_a_peer_that_listens_on_loopback_shows_no_code(tmp_path: Path) -> None:
+    async with (
+        mesh_of(["host"], tmp_path) as peers,
+        serving(peers[0], ApiConfig(port=0, token=TOKEN)) as server,
+        aiohttp.ClientSession(headers={"Authorization": f"Bearer {TOKEN}"}) as http,
+        http.get(f"{server.url.removesuffix('/v1')}/tab/invitation") as answer,
+    ):
+        assert answer.status == 409
+        said = (await answer.json())["error"]["message"]
+        assert "this peer listens on 127.0.0.1 only; start it without --listen" in said
 
 
 async def test_a_machine_without_a_network_invites_nobody(

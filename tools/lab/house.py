@@ -330,6 +330,7 @@ class House:
         argv = [sys.executable, "-m", "astra_mesh", "peer", "--name", device, "--no-api"]
         argv += [
             "--stop-with-stdin",
+            "--no-preload",
             *(x for name in self.scenario.offer for x in ("--model", name)),
         ]
         argv += self.scenario.devices[device].options

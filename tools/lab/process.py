@@ -41,6 +41,7 @@ class DevicePeer:
         (folder / "output").unlink(missing_ok=True)
         argv = [sys.executable, "-m", "astra_mesh", "peer", "--name", device]
         argv += ["--threads", str(settings.threads), "--json", "--stop-with-stdin", "--no-api"]
+        argv += ["--no-preload"]  # what is loaded when is the scenario's
         argv += ["--record", str(folder / "record")] if house.timelines else []
         argv += [word for name in scenario.offer for word in ("--model", name)]
         argv += [*settings.options, *more]

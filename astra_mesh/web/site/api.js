@@ -64,8 +64,8 @@ export const json = async (path, body, signal) => (await ask(path, body, signal)
 
 const cutOff = () => new Refused("The answer was cut off: the peer went away.", "gone", 0);
 
-/** The JSON values of a stream of server-sent events, until [DONE]. */
-export async function* events(response) {
+/** The JSON values of a stream of server-sent events, until [DONE]; `heard` gets the comments between them. */
+export async function* events(response, heard) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";
   for (;;) {
@@ -78,7 +78,8 @@ export async function* events(response) {
     text = lines.pop();
     for (const line of lines) {
       if (line === "data: [DONE]") return;
-      if (!line.startsWith("data: ")) continue; // a comment that keeps the connection alive
+      if (line.startsWith(": ")) heard?.(line.slice(2)); // it keeps the connection alive
+      if (!line.startsWith("data: ")) continue;
       const found = JSON.parse(line.slice(6));
       if (found.error) throw new Refused(found.error.message, found.error.code, 200);
       yield found;

@@ -60,18 +60,20 @@ async function submit(event) {
   if (isChat) $("answers").append(h("p", { class: "said mine" }, h("b", {}, "you"), text));
   else answer.append(h("span", { class: "given" }, text));
   const made = answer.appendChild(h("span", { class: "made" }));
+  const waits = answer.appendChild(h("span", { class: "waits" }));
   $("answers").append(answer);
   if (isChat) $("ask-text").value = "";
   running = new AbortController();
   $("answers").setAttribute("aria-busy", "true"); // readers get the whole answer, not each token
   fit();
   try {
-    const cost = await stream(isChat, text, made, running.signal);
+    const cost = await stream(isChat, text, made, waits, running.signal);
     answer.append(h("span", { class: "cost" }, `\n${costLine(cost)}`));
   } catch (error) {
     if (error.name === "AbortError") stopped(answer, made, isChat ? text : "");
     else failed(answer, made, error, isChat ? text : "");
   } finally {
+    waits.remove();
     running = null;
     $("answers").setAttribute("aria-busy", "false");
     fit();
@@ -97,7 +99,7 @@ function failed(answer, made, error, text) {
 }
 
 /** The report of the mesh at the end. */
-async function stream(isChat, text, made, signal) {
+async function stream(isChat, text, made, waits, signal) {
   const most = Number($("ask-tokens").value);
   const body = {
     model: $("ask-model").value, stream: true, temperature: Number($("ask-temperature").value),
@@ -106,8 +108,10 @@ async function stream(isChat, text, made, signal) {
   if (isChat) body.messages = [...messages, { role: "user", content: text }];
   else body.prompt = text;
   let report;
-  for await (const chunk of events(await ask(isChat ? "/v1/chat/completions" : "/v1/completions", body, signal))) {
+  const heard = (comment) => say(waits, comment.startsWith("loading ") ? `\n${comment}…` : "");
+  for await (const chunk of events(await ask(isChat ? "/v1/chat/completions" : "/v1/completions", body, signal), heard)) {
     const [choice] = chunk.choices;
+    say(waits, "");
     made.textContent += (isChat ? choice?.delta.content : choice?.text) ?? "";
     report = chunk.x_astra_mesh?.[0] ?? report;
     scroll();

@@ -220,6 +220,8 @@ async function invite() {
       s("rect", { width: qr.size, height: qr.size, fill: "#fff" }), s("path", { d: qr.path, fill: "#000" })));
     say($("lend-address"), address);
   } catch (error) {
+    $("lend-qr").replaceChildren();
+    say($("lend-address"), "");
     say($("lend-problem"), error.message);
   }
 }

@@ -81,7 +81,7 @@ function showCode(until) {
   if (known && $("pair-shown").textContent === kept.code) return;
   if (known) say($("pair-state"), instructions(kept));
   say($("pair-shown"), known ? kept.code : "A window is open; its code is shown where it was opened.");
-  $("pair-qr").replaceChildren(...(known ? [drawing(kept)] : []));
+  $("pair-qr").replaceChildren(...(known && !kept.note ? [drawing(kept)] : [])); // no phone gets here by it else
 }
 
 function instructions({ code, addresses: [address], note }) {

@@ -4,10 +4,14 @@ import { json } from "./api.js";
 import { costLine } from "./cost.js";
 import { $, choices, h, percent, say } from "./dom.js";
 
-const LARGE_BYTES = 3e6; // photos of phones are larger; models look at a few hundred pixels a side
+// Photos of phones are larger than a Wi-Fi carries at once; models look at a few hundred pixels a side.
+const LARGE_BYTES = 3e6;
+const MOST_BYTES = 10 * 2 ** 20; // that a peer takes
+const HERE = ["localhost", "127.0.0.1", "[::1]"]; // nothing is sent anywhere by that: the file stays as it is
 const SIDE = 1024;
 
 let count = 0; // of pictures; the answer to an older one is dropped
+let models = []; // that label pictures
 let camera = null;
 let last = null;
 
@@ -37,7 +41,9 @@ export function startPhoto() {
 }
 
 export function showModels(found) {
-  const models = found.filter((one) => one.here && one.family === "vit" && one.tasks.includes("classify"));
+  const labellers = found.filter((one) => one.here && one.family === "vit" && one.tasks.includes("classify"));
+  models = labellers.filter((one) => !one.lacks); // without what says how to read pictures it takes none
+  say($("photo-none"), labellers.length ? `${labellers[0].name} has no ${labellers[0].lacks}, so it takes no pictures.` : "No model here labels pictures.");
   choices($("photo-model"), models.map((one) => [one.name, one.name]));
   $("photo-none").hidden = models.length > 0;
   $("photo-ask").hidden = models.length === 0;
@@ -47,7 +53,7 @@ async function label(file) {
   const mine = ++count;
   last = file;
   say($("photo-problem"), "");
-  say($("photo-cost"), "looking…");
+  say($("photo-cost"), models.find((one) => one.name === $("photo-model").value)?.loaded ? "looking…" : "looking, once the model is loaded…");
   $("labels").replaceChildren();
   const preview = $("photo-preview");
   URL.revokeObjectURL(preview.src);
@@ -87,7 +93,7 @@ function dataUrl(file) {
 /** The file as it is; made smaller if it is large, or of a kind that only this browser may know. */
 async function sendable(file) {
   const known = ["image/jpeg", "image/png", "image/webp"].includes(file.type);
-  if (known && file.size <= LARGE_BYTES) return file;
+  if (known && file.size <= (HERE.includes(location.hostname) ? MOST_BYTES : LARGE_BYTES)) return file;
   let bitmap;
   try {
     bitmap = await createImageBitmap(file);

@@ -106,25 +106,26 @@ def test_a_shrunk_image_has_the_same_pixel_values(
 ) -> None:
     data = of_kind(kind, photo(*size))
     processor = ImageProcessor.from_config(config)
-    values, shrunk = processor.with_shrunk(data)
+    values, pack = processor.with_packer(data)
+    shrunk = pack()
     assert torch.equal(processor(shrunk), processor(data))
     assert torch.equal(values, processor(data))
     assert len(shrunk) <= len(data)
     if config.get("do_resize", True) and kind != "transparent":
         assert len(shrunk) < 0.5 * len(data)
-    assert processor.with_shrunk(shrunk)[1] == shrunk
+    assert processor.with_packer(shrunk)[1]() == shrunk
 
 
 def test_images_that_are_small_already_stay_as_they_are() -> None:
     processor = ImageProcessor.from_config(CONFIGS["defaults"])
     small = saved(photo(300, 200), "JPEG")
-    assert processor.with_shrunk(small)[1] is small
+    assert processor.with_packer(small)[1]() is small
     wide = ImageProcessor.from_config({"do_resize": False})
     large = saved(photo(2100, 40), "BMP")
-    assert wide.with_shrunk(large)[1] is large
+    assert wide.with_packer(large)[1]() is large
     for count in (1, 10_000):
         with pytest.raises(BadImageError, match="no image"):
-            wide.with_shrunk(b"no image" * count)
+            wide.with_packer(b"no image" * count)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from astra_mesh.bundle import find_bundle, open_bundle, verify, write_manifest
+from astra_mesh.bundle import find_bundle, open_bundle, take_new, verify, write_manifest
 from astra_mesh.bundle.manifest import read_manifest
 from astra_mesh.bundle.tensors import load_weights
 from astra_mesh.errors import BadBundleError
@@ -86,15 +86,32 @@ def test_verify_names_a_file_that_is_not_listed(tmp_path: Path) -> None:
     folder = with_manifest(tmp_path / "m")
     (folder / "codebook.safetensors").write_bytes(b"x")
     bundle = open_bundle(folder)
-    with pytest.raises(BadBundleError, match=r"codebook\.safetensors is not in the manifest"):
+    with pytest.raises(BadBundleError, match=r"codebook\.safetensors is not in the manif") as error:
         verify(bundle)
+    assert f"`astra-mesh models verify {folder} --take-new` takes it" in error.value.message
+
+
+def test_new_files_are_taken_into_the_manifest_and_altered_ones_are_not(tmp_path: Path) -> None:
+    folder = with_manifest(tmp_path / "m")
+    (folder / "codebook.safetensors").write_bytes(b"x")
+    assert take_new(open_bundle(folder)) == ["codebook.safetensors"]
+    assert "codebook.safetensors" in verify(open_bundle(folder))
+    assert take_new(open_bundle(folder)) == []
+    (folder / "extra.json").write_bytes(b"{}")
+    before = (folder / "manifest.json").read_bytes()
+    flip_last_byte(folder / "codebook.safetensors")
+    with pytest.raises(BadBundleError, match="SHA-256 differs"):
+        take_new(open_bundle(folder))
+    assert (folder / "manifest.json").read_bytes() == before
 
 
 def test_verify_without_a_manifest_says_so(tmp_path: Path) -> None:
     bundle = open_bundle(make_bundle(tmp_path / "m"))
     assert bundle.entries is None
-    with pytest.raises(BadBundleError, match=r"no manifest\.json"):
+    with pytest.raises(BadBundleError, match=r"no manifest\.json.*verify .*--take-new"):
         verify(bundle)
+    assert take_new(bundle)
+    assert verify(open_bundle(tmp_path / "m"))
 
 
 def test_a_sharded_bundle_verifies(tmp_path: Path) -> None:

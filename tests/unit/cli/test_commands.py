@@ -15,6 +15,7 @@ from astra_mesh import client
 from astra_mesh.bundle.image import FORMATS
 from astra_mesh.cli import ask
 from astra_mesh.cli.app import app
+from astra_mesh.cli.report import report_lines
 from astra_mesh.errors import (
     AstraMeshError,
     BadBundleError,
@@ -28,8 +29,9 @@ from astra_mesh.errors import (
     UnknownModelError,
     UnsupportedModelError,
 )
+from astra_mesh.naming import Names
 from astra_mesh.wire.messages import CodebookId, CodebookOffer
-from tests.unit.cli.stub import StubMesh
+from tests.unit.cli.stub import ME, StubMesh, report
 
 
 @pytest.fixture
@@ -65,6 +67,7 @@ def test_run_streams_the_text_to_stdout_and_reports_on_stderr(mesh: StubMesh) ->
         "note: a note",
     ):
         assert part in result.stderr
+    assert "first toy is loaded by here, there" in result.stderr  # no terminal, so it is a line
     assert mesh.asked["max_new_tokens"] == 9
     assert (mesh.asked["use"], mesh.asked["rate"], mesh.asked["seed"]) == ("all", 32, 3)
     assert mesh.closed
@@ -266,3 +269,11 @@ def test_the_help_lists_all_commands_and_the_version_is_printed() -> None:
     result = call("--help")
     assert all(f" {command} " in result.stdout for command in COMMANDS)
     assert call("--version").stdout.startswith("astra-mesh 0.")
+
+
+@pytest.mark.parametrize(("loading_s", "said"), [(2.1, True), (0.01, False)])
+def test_a_report_says_how_long_the_model_was_waited_for(loading_s: float, said: bool) -> None:
+    found = replace(report([ME], 0), loading_s=loading_s)
+    text = list(report_lines(None, found, Names({ME: "here"})))
+    assert ("before that 2.10 s until the model was loaded" in text) is said
+    assert any("until" in line for line in text) is said

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from astra_mesh.cli.lan import closed_to_others
+from astra_mesh.cli.lan import api_addresses, closed_to_others
 from astra_mesh.peer import places
 from astra_mesh.web import ApiConfig
 
@@ -41,3 +41,25 @@ def test_a_page_that_no_phone_can_open_is_told(
     found = closed_to_others(peer, ApiConfig(port=0, token=token))
     assert said in found
     assert bool(said) == bool(found)
+
+
+@pytest.mark.parametrize(
+    ("listen", "addresses", "token", "found"),
+    [
+        (None, NEAR, TOKEN, ["http://192.168.1.20:7476/v1", "http://127.0.0.1:7476/v1"]),
+        (None, NEAR, None, ["http://127.0.0.1:7476/v1"]),
+        (None, ALONE, TOKEN, ["http://127.0.0.1:7476/v1"]),
+        ("127.0.0.1", NEAR, TOKEN, ["http://127.0.0.1:7476/v1"]),
+    ],
+)
+def test_the_api_is_named_where_others_reach_it(
+    monkeypatch: pytest.MonkeyPatch,
+    listen: str | None,
+    addresses: list[str],
+    token: str | None,
+    found: list[str],
+) -> None:
+    monkeypatch.setattr(places, "own_addresses", lambda: [*map(ipaddress.ip_address, addresses)])
+    peer = cast("Any", SimpleNamespace(config=SimpleNamespace(listen=listen)))
+    config = ApiConfig(port=0, token=token)
+    assert api_addresses(peer, config, "http://127.0.0.1:7476/v1") == found

@@ -93,3 +93,17 @@ def test_a_file_that_reads_texts_or_pictures_is_missed(words: Path, tmp_path: Pa
         assert f"it has no {file}, so it {fails}: copy the model's {file} into {target}" in said
         out, _ = call("add", str(folder), "--name", f"bare-{folder.name}", "--json")
         assert json.loads(out)["lacks"] == file
+
+
+def test_a_tokenizer_that_was_copied_is_taken_by_the_command_that_is_named(words: Path) -> None:
+    call("add", str(words))
+    folder = user_models_path() / "words"
+    (folder / "special_tokens_map.json").write_text("{}")
+    found = CliRunner().invoke(app, ["models", "verify", "words"])
+    assert found.exit_code == 1
+    command = f"models verify {folder} --take-new"
+    assert command in found.stderr.replace("\n", "")
+    out, _ = call(*command.split()[1:])
+    assert "taken into the manifest: special_tokens_map.json" in out
+    out, _ = call("verify", "words", "--take-new", "--json")
+    assert json.loads(out)["taken"] == []

@@ -14,7 +14,7 @@ from astra_mesh.bundle import image, open_bundle
 from astra_mesh.errors import InputError
 from astra_mesh.peer.inputs import read_ask, read_inputs
 from astra_mesh.peer.loaded import Loaded
-from astra_mesh.peer.models import _load
+from astra_mesh.peer.loading import load
 from astra_mesh.wire.messages import Ask, RequestId, Task
 from tests.bundles import GPT2, VIT, gpt2_tensors, vit_tensors, write_bundle
 
@@ -22,7 +22,7 @@ from tests.bundles import GPT2, VIT, gpt2_tensors, vit_tensors, write_bundle
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
     folder = tmp_path_factory.mktemp("models") / "pictures"
-    return _load(open_bundle(write_bundle(folder, VIT, vit_tensors(VIT))))[0]
+    return load(open_bundle(write_bundle(folder, VIT, vit_tensors(VIT))))
 
 
 def large_picture() -> bytes:
@@ -47,14 +47,16 @@ def test_a_large_picture_is_decoded_once(pictures: Loaded, monkeypatch: pytest.M
 
     monkeypatch.setattr(image, "decode_image", counted)
     data = large_picture()
-    inputs, given, tokens = read_ask(pictures, ask(image=data))
+    read = read_ask(pictures, ask(image=data))
+    given, inputs = read.given, read.for_others()
     assert decoded == [len(data)]
+    assert read.inputs.image is data
     assert len(inputs.image) < len(data)
     theirs, theirs_tokens = read_inputs(pictures, inputs)  # as the other peers read it
     assert given.pixels is not None
     assert theirs.pixels is not None
     assert torch.equal(given.pixels, theirs.pixels)
-    assert tokens == theirs_tokens == 17
+    assert read.tokens == theirs_tokens == 17
 
 
 @pytest.mark.parametrize(
@@ -72,10 +74,11 @@ def test_what_no_image_model_reads(pictures: Loaded, about: dict[str, object], s
 
 
 def test_answered_tokens_follow_the_prompt(tmp_path: Path) -> None:
-    words = _load(open_bundle(write_bundle(tmp_path / "words", GPT2, gpt2_tensors(GPT2))))[0]
+    words = load(open_bundle(write_bundle(tmp_path / "words", GPT2, gpt2_tensors(GPT2))))
     about = {"task": Task.GENERATE, "answered": [7]}
-    assert read_ask(words, ask(text="w1 w2", **about))[0].tokens == [1, 2, 7]
-    inputs, given, tokens = read_ask(words, ask(tokens=[3], **about))
+    assert read_ask(words, ask(text="w1 w2", **about)).inputs.tokens == [1, 2, 7]
+    read = read_ask(words, ask(tokens=[3], **about))
+    inputs, given, tokens = read.inputs, read.given, read.tokens
     assert (inputs.tokens, tokens) == ([3, 7], 2)
     assert given.tokens is not None
     assert given.tokens.tolist() == [3, 7]

@@ -19,8 +19,12 @@ from astra_mesh.errors import (
     UnsupportedModelError,
 )
 from astra_mesh.peer import models as module
+from astra_mesh.peer.config import Wanted
+from astra_mesh.peer.loading import loading
+from astra_mesh.peer.measured import Figures
 from astra_mesh.peer.models import Loaded, ModelHost, choose_stages
-from astra_mesh.wire.messages import CodebookId, Timing
+from astra_mesh.peer.parts import Parts
+from astra_mesh.wire.messages import CodebookId
 from tests.bundles import GPT2, VIT, gpt2_tensors, vit_tensors, write_bundle
 from tests.integration.mesh_fixtures import fit_small
 from tests.timings import patient
@@ -186,13 +190,15 @@ async def test_two_at_once_load_a_model_once(
     folder: Path, compute: ComputeThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loads: list[str] = []
-    original = module._load
+    original = loading
 
-    def load(bundle: Bundle, precision: str) -> tuple[Loaded, Timing]:
+    def spied(
+        bundle: Bundle, precision: Wanted, known: Figures | None
+    ) -> Parts[tuple[Loaded, Figures]]:
         loads.append(bundle.name)
-        return original(bundle)
+        return original(bundle, precision, known)
 
-    monkeypatch.setattr(module, "_load", load)
+    monkeypatch.setattr(module, "loading", spied)
     changes: list[None] = []
     host = ModelHost(None, compute, lambda: changes.append(None))
     await host.start()

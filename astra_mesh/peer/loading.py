@@ -1,0 +1,154 @@
+"""Loading a model, in parts: weights, number format, codebooks, tables, and how fast it all is.
+
+What was measured before (:mod:`astra_mesh.peer.measured`) is taken over, and then only the rest is
+measured.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import cast
+
+from astra_mesh.bundle import Bundle
+from astra_mesh.bundle.image import ImageProcessor
+from astra_mesh.bundle.quality import Quality, read_quality
+from astra_mesh.bundle.tensors import load_weights
+from astra_mesh.bundle.text import NAME as TOKENIZER_FILE
+from astra_mesh.bundle.text import TextTokenizer, eos_ids
+from astra_mesh.errors import BadBundleError, CodebookError
+from astra_mesh.families import Model, build_model
+from astra_mesh.families.packed import pack
+from astra_mesh.families.precision import Precision, convert
+from astra_mesh.peer.choice import choose_codes
+from astra_mesh.peer.code_times import measure_codebook
+from astra_mesh.peer.config import Wanted
+from astra_mesh.peer.loaded import Loaded
+from astra_mesh.peer.measure import measuring
+from astra_mesh.peer.measured import Figures
+from astra_mesh.peer.parts import Parts, whole
+from astra_mesh.peer.precision import Chosen, choose_precision, pack_if_faster
+from astra_mesh.peer.shelf import read_codebooks
+from astra_mesh.quant.codecs import PlainCodec, VectorCodec
+from astra_mesh.wire.messages import Options
+
+log = logging.getLogger(__name__)
+
+MOST_DIVERGENCE = 1e6  # that is told: JSON and the wire know no infinity
+
+
+def load(bundle: Bundle, precision: Wanted = "fp32") -> Loaded:
+    """A model in memory, with nothing known of it before. Blocks."""
+    return whole(loading(bundle, precision, None))[0]
+
+
+def loading(
+    bundle: Bundle, precision: Wanted, known: Figures | None
+) -> Parts[tuple[Loaded, Figures]]:
+    """A model in memory, and what is known of its speed now. In the compute thread.
+
+    Raises:
+        AstraMeshError: It cannot be loaded.
+    """
+    model = build_model(bundle.config, load_weights(bundle))
+    yield
+    chosen, packed = yield from _formatted(bundle, model, precision, known)
+    books, problems = read_codebooks(bundle)
+    loaded = Loaded(
+        bundle=bundle,
+        model=model,
+        codebooks={book.id: book for book in books.values()},
+        names={book.id: name for name, book in books.items()},
+        problems=tuple(problems),
+        tokenizer=TextTokenizer.from_bundle(bundle) if bundle.has(TOKENIZER_FILE) else None,
+        processor=ImageProcessor.from_bundle(bundle) if model.spec.vocab_size == 0 else None,
+        stop_ids=eos_ids(bundle),
+        chosen=chosen,
+        quality=quality_of(bundle),
+    )
+    yield
+    yield from _measuring_codebooks(loaded, known)
+    for code in choose_codes(loaded, Options(), model.spec.tasks[0])[0]:
+        if isinstance(code.codec, VectorCodec):
+            code.codec.prepare(code.stages)
+            yield
+    timing = known.timing if known else (yield from measuring(model, PlainCodec("fp16", model), 1))
+    divergence = min(chosen.divergence, MOST_DIVERGENCE)
+    codes = {str(key): times for key, times in loaded.times.items()}
+    return loaded, Figures(chosen.precision, chosen.speedup, divergence, packed, timing, codes)
+
+
+def measuring_again(loaded: Loaded, known: Figures) -> Parts[Figures]:
+    """How fast a model in memory is now, in the format that it is in."""
+    plain = PlainCodec("fp16", loaded.model)
+    timing = yield from measuring(loaded.model, plain, 1)
+    codes = {}
+    for key, book in loaded.codebooks.items():
+        yield
+        codes[key] = measure_codebook(loaded.model, book)
+    loaded.times.update(codes)
+    return Figures(
+        known.precision,
+        known.speedup,
+        known.divergence,
+        known.packed,
+        timing,
+        {str(key): times for key, times in codes.items()},
+    )
+
+
+def renew_codebooks(loaded: Loaded, bundle: Bundle) -> None:
+    """The model in memory gets the codebooks that its folder has now. In the compute thread."""
+    books, problems = read_codebooks(bundle)
+    loaded.bundle, loaded.problems, loaded.quality = bundle, tuple(problems), quality_of(bundle)
+    loaded.codebooks = {book.id: book for book in books.values()}
+    loaded.names = {book.id: name for name, book in books.items()}
+    whole(_measuring_codebooks(loaded, None))
+
+
+def quality_of(bundle: Bundle) -> Quality | None:
+    """What was measured of a bundle's answers; a bad file is logged and counts as none."""
+    try:
+        return read_quality(bundle)
+    except BadBundleError as error:
+        log.warning("%s: its measured quality is left out: %s", bundle.name, error.message)
+        return None
+
+
+def _formatted(
+    bundle: Bundle, model: Model, wanted: Wanted, known: Figures | None
+) -> Parts[tuple[Chosen, bool]]:
+    """Convert a float32 model in place to the best format, and pack it if that is faster."""
+    if known is not None:
+        chosen = Chosen(cast(Precision, known.precision), known.speedup, known.divergence)
+        convert(model, chosen.precision)
+        if known.packed:
+            pack(model)
+        yield
+        return chosen, known.packed
+    chosen = choose_precision(model, wanted)
+    yield
+    packed = pack_if_faster(model)
+    log.info(
+        "%s runs in %s%s: %.1f times as fast as fp32, divergence %.2g",
+        bundle.name,
+        chosen.precision,
+        ", weights packed" if packed else "",
+        chosen.speedup,
+        chosen.divergence,
+    )
+    return chosen, packed
+
+
+def _measuring_codebooks(loaded: Loaded, known: Figures | None) -> Parts[None]:
+    """One that does not fit the model's blocks is left out."""
+    for key, book in list(loaded.codebooks.items()):
+        try:
+            loaded.codec(book.codec, key)
+        except CodebookError as error:
+            del loaded.codebooks[key]
+            loaded.problems = (*loaded.problems, error.message)
+            continue
+        if key not in loaded.times:
+            times = known.times_of(book) if known is not None else None
+            loaded.times[key] = times or measure_codebook(loaded.model, book)
+            yield
