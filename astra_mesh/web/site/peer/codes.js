@@ -151,12 +151,6 @@ class VectorReceiver {
   }
 }
 
-/** The first matrix, to which the other one is added. */
-function added(to, more) {
-  for (let i = 0; i < to.data.length; i++) to.data[i] += more.data[i];
-  return to;
-}
-
 /** A table of what codes add to keys and values; with those of `center`, unless that is null. */
 async function tabulated(space, quantizer, toN, project, center) {
   const nothing = new Matrix(new Float32Array(toN.columns), toN.columns);
@@ -230,7 +224,7 @@ export class VectorCodec {
     const tensors = (name) => tensorOf(weights, data, name);
     const space = await (this.#space ??= Workspace.make());
     const hidden = this.model.spec.hidden_size;
-    const quantizer = new Quantizer(space, tensors, { stages: level, history, hidden, kind: this.kind });
+    const quantizer = await Quantizer.make(space, tensors, { stages: level, history, hidden, kind: this.kind });
     if (this.name === "vq") await this.#prepareToDecode(stages, block, quantizer, tensors, space);
     this.#quantizers.set(this.#key(stages, block), quantizer);
   }
@@ -291,12 +285,12 @@ export class VectorCodec {
    */
   async decodeOne(block, codes, past, start, foreseen = null) {
     const table = this.#tables.get(this.#key(codes.length, block));
-    const looked = () => table.sum({ codes, groups: this.groups, size: this.#about.size });
-    if (table && !past) return { n: null, rows: await this.model.finish(block, looked(), start) };
+    const coded = { codes, groups: this.groups, size: this.#about.size };
+    if (table && !past) return { n: null, rows: await this.model.finish(block, table.sum(coded), start) };
     const before = foreseen ?? (past ? this.foresee(block, codes.length, past) : null);
     const { n, kept } = this.rebuild(block, codes, past, before?.n);
     if (!table) return { n, kept, rows: await this.project(block, n, start) };
-    return { n, kept, rows: await this.model.finish(block, added(looked(), before.raw), start) };
+    return { n, kept, rows: await this.model.finish(block, table.sum(coded, before.raw), start) };
   }
 
   /** What can be said of a block before its codes are there: n as predicted, and its keys and values where they are used. */
