@@ -34,7 +34,7 @@ export async function bench(peer, fetched, tokens) {
       const past = columns ? random(tokens, columns) : undefined;
       const { codes } = await codec.encodeOne(block, stages, x, x, past);
       const name = `${codec.rate(stages)} bits, ${columns ? "history" : "no history"}`;
-      let foreseen = null;
+      let foreseen = null; // it is overwritten with each call: the numbers become others, and their time stays
       if (columns) {
         foreseen = codec.foresee(block, stages, past);
         found[`foresee own, ${name}`] = again(() => codec.predict(block, stages, past));

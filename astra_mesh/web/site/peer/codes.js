@@ -273,7 +273,7 @@ export class VectorCodec {
 
   /**
    * Codes of one block's input, and what both ends keep. `past`: what it is predicted from, if it is; `foreseen`: what
-   * `predict` made of that, if it was asked already.
+   * `predict` made of that, if it was asked already; it is overwritten.
    */
   encodeOne(block, stages, x, n, past, foreseen = null) {
     return this.#quantizer(stages, block).encode(this.name === "astra" ? x : n, past, stages, foreseen);
@@ -281,7 +281,7 @@ export class VectorCodec {
 
   /**
    * Keys and values of codes (`rows`, of tokens from position `start` on), what both ends keep, and n^ where no
-   * table spares it. `foreseen`: of `foresee`, if it was asked already.
+   * table spares it. `foreseen`: of `foresee`, if it was asked already; it is overwritten.
    */
   async decodeOne(block, codes, past, start, foreseen = null) {
     const table = this.#tables.get(this.#key(codes.length, block));

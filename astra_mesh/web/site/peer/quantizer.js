@@ -81,11 +81,11 @@ export class Quantizer {
    *
    * @param n         (T, hidden); for the codec astra the block's input
    * @param past      what the block is predicted from, if it is
-   * @param foreseen  what predict() made of that, if it was asked already
+   * @param foreseen  what predict() made of that, if it was asked already; what is kept may take its place
    */
   encode(n, past, stages = this.stages.length, foreseen = null) {
     const codes = this.stages.slice(0, stages).map((stage) => new this.#kind(n.rows * stage.groups));
-    const kept = this.#history ? new Matrix(new Float32Array(n.data.length), n.columns) : undefined;
+    const kept = this.#history ? this.#room(n.rows, this.#history === UNLIMITED ? foreseen : null) : undefined;
     this.#chunks(n.rows, (first, count) => {
       const predicted = this.#predicted(past, foreseen, first, count);
       const [rows, stride] = this.#residual(n.slice(first, first + count), predicted);
@@ -98,12 +98,11 @@ export class Quantizer {
     return { codes, kept };
   }
 
-  /** n^ of codes, and what both ends keep. */
+  /** n^ of codes, which takes the place of what was foreseen, and what both ends keep. */
   rebuild(codes, past, foreseen = null) {
     const tokens = codes[0].length / this.stages[0].groups;
-    const found = () => new Matrix(new Float32Array(tokens * this.#size), this.#size);
-    const n = found();
-    const kept = this.#history ? (this.#history === UNLIMITED ? n : found()) : undefined;
+    const n = this.#room(tokens, foreseen);
+    const kept = this.#history ? (this.#history === UNLIMITED ? n : this.#room(tokens, null)) : undefined;
     this.#chunks(tokens, (first, count) => {
       this.#sum(n, codes, first, count, this.#predicted(past, foreseen, first, count));
       if (kept && kept !== n) this.#sum(kept, codes, first, count, null);
@@ -114,6 +113,11 @@ export class Quantizer {
   /** The prediction: n^ where no codes came. */
   predict(past) {
     return this.#predict.times(past);
+  }
+
+  /** A Matrix of so many rows of n: that one, if it is given. */
+  #room(rows, given) {
+    return given ?? new Matrix(new Float32Array(rows * this.#size), this.#size);
   }
 
   #chunks(tokens, work) {

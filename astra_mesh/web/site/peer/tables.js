@@ -103,10 +103,10 @@ export class Table {
     return found;
   }
 
-  /** The sums of all tokens: a Matrix. `base`: the rows that they are added to, else start. */
+  /** The sums of all tokens: a Matrix. `base`: the rows that they are added to, whose place they take; else start. */
   sum(coded, base = null) {
     const tokens = coded.codes[0].length / coded.groups[0];
-    const found = new Float32Array(tokens * this.columns);
+    const found = base?.data ?? new Float32Array(tokens * this.columns);
     for (let first = 0; first < tokens; first += CHUNK) {
       const count = Math.min(CHUNK, tokens - first);
       const address = this.run(coded, first, count, "sums", base && this.#pasted(base.slice(first, first + count)));
