@@ -62,7 +62,9 @@ def compared(case: Case, shards: list[dict[str, Any]]) -> str:
     """The answer's logits, from what the shards pooled."""
     theirs = _whole(case.pooled)
     ours = _whole([(torch.tensor(one["vector"]), one["weight"]) for one in shards])
-    one, other = (case.model.logits(vector[None])[0] for vector in (ours, theirs))
+    writes = "generate" in case.model.spec.tasks
+    head = case.model.logits if writes else case.model.classify
+    one, other = (head(vector[None] if writes else vector).flatten() for vector in (ours, theirs))
     most, apart = float(other.abs().max()), float((one - other).abs().max())
     same = "the same" if int(one.argmax()) == int(other.argmax()) else "another"
     return f"{apart:.1e} of {most:.2f} ({apart / most:.1e}), {same} answer"
