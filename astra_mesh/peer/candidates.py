@@ -88,6 +88,7 @@ class Candidates:
             for request in asked.values():
                 self._asked.pop(request, None)
         hellos = self._peer.others()
+        self.lessons.recognise(hellos)
         found = []
         for peer, offer in self._offers(model, codebooks).items():
             device, timing = hellos[peer].device, offer.timing

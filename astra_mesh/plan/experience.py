@@ -74,6 +74,11 @@ class Experience:
         while len(self._paces) > self.limit:
             del self._paces[next(iter(self._paces))]
 
+    def move(self, before: PeerId, now: PeerId) -> None:
+        """What was learned of one peer holds for another one: it came back as somebody new."""
+        for peer, conditions in [key for key in self._paces if key[0] == before]:
+            self._paces[now, conditions] = self._paces.pop((peer, conditions))
+
 
 def _learned(
     before: Sequence[float], predicted: Sequence[float], actual: Sequence[float]

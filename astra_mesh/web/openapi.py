@@ -44,7 +44,8 @@ _REFUSALS: Final = {
     408: "The body came too slowly.",
     409: "The other device did not take the code, or it cannot be paired with.",
     413: "The body is too large.",
-    415: "The body is no JSON, or compressed by something else than gzip.",
+    415: "The body is of a kind that this address does not take, or compressed by something else "
+    "than gzip; the sentence says which.",
     429: "The peer has as many requests as it takes; Retry-After says when to ask again.",
     500: "The peer met an error of its own; its log says more.",
     503: "A peer that took part went away, or the peer has stopped.",

@@ -442,9 +442,11 @@ async def test_a_form_is_told_how_to_send_the_file(models: Path) -> None:
                 error = (await answer.json())["error"]
             assert (answer.status, error["code"]) == (415, "unsupported_media_type")
             assert f"no form, but the file itself like this: {example}" in error["message"]
-        async with on.http.post(f"{on.root}/v1/completions", data={"model": "words"}) as answer:
-            error = (await answer.json())["error"]
-        assert error["message"] == "send the header Content-Type: application/json"
+        for text in ("completions", "embeddings"):
+            async with on.http.post(f"{on.root}/v1/{text}", data={"model": "words"}) as answer:
+                error = (await answer.json())["error"]
+            assert answer.status == 415
+            assert error["message"] == "send the header Content-Type: application/json"
 
 
 async def test_pictures_that_cannot_be_used(models: Path) -> None:

@@ -5,7 +5,9 @@ import { test } from "node:test";
 
 import { kernels } from "../../astra_mesh/web/site/peer/kernels.js";
 import { Matrix } from "../../astra_mesh/web/site/peer/matrix.js";
-import { Stage, rowSize } from "../../astra_mesh/web/site/peer/stage.js";
+import { Scores } from "../../astra_mesh/web/site/peer/scores.js";
+import { Search } from "../../astra_mesh/web/site/peer/search.js";
+import { NONE, Stage, rowSize } from "../../astra_mesh/web/site/peer/stage.js";
 import { Table, rowsOf } from "../../astra_mesh/web/site/peer/tables.js";
 import { CHUNK, Panels, Workspace } from "../../astra_mesh/web/site/peer/workspace.js";
 
@@ -57,18 +59,22 @@ test("a product without a row to add begins at zero", async () => {
   }
 });
 
-/** Codes of a stage by its definition. */
-function nearest(y, columns, { data, shape: [groups, size, width] }, order) {
+/** Rows of coordinates as a stage's groups have them: those beyond are zeros. */
+const grouped = (y, columns, stage) =>
+  Array.from({ length: y.length / columns }, (_, row) =>
+    Array.from({ length: stage.columns }, (_, place) => (stage.coordinate(place) === NONE ? 0 : y[row * columns + stage.coordinate(place)])),
+  );
+
+/** Codes of a stage by their definition. */
+function nearest(y, columns, stage) {
+  const { groups, size, width, words } = stage;
   const found = [];
-  for (let row = 0; row < y.length / columns; row++) {
+  for (const row of grouped(y, columns, stage)) {
     for (let group = 0; group < groups; group++) {
       let [best, least] = [-1, Infinity];
       for (let code = 0; code < size; code++) {
         let distance = 0;
-        for (let i = 0; i < width; i++) {
-          const at = order ? order[group * width + i] : group * width + i;
-          distance += ((at < columns ? y[row * columns + at] : 0) - data[(group * size + code) * width + i]) ** 2;
-        }
+        for (let i = 0; i < width; i++) distance += (row[group * width + i] - words[(group * size + code) * width + i]) ** 2;
         if (distance < least) [best, least] = [code, distance];
       }
       found.push(best);
@@ -77,26 +83,117 @@ function nearest(y, columns, { data, shape: [groups, size, width] }, order) {
   return found;
 }
 
-test("the nearest codewords are found, whatever the sizes", async () => {
-  for (const [rows, groups, size, width] of [[1, 1, 2, 2], [5, 3, 16, 5], [CHUNK, 2, 13, 8], [9, 16, 256, 4]]) {
-    const columns = groups * width - 1; // one place is empty
-    const order = Int32Array.from({ length: groups * width }, (_, i) => (i * 7) % (groups * width));
-    const words = { data: numbers(groups * size * width, 4), shape: [groups, size, width] };
-    const y = numbers(rows * columns, 5);
+/** Rows of coordinates less the codewords of their codes. */
+function less(y, columns, stage, codes) {
+  const { groups, size, width, words } = stage;
+  return y.map((one, at) => {
+    const [row, coordinate] = [Math.floor(at / columns), at % columns];
+    for (let place = 0; place < stage.columns; place++) {
+      if (stage.coordinate(place) !== coordinate) continue;
+      const group = Math.floor(place / width);
+      one -= words[(group * size + codes[row * groups + group]) * width + (place % width)];
+    }
+    return one;
+  });
+}
+
+/** Codes by all stages, and what is left. */
+function searched(y, columns, stages) {
+  const found = [];
+  for (const stage of stages) {
+    found.push(nearest(y, columns, stage));
+    y = less(y, columns, stage, found.at(-1));
+  }
+  return found;
+}
+
+/** Stages of random codewords, whose places are in any order; the first place of each holds none, and some coordinates have none. */
+function staged(space, groups, size, columns, ordered = false) {
+  return groups.map((many, i) => {
+    const width = Math.ceil((columns + 1) / many);
+    const words = { data: numbers(many * size * width, 4 + i), shape: [many, size, width] };
+    const inAnyOrder = Int32Array.from({ length: many * width }, (_, place) => (place ? ((place - 1) * (2 * i + 1)) % columns : columns));
+    const free = new Set(); // each coordinate has one place
+    const order = inAnyOrder.map((one) => (free.has(one) ? columns : (free.add(one), one)));
+    return new Stage(space, words, ordered ? null : order, columns);
+  });
+}
+
+/** Codes of rows by what searches them. */
+function found(space, search, rows, hidden, stages) {
+  const stride = search.stride(hidden);
+  const count = rows.length / hidden;
+  const at = space.room("rows", stride);
+  for (let i = 0; i < count; i++) space.floats(at + 4 * i * stride, hidden).set(rows.subarray(i * hidden, (i + 1) * hidden));
+  const codes = [];
+  search.run(at, stride, count, stages.length, (i, codesAt) => codes.push([...space.view(Int32Array, codesAt, count * stages[i].groups)]));
+  return codes;
+}
+
+const SIZES = [[1, [1], 2, 1], [5, [3, 1], 16, 13], [CHUNK, [2, 1, 4], 13, 15], [9, [16, 3], 256, 63], [7, [1, 1, 2], 24, 29]];
+
+test("the nearest codewords are found stage after stage, whatever the sizes", async () => {
+  for (const [rows, groups, size, columns] of SIZES) {
     for (const space of await spaces()) {
-      const stage = new Stage(space, words, order, columns);
+      const stages = staged(space, groups, size, columns);
+      const y = numbers(rows * columns, 5);
+      const search = new Search(space, stages, null);
+      const wanted = searched(y, columns, stages);
+      assert.deepEqual(found(space, search, y, columns, stages), wanted);
+      assert.deepEqual(found(space, search, y, columns, stages.slice(0, 1)), wanted.slice(0, 1));
+      assert.deepEqual(found(space, search, y, columns, stages), wanted, "what a search leaves disturbs no other");
+    }
+  }
+});
+
+test("stages whose groups lie alike find the same", async () => {
+  for (const space of await spaces()) {
+    const stages = [2, 5].map((many, i) => new Stage(space, { data: numbers(16 * 10, 4 + i), shape: [many, 16, 10 / many] }, null, 10));
+    const y = numbers(6 * 10, 5);
+    assert.deepEqual(found(space, new Search(space, stages, null), y, 10, stages), searched(y, 10, stages));
+  }
+});
+
+test("coordinates, and scores without them, lead to the same codewords", async () => {
+  for (const [rows, groups, size, columns] of SIZES) {
+    const hidden = columns + 4;
+    const analysis = { data: numbers(columns * hidden, 7), shape: [columns, hidden] };
+    const n = numbers(rows * hidden, 8);
+    const y = Float32Array.from({ length: rows * columns }, (_, i) => {
+      const [row, column] = [Math.floor(i / columns), i % columns];
+      let sum = 0;
+      for (let k = 0; k < hidden; k++) sum += n[row * hidden + k] * analysis.data[column * hidden + k];
+      return sum;
+    });
+    for (const space of await spaces()) {
+      const stages = staged(space, groups, size, columns);
+      const wanted = searched(y, columns, stages);
+      for (const search of [new Search(space, stages, analysis), await Scores.make(space, stages, analysis)]) {
+        assert.deepEqual(found(space, search, n, hidden, stages), wanted);
+      }
+    }
+  }
+});
+
+test("scores cost less where codes are few", () => {
+  const cost = (kind, groups) => kind.cost(staged(null, groups, 256, 538), { data: { length: 538 * 768 }, shape: [538, 768] });
+  for (const groups of [[1], [1, 1], [1, 1, 2]]) assert.ok(cost(Scores, groups) < cost(Search, groups));
+  for (const groups of [[16], [1, 1, 2, 4], [1, 1, 2, 4, 8]]) assert.ok(cost(Scores, groups) > cost(Search, groups));
+});
+
+test("codewords are added to the coordinates of their places", async () => {
+  for (const [rows, groups, size, columns] of SIZES) {
+    for (const space of await spaces()) {
+      const [stage] = staged(space, groups, size, columns);
+      const y = numbers(rows * columns, 5);
+      const codes = Int32Array.from({ length: rows * stage.groups }, (_, i) => (7 * i) % size);
       const stride = rowSize(columns);
-      const at = space.room("y", stride);
+      const [at, codesAt] = [space.room("y", stride), space.room("codes", stage.groups)];
       const row = (i) => space.floats(at + 4 * i * stride, columns);
-      for (let i = 0; i < rows; i++) row(i).set(y.subarray(i * columns, (i + 1) * columns));
-      const codes = stage.encode(at, stride, rows);
-      assert.deepEqual([...space.view(Int32Array, codes, rows * groups)], nearest(y, columns, words, order));
-      // What is left, less the codewords: nothing is left of it when they are added again.
-      stage.subtract(codes, at, stride, rows);
-      assert.ok(row(0).some((one, i) => Math.abs(one - y[i]) > 0.01));
-      stage.add(codes, at, stride, rows);
+      for (let i = 0; i < rows; i++) row(i).set(less(y, columns, stage, codes).subarray(i * columns, (i + 1) * columns));
+      space.view(Int32Array, codesAt, codes.length).set(codes);
+      stage.add(codesAt, at, stride, rows);
       for (let i = 0; i < rows; i++) close(row(i), y.subarray(i * columns, (i + 1) * columns), 1e-6);
-      assert.equal(space.floats(at + 4 * columns, 1)[0], 0); // what empty places read
     }
   }
 });
@@ -107,10 +204,11 @@ test("of codewords that are as near, the first is taken", async () => {
     const data = new Float32Array(size).fill(9);
     for (const twin of twins) data[twin] = 1;
     for (const space of await spaces()) {
-      const stage = new Stage(space, { data, shape: [1, size, 1] }, null, 1);
-      const at = space.room("y", rowSize(1));
-      space.floats(at, 1).fill(1);
-      assert.deepEqual([...space.view(Int32Array, stage.encode(at, rowSize(1), 1), 1)], [twins[0]]);
+      const stages = [new Stage(space, { data, shape: [1, size, 1] }, null, 1)];
+      const analysis = { data: Float32Array.of(1), shape: [1, 1] };
+      for (const search of [new Search(space, stages, null), await Scores.make(space, stages, analysis)]) {
+        assert.deepEqual(found(space, search, Float32Array.of(1), 1, stages), [[twins[0]]]);
+      }
     }
   }
 });
@@ -137,6 +235,9 @@ for (const [exact, error] of [[false, 5 / 60000], [true, 1e-6]]) test(`a table s
         return sum;
       });
       close(found.data, wanted, error);
+      const base = numbers(tokens * columns, 8);
+      const more = table.sum({ codes: some, groups, size }, new Matrix(base.slice(), columns));
+      close(more.data, wanted.map((one, i) => one - start[i % columns] + base[i]), error);
     }
   }
 });

@@ -34,7 +34,7 @@ export async function bench(peer, fetched, tokens) {
       const past = columns ? random(tokens, columns) : undefined;
       const { codes } = await codec.encodeOne(block, stages, x, x, past);
       const name = `${codec.rate(stages)} bits, ${columns ? "history" : "no history"}`;
-      let foreseen = null;
+      let foreseen = null; // it is overwritten with each call: the numbers become others, and their time stays
       if (columns) {
         foreseen = codec.foresee(block, stages, past);
         found[`foresee own, ${name}`] = again(() => codec.predict(block, stages, past));
@@ -42,6 +42,34 @@ export async function bench(peer, fetched, tokens) {
       }
       found[`encode, ${name}`] = again(() => codec.encodeOne(block, stages, x, x, past, foreseen?.n));
       found[`decode, ${name}`] = again(() => codec.decodeOne(block, codes, past, 0, foreseen));
+    }
+  }
+  return found;
+}
+
+/**
+ * What loading a whole model takes, a sentence each.
+ *
+ * @param peer     the address of site/peer
+ * @param fetched  (name of a file) => Promise of its bytes
+ */
+export async function load(peer, fetched) {
+  const { loadModel } = await import(`${peer}/engine.js`);
+  const manifest = JSON.parse(new TextDecoder().decode(await fetched("manifest.json")));
+  const found = [];
+  const timed = async (what, work) => {
+    const began = performance.now();
+    const made = await work();
+    found.push(`${what}: ${((performance.now() - began) / 1000).toFixed(1)} s`);
+    return made;
+  };
+  const model = await timed(`${manifest.blocks} blocks and the default rate of each codebook`, () => loadModel(manifest, fetched));
+  for (const about of manifest.codebooks) {
+    const codec = await model.codec(about.codec, about.id, []);
+    for (const stages of codec.able) {
+      const before = codec.tableBytes;
+      await timed(`${codec.rate(stages)} bits, ${about.history ? "history" : "no history"}`, () => codec.prepare(stages));
+      found[found.length - 1] += `, tables ${Math.round(before / 2 ** 20)} to ${Math.round(codec.tableBytes / 2 ** 20)} MiB`;
     }
   }
   return found;

@@ -4,7 +4,11 @@ Times are of the processor, not of the clock, so that other programs disturb the
 the tab each compute with one thread. The best of five windows counts, after a warm-up in which
 WebAssembly is compiled for speed.
 
-    python -m tools.bench.tab [--tokens 64] [--chromium] [--pair]
+    python -m tools.bench.tab [--tokens 64] [--models NAME ...] [--chromium] [--pair]
+    python -m tools.bench.tab --load [--models NAME ...]
+
+``--load`` loads all blocks of a model in Chromium instead, from this machine: seconds by the clock
+until the default rate of each codebook is ready, and what tables of each rate take.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -47,16 +51,22 @@ WARM: Final = 30
 WINDOWS: Final = 5
 WINDOW_S: Final = 0.1
 PAIR_WINDOW_S: Final = 2.0
+LOAD_S: Final = 300.0
 HOST: Final = "peer.lan"  # no secure context: as a phone in the same Wi-Fi sees a peer
 
 
-def models() -> Iterator[tuple[str, Model, list[Codebook]]]:
-    for name in SHIPPED:
+def models(
+    wanted: Sequence[str], whole: bool = False
+) -> Iterator[tuple[str, Model, list[Codebook]]]:
+    """Of those names; ``whole``: with all blocks."""
+    for name in (one for one in SHIPPED if one in wanted):
         bundle = find_bundle(name)
         book = load_codebook(bundle.path / "codebook.safetensors")
         yield name, build_model(bundle.config, load_weights(bundle)), [book]
-    for name in LARGE:
-        config = CONFIGS[name] | {"num_hidden_layers": BLOCKS, "n_layer": BLOCKS}
+    for name in (one for one in LARGE if one in wanted):
+        config = CONFIGS[name]
+        if not whole:
+            config = config | {"num_hidden_layers": BLOCKS, "n_layer": BLOCKS}
         config |= {"vocab_size": 1000} if "vocab_size" in config else {}
         model = build_model(config, random_weights(config))
         yield name, model, [make(model.spec, ID) for make in (memoryless, predictive)]
@@ -100,13 +110,19 @@ def node_s(folder: Path, tokens: int) -> dict[str, float]:
 
 
 def children_s() -> float:
-    """Seconds that all processes below this one have used: the browser's."""
-    total = 0.0
-    for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.Error):
-            used = process.cpu_times()
-            total += used.user + used.system
-    return total
+    """Seconds of the processor that all processes below this one have used: the browser's."""
+    return sum(_used_s(process) for process in psutil.Process().children(recursive=True))
+
+
+def _used_s(process: psutil.Process) -> float:
+    """Of all threads: by Linux to the nanosecond, by other systems in hundredths of a second."""
+    with suppress(psutil.Error, OSError):
+        threads = list(Path(f"/proc/{process.pid}/task").glob("*/schedstat"))
+        if threads:
+            return sum(int(one.read_text().split()[0]) for one in threads) / 1e9
+        used = process.cpu_times()
+        return used.user + used.system
+    return 0.0
 
 
 @asynccontextmanager
@@ -156,6 +172,25 @@ async def pair_gain(folder: Path, tokens: int) -> float:
             rates.append([await tab.eval(call(n, tokens, 1e3 * PAIR_WINDOW_S)) for n in (1, 2)])
     alone, together = (max(window[i] for window in rates[1:]) for i in (0, 1))
     return together / alone
+
+
+async def loaded(folder: Path) -> list[str]:
+    """What loading a model takes in Chromium, a sentence each."""
+    async with page(folder) as tab:
+        await tab.eval(_LOADED)
+        await tab.until("globalThis.told", LOAD_S)
+        lines: list[str] = json.loads(await tab.eval("told"))
+    return lines
+
+
+_LOADED: Final = """(() => {
+  const file = async (name) => (await fetch(`/files/${name}`)).arrayBuffer();
+  import("/page/tab.mjs")
+    .then(({ load }) => load("/page/peer", async (name) => new Uint8Array(await file(name))))
+    .catch((error) => [`failed: ${error.message}`])
+    .then((found) => (globalThis.told = JSON.stringify(found)));
+  return 0;
+})()"""
 
 
 _LOAD: Final = """(async () => {
@@ -208,22 +243,30 @@ def show(name: str, tokens: int, torch_block: float, where: str, found: dict[str
     sys.stdout.flush()
 
 
-def main() -> None:
+def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line's."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    names = [*SHIPPED, *LARGE]
     parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--models", nargs="*", default=[*SHIPPED, *LARGE])
+    parser.add_argument("--models", nargs="+", metavar="NAME", choices=names, default=names)
     parser.add_argument("--chromium", action="store_true", help="in headless Chromium too")
     parser.add_argument("--pair", action="store_true", help="what a second thread can bring there")
-    given = parser.parse_args()
+    parser.add_argument("--load", action="store_true", help="what loading takes there, instead")
+    return parser.parse_args(given)
+
+
+def main() -> None:
+    given = arguments()
     torch.set_num_threads(1)
-    for name, model, books in models():
-        if name not in given.models:
-            continue
+    for name, model, books in models(given.models, given.load):
         tokens = min(given.tokens, model.spec.max_tokens)
         with tempfile.TemporaryDirectory() as work:
             folder = Path(work)
             files = make_files(name, ID, model, {book.id: book for book in books}, folder)
             (folder / "manifest.json").write_text(json.dumps(files.manifest))
+            if given.load:
+                print(name, *asyncio.run(loaded(folder)), sep="\n    ")
+                continue
             torch_block = torch_s(model, tokens)
             show(name, tokens, torch_block, "node", node_s(folder, tokens))
             if given.chromium:

@@ -151,12 +151,6 @@ class VectorReceiver {
   }
 }
 
-/** The first matrix, to which the other one is added. */
-function added(to, more) {
-  for (let i = 0; i < to.data.length; i++) to.data[i] += more.data[i];
-  return to;
-}
-
 /** A table of what codes add to keys and values; with those of `center`, unless that is null. */
 async function tabulated(space, quantizer, toN, project, center) {
   const nothing = new Matrix(new Float32Array(toN.columns), toN.columns);
@@ -230,7 +224,7 @@ export class VectorCodec {
     const tensors = (name) => tensorOf(weights, data, name);
     const space = await (this.#space ??= Workspace.make());
     const hidden = this.model.spec.hidden_size;
-    const quantizer = new Quantizer(space, tensors, { stages: level, history, hidden, kind: this.kind });
+    const quantizer = await Quantizer.make(space, tensors, { stages: level, history, hidden, kind: this.kind });
     if (this.name === "vq") await this.#prepareToDecode(stages, block, quantizer, tensors, space);
     this.#quantizers.set(this.#key(stages, block), quantizer);
   }
@@ -279,7 +273,7 @@ export class VectorCodec {
 
   /**
    * Codes of one block's input, and what both ends keep. `past`: what it is predicted from, if it is; `foreseen`: what
-   * `predict` made of that, if it was asked already.
+   * `predict` made of that, if it was asked already; it is overwritten.
    */
   encodeOne(block, stages, x, n, past, foreseen = null) {
     return this.#quantizer(stages, block).encode(this.name === "astra" ? x : n, past, stages, foreseen);
@@ -287,16 +281,16 @@ export class VectorCodec {
 
   /**
    * Keys and values of codes (`rows`, of tokens from position `start` on), what both ends keep, and n^ where no
-   * table spares it. `foreseen`: of `foresee`, if it was asked already.
+   * table spares it. `foreseen`: of `foresee`, if it was asked already; it is overwritten.
    */
   async decodeOne(block, codes, past, start, foreseen = null) {
     const table = this.#tables.get(this.#key(codes.length, block));
-    const looked = () => table.sum({ codes, groups: this.groups, size: this.#about.size });
-    if (table && !past) return { n: null, rows: await this.model.finish(block, looked(), start) };
+    const coded = { codes, groups: this.groups, size: this.#about.size };
+    if (table && !past) return { n: null, rows: await this.model.finish(block, table.sum(coded), start) };
     const before = foreseen ?? (past ? this.foresee(block, codes.length, past) : null);
     const { n, kept } = this.rebuild(block, codes, past, before?.n);
     if (!table) return { n, kept, rows: await this.project(block, n, start) };
-    return { n, kept, rows: await this.model.finish(block, added(looked(), before.raw), start) };
+    return { n, kept, rows: await this.model.finish(block, table.sum(coded, before.raw), start) };
   }
 
   /** What can be said of a block before its codes are there: n as predicted, and its keys and values where they are used. */

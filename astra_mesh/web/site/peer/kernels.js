@@ -1,13 +1,12 @@
-// The arithmetic of codes, in WebAssembly with SIMD: products, the nearest of many codewords, sums of table rows.
+// The arithmetic of codes, in WebAssembly with SIMD: products and the nearest of many codewords; sums of rows are in
+// row_kernels.js.
 //
 // onnxruntime's products are made for processors with more registers than x86 has, and its search for a largest number
 // takes one at a time. Here four rows meet eight columns in eight registers. Where the browser has relaxed SIMD, a
 // product and its sum are one instruction.
 
-import { f32, f32x4, fill, func, i32, i32x4, loop, module, select, v128, when } from "./wasm.js";
-
-export const ROWS = 4; // that are computed together: rooms for rows are a multiple of it long
-export const COLUMNS = 8; // the same
+import { COLUMNS, ROWS, add, combine, follow, gather, subtract, sum } from "./row_kernels.js";
+import { f32, f32x4, func, i32, i32x4, loop, module, select, v128, when } from "./wasm.js";
 
 const TILE = 2 * ROWS; // registers, of four numbers each
 
@@ -96,7 +95,7 @@ const nearest = (madd) =>
     {
       ...TOOLS,
       ...{ at: "i32", todo: "i32", best: `${ROWS} v128`, where: `${ROWS} v128`, low: "v128", high: "v128", mask: "v128" },
-      ...{ most: "f32", code: "i32", value: "f32", number: "i32", better: "i32" },
+      ...FIRST,
     },
     (v) => {
       const { y, yStride, words, start, codes, codesStride, m, size, depth, panel, sums, at, todo, best, where, low, high, mask } = v;
@@ -142,6 +141,9 @@ const nearest = (madd) =>
     },
   );
 
+// What the first of the largest is found with.
+const FIRST = { most: "f32", code: "i32", value: "f32", number: "i32", better: "i32" };
+
 /** Sets `code` to the number of the largest of four lanes; of equal ones the lowest. */
 function first({ most, code, value, number, better }, best, where) {
   return [
@@ -158,97 +160,41 @@ function first({ most, code, value, number, better }, best, where) {
 }
 
 /**
- * sum(places, count, scale, start, out, m, n): each row of out (m, n) is start + scale * the sum of `count` rows of
- * 16-bit whole numbers, at the addresses in places (m, count). count is a multiple of ROWS, n of COLUMNS. `exact`: rows
- * are 32-bit numbers, and there is no scale.
+ * largest(scores, stride, codes, codesStride, m, size): the number of the largest of `size` scores in each row, as whole
+ * numbers; of two that are as large, the first. size is a multiple of 4.
  */
-const sum = (exact) =>
+const largest = () =>
   func(
-    ["places", "count", "scale", "start", "out", "m", "n"],
-    { rows: `${ROWS} i32`, todo: "i32", left: "i32", at: "i32", other: "i32" },
-    ({ places, count, scale, start, out, m, n, rows, todo, left, at, other }) => {
-      const [plus, load, half] = exact ? [f32x4.add, v128.load, 16] : [i32x4.add, v128.load16s, 8];
-      const eight = [0, 1].map((part) =>
-        v128.store(
-          at.get,
-          rows.reduce((total, row) => plus(total, load(row.get, half * part)), v128.load(at.get, 16 * part)),
-          16 * part,
-        ),
-      );
-      const add = loop([eight, at.grow(32), rows.map((row) => row.grow(2 * half)), left.grow(-COLUMNS)], left.get);
-      const beside = (table) => v128.load(i32.add(table.get, other.get));
-      const whole = v128.load(at.get);
-      const scaled = v128.store(at.get, f32x4.add(beside(start), exact ? whole : f32x4.mul(beside(scale), f32x4.ofInts(whole))));
+    ["scores", "stride", "codes", "codesStride", "m", "size"],
+    { ...{ best: "v128", where: "v128", lanes: "v128", some: "v128", mask: "v128", at: "i32", left: "i32" }, ...FIRST },
+    (v) => {
+      const { scores, stride, codes, codesStride, m, size, best, where, lanes, some, mask, at, left, code } = v;
+      const four = v128.ints(4, 4, 4, 4);
       return loop(
         [
-          fill(out.get, i32.of(0), i32.shl(n.get, i32.of(2))),
-          todo.set(count.get),
+          best.set(v128.floats(-Infinity)),
+          where.set(v128.ints(0, 0, 0, 0)),
+          lanes.set(v128.ints(0, 1, 2, 3)),
+          at.set(scores.get),
+          left.set(size.get),
           loop(
             [
-              rows.map((row, i) => row.set(i32.load(places.get, 4 * i))),
-              at.set(out.get),
-              left.set(n.get),
-              add,
-              places.grow(4 * ROWS),
-              todo.grow(-ROWS),
+              some.set(v128.load(at.get)),
+              mask.set(f32x4.gt(some.get, best.get)),
+              best.set(f32x4.max(best.get, some.get)),
+              where.set(v128.bitselect(lanes.get, where.get, mask.get)),
+              lanes.set(i32x4.add(lanes.get, four)),
+              at.grow(16),
+              left.grow(-4),
             ],
-            todo.get,
+            left.get,
           ),
-          at.set(out.get),
-          other.set(i32.of(0)),
-          left.set(n.get),
-          loop([scaled, at.grow(16), other.grow(16), left.grow(-4)], left.get),
-          out.set(at.get),
+          first(v, best, where),
+          i32.store(codes.get, code.get),
+          scores.grow(stride.get),
+          codes.grow(codesStride.get),
           m.grow(-1),
         ],
-        m.get,
-      );
-    },
-  );
-
-/** gather(from, stride, places, out, outStride, m, n): row after row, out[i] is the number places[i] bytes into the row. */
-const gather = () =>
-  func(["from", "stride", "places", "out", "outStride", "m", "n"], { place: "i32", into: "i32", todo: "i32" }, (v) => {
-    const { from, stride, places, out, outStride, m, n, place, into, todo } = v;
-    const one = f32.store(into.get, f32.load(i32.add(from.get, i32.load(place.get))));
-    return loop(
-      [
-        place.set(places.get),
-        into.set(out.get),
-        todo.set(n.get),
-        loop([one, place.grow(4), into.grow(4), todo.grow(-1)], todo.get),
-        from.grow(stride.get),
-        out.grow(outStride.get),
-        m.grow(-1),
-      ],
-      m.get,
-    );
-  });
-
-/**
- * scatter(words, codes, groups, size, width, places, into, stride, m): the inverse, for the codewords of codes (m, groups)
- * among `size` rows of `width` numbers for each group, added to what is there; or subtracted.
- */
-const scatter = (change) =>
-  func(
-    ["words", "codes", "groups", "size", "width", "places", "into", "stride", "m"],
-    { first: "i32", place: "i32", word: "i32", at: "i32", left: "i32", todo: "i32" },
-    ({ words, codes, groups, size, width, places, into, stride, m, first, place, word, at, left, todo }) => {
-      const one = [
-        at.set(i32.add(into.get, i32.load(place.get))),
-        f32.store(at.get, change(f32.load(at.get), f32.load(word.get))),
-      ];
-      const bytes = i32.shl(width.get, i32.of(2));
-      const group = [
-        word.set(i32.add(first.get, i32.mul(i32.load(codes.get), bytes))),
-        todo.set(width.get),
-        loop([one, place.grow(4), word.grow(4), todo.grow(-1)], todo.get),
-        first.grow(i32.mul(size.get, bytes)),
-        codes.grow(4),
-        left.grow(-1),
-      ];
-      return loop(
-        [first.set(words.get), place.set(places.get), left.set(groups.get), loop(group, left.get), into.grow(stride.get), m.grow(-1)],
         m.get,
       );
     },
@@ -264,8 +210,12 @@ export function kernels(relaxed) {
     nearest: nearest(madd),
     sum: sum(false),
     sumExact: sum(true),
+    plus: combine(f32x4.add),
+    less: combine(f32x4.sub),
+    follow: follow(),
+    largest: largest(),
     gather: gather(),
-    add: scatter(f32.add),
-    subtract: scatter(f32.sub),
+    add: add(),
+    subtract: subtract(),
   });
 }

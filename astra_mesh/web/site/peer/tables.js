@@ -7,7 +7,8 @@
 // remember is summed exactly, since small differences would choose other codes later.
 
 import { Matrix } from "./matrix.js";
-import { CHUNK, Panels, Workspace, copyRows, tall, wide } from "./workspace.js";
+import { NONE } from "./stage.js";
+import { CHUNK, Panels, Workspace, copyRows, pasteRows, tall, wide } from "./workspace.js";
 
 export const TABLE_BYTES = 2 ** 28; // of all blocks and numbers of stages of a codebook; where they would be larger, tabs multiply
 
@@ -58,6 +59,12 @@ export class Table {
     return this.#kind.BYTES_PER_ELEMENT * this.width;
   }
 
+  #pasted(rows) {
+    const address = this.#space.room("base", this.width);
+    pasteRows(this.#space, rows, address, this.width);
+    return { address, stride: this.width };
+  }
+
   #put({ data, rows, columns }, scale, address) {
     const found = this.#space.view(this.#kind, address, rows * this.width);
     for (let row = 0; row < rows; row++) {
@@ -73,8 +80,9 @@ export class Table {
    * @param codes   one array for each stage, token after token
    * @param groups  of each stage
    * @param size    codewords of each code
+   * @param base    { address, stride } of rows that the sums are added to, so many numbers apart; null: start
    */
-  run({ codes, groups, size }, first, count, name) {
+  run({ codes, groups, size }, first, count, name, base = null) {
     const bytes = this.#bytes;
     const each = tall(codes.reduce((sum, _, stage) => sum + groups[stage], 0));
     const places = this.#space.room("places", each);
@@ -90,17 +98,18 @@ export class Table {
       }
     });
     const sum = this.#kind === Float32Array ? this.#space.sumExact : this.#space.sum;
-    sum(places, each, this.#scale, this.#start, found, count, this.width);
+    const [start, stride] = base ? [base.address, base.stride] : [this.#start, 0];
+    sum(places, each, this.#scale, start, 4 * stride, found, count, this.width);
     return found;
   }
 
-  /** The sums of all tokens: a Matrix. */
-  sum(coded) {
+  /** The sums of all tokens: a Matrix. `base`: the rows that they are added to, whose place they take; else start. */
+  sum(coded, base = null) {
     const tokens = coded.codes[0].length / coded.groups[0];
-    const found = new Float32Array(tokens * this.columns);
+    const found = base?.data ?? new Float32Array(tokens * this.columns);
     for (let first = 0; first < tokens; first += CHUNK) {
       const count = Math.min(CHUNK, tokens - first);
-      const address = this.run(coded, first, count, "sums");
+      const address = this.run(coded, first, count, "sums", base && this.#pasted(base.slice(first, first + count)));
       copyRows(this.#space.floats(address, count * this.width), this.width, found, first, this.columns);
     }
     return new Matrix(found, this.columns);
@@ -121,17 +130,18 @@ function scales(parts, columns) {
 /**
  * The rows of a quantizer's codes: a Matrix for each group of each stage.
  *
- * @param stages  of the quantizer: { groups, size, width, words, order }
+ * @param stages  Stages of the quantizer
  * @param reach   (coordinates, columns): what a coordinate adds to a sum
  */
 export async function rowsOf(stages, reach) {
   const found = [];
-  for (const { groups, size, width, words, order } of stages) {
+  for (const stage of stages) {
+    const { groups, size, width, words } = stage;
     for (let group = 0; group < groups; group++) {
       const space = await Workspace.make(); // for this product only
       const number = (row, column) => {
-        const coordinate = order ? order[group * width + row] : group * width + row;
-        return coordinate < reach.rows ? reach.data[coordinate * reach.columns + column] : 0; // else: none
+        const coordinate = stage.coordinate(group * width + row);
+        return coordinate === NONE ? 0 : reach.data[coordinate * reach.columns + column];
       };
       const part = new Matrix(words.subarray(group * size * width, (group + 1) * size * width), width);
       found.push(new Panels(space, width, reach.columns, number).times(part));

@@ -64,7 +64,6 @@ export const f32 = {
   load: memory(0x2a, 2),
   store: (address, value, offset = 0) => [address, value, 0x38, 2, leb(offset)],
   add: plain(0x92),
-  sub: plain(0x93),
   eq: plain(0x5b),
   gt: plain(0x5e),
 };
@@ -84,6 +83,7 @@ export const v128 = {
 
 export const f32x4 = {
   add: simd(0xe4),
+  sub: simd(0xe5),
   mul: simd(0xe6),
   max: simd(0xeb), // the second where it is larger, else the first
   gt: simd(0x44),
@@ -96,6 +96,8 @@ export const i32x4 = { add: simd(0xae), splat: simd(0x11), lane: lane(0x1b) };
 
 /** Fill memory with a byte. */
 export const fill = (address, byte, length) => [address, byte, length, 0xfc, 0x0b, 0];
+/** Copy memory. */
+export const copy = (to, from, length) => [to, from, length, 0xfc, 0x0a, 0, 0];
 
 /** Repeat while the condition holds, at least once. */
 export const loop = (body, condition) => [0x03, 0x40, body, condition, 0x0d, 0, 0x0b];

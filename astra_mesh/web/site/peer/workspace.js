@@ -1,7 +1,8 @@
 // The memory that kernels.js computes in: what stays there (matrices, tables), and rooms that calls share.
 
-import { COLUMNS, ROWS, kernels } from "./kernels.js";
+import { kernels } from "./kernels.js";
 import { Matrix } from "./matrix.js";
+import { COLUMNS, ROWS } from "./row_kernels.js";
 
 export const CHUNK = 64; // rows that are computed at once: they stay in a processor's cache
 
@@ -15,6 +16,13 @@ export const tall = (rows) => upTo(rows, ROWS);
 /** Rows that lie `width` numbers apart, from row `first` on into others with fewer `columns`. */
 export function copyRows(from, width, into, first, columns) {
   for (let i = 0; i * width < from.length; i++) into.set(from.subarray(i * width, i * width + columns), (first + i) * columns);
+}
+
+/** The inverse: rows of a Matrix to an address, `width` numbers apart. */
+export function pasteRows(space, { data, columns, rows }, address, width) {
+  const into = space.floats(address, width * rows);
+  if (columns === width) into.set(data);
+  else for (let i = 0; i < rows; i++) into.set(data.subarray(i * columns, (i + 1) * columns), i * width);
 }
 
 let compiled = null;
@@ -35,7 +43,7 @@ export class Workspace {
 
   constructor(exports) {
     this.#exports = exports;
-    for (const name of ["product", "nearest", "sum", "sumExact", "gather", "add", "subtract"]) this[name] = exports[name];
+    for (const [name, one] of Object.entries(exports)) if (typeof one === "function") this[name] = one; // see kernels.js
   }
 
   static async make() {
