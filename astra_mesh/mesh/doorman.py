@@ -12,6 +12,7 @@ import logging
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -110,10 +111,9 @@ class Doorman:
         return task
 
     async def _accept(self, listener: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             try:
-                connection, address = await loop.sock_accept(listener)
+                connection, address = await _next_at(listener)
             except OSError as error:
                 log.warning("cannot take a connection: %s", error.strerror or error)
                 await asyncio.sleep(_ACCEPT_RETRY_S)
@@ -191,16 +191,8 @@ class _Taken:
     async def first_byte(self) -> None:
         """Until it is there: whoever says nothing costs no TLS."""
         assert self._connection is not None
-        loop, number = asyncio.get_running_loop(), self._connection.fileno()
-        came: asyncio.Future[None] = loop.create_future()
-        try:
-            loop.add_reader(number, _set, came)
-        except NotImplementedError:  # loops of Windows
-            return
-        try:
-            await came
-        finally:
-            loop.remove_reader(number)
+        with suppress(NotImplementedError):
+            await _readable(self._connection)
 
     def hand_over(self) -> socket.socket:
         connection, self._connection = self._connection, None
@@ -210,6 +202,34 @@ class _Taken:
     def close(self) -> None:
         if self._connection is not None:
             self._connection.close()
+
+
+async def _next_at(listener: socket.socket) -> tuple[socket.socket, object]:
+    """A connection and where it comes from. Cancelled, it has taken none (``sock_accept`` may)."""
+    while True:
+        try:
+            await _readable(listener)
+        except NotImplementedError:
+            return await asyncio.get_running_loop().sock_accept(listener)
+        with suppress(BlockingIOError):  # whoever was there has gone
+            connection, address = listener.accept()
+            connection.setblocking(False)
+            return connection, address
+
+
+async def _readable(one: socket.socket) -> None:
+    """Until there is something to take.
+
+    Raises:
+        NotImplementedError: This loop cannot tell, as those of Windows.
+    """
+    loop, number = asyncio.get_running_loop(), one.fileno()
+    came: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(number, _set, came)
+    try:
+        await came
+    finally:
+        loop.remove_reader(number)
 
 
 def _set(future: asyncio.Future[None]) -> None:

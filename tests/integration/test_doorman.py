@@ -1,0 +1,54 @@
+"""Connections that come as a peer stops."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import socket
+import ssl
+import warnings
+
+import pytest
+
+from astra_mesh.mesh.doorman import Doorman
+
+LOOPS = ("asyncio", "uvloop")
+
+
+async def nobody(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Pairs with nobody."""
+
+
+def listener() -> socket.socket:
+    one = socket.create_server(("127.0.0.1", 0))
+    one.setblocking(False)
+    return one
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("turns", range(6))
+def test_a_connection_that_comes_as_it_closes_is_closed_too(loop: str, turns: int) -> None:
+    """So many turns of the event loop after it came."""
+    factory = pytest.importorskip("uvloop").new_event_loop if loop == "uvloop" else None
+
+    async def main() -> None:
+        doorman = Doorman(
+            lambda: ssl.create_default_context(ssl.Purpose.CLIENT_AUTH),
+            lambda _: None,
+            asyncio.Protocol,
+            nobody,
+        )
+        doorman.open([listener()])
+        await asyncio.sleep(0.01)
+        with socket.socket() as caller:
+            caller.setblocking(False)
+            caller.connect_ex(("127.0.0.1", doorman.port))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await doorman.close()
+
+    with warnings.catch_warnings(record=True) as said, asyncio.Runner(loop_factory=factory) as one:
+        warnings.simplefilter("always")
+        one.run(main())
+        gc.collect()
+    assert [str(warning.message) for warning in said] == []
