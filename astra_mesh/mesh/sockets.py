@@ -85,7 +85,10 @@ async def close_soon(socket: Socket, patience_s: float) -> None:
 
 def _gone(transport: asyncio.Transport | None) -> asyncio.Future[None] | None:
     """Done when a connection is over; None: it is, or a server has it and will end it."""
-    protocol = transport.get_protocol() if transport is not None else None
+    try:
+        protocol = transport.get_protocol() if transport is not None else None
+    except AttributeError:  # what asyncio says of TLS that was closed twice
+        return None
     gone: asyncio.Future[None] | None = getattr(protocol, "closed", None)
     if gone is not None:
         gone.add_done_callback(lambda future: future.cancelled() or future.exception())

@@ -12,40 +12,12 @@ import pytest
 from aiohttp import web
 
 from astra_mesh.mesh.connect import PATH
-from astra_mesh.mesh.sockets import close_soon
+from astra_mesh.mesh.sockets import close_soon, transport_of
+from tests.integration.between import Relay
 from tests.integration.secure import Caller
 from tests.timings import patient
 
 LOOPS = ("asyncio", "uvloop")
-
-
-class Relay:
-    """Passes bytes on between a caller and a server, until it is told to go deaf."""
-
-    def __init__(self, port: int) -> None:
-        self._to = port
-        self.deaf = False
-        self.ended = asyncio.Event()  # the caller's connection is over
-
-    async def take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._to)
-        back = asyncio.create_task(self._pass(far_reader, writer))
-        try:
-            await self._pass(reader, far_writer)
-        finally:
-            self.ended.set()
-            back.cancel()
-            await asyncio.wait([back])
-            for one in (writer, far_writer):
-                one.transport.abort()
-
-    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while data := await reader.read(1 << 16):
-                if not self.deaf:
-                    writer.write(data)
-        except ConnectionError:
-            pass
 
 
 @asynccontextmanager
@@ -66,16 +38,11 @@ async def relayed() -> AsyncIterator[tuple[aiohttp.ClientWebSocketResponse, Rela
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=caller.tls.server)
     await site.start()
-    relay = Relay(runner.addresses[0][1])
-    server = await asyncio.start_server(relay.take, "127.0.0.1", 0)
     try:
-        async with aiohttp.ClientSession() as http:
-            yield await caller.dial(http, server.sockets[0].getsockname()[1]), relay
+        async with Relay(runner.addresses[0][1]) as relay, aiohttp.ClientSession() as http:
+            yield await caller.dial(http, relay.port), relay
     finally:
-        server.close()
-        relay.ended.set()
         await runner.cleanup()
-        await asyncio.sleep(0.05)
 
 
 def run_on(loop: str, main: Callable[[], object]) -> None:
@@ -110,3 +77,13 @@ def test_nothing_is_open_once_the_farewells_are_said(loop: str) -> None:
                 await relay.ended.wait()
 
     run_on(loop, main)
+
+
+async def test_a_connection_that_was_closed_already_may_be_closed_again() -> None:
+    async with relayed() as (socket, _):
+        transport = transport_of(socket)
+        assert transport is not None
+        transport.close()
+        transport.close()
+        await close_soon(socket, 0.1)
+        assert socket.closed
