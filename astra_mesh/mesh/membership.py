@@ -186,15 +186,26 @@ class Membership(Generic[Link]):
             entry.dialling = False
             if entry.typed:
                 entry.peer = peer
-        links = self._links.setdefault(peer, [])
-        links.append(_Opened(link, dialled, now))
-        heard = [other for other in links if not other.silent]  # the others may be dead
-        rightful = [other for other in heard if other.dialled is (self.own < peer)]
-        kept = rightful or heard
+        self._links.setdefault(peer, []).append(_Opened(link, dialled, now))
+        return self.extra(peer)
+
+    def extra(self, peer: PeerId) -> list[Link]:
+        """Links to refuse as duplicates."""
+        heard = self._heard(peer)
+        kept = self._rightful(peer)
         extra = [other.link for other in heard if other not in kept]
-        if kept[0].dialled:  # the end that dialled them all chooses among them: the first
+        if kept and kept[0].dialled:  # the end that dialled them all chooses among them: the first
             extra += [other.link for other in kept[1:]]
         return extra
+
+    def _heard(self, peer: PeerId) -> list[_Opened[Link]]:
+        """The others may be dead."""
+        return [other for other in self._links.get(peer, []) if not other.silent]
+
+    def _rightful(self, peer: PeerId) -> list[_Opened[Link]]:
+        """Of the links on which something is heard those that the lower id dialled, if any."""
+        heard = self._heard(peer)
+        return [other for other in heard if other.dialled is (self.own < peer)] or heard
 
     def silent(self, link: Link, peer: PeerId, now: float, *, is_silent: bool) -> None:
         """Nothing is heard on a link (it may come back), or something is again."""
@@ -231,9 +242,11 @@ class Membership(Generic[Link]):
         return True
 
     def link(self, peer: PeerId) -> Link | None:
-        """The link to use for a peer: of several the newest on which something is heard."""
-        links = [other.link for other in self._links.get(peer, []) if not other.silent]
-        return links[-1] if links else None
+        """The link to use for a peer: the one that stays, as far as this end can tell."""
+        kept = self._rightful(peer)
+        if not kept:
+            return None
+        return kept[0].link if kept[0].dialled else kept[-1].link
 
     def peers(self) -> list[PeerId]:
         """Peers with a link, in the order in which they came."""

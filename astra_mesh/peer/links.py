@@ -52,6 +52,7 @@ from astra_mesh.wire.messages import DeviceId, Hello, PeerId, Reason, Role, Rost
 log = logging.getLogger(__name__)
 
 _KEEPALIVE_S = 10.0  # of idle HTTP connections
+_EXTRA_LOOK_S = 0.05  # between two looks whether the link that stays is open at both ends
 _HANDLERS_S = 0.1  # for what serves them, once the links had their goodbyes
 
 
@@ -407,12 +408,24 @@ class LinkKeeper:
 
     def _opened(self, link: Link, hello: Hello, key: str | None) -> None:
         extra = self._membership.opened(link, hello.peer, dialled=link.dialled, now=_now(), key=key)
-        for other in extra:
-            other.refuse(Reason.DUPLICATE)
+        assert self._group is not None  # links are driven from run on
+        if extra:
+            tasks.start(self._group, "duplicates", self._refuse_extra, hello.peer)
         if link not in extra and not self._leaving:
-            assert self._group is not None  # links are driven from run on
             tasks.start(self._group, "a probe", probe, link)
             self._rosters.tell(link, self._links[link])
+
+    async def _refuse_extra(self, peer: PeerId) -> None:
+        """Refuse duplicates once the other end has the link that stays: a moment without any would
+        cost a request its plan.
+        """
+        while extra := self._membership.extra(peer):
+            kept = self._membership.link(peer)
+            if kept is None or kept.round_trip_s is not None:
+                for other in extra:
+                    other.refuse(Reason.DUPLICATE)
+                return
+            await asyncio.sleep(_EXTRA_LOOK_S)
 
     def _silence(self, link: Link) -> None:
         hello = link.peer

@@ -27,12 +27,14 @@ from astra_mesh.mesh import connect, listening
 from astra_mesh.mesh.connect import Secure
 from astra_mesh.mesh.discovery import Discovery
 from astra_mesh.mesh.link import Link
+from astra_mesh.mesh.membership import Membership
 from astra_mesh.mesh.sockets import transport_of
 from astra_mesh.mesh.trust import Known
 from astra_mesh.peer import Peer, PeerConfig, links
 from astra_mesh.peer.links import LinkKeeper
 from astra_mesh.peer.local import _folder, local_peers
 from astra_mesh.wire.messages import PROTOCOL_VERSION, Event, Options, PeerId, Task, Use
+from tests.integration.between import Relay
 from tests.integration.fake_peer import fake_peer
 from tests.integration.mesh_fixtures import client_of, mesh_of, until
 from tests.integration.secure import Caller
@@ -61,6 +63,38 @@ def free_port() -> int:
 def links_of(peer: Peer) -> set[Link]:
     assert peer._links is not None
     return set(peer._links._links)
+
+
+async def test_a_link_that_stays_is_open_at_both_ends_before_the_other_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two peers dial each other, and the hello of the one whose link stays comes late."""
+    closed, original = list[str](), Membership.closed
+
+    def counted(self: Membership[Link], *args: Any, **more: Any) -> bool:
+        if last := original(self, *args, **more):
+            closed.append(self.own)
+        return last
+
+    monkeypatch.setattr(Membership, "closed", counted)
+    async with Peer(config()) as one, Peer(config()) as other:
+        lower, higher = sorted((one, other), key=lambda peer: peer.id)
+        async with Relay(higher.port) as slow:
+            slow.delay_s = 0.3
+            dial(lower, slow.port)
+            dial(higher, lower.port)
+            await until(lambda: lower.others() and higher.others())
+            await until(lambda: len(links_of(lower)) == len(links_of(higher)) == 2)
+            await until(lambda: len(links_of(lower)) == len(links_of(higher)) == 1)
+            assert closed == []
+            assert all(link.dialled for link in links_of(lower))
+
+
+def dial(peer: Peer, port: int) -> None:
+    """As if the address had been typed."""
+    assert peer._links is not None
+    peer._links._membership.typed("127.0.0.1", port, 0.0)
+    peer._links._wake.set()
 
 
 async def broken(*args: object) -> None:
