@@ -132,8 +132,10 @@ async def test_the_doctor_finds_both_ends_well(
         await until(lambda: linked(host, guest))
         for name in ("host", "guest"):
             monkeypatch.setenv(ENVIRONMENT, str(tmp_path / name))
-            (found,) = await checks._members()
+            found, clocks = await checks._members()
             assert (found.level, found.name) == (checks.Level.FINE, "devices"), found
-    (found,) = await checks._members()
+            assert clocks.level is checks.Level.FINE, clocks
+    found, clocks = await checks._members()
+    assert "compared with none" in clocks.text
     assert found.level is checks.Level.BAD
     assert "pair by address once" in found.text
