@@ -339,7 +339,8 @@ async def _members() -> list[Finding]:
             )
             found.append(_bad("devices", text))
     names = Names({str(device): name for device, name in others.items()})
-    return [*found, clocks({names(key): one.ahead_s for key, one in there.items()})]
+    ahead = {names(key): one.ahead_s for key, one in there.items() if key in others}
+    return [*found, clocks(ahead)]
 
 
 def clocks(ahead: Mapping[str, float | None]) -> Finding:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection
-from contextlib import aclosing, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -12,8 +12,8 @@ from typing import Final
 import aiohttp
 
 from astra_mesh import limits
+from astra_mesh.client.nearby import dial_all
 from astra_mesh.client.reach import member_places
-from astra_mesh.errors import AstraMeshError
 from astra_mesh.mesh.connect import Address, Secure, dial_any, show_address
 from astra_mesh.mesh.identity import Identity
 from astra_mesh.mesh.link import Link
@@ -35,7 +35,6 @@ from astra_mesh.wire.messages import (
 )
 
 _LOOK_S: Final = 0.1  # at who was told by peers of this device
-_DIALS: Final = 16  # at once
 
 
 @dataclass(frozen=True)
@@ -97,22 +96,8 @@ async def _dial_all(trust: Trust, told: Told) -> None:
     identity = await asyncio.to_thread(trust.device.issue)
     tls = await asyncio.to_thread(trust.client_tls, identity)
     speaker = _Speaker(trust, told, identity, Secure(tls, trust.whose_connection))
-    room, tried = asyncio.Semaphore(_DIALS), set[Address]()
-    async with (
-        aiohttp.ClientSession() as http,
-        asyncio.TaskGroup() as group,
-        aclosing(member_places(trust)) as places,
-    ):
-
-        async def one(addresses: list[Address]) -> None:
-            async with room:
-                with suppress(AstraMeshError):
-                    await speaker.tell(http, addresses)
-
-        async for addresses in places:
-            if not tried.issuperset(addresses):
-                tried.update(addresses)
-                group.create_task(one(addresses))
+    async with aiohttp.ClientSession() as http:
+        await dial_all(member_places(trust), partial(speaker.tell, http))
 
 
 @dataclass(frozen=True)

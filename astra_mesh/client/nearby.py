@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing, suppress
 from typing import Final
 
 from astra_mesh import limits
+from astra_mesh.errors import AstraMeshError
 from astra_mesh.mesh.connect import Address
 from astra_mesh.mesh.discovery import Discovery
 from astra_mesh.mesh.meeting import MeetingPlaces
@@ -19,14 +20,46 @@ SEARCH_S: Final = 5.0  # announcements are repeated within it
 
 
 async def nearby_places(trust: Trust) -> AsyncGenerator[list[Address], None]:
-    """Where members may be: kept addresses, then all of one peer that announces itself, as it is
-    found. Whoever dials them learns from the certificate who it is. An address may come twice.
+    """Where members may be: peers of this machine, kept addresses, then all of one peer that
+    announces itself, as it is found. Whoever dials them learns from the certificate who it is. An
+    address may come twice.
     """
+    from astra_mesh.peer.local import local_peers
+
+    for local in reversed(await asyncio.to_thread(local_peers)):
+        yield [local.address]
     for address in await asyncio.to_thread(MeetingPlaces(trust.folder).of, trust.members()):
         yield [address]
     async with aclosing(search()) as found:
         async for addresses in found:
             yield addresses
+
+
+async def dial_all(
+    places: AsyncGenerator[list[Address], None], dial: Callable[[list[Address]], Awaitable[None]]
+) -> None:
+    """Dial each of these places as it is found, an address once, :data:`limits.SEARCH_DIALS` at the
+    same time: whoever announces itself and answers nothing keeps nobody waiting.
+
+    Args:
+        places: The addresses of each peer; closed here.
+        dial: What to do there; an AstraMeshError of it means that nobody is there.
+    """
+    room, tried = asyncio.Semaphore(limits.SEARCH_DIALS), set[Address]()
+
+    async def one(addresses: list[Address]) -> None:
+        try:
+            with suppress(AstraMeshError):
+                await dial(addresses)
+        finally:
+            room.release()
+
+    async with aclosing(places), asyncio.TaskGroup() as group:
+        async for addresses in places:
+            if fresh := [address for address in addresses if address not in tried]:
+                tried.update(fresh)
+                await room.acquire()
+                group.create_task(one(fresh))
 
 
 async def search() -> AsyncGenerator[list[Address], None]:

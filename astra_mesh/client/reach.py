@@ -13,7 +13,7 @@ import aiohttp
 from astra_mesh import limits
 from astra_mesh.client.addresses import parse_address
 from astra_mesh.client.clocks import Clocks
-from astra_mesh.client.nearby import nearby_places
+from astra_mesh.client.nearby import dial_all, nearby_places
 from astra_mesh.errors import AstraMeshError
 from astra_mesh.mesh.connect import Address, Secure, dial_any
 from astra_mesh.mesh.sockets import close_soon
@@ -35,21 +35,20 @@ async def who_answers(trust: Trust) -> dict[DeviceId, Answered]:
     tls = await asyncio.to_thread(trust.tls, identity)
     secure = Secure(tls.client, trust.whose_connection)
     found: dict[DeviceId, Answered] = {}
-    tried: set[Address] = set()
     clocks = Clocks()
-    async with clocks.session() as http, aclosing(member_places(trust)) as places:
-        async for addresses in places:
-            if tried.issuperset(addresses):
-                continue
-            tried.update(addresses)
+    async with clocks.session() as http:
+
+        async def ask(addresses: list[Address]) -> None:
             began = time.perf_counter()
-            with suppress(AstraMeshError):
-                socket, address = await dial_any(http, addresses, secure=secure)
-                after_s, known = time.perf_counter() - began, secure.known(socket)
-                await close_soon(socket, limits.CLOSE_TIMEOUT_S)
-                if known is not None:
-                    answered = Answered(after_s, clocks.ahead_s(address))
-                    found.setdefault(known.device, answered)
+            socket, address = await dial_any(http, addresses, secure=secure)
+            after_s, known = time.perf_counter() - began, secure.known(socket)
+            await close_soon(socket, limits.CLOSE_TIMEOUT_S)
+            if known is not None:
+                found.setdefault(known.device, Answered(after_s, clocks.ahead_s(address)))
+
+        with suppress(TimeoutError):
+            async with asyncio.timeout(limits.REACH_S):
+                await dial_all(member_places(trust), ask)
     return found
 
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Collection, Iterable
-from contextlib import AsyncExitStack, aclosing, suppress
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from astra_mesh import limits
 from astra_mesh.client.addresses import parse_address
 from astra_mesh.client.finding import Target, open_line
 from astra_mesh.client.line import Conversation, Line, new_request
 from astra_mesh.errors import AstraMeshError, InputError, MeshError, NoPeerError, PeerLostError
-from astra_mesh.mesh.connect import show_address
+from astra_mesh.mesh.connect import Address, show_address
 from astra_mesh.mesh.interfaces import is_loopback
 from astra_mesh.mesh.trust import Trust
 from astra_mesh.wire.codec import sanitise
@@ -24,9 +24,9 @@ from astra_mesh.wire.messages import ListPeers, PeerId, Peers, Planned, Refer
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from astra_mesh.mesh.connect import Address
-
 log = logging.getLogger(__name__)
+
+Dial = Callable[[list[Address]], Awaitable[None]]
 
 
 class Way:
@@ -111,37 +111,62 @@ class Way:
         """Look for others as this device knows the mesh itself: the peer that was lost told of none
         that answers, or was lost before it told of any.
         """
-        places = await asyncio.to_thread(_nearby, self._target.trust_dir)
-        past = {*tried, lost.place}
-        with suppress(TimeoutError):
-            async with asyncio.timeout(limits.CLIENT_SEARCH_S), AsyncExitStack() as stack:
-                found = await stack.enter_async_context(aclosing(places()))
-                async for addresses in found:
-                    for place in addresses:
-                        shun = None if again else lost.hello.peer
-                        if place not in past and await self._move(
-                            place, limits.CLIENT_MOVE_S, shun=shun
-                        ):
-                            return True
-                        past.add(place)
-        return False
+        dial_all = await asyncio.to_thread(_nearby, self._target.trust_dir)
+        shun = None if again else lost.hello.peer
+        won, decided = list[Line](), asyncio.Event()
+
+        async def attempt(addresses: list[Address]) -> None:
+            for place in addresses:
+                if place in tried or place == lost.place:
+                    continue
+                line = await self._try(place, limits.CLIENT_MOVE_S, shun=shun)
+                if line is not None and won:
+                    await line.close()
+                elif line is not None:
+                    won.append(line)
+                    decided.set()
+                    return
+
+        looking = asyncio.create_task(dial_all(attempt), name="astra_mesh search")
+        looking.add_done_callback(lambda _: decided.set())
+        try:
+            async with asyncio.timeout(limits.CLIENT_SEARCH_S):
+                await decided.wait()
+        except TimeoutError:
+            log.info("nobody else was found within %g s", limits.CLIENT_SEARCH_S)
+        finally:
+            looking.cancel()
+            await asyncio.wait([looking])
+            if not looking.cancelled() and (fault := looking.exception()):
+                log.error("the search for others met an error of its own", exc_info=fault)
+        if won:
+            self.line, self._roster = won[0], None
+        return bool(won)
 
     def _sentence(self, error: MeshError, after: str) -> str:
         name = sanitise(self.line.hello.name)
         return sanitise(f"continued by {name}{after}: {error.message}")
 
-    async def _move(self, place: Address, dial_s: float, *, shun: PeerId | None = None) -> bool:
-        """Whether a peer answers there, and is not the one to be shunned."""
+    async def _move(self, place: Address, dial_s: float) -> bool:
+        """Whether a peer answers there; it is asked from now on."""
+        line = await self._try(place, dial_s)
+        if line is not None:
+            self.line, self._roster = line, None
+        return line is not None
+
+    async def _try(
+        self, place: Address, dial_s: float, *, shun: PeerId | None = None
+    ) -> Line | None:
+        """The line to a peer that answers there and is not the one to be shunned."""
         try:
             line = await self._open(place, dial_s)
         except MeshError as why:
             log.info("cannot go on at %s: %s", show_address(place), why.message)
-            return False
+            return None
         if line.hello.peer == shun:
             await line.close()
-            return False
-        self.line, self._roster = line, None
-        return True
+            return None
+        return line
 
     async def _open(self, place: Address, dial_s: float = limits.CLIENT_MOVE_S) -> Line:
         timings = replace(self._target.timings, dial_s=dial_s)
@@ -176,11 +201,11 @@ class Way:
         return found
 
 
-def _nearby(trust_dir: Path | None) -> Callable[[], AsyncGenerator[list[Address], None]]:
-    """A search for members of this device's mesh. Imports what few clients need, and blocks."""
-    from astra_mesh.client.nearby import nearby_places
+def _nearby(trust_dir: Path | None) -> Callable[[Dial], Coroutine[Any, Any, None]]:
+    """Dials whoever may be a member of this device's mesh. Imports what few need, and blocks."""
+    from astra_mesh.client.nearby import dial_all, nearby_places
 
-    return partial(nearby_places, Trust.open(trust_dir))
+    return partial(dial_all, nearby_places(Trust.open(trust_dir)))
 
 
 def may_go_on(line: Line, error: MeshError) -> bool:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Self
+
+from astra_mesh.mesh.connect import Address
 
 
 class Relay:
@@ -63,3 +67,18 @@ class Relay:
                     loop.call_later(delay_s, writer.write, data)
         except ConnectionError:
             pass
+
+
+@asynccontextmanager
+async def silent() -> AsyncIterator[Address]:
+    """Something that takes connections and says nothing."""
+    writers: list[asyncio.StreamWriter] = []
+
+    async def keep(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+
+    server = await asyncio.start_server(keep, "127.0.0.1", 0)
+    async with server:
+        yield "127.0.0.1", server.sockets[0].getsockname()[1]
+        for writer in writers:
+            writer.transport.abort()

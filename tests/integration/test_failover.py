@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from astra_mesh.peer import Peer
 from astra_mesh.peer.answer import Answer
 from astra_mesh.peer.loading import load
 from astra_mesh.wire.messages import Sampling
+from tests.integration.between import silent
 from tests.integration.mesh_fixtures import mesh_of, picture, until
 from tests.timings import patient
 
@@ -175,6 +177,25 @@ async def test_a_peer_that_dropped_a_client_is_not_found_again_for_the_same_requ
         with pytest.raises(PeerLostError, match=r"the peer a at .* went away"):
             async for _ in generation:
                 pass
+
+
+async def test_whoever_announces_itself_and_says_nothing_hides_no_other_peer(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Way, "look_around", lambda self: None)
+    monkeypatch.setattr(Way, "learn", lambda self, planned: None)
+    async with AsyncExitStack() as stack:
+        places = [[await stack.enter_async_context(silent())] for _ in range(8)]
+        peers = await stack.enter_async_context(mesh_of(["a", "b"], models))
+        places.append([("127.0.0.1", peers[1].port)])
+        monkeypatch.setattr(nearby, "search", partial(announced, places))
+        mesh = await stack.enter_async_context(Mesh(("127.0.0.1", peers[0].port)))
+        generation = mesh.generate("words", PROMPT, max_new_tokens=NEW)
+        await anext(generation)
+        await vanish(peers[0])
+        rest = [token.id async for token in generation]
+        assert len(rest) == NEW - 1
+        assert mesh.peer.name == "b"
 
 
 async def announced(places: list[list[Address]]) -> AsyncGenerator[list[Address], None]:

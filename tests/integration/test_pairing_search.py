@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,7 @@ from astra_mesh.mesh.invitations import Invitation, Invitations
 from astra_mesh.mesh.pairing_guest import Paired
 from astra_mesh.mesh.trust import Trust
 from astra_mesh.peer import Peer
+from tests.integration.between import silent
 from tests.integration.test_pairing_faults import open_window
 from tests.integration.test_trust import config, devices, pair_with, trust_of
 from tests.timings import patient
@@ -46,21 +47,6 @@ def announced(monkeypatch: pytest.MonkeyPatch) -> list[list[Address]]:
     monkeypatch.setattr(pairing_search, "search", search)
     monkeypatch.setattr(nearby, "search", search)
     return found
-
-
-@asynccontextmanager
-async def silent() -> AsyncIterator[Address]:
-    """Something that takes connections and says nothing."""
-    writers: list[asyncio.StreamWriter] = []
-
-    async def keep(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writers.append(writer)
-
-    server = await asyncio.start_server(keep, "127.0.0.1", 0)
-    async with server:
-        yield "127.0.0.1", server.sockets[0].getsockname()[1]
-        for writer in writers:
-            writer.transport.abort()
 
 
 async def pair_within(guest: Peer, code: str, seconds: float) -> Paired:
