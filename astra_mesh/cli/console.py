@@ -56,7 +56,10 @@ T = TypeVar("T")
 def reporting(as_json: bool) -> Iterator[None]:
     """Around the body of a command: errors become one line and an exit status."""
     try:
-        yield
+        try:
+            yield
+        except BaseExceptionGroup as group:  # of tasks that were beside each other
+            raise _first_of(group) from group
     except AstraMeshError as error:
         show_error(error, as_json)
         status = USAGE_STATUS if isinstance(error, _USAGE) else FAILED_STATUS
@@ -67,6 +70,11 @@ def reporting(as_json: bool) -> Iterator[None]:
         with suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         raise typer.Exit(FAILED_STATUS) from None
+
+
+def _first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    first = group.exceptions[0]
+    return _first_of(first) if isinstance(first, BaseExceptionGroup) else first
 
 
 def show_error(error: AstraMeshError, as_json: bool) -> None:

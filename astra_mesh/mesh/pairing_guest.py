@@ -81,7 +81,8 @@ async def pair_any(trust: Trust, secret: Secret, addresses: Sequence[Address]) -
 async def pair_first(
     trust: Trust, secret: Secret, peers: AsyncGenerator[list[Address], None]
 ) -> Paired | None:
-    """Pair with the first of these peers that knows the secret; None if there is no peer.
+    """Pair with the first of these peers that knows the secret; None if there is no peer but those
+    of this device.
 
     :data:`limits.PAIR_DIALS` are tried at once. Cancelling it leaves nothing open.
 
@@ -117,8 +118,9 @@ async def pair_first(
         task.add_done_callback(lambda _: decided.set())
         await decided.wait()
         task.cancel()
-    if not won and errors:
-        raise most_telling(errors)
+    others = [error for error in errors if not _is_own(error)]
+    if not won and others:
+        raise most_telling(others)
     return won[0] if won else None
 
 
@@ -131,6 +133,10 @@ def most_telling(errors: Sequence[MeshError]) -> MeshError:
         return {"same-device": 0, "window": 2}.get(error.why, 3)
 
     return max(errors, key=rank)
+
+
+def _is_own(error: MeshError) -> bool:
+    return isinstance(error, Denied) and error.why == "same-device"
 
 
 async def pair_at(trust: Trust, secret: Secret, address: Address) -> Paired:

@@ -37,8 +37,10 @@ _STATUS: Final[tuple[tuple[type[AstraMeshError], int], ...]] = (
     (errors.CancelledRequestError, 503),
     (errors.PairingError, 409),
     (errors.UnsupportedModelError, 500),
+    (errors.BadBundleError, 500),
 )
-_TOLD: Final = (errors.UnsupportedModelError,)  # although it is a fault of this side
+# Although it is a fault of this side: the sentence says what to do there.
+_TOLD: Final = (errors.UnsupportedModelError, errors.BadBundleError)
 _CODES: Final = {"unknown-model": "model_not_found", "prompt-too-long": "context_length_exceeded"}
 # The field to blame, where the error tells it.
 _PARAMS: Final[tuple[tuple[type[AstraMeshError], str], ...]] = (

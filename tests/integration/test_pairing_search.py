@@ -127,6 +127,15 @@ def _parts(code: str) -> tuple[str, bytes, bytes]:
     return secret.text, secret.id, secret.password
 
 
+async def test_a_peer_of_this_device_is_no_other_device(
+    tmp_path: Path, announced: list[list[Address]]
+) -> None:
+    async with devices(tmp_path, 1) as (alone,):
+        announced.append([at(alone)])
+        with pytest.raises(PairingError, match="no other device was found on this network"):
+            await pair_within(alone, new_code(), SILENCE_S)
+
+
 async def test_the_other_window_of_two_is_found(
     tmp_path: Path, announced: list[list[Address]]
 ) -> None:

@@ -240,4 +240,4 @@ async def test_an_error_while_a_model_is_loaded_ends_the_stream_with_a_sentence(
     comment, event = text.strip().split("\n\n")
     assert comment == ": loading words on peer0"
     said = json.loads(event.removeprefix("data: "))["error"]["message"]
-    assert said == "the peer met an error of its own; its log says more"
+    assert said == "words is damaged: copy it again"

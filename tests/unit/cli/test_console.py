@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 
+import pytest
+import typer
 from rich.progress import Progress
 
-from astra_mesh.cli.console import _Errors
+from astra_mesh.cli.console import _Errors, reporting
+from astra_mesh.errors import PeerLostError
 
 
 def test_what_moves_is_shown_on_terminals_only() -> None:
@@ -19,3 +22,15 @@ def test_what_moves_is_shown_on_terminals_only() -> None:
             bar.add_task("loading")
             bar.stop()
         assert bool(written.getvalue()) == terminal
+
+
+def test_errors_of_tasks_beside_each_other_are_told_as_one(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    inner = ExceptionGroup("tasks", [PeerLostError("attic went away")])
+    with pytest.raises(typer.Exit) as ended, reporting(as_json=False):
+        raise ExceptionGroup("tasks", [inner])
+    assert ended.value.exit_code == 1
+    assert "attic went away" in capfd.readouterr().err
+    with pytest.raises(RuntimeError, match="a bug"), reporting(as_json=False):
+        raise ExceptionGroup("tasks", [RuntimeError("a bug")])

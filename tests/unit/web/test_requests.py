@@ -149,7 +149,7 @@ def test_prompts() -> None:
         (errors.NoPeerError("no"), 503, "no_peer"),
         (errors.DeadlineError("late"), 504, "deadline"),
         (errors.ProtocolError("bytes"), 500, "internal"),
-        (errors.BadBundleError("a/path"), 500, "internal"),
+        (errors.BadBundleError("words/model.safetensors is cut off"), 500, "bad_bundle"),
         (errors.InternalError("trace"), 500, "internal"),
         (RuntimeError("trace"), 500, "internal"),
     ],
@@ -157,7 +157,7 @@ def test_prompts() -> None:
 def test_errors_have_their_status(error: Exception, status: int, code: str) -> None:
     found = api_error(error)
     assert (found.status, found.code) == (status, code)
-    assert found.message == (INTERNAL if status == 500 else str(error))
+    assert found.message == (INTERNAL if code == "internal" else str(error))
     assert (found.headers.get("Retry-After") == "1") == (status == 429)
     assert set(found.body()["error"]) == {"message", "type", "param", "code"}
 
