@@ -44,7 +44,7 @@ _CPU_CHARS: Final = 500
 _SUFFIX: Final = ".json"
 _LOCK: Final = ".lock"
 _SLOWEST_S: Final = 1000.0  # a figure above it is none
-_MOST_SPEEDUP: Final = 1e6
+_MOST_SPEEDUP: Final = 16.0  # no number format is so much faster: the device was disturbed
 _LOOK_S: Final = 0.05  # between two tries for the lock
 
 
@@ -136,6 +136,12 @@ class Measured:
             if not self._complained:
                 log.warning("measurements are not kept, so each start makes them anew: %s", error)
             self._complained = True
+
+    def forget(self, about: Conditions) -> None:
+        """The next start chooses the number format and measures anew. Blocks."""
+        if self._folder is not None:
+            with suppress(OSError):
+                self._path(about).unlink()
 
     def used_s(self, about: Conditions) -> float:
         """When it was last used, seconds since 1970; 0: never. Blocks."""

@@ -390,7 +390,10 @@ class ModelHost:
         log.info("%s was measured anew: %.2f times as long", entry.offer.name, ratio)
         entry.figures = found
         self._tell(entry, loaded)
-        await self._compute(self._measured.write, about, found)
+        if about.wanted == "auto":  # the format was chosen by figures that may have been as wrong
+            await self._compute(self._measured.forget, about)
+        else:
+            await self._compute(self._measured.write, about, found)
 
     @property
     def lacks_tables(self) -> bool:

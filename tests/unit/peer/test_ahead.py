@@ -18,8 +18,11 @@ from astra_mesh.peer import loading as loading_module
 from astra_mesh.peer import models as module
 from astra_mesh.peer import precision as precision_module
 from astra_mesh.peer.code_times import measure_codebook
+from astra_mesh.peer.config import Wanted
+from astra_mesh.peer.measure import comparing
 from astra_mesh.peer.measured import Measured
 from astra_mesh.peer.models import ModelHost
+from astra_mesh.peer.parts import whole
 from astra_mesh.peer.precision import choose_precision
 from astra_mesh.peer.shelf import float_bytes
 from astra_mesh.wire.messages import ModelId
@@ -247,10 +250,10 @@ async def test_a_model_that_cannot_be_loaded_holds_nothing_up(
 
 
 async def doubtful(
-    folder: Path, compute: ComputeThread, factor: float
+    folder: Path, compute: ComputeThread, factor: float, precision: Wanted = "fp32"
 ) -> tuple[ModelHost, ModelId]:
     """A host whose kept figures are so many times too large."""
-    host = await host_of(folder, compute)
+    host = await host_of(folder, compute, precision=precision)
     model = host.find("words")
     await host.load(model)
     entry = host._entries[model]
@@ -265,7 +268,7 @@ async def doubtful(
     )
     figures = replace(entry.figures, timing=wrong)
     await asyncio.to_thread(host._measured.write, entry.about, figures)
-    return await host_of(folder, compute), model
+    return await host_of(folder, compute, precision=precision), model
 
 
 @pytest.mark.parametrize("factor", [100.0, 0.01])
@@ -289,6 +292,31 @@ async def test_figures_that_do_not_hold_are_made_anew(
     assert offer is not None
     assert offer.timing is not None
     assert offer.timing.head_s == kept.timing.head_s
+
+
+async def test_a_step_that_was_measured_wrongly_is_found(
+    folder: Path, compute: ComputeThread
+) -> None:
+    """Though the time of a block is right."""
+    host = await host_of(folder, compute)
+    model = host.find("words")
+    loaded = await host.load(model)
+    figures = host._entries[model].figures
+    assert figures is not None
+    timing = replace(figures.timing, step_s=200 * figures.timing.step_s)
+    assert whole(comparing(timing, loaded.model)) < 0.1
+    assert 0.1 < whole(comparing(figures.timing, loaded.model)) < 10
+
+
+async def test_a_format_that_was_chosen_by_wrong_figures_is_chosen_anew(
+    folder: Path, compute: ComputeThread
+) -> None:
+    host, model = await doubtful(folder, compute, 100.0, "auto")
+    await host.load(model)
+    about = host._entries[model].about
+    assert about is not None
+    await host.look_again(lambda: True)
+    assert await asyncio.to_thread(host._measured.read, about) is None
 
 
 async def test_a_request_ends_measuring_anew(folder: Path, compute: ComputeThread) -> None:

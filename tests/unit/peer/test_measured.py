@@ -81,6 +81,7 @@ def test_conditions_are_those_of_this_process() -> None:
         lambda data: data.replace(b"0.001", b"1e300"),
         lambda data: data.replace(b'"bf16"', b'"bf17"'),
         lambda data: data.replace(b'"speedup":1.5', b'"speedup":0'),
+        lambda data: data.replace(b'"speedup":1.5', b'"speedup":24.9'),
         lambda data: data.replace(b'"packed":true', b'"packed":3'),
         lambda data: data + b" " * limits.MEASURED_BYTES,
     ],
