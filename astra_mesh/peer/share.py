@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +22,8 @@ from astra_mesh.bundle.hashing import file_sha256
 from astra_mesh.bundle.install import is_wanted
 from astra_mesh.errors import AstraMeshError
 from astra_mesh.wire.messages import ModelId
+
+log = logging.getLogger(__name__)
 
 PATH: Final = "/share"
 _CHUNK_BYTES: Final = 64 * limits.KIB  # as much as may wait in the kernel before a link's codes
@@ -88,11 +91,16 @@ class Share:
                 known = (bundle, *await asyncio.to_thread(_hashed, model, bundle))
             except AstraMeshError as error:
                 raise web.HTTPNotFound(text=f"{error.message}\n") from error
+            except OSError as error:
+                raise _went(error) from error
             self._known[model] = known
         return known[1:]
 
     async def _stream(self, request: web.Request, path: Path) -> web.StreamResponse:
-        size = (await asyncio.to_thread(path.stat)).st_size
+        try:
+            size = (await asyncio.to_thread(path.stat)).st_size
+        except OSError as error:
+            raise _went(error) from error
         try:
             start, stop, _ = request.http_range.indices(size)
         except ValueError:
@@ -110,8 +118,12 @@ class Share:
                 break
             start += len(data)
             await self._wait()
-            async with asyncio.timeout(limits.SHARE_WRITE_S):
-                await response.write(data)
+            try:
+                async with asyncio.timeout(limits.SHARE_WRITE_S):
+                    await response.write(data)
+            except (ConnectionError, TimeoutError) as error:
+                log.info("%s was not wanted to its end: %r", path.name, error)
+                break
         return response
 
     async def _wait(self) -> None:
@@ -120,6 +132,12 @@ class Share:
         while self._busy() and waited < limits.SHARE_TRICKLE_S:
             await asyncio.sleep(_LOOK_S)
             waited += _LOOK_S
+
+
+def _went(error: OSError) -> web.HTTPNotFound:
+    """A file, or all of a model's, cannot be read any more."""
+    log.info("a file that was asked for cannot be read: %s", error)
+    return web.HTTPNotFound(text="the model's files are no longer here\n")
 
 
 def _hashed(model: ModelId, bundle: Bundle) -> tuple[Listing, dict[str, Path]]:

@@ -286,6 +286,26 @@ async def test_ranges_and_what_is_not_there(models: Path, words: Bundle) -> None
                 assert answer.status == 404
 
 
+@pytest.mark.parametrize("listed", [False, True])
+async def test_a_model_whose_folder_went_is_no_longer_given(
+    models: Path, words: Bundle, tmp_path: Path, caplog: pytest.LogCaptureFixture, listed: bool
+) -> None:
+    """Before a listing was made of it, or after."""
+    shutil.copytree(models / "words", tmp_path / "models" / "words")
+    async with mesh_of(["left"], tmp_path / "models") as peers, aiohttp.ClientSession() as http:
+        url = f"https://127.0.0.1:{peers[0].port}/share/{words.model_id}"
+        secure = await asyncio.to_thread(own_way)
+        way: dict[str, Any] = {"ssl": secure.tls, "server_hostname": TLS_NAME}
+        if listed:
+            async with http.get(url, **way) as answer:
+                url += f"/{(await answer.json())['files'][0]['sha256']}"
+        shutil.rmtree(tmp_path / "models" / "words")
+        async with http.get(url, **way) as answer:
+            assert answer.status == 404
+            assert "no longer here" in await answer.text()
+    assert not [record for record in caplog.records if record.exc_info]
+
+
 async def test_strangers_get_no_model(models: Path, words: Bundle) -> None:
     async with mesh_of(["left"], models) as peers, aiohttp.ClientSession() as http:
         where = f"127.0.0.1:{peers[0].port}/share/{words.model_id}"
