@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import os
 import secrets
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from astra_mesh.errors import IdentityError
+
+if sys.platform != "win32":
+    import fcntl
 
 
 def write_new(path: Path, data: bytes) -> None:
@@ -42,3 +50,26 @@ def _temporary(path: Path, data: bytes) -> Path:
         temporary.unlink(missing_ok=True)
         raise
     return temporary
+
+
+@contextmanager
+def locked(path: Path, lock_file: str, what: str) -> Iterator[Path]:
+    """A file of one's own for as long as it is written; other programs wait.
+
+    Args:
+        path: The file.
+        lock_file: The name of the lock beside it.
+        what: What the file holds, for people.
+
+    Raises:
+        IdentityError: It cannot be written.
+    """
+    try:
+        with (path.parent / lock_file).open("ab") as lock:
+            if sys.platform != "win32":
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield path
+    except OSError as exc:
+        raise IdentityError(
+            f"{path}, which holds {what}, cannot be written: {exc.strerror or exc}"
+        ) from exc

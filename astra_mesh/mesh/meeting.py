@@ -7,22 +7,17 @@ block.
 from __future__ import annotations
 
 import logging
-import sys
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from astra_mesh import limits
-from astra_mesh.errors import IdentityError
 from astra_mesh.mesh.connect import Address
-from astra_mesh.mesh.files import replace_file
+from astra_mesh.mesh.files import locked, replace_file
 from astra_mesh.wire.messages import DeviceId
-
-if sys.platform != "win32":
-    import fcntl
 
 FILE_NAME: Final = "places"
 _LOCK_FILE: Final = "places.lock"
@@ -73,19 +68,8 @@ class MeetingPlaces:
             self._stamp, self._found = stamp, _read(path)
         return [(one.host, one.port) for one in reversed(self._found) if one.device in devices]
 
-    @contextmanager
-    def _locked(self) -> Iterator[Path]:
-        path = self._folder / FILE_NAME
-        try:
-            with (self._folder / _LOCK_FILE).open("ab") as lock:
-                if sys.platform != "win32":
-                    fcntl.flock(lock, fcntl.LOCK_EX)
-                yield path
-        except OSError as exc:
-            raise IdentityError(
-                f"{path}, which holds the addresses of paired devices, cannot be written: "
-                f"{exc.strerror or exc}"
-            ) from exc
+    def _locked(self) -> AbstractContextManager[Path]:
+        return locked(self._folder / FILE_NAME, _LOCK_FILE, "the addresses of paired devices")
 
 
 _Many = list[MeetingPlace]

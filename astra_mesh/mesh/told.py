@@ -5,21 +5,15 @@ command write together. All calls block.
 from __future__ import annotations
 
 import logging
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from astra_mesh import limits
-from astra_mesh.errors import IdentityError
-from astra_mesh.mesh.files import replace_file
+from astra_mesh.mesh.files import locked, replace_file
 from astra_mesh.wire.messages import DeviceId
-
-if sys.platform != "win32":
-    import fcntl
 
 FILE_NAME: Final = "told"
 _LOCK_FILE: Final = "told.lock"
@@ -71,16 +65,5 @@ class Told:
             return set()
         return set(kept.devices) if kept.farewell == self._farewell else set()
 
-    @contextmanager
-    def _locked(self) -> Iterator[Path]:
-        path = self._folder / FILE_NAME
-        try:
-            with (self._folder / _LOCK_FILE).open("ab") as lock:
-                if sys.platform != "win32":
-                    fcntl.flock(lock, fcntl.LOCK_EX)
-                yield path
-        except OSError as exc:
-            raise IdentityError(
-                f"{path}, which holds who knows that this device leaves, cannot be written: "
-                f"{exc.strerror or exc}"
-            ) from exc
+    def _locked(self) -> AbstractContextManager[Path]:
+        return locked(self._folder / FILE_NAME, _LOCK_FILE, "who knows that this device leaves")
