@@ -62,6 +62,16 @@ def drop_links(peer: Peer) -> None:
         transport.abort()
 
 
+async def goes_on_with_b(mesh: Mesh, peers: list[Peer]) -> None:
+    """A text whose first peer vanishes after a token."""
+    generation = mesh.generate("words", PROMPT, max_new_tokens=NEW)
+    await anext(generation)
+    await vanish(peers[0])
+    rest = [token.id async for token in generation]
+    assert len(rest) == NEW - 1
+    assert mesh.peer.name == "b"
+
+
 async def goodbye(peer: Peer) -> None:
     await peer.stop()
 
@@ -136,12 +146,7 @@ async def test_a_peer_that_is_slow_to_answer_is_asked_once_more(
     monkeypatch.setattr(limits, "CLIENT_MOVE_S", 1e-6)
     monkeypatch.setattr(limits, "CLIENT_SEARCH_S", 0.1)
     async with mesh_of(["a", "b"], models) as peers, Mesh(("127.0.0.1", peers[0].port)) as mesh:
-        generation = mesh.generate("words", PROMPT, max_new_tokens=NEW)
-        await anext(generation)
-        await vanish(peers[0])
-        rest = [token.id async for token in generation]
-        assert len(rest) == NEW - 1
-        assert mesh.peer.name == "b"
+        await goes_on_with_b(mesh, peers)
 
 
 @pytest.mark.parametrize("kept", [True, False])
@@ -157,12 +162,7 @@ async def test_a_client_that_was_told_of_nobody_looks_for_others_by_itself(
             monkeypatch.setattr(MeetingPlaces, "of", lambda self, devices: places)
         monkeypatch.setattr(nearby, "search", partial(announced, [] if kept else [places]))
         async with Mesh(("127.0.0.1", peers[0].port)) as mesh:
-            generation = mesh.generate("words", PROMPT, max_new_tokens=NEW)
-            await anext(generation)
-            await vanish(peers[0])
-            rest = [token.id async for token in generation]
-            assert len(rest) == NEW - 1
-            assert mesh.peer.name == "b"
+            await goes_on_with_b(mesh, peers)
 
 
 async def test_a_peer_that_dropped_a_client_is_not_found_again_for_the_same_request(
@@ -190,12 +190,7 @@ async def test_whoever_announces_itself_and_says_nothing_hides_no_other_peer(
         places.append([("127.0.0.1", peers[1].port)])
         monkeypatch.setattr(nearby, "search", partial(announced, places))
         mesh = await stack.enter_async_context(Mesh(("127.0.0.1", peers[0].port)))
-        generation = mesh.generate("words", PROMPT, max_new_tokens=NEW)
-        await anext(generation)
-        await vanish(peers[0])
-        rest = [token.id async for token in generation]
-        assert len(rest) == NEW - 1
-        assert mesh.peer.name == "b"
+        await goes_on_with_b(mesh, peers)
 
 
 async def announced(places: list[list[Address]]) -> AsyncGenerator[list[Address], None]:
