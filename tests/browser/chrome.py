@@ -144,23 +144,26 @@ class Tab:
         x, y, reachable = await self.eval(
             f"""(async () => {{
             const one = document.querySelector({json.dumps(selector)});
-            one.scrollIntoView({{block: 'center'}});
             const frame = () => new Promise((resolve) => setTimeout(resolve, {1000 * STILL_S}));
-            let box = one.getBoundingClientRect(), last;
-            do {{
-                last = box;
+            const until = performance.now() + {500 * WAIT_S};
+            let x, y, still, reachable;
+            do {{  // what is shown above it may push it out of view again
+                one.scrollIntoView({{block: 'center'}});
+                const last = one.getBoundingClientRect();
                 await frame();
-                box = one.getBoundingClientRect();
-            }} while (box.x !== last.x || box.y !== last.y);
-            const [x, y] = [box.x + box.width / 2, box.y + box.height / 2];
-            const top = document.elementFromPoint(x, y);
+                const box = one.getBoundingClientRect();
+                [x, y] = [box.x + box.width / 2, box.y + box.height / 2];
+                still = box.x === last.x && box.y === last.y;
+                const top = document.elementFromPoint(x, y);
+                reachable = one === top || one.contains(top);
+            }} while (!(still && reachable) && performance.now() < until);
             window.pressedElse = false;
             const met = (event) => (window.pressedElse = !one.contains(event.target));
             document.addEventListener('pointerdown', met, {{capture: true, once: true}});
-            return [x, y, one === top || one.contains(top)];
+            return [x, y, still && reachable];
         }})()"""
         )
-        assert reachable, f"{selector} is hidden or covered"
+        assert reachable, f"{selector} is hidden, covered or moving"
         return x, y
 
     async def type(self, selector: str, text: str) -> None:
