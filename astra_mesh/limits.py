@@ -124,6 +124,8 @@ SILENCE_S: Final = (
 # Requests that run wait longer for it: a Wi-Fi that was away for 5 s is back then. TCP sends again
 # 0.2, 0.6, 1.4, 3.0 and 6.2 s after the first loss, a heartbeat after the last frame at most.
 LOST_S: Final = 8.0
+BACK_S: Final = 3.0  # a participant waits so long for links that a network took with it
+BACK_LOOK_S: Final = 0.05  # between two looks whether they are there
 # A tab that is silent is mostly one that its browser froze: its socket lives on, and it joins again
 # by itself. Planning a request anew without it costs less than waiting.
 TAB_LOST_S: Final = 5.0

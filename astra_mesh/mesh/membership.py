@@ -248,6 +248,13 @@ class Membership(Generic[Link]):
             return None
         return kept[0].link if kept[0].dialled else kept[-1].link
 
+    def may_be_back(self, peer: PeerId, now: float) -> bool:
+        """Whether a peer without a link to use had one a moment ago, and did not say goodbye."""
+        if self.link(peer) is not None:
+            return False
+        missed = [one.missed for one in self._entries.values() if one.peer == peer]
+        return bool(self._links.get(peer)) or now - max(missed, default=-math.inf) < limits.LOST_S
+
     def peers(self) -> list[PeerId]:
         """Peers with a link, in the order in which they came."""
         return list(self._links)

@@ -232,6 +232,10 @@ class LinkKeeper:
         link = self._membership.link(peer)
         return link if link is not None and link.is_open else None
 
+    def may_be_back(self, peer: PeerId) -> bool:
+        """Whether a link to a peer was lost, or fell silent, so lately that it may be a blip."""
+        return self._membership.may_be_back(peer, _now())
+
     def peers(self) -> list[PeerId]:
         """Peers with an open link."""
         return [peer for peer in self._membership.peers() if self.link(peer) is not None]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 
+from astra_mesh import limits
 from astra_mesh.engine.compute import ComputeThread
 from astra_mesh.engine.pipeline import Pipeline, Spent
 from astra_mesh.engine.shard import ShardRun
@@ -134,10 +136,11 @@ class Participation:
         models: ModelHost,
         compute: ComputeThread,
         find_link: FindLink,
+        may_be_back: Callable[[PeerId], bool] = lambda peer: False,
     ) -> None:
         self.propose, self.link = propose, link
         self._me, self._models, self._compute = me, models, compute
-        self._find_link = find_link
+        self._find_link, self._may_be_back = find_link, may_be_back
         self._exchange: MeshExchange | None = None
         self._precision = ""  # once it is prepared
         self._completed = False
@@ -186,13 +189,31 @@ class Participation:
             raise NotTakingPartError(Reason.UNKNOWN_MODEL, error.message) from error
         except AstraMeshError as error:
             raise NotTakingPartError(Reason.BAD_PLAN, error.message) from error
-        exchange, codec = make_exchange(
-            propose.request, propose.task, plan, self._me, loaded, tokens, self._find_link
-        )
+        exchange, codec = await self._linked(loaded, tokens)
         self._exchange = exchange
         self._precision = loaded.chosen.precision
         run = await self._compute(_make_run, loaded, exchange, codec, inputs)
         return Pipeline(run, exchange, self._compute), exchange
+
+    async def _linked(self, loaded: Loaded, tokens: int) -> tuple[MeshExchange, AnyCodec]:
+        """The exchange, once the links to its other peers are back: a proposal may come through
+        before them when a network was away.
+
+        Raises:
+            NotTakingPartError: the plan cannot be run here.
+        """
+        one, loop = self.propose, asyncio.get_running_loop()
+        end = loop.time() + limits.BACK_S
+        while True:
+            try:
+                return make_exchange(
+                    one.request, one.task, one.plan, self._me, loaded, tokens, self._find_link
+                )
+            except NotTakingPartError as error:
+                gone = error.peer is None or not self._may_be_back(error.peer)
+                if gone or loop.time() > end:
+                    raise
+            await asyncio.sleep(limits.BACK_LOOK_S)
 
     async def _compute_shard(self, pipeline: Pipeline, exchange: MeshExchange) -> None:
         timeline = exchange.timeline if self.propose.watch else None

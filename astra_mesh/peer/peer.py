@@ -265,6 +265,10 @@ class Peer:
         """The open link to a peer."""
         return self._links.link(peer) if self._links is not None else None
 
+    def may_be_back(self, peer: PeerId) -> bool:
+        """Whether a link to a peer was lost, or fell silent, so lately that it may be a blip."""
+        return self._links is not None and self._links.may_be_back(peer)
+
     async def open_relay(self, to: PeerId) -> aiohttp.ClientWebSocketResponse:
         """A WebSocket for a channel of a tab that this peer serves, to a linked peer or itself.
 

@@ -315,7 +315,9 @@ class Requests:
 
     def _propose(self, link: Link, propose: Propose) -> None:
         peer, request = self._peer, propose.request
-        part = Participation(propose, link, peer.id, peer.models, peer.compute, peer.link)
+        models, compute = peer.models, peer.compute
+        find_link, may_be_back = peer.link, peer.may_be_back
+        part = Participation(propose, link, peer.id, models, compute, find_link, may_be_back)
         if request in self._parts or request in self._exchanges:
             part.refuse(Reason.BAD_PLAN, "another request has this id")
             return

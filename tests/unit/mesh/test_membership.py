@@ -274,6 +274,36 @@ def test_a_silent_link_is_not_used_and_its_peer_is_dialled() -> None:
     assert table.due(100.0) == []
 
 
+def test_who_was_lost_a_moment_ago_may_be_back() -> None:
+    table = members()
+    assert not table.may_be_back(HIGH, 0.0)
+    table.found(HIGH, AT, 0.0)
+    table.due(0.0)
+    table.opened("old", HIGH, dialled=True, now=0.0, key=HIGH)
+    assert not table.may_be_back(HIGH, 5.0)  # it is there
+    table.silent("old", HIGH, 5.0, is_silent=True)
+    assert table.may_be_back(HIGH, 5.0)
+    table.closed("old", HIGH, 9.0)
+    assert table.may_be_back(HIGH, 16.0)
+    assert not table.may_be_back(HIGH, 18.0)
+
+
+def test_who_said_goodbye_is_not_waited_for() -> None:
+    table = members()
+    table.found(HIGH, AT, 0.0)
+    table.due(0.0)
+    table.opened("link", HIGH, dialled=True, now=0.0, key=HIGH)
+    table.closed("link", HIGH, 60.0, left=True)
+    assert not table.may_be_back(HIGH, 60.0)
+
+
+def test_a_silent_link_of_an_unannounced_peer_may_be_back() -> None:
+    table = members()
+    table.opened("link", HIGH, dialled=False, now=0.0)
+    table.silent("link", HIGH, 5.0, is_silent=True)
+    assert table.may_be_back(HIGH, 5.0)
+
+
 def test_a_new_link_is_no_duplicate_of_a_silent_one() -> None:
     """A peer that was restarted, or has another address: its old link may be dead."""
     table = members()

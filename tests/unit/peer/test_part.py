@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
+from astra_mesh import limits
 from astra_mesh.engine.compute import ComputeThread
 from astra_mesh.peer.exchange import MeshExchange
 from astra_mesh.peer.models import ModelHost
@@ -30,6 +32,7 @@ from astra_mesh.wire.messages import (
     Task,
 )
 from tests.bundles import BERT, GPT2, VIT, bert_tensors, gpt2_tensors, vit_tensors, write_bundle
+from tests.timings import patient
 from tests.unit.peer.fakes import REQUEST, A, B, C, D, FakeLink, hello_of
 
 TOKENS = list(range(20))
@@ -51,6 +54,7 @@ class Room:
         self.models, self.compute = models, compute
         self.links = {peer: FakeLink(hello_of(peer)) for peer in (B, C)}
         self.opened: list[MeshExchange] = []
+        self.away: set[PeerId] = set()  # who may be back any moment
 
     def find_link(self, peer: PeerId) -> Any:
         return self.links.get(peer)
@@ -60,7 +64,8 @@ class Room:
 
     def part(self, propose: Propose) -> Participation:
         link: Any = self.links[B]
-        return Participation(propose, link, A, self.models, self.compute, self.find_link)
+        back = self.away.__contains__
+        return Participation(propose, link, A, self.models, self.compute, self.find_link, back)
 
     async def run(self, propose: Propose) -> list[Any]:
         """What the coordinator is told."""
@@ -200,6 +205,37 @@ BAD_PLANS: dict[str, tuple[dict[str, Any], Reason, str]] = {
         "dddddddd",
     ),
 }
+
+
+async def test_a_link_that_is_back_in_a_moment_is_waited_for(room: Room) -> None:
+    """The proposal came through first when a network was back."""
+    room.links[D] = late = FakeLink(hello_of(D))
+    room.away.add(D)
+    found = room.find_link
+    looks = 0
+
+    def find_link(peer: PeerId) -> Any:
+        nonlocal looks
+        looks += peer == D
+        return None if peer == D and looks < 3 else found(peer)
+
+    room.find_link = find_link  # type: ignore[method-assign]
+    said = await room.run(propose_of(room, **BAD_PLANS["a peer without a link"][0]))
+    assert looks >= 3
+    assert isinstance(said[0], Accept)
+    assert isinstance(said[-1], Done)
+    assert any(isinstance(message, Codes) for message in late.sent)
+
+
+async def test_a_link_that_does_not_come_back_is_waited_for_a_while(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "BACK_S", 0.2)
+    room.away.add(D)
+    began = time.monotonic()
+    (refusal,) = await room.run(propose_of(room, **BAD_PLANS["a peer without a link"][0]))
+    assert 0.2 <= time.monotonic() - began < patient(1.0)
+    assert refusal.reason is Reason.NOT_LINKED
 
 
 @pytest.mark.parametrize("kind", BAD_PLANS)
