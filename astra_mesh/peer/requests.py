@@ -118,6 +118,8 @@ class Requests:
         models = self._peer.models
         await models.make_tables(lambda: not self.running)
         await models.look_again(lambda: not self.running)
+        if not self.running:  # measuring takes memory, and may have ended after the last look
+            self._give_back()
 
     def _when_idle(self) -> None:
         """Memory goes back to the system."""

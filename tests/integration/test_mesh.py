@@ -160,6 +160,7 @@ async def test_memory_goes_back_once_nothing_runs_for_a_while(
     given_back: list[float] = []
     monkeypatch.setattr(limits, "GIVE_BACK_S", 0.3)
     monkeypatch.setattr(requests_module, "give_back", lambda: given_back.append(1))
+    monkeypatch.setattr(ModelHost, "doubt", lambda self, model: None)
     async with mesh_of(["a"], models) as (peer,), client_of(peer) as client:
         for _ in range(3):
             sampling = Sampling(max_new_tokens=2)
@@ -170,6 +171,21 @@ async def test_memory_goes_back_once_nothing_runs_for_a_while(
         assert given_back_between == []
         await asyncio.sleep(0.4)
     assert len(given_back) == 1
+
+
+async def test_memory_of_work_between_requests_goes_back(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may last until long after the last request."""
+    given_back: list[float] = []
+    monkeypatch.setattr(limits, "GIVE_BACK_S", 60.0)
+    monkeypatch.setattr(requests_module, "give_back", lambda: given_back.append(1))
+    monkeypatch.setattr(ModelHost, "has_doubts", property(lambda self: True))
+    async with mesh_of(["a"], models) as (peer,), client_of(peer) as client:
+        sampling = Sampling(max_new_tokens=2)
+        request = client.send(Task.GENERATE, "words", tokens=PROMPT, sampling=sampling)
+        (await client.reply(request)).done()
+        await until(lambda: given_back)
 
 
 async def test_memory_goes_back_now_and_then_if_something_always_runs(

@@ -37,7 +37,7 @@ def violations(
     return [
         *_requests(history, departs, deadline_s),
         *_membership(history, slack_s),
-        *_resources(history),
+        *resources(history),
         *_logs(history),
     ]
 
@@ -221,7 +221,8 @@ def _reachable_at(history: History, fault: Fault) -> float | None:
 # --- what is left ---------------------------------------------------------------------------------
 
 
-def _resources(history: History) -> Iterator[str]:
+def resources(history: History) -> Iterator[str]:
+    """What peers hold more after the schedule than before it."""
     for device, after in history.after.items():
         before = history.before[device]
         if after.descriptors > before.descriptors + MORE_DESCRIPTORS:

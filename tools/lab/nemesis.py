@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +19,9 @@ from tools.lab.client import AskError
 from tools.lab.faults import Fault, draw
 from tools.lab.history import Asked, History, Watcher, held
 from tools.lab.house import House, Say
-from tools.lab.invariants import violations
+from tools.lab.invariants import resources, violations
 from tools.lab.oracle import MODEL, departs
+from tools.lab.process import DevicePeer
 from tools.lab.scenario import (
     Device,
     Go,
@@ -46,6 +47,7 @@ PAUSE_S = (0.0, 0.4)  # between two requests of one device
 CANCELLED = 0.1  # share of requests whose callers do not wait
 CANCEL_S = (0.02, 0.3)
 READY_S = 120.0  # until peers that were started again are ready, on a busy machine
+REST_S = 15.0  # ... and until work between requests is over, and its memory given back
 CALM_S = 25.0  # until all see each other again; what is promised is checked from the history
 
 
@@ -126,13 +128,20 @@ class _Run:
         finally:
             watcher.close()
         history.lasted_s = self._now()
+        stayed = {n: one for n, one in self.house.peers.items() if one is first.get(n)}
         time.sleep(1.0 + limits.GIVE_BACK_S)  # what ended is freed, and memory given back
-        history.after = {
-            name: held(peer.process.pid)
-            for name, peer in self.house.peers.items()
-            if peer is first.get(name)
-        }
+        self._come_to_rest(stayed)
         history.logs = self.house.logs()
+
+    def _come_to_rest(self, stayed: Mapping[str, DevicePeer]) -> None:
+        """Note what peers hold then: work between requests takes longer on a busy machine."""
+        rests_by_s = self._now() + REST_S
+        while True:
+            held_now = {name: held(one.process.pid) for name, one in stayed.items()}
+            self.history.after = held_now
+            if self._now() > rests_by_s or not list(resources(self.history)):
+                return
+            time.sleep(1.0)
 
     # --- the clients ------------------------------------------------------------------------------
 
