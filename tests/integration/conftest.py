@@ -6,8 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
+from astra_mesh.bundle import open_bundle
+from astra_mesh.engine.reference import decode, run_solo
+from astra_mesh.families import ModelInput
 from astra_mesh.peer import measure
+from astra_mesh.peer.loaded import Loaded
+from astra_mesh.peer.loading import load
+from tests.integration.asking import PROMPT, SHORT
 from tests.integration.web_fixtures import make_web_models
 
 
@@ -23,3 +30,16 @@ def _measured_briefly() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measure, "WINDOW_S", 0.002)
         yield
+
+
+@pytest.fixture(scope="session")
+def words(models: Path) -> Loaded:
+    """The model that :mod:`asking` asks for."""
+    return load(open_bundle(models / "words"))
+
+
+@pytest.fixture(scope="session")
+def alone(words: Loaded) -> list[int]:
+    """What one device answers to a request of :mod:`asking`; fp32 over any plan gives the same."""
+    run = run_solo(words.model, ModelInput(tokens=torch.tensor(PROMPT)), "last", spare=64)
+    return decode([run], SHORT, words.stop_ids)
