@@ -49,7 +49,8 @@ class _Entry:
     failures: int = 0
     dialling: bool = False
     dialled: float = -math.inf  # when the last dial began
-    missed: float = -math.inf  # when it was lost without a goodbye
+    missed: float = -math.inf  # when it was lost without a goodbye, after a link that lasted
+    lost: float = -math.inf  # when it was lost without a goodbye
 
     def candidate(self, now: float) -> Candidate:
         """The first address changes with each failure: one of them may lead elsewhere."""
@@ -232,7 +233,8 @@ class Membership(Generic[Link]):
         del self._links[peer]
         for entry in self._entries.values():
             if entry.peer == peer:
-                entry.missed = -math.inf if left or lasted < _SHORT_S else now
+                entry.lost = -math.inf if left else now
+                entry.missed = -math.inf if lasted < _SHORT_S else entry.lost
             if entry.peer == peer and not entry.dialling:
                 if lasted >= _SHORT_S:
                     entry.failures = 0
@@ -250,10 +252,8 @@ class Membership(Generic[Link]):
 
     def may_be_back(self, peer: PeerId, now: float) -> bool:
         """Whether a peer without a link to use had one a moment ago, and did not say goodbye."""
-        if self.link(peer) is not None:
-            return False
-        missed = [one.missed for one in self._entries.values() if one.peer == peer]
-        return bool(self._links.get(peer)) or now - max(missed, default=-math.inf) < limits.LOST_S
+        lost = [one.lost for one in self._entries.values() if one.peer == peer]
+        return bool(self._links.get(peer)) or now - max(lost, default=-math.inf) < limits.LOST_S
 
     def peers(self) -> list[PeerId]:
         """Peers with a link, in the order in which they came."""

@@ -234,7 +234,7 @@ class LinkKeeper:
 
     def may_be_back(self, peer: PeerId) -> bool:
         """Whether a link to a peer was lost, or fell silent, so lately that it may be a blip."""
-        return self._membership.may_be_back(peer, _now())
+        return self.link(peer) is None and self._membership.may_be_back(peer, _now())
 
     def peers(self) -> list[PeerId]:
         """Peers with an open link."""

@@ -539,6 +539,16 @@ async def test_a_silent_peer_is_gone_within_five_seconds() -> None:
         assert "lost" in why  # the silent one may notice, and hang up, a moment earlier
 
 
+async def test_a_peer_whose_link_is_just_replaced_may_be_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with pair([]) as (stays, leaves):
+        assert not stays.may_be_back(leaves.id)
+        monkeypatch.setattr(Link, "is_open", property(lambda self: False))
+        assert stays.link(leaves.id) is None
+        assert stays.may_be_back(leaves.id)
+
+
 async def test_a_link_error_that_is_not_ours_is_no_goodbye() -> None:
     events: list[Event] = []
     async with pair(events) as (stays, _):

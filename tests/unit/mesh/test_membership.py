@@ -280,12 +280,20 @@ def test_who_was_lost_a_moment_ago_may_be_back() -> None:
     table.found(HIGH, AT, 0.0)
     table.due(0.0)
     table.opened("old", HIGH, dialled=True, now=0.0, key=HIGH)
-    assert not table.may_be_back(HIGH, 5.0)  # it is there
     table.silent("old", HIGH, 5.0, is_silent=True)
     assert table.may_be_back(HIGH, 5.0)
     table.closed("old", HIGH, 9.0)
     assert table.may_be_back(HIGH, 16.0)
     assert not table.may_be_back(HIGH, 18.0)
+
+
+def test_a_link_that_ended_soon_after_a_loss_may_be_back_too() -> None:
+    table = members()
+    table.found(HIGH, AT, 0.0)
+    table.due(0.0)
+    table.opened("new", HIGH, dialled=True, now=9.0, key=HIGH)
+    table.closed("new", HIGH, 9.5)
+    assert table.may_be_back(HIGH, 10.0)
 
 
 def test_who_said_goodbye_is_not_waited_for() -> None:
