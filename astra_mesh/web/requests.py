@@ -47,6 +47,13 @@ class Ignored(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     x_astra_mesh: MeshOptions = MeshOptions()
 
 
+IGNORED = frozenset(Ignored.__struct_fields__) - {"x_astra_mesh"} | {
+    "reasoning_effort",
+    "verbosity",
+    "parallel_tool_calls",
+}
+
+
 class StreamOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a stream holds beside text."""
 
