@@ -18,6 +18,7 @@ code, pre { font: 14px/1.4 ui-monospace, monospace }
 pre { background: #8881; padding: .7rem; overflow-x: auto }
 table { border-collapse: collapse; width: 100% }
 td, th { text-align: left; vertical-align: top; padding: .2rem .6rem .2rem 0 }
+td:has(> code) { min-width: 8.5rem }
 tr { border-bottom: 1px solid #8883 }
 :root { color-scheme: light dark }
 """

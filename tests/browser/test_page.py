@@ -634,4 +634,6 @@ async def test_the_description_of_the_api_loads_nothing(tab: Tab, models: Path) 
         assert "/v1/completions" in await tab.text("body")
         await tab.shape(320, 640)
         assert await tab.eval("document.documentElement.scrollWidth") <= 320
+        name = "[...document.querySelectorAll('td code')].find((one) => one.innerText === 'model')"
+        assert await tab.eval(f"{name}.getClientRects().length") == 1  # names are not cut
         await no_complaints(tab, on.url)
