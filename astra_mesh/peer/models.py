@@ -261,8 +261,8 @@ class ModelHost:
         for model, entry in self._entries.items():
             if name in names_of(entry.offer) or (len(name) >= 8 and model.startswith(name)):
                 return model
-        if (why := self._shelf.left_out.get(name)) is not None:
-            raise type(why)(why.message)
+        if (why := self._shelf.left_out_because(name)) is not None:
+            raise why
         known = sorted(name for offer in self.offers() for name in names_of(offer))
         names = ", ".join(known) or "none"
         raise UnknownModelError(

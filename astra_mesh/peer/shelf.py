@@ -38,7 +38,7 @@ class Shelf:
         self._names, self._complaints = names, complaints
         self._named: dict[str, Path] = {}  # the folders of those
         self._failed: dict[Path, tuple[Look, AstraMeshError]] = {}  # with the files as they were
-        self.left_out: dict[str, AstraMeshError] = {}  # by name, and why
+        self._left_out: dict[str, AstraMeshError] = {}  # by name, and why
 
     def look(self) -> Look:
         """The files of all models, and the folders."""
@@ -67,7 +67,7 @@ class Shelf:
     def read(self) -> list[Read]:
         """All that can be used; others are complained about, once each."""
         found = []
-        self.left_out = {}
+        self._left_out = {}
         folders = folders_by_name() if self._names is None else self._named
         for name, path in sorted(folders.items()):
             try:
@@ -80,11 +80,18 @@ class Shelf:
 
     def does_not_load(self, bundle: Bundle, error: AstraMeshError) -> None:
         """Leave a model out until one of its files changes."""
-        self._failed[bundle.path] = (frozenset(_stamps(bundle.path)), error)
         self._leave_out(bundle.name, error)
+        self._failed[bundle.path] = (frozenset(_stamps(bundle.path)), self._left_out[bundle.name])
+
+    def left_out_because(self, name: str) -> AstraMeshError | None:
+        """Why a model of that name is not among those that were read."""
+        error = self._left_out.get(name)
+        return None if error is None else _anew(error)
 
     def _leave_out(self, name: str, error: AstraMeshError) -> None:
-        self.left_out[name] = error
+        self._left_out[name] = _anew(
+            error
+        )  # that one keeps the frames it passed, and weights there
         self._complaints.make(f"the model {name} is left out: {error.message}")
 
     def read_again(self, path: Path) -> Read:
@@ -94,7 +101,7 @@ class Shelf:
     def _read(self, bundle: Bundle) -> Read:
         stamps, error = self._failed.get(bundle.path, (None, None))
         if error is not None and stamps == frozenset(_stamps(bundle.path)):
-            raise error
+            raise _anew(error)
         self._failed.pop(bundle.path, None)
         spec = spec_of(bundle)
         for path in bundle.weight_paths:
@@ -110,6 +117,10 @@ class Shelf:
             codebooks=[offer_codebook(book) for book in books.values()],
         )
         return bundle, spec, offer, _has_chat_template(bundle)
+
+
+def _anew(error: AstraMeshError) -> AstraMeshError:
+    return type(error)(error.message)
 
 
 def _stamps(folder: Path) -> Iterator[tuple[Path, int, int, int]]:

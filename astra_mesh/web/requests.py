@@ -12,7 +12,9 @@ from msgspec import Meta, Struct, structs
 
 from astra_mesh import limits
 
-Name = Annotated[str, Meta(min_length=1, max_length=limits.NAME_CHARS, description="The model's name.")]
+Name = Annotated[
+    str, Meta(min_length=1, max_length=limits.NAME_CHARS, description="The model's name.")
+]
 TokenId = Annotated[int, Meta(ge=0, lt=2**31)]
 Tokens = Annotated[list[TokenId], Meta(min_length=1, max_length=limits.PROMPT_TOKENS)]
 Text = Annotated[str, Meta(max_length=limits.TEXT_BYTES)]

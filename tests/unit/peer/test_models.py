@@ -295,6 +295,8 @@ async def test_what_does_not_load_is_offered_again_when_its_files_are_mended(
     for _ in range(2):
         await host._rescan()
         assert not host.offers()
+    kept = [host._shelf.left_out_because("words"), *host._shelf._left_out.values()]
+    assert [error.__traceback__ for error in kept if error] == [None, None]  # no weights there
     tokenizer.unlink()
     await host._rescan()
     assert (await host.load(host.find("words"))).tokenizer is None
