@@ -89,9 +89,8 @@ class Shelf:
         return None if error is None else _anew(error)
 
     def _leave_out(self, name: str, error: AstraMeshError) -> None:
-        self._left_out[name] = _anew(
-            error
-        )  # that one keeps the frames it passed, and weights there
+        # The error itself keeps its frames, and weights in them.
+        self._left_out[name] = _anew(error)
         self._complaints.make(f"the model {name} is left out: {error.message}")
 
     def read_again(self, path: Path) -> Read:
