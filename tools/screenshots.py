@@ -25,6 +25,13 @@ PROMPT = (
     "wilt not, be but sworn my love, And I'll no longer be a Capulet."
 )
 COLOURS = 128
+# What scrolls in its own frame is as high as what it holds: a picture cannot be scrolled.
+WHOLE = """for (const one of document.querySelectorAll("PART, PART *")) {
+    if (one.clientHeight && one.scrollHeight > one.clientHeight && one.localName !== "select") {
+        one.style.maxHeight = "none";
+        one.style.height = `${one.scrollHeight + one.offsetHeight - one.clientHeight}px`;
+    }
+}"""
 
 
 async def start(
@@ -78,6 +85,7 @@ async def visit(tab: Tab, url: str) -> None:
 async def shoot(tab: Tab, name: str, selector: str) -> None:
     """One picture, in few colours."""
     await asyncio.sleep(1.2)  # the figures of the mesh come each second
+    await tab.eval(WHOLE.replace("PART", selector))
     path = FOLDER / f"{name}.png"
     await tab.screenshot(path, selector)
     await asyncio.to_thread(shrink, path)

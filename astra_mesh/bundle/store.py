@@ -161,7 +161,7 @@ def find_named(name: str) -> Bundle:
     Raises:
         UnknownModelError, BadBundleError: as :func:`find_bundle`.
     """
-    path = _folders_by_name().get(name)
+    path = folders_by_name().get(name)
     if path is None:
         raise UnknownModelError(_unknown_text(name))
     return open_bundle(path)
@@ -170,7 +170,7 @@ def find_named(name: str) -> Bundle:
 def copies_of(bundle: Bundle) -> list[str]:
     """Names of other folders with the same config and weights. Reads those of the same sizes."""
     names = []
-    for name, path in sorted(_folders_by_name().items()):
+    for name, path in sorted(folders_by_name().items()):
         with suppress(AstraMeshError, OSError):
             other = open_bundle(path)
             alike = other.path != bundle.path and _sizes(other) == _sizes(bundle)
@@ -187,7 +187,7 @@ def _sizes(bundle: Bundle) -> list[int]:
 def list_bundles() -> list[Bundle]:
     """All usable bundles of the model folders, by name; a broken one is logged once instead."""
     found = []
-    for _, path in sorted(_folders_by_name().items()):
+    for _, path in sorted(folders_by_name().items()):
         try:
             found.append(open_bundle(path))
         except AstraMeshError as error:
@@ -252,7 +252,8 @@ def _shipped() -> list[Path]:
     return [package.parent / "models"] if (package.parent / "pyproject.toml").is_file() else []
 
 
-def _folders_by_name() -> dict[str, Path]:
+def folders_by_name() -> dict[str, Path]:
+    """The folders of models by name, whether they can be used or not."""
     found: dict[str, Path] = {}
     for folder in model_folders():
         try:
@@ -268,7 +269,7 @@ def _folders_by_name() -> dict[str, Path]:
 
 
 def _unknown_text(name: str) -> str:
-    names = sorted(_folders_by_name())
+    names = sorted(folders_by_name())
     text = f"no model called {name[: limits.NAME_CHARS]!a} on this device"
     close = difflib.get_close_matches(name[: limits.NAME_CHARS], names, n=3, cutoff=0.5)
     if close:
@@ -276,4 +277,5 @@ def _unknown_text(name: str) -> str:
     if not names:
         return f"{text}; there are no models yet: set {ENVIRONMENT} to a folder that holds some"
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return f"{text}{'' if close else ';'} Models here: {', '.join(names[:_LISTED])}{more}"
+    begin = " Models" if close else "; models"
+    return f"{text}{begin} here: {', '.join(names[:_LISTED])}{more}"

@@ -15,7 +15,7 @@ from astra_mesh.cli import models_get
 from astra_mesh.cli.console import clean, err, hint, out, print_json, reporting
 from astra_mesh.cli.options import Bundle, Json
 from astra_mesh.cli.report import amount
-from astra_mesh.errors import AstraMeshError, CodebookError
+from astra_mesh.errors import AstraMeshError, BadBundleError, CodebookError
 from astra_mesh.naming import SHORT_ID
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ class Row:
     id: str
     path: str
     problem: str = ""  # why it cannot be used
+    fault: str = ""  # of the file that reads texts or pictures for it
 
 
 @app.callback()
@@ -79,6 +80,8 @@ def list_models(as_json: Json = False) -> None:
         for row in rows:
             if row.problem:
                 hint(f"{row.name}: {row.problem}")
+            if row.fault:
+                hint(clean(row.fault))
         for names in _copies(rows):
             hint(models_get.one_model(names))
 
@@ -100,25 +103,35 @@ def verify_model(
     with reporting(as_json):
         from astra_mesh.bundle import find_bundle, verify
         from astra_mesh.bundle import take_new as take
+        from astra_mesh.bundle.lacking import fault_of
 
         bundle = find_bundle(model)
         with err.status(f"reading {clean(bundle.name)}", spinner="dots"):
+            fault = fault_of(bundle)
+            if take_new and fault:
+                raise BadBundleError(fault)
             new = take(bundle) if take_new else []
             names = verify(bundle)
         if as_json:
             about = {"name": bundle.name, "id": bundle.model_id}
-            print_json({**about, "files": names, "taken": new})
+            print_json({**about, "files": names, "taken": new, "fault": fault})
             return
         if new:
             out.print(f"taken into the manifest: {clean(', '.join(new))}", soft_wrap=True)
         out.print(f"{clean(bundle.name)}: {len(names)} files are as they should be")
+        if fault:
+            hint(clean(fault))
 
 
 def describe(bundle: ModelBundle) -> Row:
     """What a person wants to know of a model; a broken one says why."""
-    path, size = str(bundle.path), sum(file.stat().st_size for file in bundle.weight_paths)
+    from astra_mesh.bundle.install import is_wanted
+
+    path, files = str(bundle.path), [one for one in bundle.path.iterdir() if is_wanted(one.name)]
+    size = sum(file.stat().st_size for file in files)
     try:
         from astra_mesh.bundle.header import read_header
+        from astra_mesh.bundle.lacking import fault_of
         from astra_mesh.bundle.specs import spec_of
 
         spec = spec_of(bundle)
@@ -136,6 +149,7 @@ def describe(bundle: ModelBundle) -> Row:
             codebooks=_rates(bundle),
             id=bundle.model_id,
             path=path,
+            fault=fault_of(bundle),
         )
     except AstraMeshError as error:
         return Row(bundle.name, "", 0, (), size, {}, "", path, problem=error.message)
@@ -210,4 +224,4 @@ def _folders(rows: list[Row]) -> list[str]:
 def _count(parameters: int) -> str:
     if parameters >= 10**6:
         return f"{parameters / 1e6:.1f} M"
-    return f"{parameters / 1e3:.0f} k"
+    return f"{parameters / 1e3:.1f} k" if parameters >= 10**3 else str(parameters)

@@ -191,14 +191,15 @@ def _what_fails(bundle: Bundle, lacks: str) -> str:
 
 
 def _report(bundle: Bundle, as_json: bool, **origin: object) -> None:
-    from astra_mesh.bundle.lacking import lacking_file
+    from astra_mesh.bundle.lacking import fault_of, lacking_file
     from astra_mesh.bundle.store import copies_of
 
     size = sum(path.stat().st_size for path in bundle.path.iterdir() if path.is_file())
-    copies, lacks = copies_of(bundle), lacking_file(bundle)
+    copies, lacks, fault = copies_of(bundle), lacking_file(bundle), fault_of(bundle)
     if as_json:
         about = {"name": bundle.name, "id": bundle.model_id, "path": str(bundle.path)}
-        print_json({**about, "size_bytes": size, "copies": copies, "lacks": lacks, **origin})
+        found = {"size_bytes": size, "copies": copies, "lacks": lacks, "fault": fault}
+        print_json({**about, **found, **origin})
         return
     out.print(f"{clean(bundle.name)}: {amount(size)} in {bundle.path}", soft_wrap=True)
     if origin.get("already"):
@@ -211,6 +212,8 @@ def _report(bundle: Bundle, as_json: bool, **origin: object) -> None:
         hint(one_model([*copies, bundle.name]))
     if lacks:
         hint(_what_fails(bundle, lacks))
+    if fault:
+        hint(clean(fault))
     if not bundle.codebook_paths:
         hint(
             f"it has no codebook, so peers send each other fp16 values; "

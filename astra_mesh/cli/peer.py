@@ -257,7 +257,7 @@ async def _joining(peer: Peer, key: str | None) -> AsyncIterator[None]:
     from astra_mesh.mesh.connect import show_address
 
     at = [show_address(address) for address in peer.config.peers]
-    async with _meanwhile(join_by_key(peer.trust, key, at)):
+    async with _meanwhile(join_by_key(peer.trust, key, at, peer.config.names)):
         yield
 
 

@@ -10,10 +10,15 @@ from astra_mesh.mesh.connect import Address
 
 DEFAULT_PORT: Final = 7475
 
+_PORT: Final = (  # up to 65535, and not 0
+    r"(?!0+(?:\s|$))(?:[0-5]?[0-9]{1,4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
+)
 _FORM: Final = re.compile(
-    r"(?:\[(?P<ipv6>[0-9A-Fa-f:.]+(?:%\w+)?)\]|(?P<host>[\w.-]+))(?::(?P<port>[0-9]{1,5}))?"
+    r"(?:\[(?P<ipv6>[0-9A-Fa-f:.]+(?:%\w+)?)\]|(?P<host>[\w.-]+))"
+    rf"(?::(?P<port>{_PORT}))?"
     r"|(?P<bare>[0-9A-Fa-f.]*(?::[0-9A-Fa-f.]*){2,}(?:%\w+)?)"
 )
+PATTERN: Final = rf"^\s*(?:{re.sub('[?]P<[a-z0-9]+>', '?:', _FORM.pattern)})\s*$"  # for a schema
 _URL: Final = re.compile(r"[a-z]+://", re.IGNORECASE)
 
 
@@ -24,15 +29,14 @@ def parse_address(text: str) -> Address:
         InputError: It is none of these.
     """
     match = _FORM.fullmatch(text.strip())
-    port = int(match["port"] or DEFAULT_PORT) if match else 0
     if _URL.match(text.strip()):
         raise InputError(
             f"{text[:100]!a} is an address of a page or of the API, and a peer is asked at a port "
             f"of its own: give HOST or HOST:PORT without http:// ({DEFAULT_PORT} unless said "
             "otherwise; `astra-mesh peer` prints its own behind `at`)"
         )
-    if match is None or not 0 < port < 65536:
+    if match is None:
         raise InputError(
             f"{text[:100]!a} is no address of a peer: use HOST, HOST:PORT or [IPv6]:PORT"
         )
-    return match["ipv6"] or match["host"] or match["bare"], port
+    return match["ipv6"] or match["host"] or match["bare"], int(match["port"] or DEFAULT_PORT)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
 
@@ -81,7 +82,11 @@ class Fetch:
                 problems.append(f"{holder.name} lists other files than the model's")
             except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
                 problems.append(f"{holder.name}: {_why(error)}")
-        raise MeshError(f"no peer gives {self.holders.name}: {'; '.join(problems)[:400]}")
+        raise MeshError(
+            f"no peer gives {self.holders.name}: {'; '.join(problems)[:400]}. Look on one of these "
+            "devices whether the model is whole (`astra-mesh models`) and its peer runs, then try "
+            "again"
+        )
 
     def _prepare(self) -> None:
         self._folder = self.staging()
@@ -258,6 +263,8 @@ def _why(error: Exception) -> str:
     if isinstance(error, aiohttp.ClientConnectorError):
         return f"it does not answer at {show_address((error.host, error.port or 0))}"
     if isinstance(error, aiohttp.ClientResponseError):
+        if error.status == HTTPStatus.NOT_FOUND:
+            return "it does not have its files any more"
         return f"it answered with status {error.status}"
     if isinstance(error, TimeoutError):
         return "it did not answer in time"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from astra_mesh.client.addresses import parse_address
 from astra_mesh.client.nearby import search
 from astra_mesh.errors import AstraMeshError, PairingError
 from astra_mesh.mesh.codes import Secret, read_key
+from astra_mesh.mesh.connect import Address, show_address
 from astra_mesh.mesh.meeting import MeetingPlaces
 from astra_mesh.mesh.pairing_guest import Paired, pair_any, pair_first
 from astra_mesh.mesh.trust import Trust
@@ -53,8 +54,16 @@ async def pair_nearby(
     )
 
 
-async def join_by_key(trust: Trust, key: str, at: Iterable[str] = ()) -> Paired | None:
+async def join_by_key(
+    trust: Trust, key: str, at: Iterable[str] = (), names: Sequence[Address] = ()
+) -> Paired | None:
     """For boards: try until a device takes the key; None if this device has paired before.
+
+    Args:
+        trust: Of this device.
+        key: That the other device made.
+        at: Addresses of it.
+        names: Each with an address for every peer, one of which may be that device.
 
     Raises:
         InputError: It is no join key.
@@ -63,7 +72,8 @@ async def join_by_key(trust: Trust, key: str, at: Iterable[str] = ()) -> Paired 
     complained = False
     while trust.book.alone:
         try:
-            return await pair_nearby(trust, secret, at)
+            places = [*at, *await _behind(names)]
+            return await pair_nearby(trust, secret, places, field="--peer HOST:PORT")
         except AstraMeshError as error:
             log.log(
                 logging.DEBUG if complained else logging.WARNING,
@@ -74,3 +84,17 @@ async def join_by_key(trust: Trust, key: str, at: Iterable[str] = ()) -> Paired 
         await asyncio.sleep(_AGAIN_S)
         await asyncio.to_thread(trust.refresh)
     return None
+
+
+async def _behind(names: Sequence[Address]) -> list[str]:
+    """The addresses that stand behind names now."""
+    from astra_mesh.peer.names import addresses_of
+
+    found: set[Address] = set()
+    for host, port in names:
+        try:
+            found |= await addresses_of(host, port)
+        except (OSError, TimeoutError) as error:
+            why = str(error) or "no answer"
+            raise PairingError(f"the name {host} (--peers-at) has no address: {why}") from error
+    return [show_address(address) for address in sorted(found)]

@@ -74,7 +74,10 @@ async def pair_any(trust: Trust, secret: Secret, addresses: Sequence[Address]) -
 
     paired = await pair_first(trust, secret, each())
     if paired is None:
-        raise PairingError("no device was named to pair with")
+        raise PairingError(
+            "only this device itself answers at the addresses that were given: give the other "
+            "device's"
+        )
     return paired
 
 

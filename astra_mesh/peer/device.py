@@ -14,6 +14,12 @@ from astra_mesh.wire.messages import Device
 _CGROUP = Path("/sys/fs/cgroup")
 _OWN = Path("/proc/self/cgroup")
 _MEMORY = Path("/proc/meminfo")
+_ROOTS = {"cpu": ("cpu", "cpu,cpuacct"), "memory": ("memory",)}  # of version 1
+# Limit, use, and in memory.stat what is held of files: of version 2, of version 1.
+_ROOM = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
 
 
 def this_device(threads: int) -> Device:
@@ -41,7 +47,7 @@ def usable_cores() -> float:
 
 def _quota() -> float | None:
     """Cores that the process's control groups allow, the outer ones too; None without a limit."""
-    quotas = [quota for path in _own_groups() if (quota := _quota_of(path)) is not None]
+    quotas = [quota for path in _own_groups("cpu") if (quota := _quota_of(path)) is not None]
     return min(quotas, default=None)
 
 
@@ -58,8 +64,8 @@ def _quota_of(group: Path) -> float | None:
     return cores if cores > 0 else None  # version 1 writes -1 for no limit
 
 
-def _own_groups() -> list[Path]:
-    """Folders of the groups that limit this process, with all that they are in."""
+def _own_groups(controller: str) -> list[Path]:
+    """Folders of the groups that limit this process in something, with all that they are in."""
     try:
         lines = _OWN.read_text().splitlines()
     except OSError:
@@ -69,7 +75,7 @@ def _own_groups() -> list[Path]:
         _, _, rest = line.partition(":")
         controllers, _, group = rest.partition(":")
         inside = Path(group.lstrip("/"))
-        roots = ["cpu", "cpu,cpuacct"] if "cpu" in controllers.split(",") else []
+        roots = _ROOTS[controller] if controller in controllers.split(",") else ()
         for root in roots if controllers else [""]:
             found += [_CGROUP / root / at for at in (inside, *inside.parents)]
     return found
@@ -86,9 +92,9 @@ def host_id() -> str:
 
 def free_memory_bytes() -> int:
     """Memory that programs can still get, with what the system would give up for them and within
-    the limit of the process's control groups (version 2); 0 where nothing tells. Blocks.
+    the limits of the process's control groups; 0 where nothing tells. Blocks.
     """
-    free = [room for path in _own_groups() if (room := _room_of(path)) is not None]
+    free = [room for path in _own_groups("memory") if (room := _room_of(path)) is not None]
     try:
         lines = _MEMORY.read_text().splitlines()
         known = dict(line.split(":", 1) for line in lines if ":" in line)
@@ -100,13 +106,15 @@ def free_memory_bytes() -> int:
 
 def _room_of(group: Path) -> int | None:
     """Bytes below a control group's limit; what it holds of files can be given up."""
-    try:
-        limit = int((group / "memory.max").read_text())  # ValueError for "max"
-        used = int((group / "memory.current").read_text())
-        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        return limit - used + int(stat.get("inactive_file", 0))
-    except (OSError, ValueError):
-        return None
+    for limit, used, files in _ROOM:
+        try:
+            room = int((group / limit).read_text())  # ValueError for "max"
+            room -= int((group / used).read_text())
+            stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            return room + int(stat.get(files, 0))
+        except (OSError, ValueError):
+            continue
+    return None
 
 
 def _memory_bytes() -> int:

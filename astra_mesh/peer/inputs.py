@@ -68,10 +68,14 @@ def _checked(loaded: Loaded, ask: Ask) -> bytes | None:
     given = [value for value in (ask.text, ask.tokens, ask.image) if value is not None]
     if len(given) != 1:
         raise InputError("give exactly one of a text, token ids and an image")
+    name = loaded.bundle.name
     if ask.image is not None and loaded.processor is None:
-        raise InputError(f"{loaded.bundle.name} reads text; give a text, not an image")
+        how = "give a text, not an image"
+        if ask.task is Task.CLASSIFY:
+            how += f": `astra-mesh classify {name} --text TEXT`"
+        raise InputError(f"{name} reads text; {how}")
     if ask.image is None and loaded.processor is not None:
-        raise InputError(f"{loaded.bundle.name} reads images; give an image file")
+        raise InputError(f"{name} reads images; give an image file")
     if ask.image is not None and ask.answered:
         raise InputError("only a text that is continued has tokens that were answered")
     return ask.image

@@ -7,9 +7,10 @@ import logging
 import math
 import statistics
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from msgspec.structs import replace
 
@@ -18,7 +19,13 @@ from astra_mesh.bundle.quality import Quality
 from astra_mesh.bundle.text import NAME as TOKENIZER_FILE
 from astra_mesh.bundle.text import TextTokenizer
 from astra_mesh.engine.compute import ComputeThread
-from astra_mesh.errors import AstraMeshError, UnknownModelError
+from astra_mesh.errors import (
+    AstraMeshError,
+    BadBundleError,
+    ModelError,
+    UnknownModelError,
+    UnsupportedModelError,
+)
 from astra_mesh.families import ModelSpec
 from astra_mesh.families.model import check_ids, require
 from astra_mesh.limits import (
@@ -39,7 +46,7 @@ from astra_mesh.peer.loading import loading, measuring_again, quality_of, renew_
 from astra_mesh.peer.measure import comparing
 from astra_mesh.peer.measured import Conditions, Figures, Measured, conditions
 from astra_mesh.peer.parts import at_once, in_turns
-from astra_mesh.peer.shelf import Read, Shelf, float_bytes, offer_codebook
+from astra_mesh.peer.shelf import Look, Read, Shelf, float_bytes, offer_codebook
 from astra_mesh.wire.messages import CodebookOffer, ModelId, ModelOffer, Task, names_of
 
 __all__ = ["AnyCodec", "Loaded", "ModelHost", "choose_stages"]
@@ -68,6 +75,12 @@ class _Entry:
     doubtful: bool = False  # whether its figures may not hold any more
     checked_s: float = -math.inf  # when they were last compared
 
+    def move(self, bundle: Bundle) -> None:
+        """Its folder went, and this one is a copy."""
+        self.bundle = bundle
+        if self.loaded is not None:
+            self.loaded.bundle = bundle
+
 
 class ModelHost:
     """The models of this peer.
@@ -94,7 +107,8 @@ class ModelHost:
         self._complaints = Complaints()
         self._shelf = Shelf(names, self._complaints)
         self._entries: dict[ModelId, _Entry] = {}
-        self._seen: frozenset[tuple[str, int]] = frozenset()  # the folders of models, and when
+        self._seen: Look = frozenset()  # when the models were read
+        self._last: Look = frozenset()  # a moment ago
 
     async def start(self) -> None:
         """Look through the bundles on this device; broken ones are logged and left out.
@@ -102,31 +116,38 @@ class ModelHost:
         Raises:
             UnknownModelError, BadBundleError: of a model that was named.
         """
-        self._take(await self._compute(self._shelf.read))
-        if self._names is None:
-            self._seen = await asyncio.to_thread(self._shelf.look)
+        self._take(await self._compute(self._shelf.read_first))
+        self._seen = await asyncio.to_thread(self._shelf.look)
 
     async def watch(self) -> None:
-        """Offer models that come to this device while the peer runs, and take over tokenizers that
-        come to those in memory, until cancelled."""
+        """Offer models that come to this device while the peer runs, and those no more that go or
+        are damaged; take over tokenizers that come to those in memory. Until cancelled."""
         while True:
             await asyncio.sleep(RESCAN_S)
             for entry in list(self._entries.values()):
                 if entry.loaded is not None and entry.loaded.tokenizer is None:
                     await self._compute(_take_tokenizer, entry.loaded)
-            if self._names is None:
-                await self._rescan()
+            await self._rescan()
 
     async def _rescan(self) -> None:
         seen = await asyncio.to_thread(self._shelf.look)
-        if seen == self._seen:
-            return
+        before, self._last = self._last, seen
+        if seen == self._seen or (_paths(seen) == _paths(self._seen) and seen != before):
+            return  # nothing changed, or a file still grows
         self._seen = seen
         found = await self._compute(self._shelf.read)
+        went = self._withdraw({offer.id for _, _, offer, _ in found})
         came = self._take(found)
         renewed = [await self._renew(*one) for one in found]
-        if came or any(renewed):
+        if went or came or any(renewed):
             self._on_change()
+
+    def _withdraw(self, here: Set[ModelId]) -> bool:
+        """Offer only what is here; whether anything went. Requests that have it in memory go on."""
+        gone = self._entries.keys() - here
+        for model in gone:
+            log.warning("%s is not offered any more", self._entries.pop(model).offer.name)
+        return bool(gone)
 
     async def renew(self, model: ModelId) -> None:
         """Take over codebooks that came to a model, without waiting for :meth:`watch`.
@@ -135,10 +156,8 @@ class ModelHost:
             UnknownModelError: This peer has no such model.
             BadBundleError: Its folder cannot be used any more.
         """
-        bundle = self.bundle(model)
-        if bundle is None:
-            raise UnknownModelError(f"no model {model[:12]} on this device")
-        if await self._renew(*await self._compute(self._shelf.read_again, bundle.path)):
+        path = self._entry(model).bundle.path
+        if await self._renew(*await self._compute(self._shelf.read_again, path)):
             self._on_change()
 
     async def _renew(self, bundle: Bundle, spec: ModelSpec, offer: ModelOffer, chat: bool) -> bool:
@@ -168,9 +187,15 @@ class ModelHost:
     def _take(self, found: Sequence[Read]) -> bool:
         """Offer what was read; whether anything is new."""
         new = False
+        places: dict[ModelId, set[Path]] = {}
+        for bundle, _, offer, _ in found:
+            places.setdefault(offer.id, set()).add(bundle.path)
         best_first = sorted(found, key=lambda one: -len(one[2].codebooks))
         for bundle, spec, offer, chat in best_first:
-            if offer.id in self._entries:
+            known = self._entries.get(offer.id)
+            if known is not None:
+                if known.bundle.path not in places[offer.id]:
+                    known.move(bundle)
                 continue
             if len(self._entries) >= MODELS_PER_PEER:
                 self._complaints.make(f"the model {offer.name} is left out: there are too many")
@@ -186,6 +211,10 @@ class ModelHost:
             names.setdefault(offer.id, {})[offer.name] = None
         changed = False
         for model, entry in self._entries.items():
+            first = next(iter(names.get(model, ())), entry.offer.name)
+            if entry.offer.name not in names.get(model, (first,)):
+                entry.offer = replace(entry.offer, name=first)
+                changed = True
             also = [name for name in names.get(model, ()) if name != entry.offer.name]
             if also[:NAMES_PER_MODEL] != entry.offer.also:
                 entry.offer = replace(entry.offer, also=also[:NAMES_PER_MODEL])
@@ -203,12 +232,12 @@ class ModelHost:
 
     def require(self, model: ModelId, task: Task) -> None:
         """WrongTaskError unless a model that is offered does a task."""
-        offer = self._entries[model].offer
+        offer = self._entry(model).offer
         require(offer.family, [one.value for one in offer.tasks], task.value)
 
     def check_tokens(self, model: ModelId, tokens: Sequence[int]) -> None:
         """InputError, or its kin, if a model that reads text cannot take these token ids."""
-        spec = self._entries[model].spec
+        spec = self._entry(model).spec
         if spec.vocab_size:
             check_ids(spec, len(tokens), min(tokens, default=0), max(tokens, default=0))
 
@@ -227,10 +256,13 @@ class ModelHost:
 
         Raises:
             UnknownModelError: none; the text lists what there is.
+            ModelError: It is here, but cannot be used.
         """
         for model, entry in self._entries.items():
             if name in names_of(entry.offer) or (len(name) >= 8 and model.startswith(name)):
                 return model
+        if (why := self._shelf.left_out_because(name)) is not None:
+            raise why
         known = sorted(name for offer in self.offers() for name in names_of(offer))
         names = ", ".join(known) or "none"
         raise UnknownModelError(
@@ -252,14 +284,18 @@ class ModelHost:
 
         Cancelling it lets the part of the loading that runs in the thread end.
         """
-        entry = self._entries.get(model)
-        if entry is None:
-            raise UnknownModelError(f"no model {model[:12]} on this device")
+        entry = self._entry(model)
         entry.wanted += 1
         try:
             return await self._load(entry, at_once)
         finally:
             entry.wanted -= 1
+
+    def _entry(self, model: ModelId) -> _Entry:
+        entry = self._entries.get(model)
+        if entry is None:
+            raise UnknownModelError(f"no model {model[:12]} on this device")
+        return entry
 
     async def _load(self, entry: _Entry, between: Callable[[], Awaitable[None]]) -> Loaded:
         async with entry.lock:
@@ -270,7 +306,11 @@ class ModelHost:
             async with self._measured.turn(about, needed=known is None):
                 known = known or await self._compute(self._measured.read, about)
                 parts = loading(entry.bundle, self._precision, known)
-                loaded, figures = await in_turns(self._compute, parts, between)
+                try:
+                    loaded, figures = await in_turns(self._compute, parts, between)
+                except (BadBundleError, UnsupportedModelError) as error:
+                    await self._leave_out(entry, error)
+                    raise
                 if figures != known:
                     await self._compute(self._measured.write, about, figures)
             entry.turns_s = 2 * await self._turn_s()  # a block takes the thread once or twice
@@ -278,6 +318,15 @@ class ModelHost:
             entry.doubtful = known is not None
             self._tell(entry, loaded)
             return loaded
+
+    async def _leave_out(self, entry: _Entry, error: ModelError) -> None:
+        """It does not load: offer it no more until its files change."""
+        await self._compute(self._shelf.does_not_load, entry.bundle, error)
+        self._seen = frozenset()  # there may be a copy
+        if self._entries.get(entry.offer.id) is entry and self._withdraw(
+            self._entries.keys() - {entry.offer.id}
+        ):
+            self._on_change()
 
     async def _about(self, entry: _Entry) -> Conditions:
         cores = await asyncio.to_thread(usable_cores)
@@ -415,6 +464,10 @@ class ModelHost:
             await self._compute(int)
             times.append(time.perf_counter() - began)
         return statistics.median(times)
+
+
+def _paths(look: Look) -> set[Path]:
+    return {path for path, *_ in look}
 
 
 def _offers_of(loaded: Loaded) -> list[CodebookOffer]:

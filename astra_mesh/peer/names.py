@@ -31,7 +31,7 @@ async def watch_names(
         here: set[Address] = set()
         for host, port in names:
             try:
-                here |= await _addresses(host, port)
+                here |= await addresses_of(host, port)
             except (OSError, TimeoutError) as error:
                 here |= known  # the name server is away; what it said last may still hold
                 text = f"the name {host} has no address ({str(error) or 'no answer'}); trying again"
@@ -55,7 +55,12 @@ def tell_changes(
         went(*address)
 
 
-async def _addresses(host: str, port: int) -> set[Address]:
+async def addresses_of(host: str, port: int) -> set[Address]:
+    """All that stand behind a name now.
+
+    Raises:
+        OSError, TimeoutError: None, or the name server does not answer.
+    """
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(limits.RESOLVE_TIMEOUT_S):
         found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)

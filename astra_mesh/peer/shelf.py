@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from astra_mesh.bundle import Bundle, find_bundle, list_bundles, model_folders, open_bundle
+from astra_mesh.bundle import Bundle, find_bundle, model_folders, open_bundle
 from astra_mesh.bundle.header import read_header
 from astra_mesh.bundle.specs import spec_of
-from astra_mesh.bundle.store import codebook_name
+from astra_mesh.bundle.store import codebook_name, folders_by_name
 from astra_mesh.errors import AstraMeshError
 from astra_mesh.families import ModelSpec
 from astra_mesh.limits import CODEBOOKS_PER_MODEL, NAME_CHARS
@@ -20,7 +21,9 @@ from astra_mesh.wire.codec import sanitise
 from astra_mesh.wire.messages import CodebookOffer, ModelOffer, Task
 
 _FLOAT_BYTES = 4
+_READ = (".json", ".safetensors", ".jinja")  # endings of all files that are read of a model
 Read = tuple[Bundle, ModelSpec, ModelOffer, bool]  # the last: it has a chat template
+Look = frozenset[tuple[Path, int, int, int]]  # a file or folder, its size, and when it changed
 
 
 class Shelf:
@@ -33,38 +36,72 @@ class Shelf:
 
     def __init__(self, names: tuple[str, ...] | None, complaints: Complaints) -> None:
         self._names, self._complaints = names, complaints
+        self._named: dict[str, Path] = {}  # the folders of those
+        self._failed: dict[Path, tuple[Look, AstraMeshError]] = {}  # with the files as they were
+        self._left_out: dict[str, AstraMeshError] = {}  # by name, and why
 
-    def look(self) -> frozenset[tuple[str, int]]:
-        """The folders of models, and when something in each came or went."""
-        found = set()
+    def look(self) -> Look:
+        """The files of all models, and the folders."""
+        return frozenset(stamp for path in self._folders() for stamp in _stamps(path))
+
+    def _folders(self) -> Iterator[Path]:
+        if self._names is not None:
+            yield from self._named.values()
+            return
         for folder in model_folders():
             with suppress(OSError):
-                for path in folder.iterdir():
-                    if not path.name.startswith("."):
-                        found.add((str(path), path.stat().st_mtime_ns))
-        return frozenset(found)
+                yield from [path for path in folder.iterdir() if not path.name.startswith(".")]
 
-    def read(self) -> list[Read]:
-        """All that can be used; others are complained about, once each.
+    def read_first(self) -> list[Read]:
+        """As :meth:`read`, when the peer starts.
 
         Raises:
             UnknownModelError, BadBundleError: of a model that was named.
         """
-        if self._names is not None:
-            return [self._read(find_bundle(name)) for name in self._names]
-        found = []
-        for bundle in list_bundles():
-            try:
-                found.append(self._read(bundle))
-            except AstraMeshError as error:
-                self._complaints.make(f"the model {bundle.name} is left out: {error.message}")
+        if self._names is None:
+            return self.read()
+        found = [self._read(find_bundle(name)) for name in self._names]
+        self._named = {read[0].name: read[0].path for read in found}
         return found
+
+    def read(self) -> list[Read]:
+        """All that can be used; others are complained about, once each."""
+        found = []
+        self._left_out = {}
+        folders = folders_by_name() if self._names is None else self._named
+        for name, path in sorted(folders.items()):
+            try:
+                found.append(self._read(open_bundle(path)))
+            except AstraMeshError as error:
+                self._leave_out(name, error)
+            except OSError:  # it went while it was read: the next look tells
+                continue
+        return found
+
+    def does_not_load(self, bundle: Bundle, error: AstraMeshError) -> None:
+        """Leave a model out until one of its files changes."""
+        self._leave_out(bundle.name, error)
+        self._failed[bundle.path] = (frozenset(_stamps(bundle.path)), self._left_out[bundle.name])
+
+    def left_out_because(self, name: str) -> AstraMeshError | None:
+        """Why a model of that name is not among those that were read."""
+        error = self._left_out.get(name)
+        return None if error is None else _anew(error)
+
+    def _leave_out(self, name: str, error: AstraMeshError) -> None:
+        # The error itself keeps its frames, and weights in them.
+        self._left_out[name] = _anew(error)
+        self._complaints.make(f"the model {name} is left out: {error.message}")
 
     def read_again(self, path: Path) -> Read:
         """One of them."""
         return self._read(open_bundle(path))
 
     def _read(self, bundle: Bundle) -> Read:
+        stamps, error = self._failed.get(bundle.path, (None, None))
+        if error is not None and stamps == frozenset(_stamps(bundle.path)):
+            raise _anew(error)
+        self._failed.pop(bundle.path, None)
         spec = spec_of(bundle)
         for path in bundle.weight_paths:
             read_header(path)
@@ -79,6 +116,18 @@ class Shelf:
             codebooks=[offer_codebook(book) for book in books.values()],
         )
         return bundle, spec, offer, _has_chat_template(bundle)
+
+
+def _anew(error: AstraMeshError) -> AstraMeshError:
+    return type(error)(error.message)
+
+
+def _stamps(folder: Path) -> Iterator[tuple[Path, int, int, int]]:
+    """The files of a folder and itself; the change time tells a mended permission too."""
+    with suppress(OSError):
+        for path in (folder, *(path for path in folder.iterdir() if path.suffix in _READ)):
+            status = path.stat()
+            yield path, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _has_chat_template(bundle: Bundle) -> bool:

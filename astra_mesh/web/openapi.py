@@ -8,6 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from astra_mesh._version import __version__
+from astra_mesh.client.addresses import PATTERN
 from astra_mesh.web.answers import (
     ChatAnswer,
     ClassifyAnswer,
@@ -24,6 +25,7 @@ from astra_mesh.web.answers import (
 )
 from astra_mesh.web.query import API
 from astra_mesh.web.requests import (
+    IGNORED,
     ChatRequest,
     ClassifyRequest,
     CompletionRequest,
@@ -135,6 +137,7 @@ _TABLE: Final[tuple[tuple[str, str, str, Any, Any, dict[str, Any]], ...]] = (
     ("/health", "get", "Whether the peer runs", None, HealthAnswer, {}),
     ("/metrics", "get", "Figures for Prometheus", None, None, {}),
 )
+_WITH_IGNORED: Final = ("CompletionRequest", "ChatRequest", "EmbeddingRequest", "ClassifyRequest")
 _TOGETHER: Final = {  # what is refused without another field
     "stream_options": "With `stream: true` only.",
     "top_logprobs": "With `logprobs: true` only.",
@@ -152,6 +155,9 @@ def description() -> dict[str, Any]:
     _, schemas = msgspec.json.schema_components([*kinds, ErrorAnswer], ref_template=_REF)
     for name in ("CompletionRequest", "ChatRequest", "EmbeddingRequest"):
         _say_more(schemas[name]["properties"])
+    for name in _WITH_IGNORED:
+        schemas[name]["properties"] = _in_order(schemas[name])
+    schemas["JoinRequest"]["properties"]["at"]["items"]["pattern"] = PATTERN
     paths: dict[str, Any] = {}
     for path, method, title, asked, answer, more in _TABLE:
         paths[path] = {method: _operation(path, title, asked, answer) | more}
@@ -183,6 +189,21 @@ def _say_more(fields: dict[str, Any]) -> None:
         fields["dimensions"] = {"enum": [None], "description": "The model decides."}
     for name in fields.keys() & {"prompt", "input"}:
         fields[name] = {"anyOf": [_TEXT, _list(_TEXT), _list(_TOKEN), _list(_list(_TOKEN))]}
+
+
+def _in_order(schema: dict[str, Any]) -> dict[str, Any]:
+    """The fields: those that are needed first, then those that change something, then those that
+    are refused, then those that change nothing."""
+    fields = schema["properties"]
+
+    def rank(name: str) -> int:
+        if name in IGNORED:
+            return 3
+        return 0 if name in schema["required"] else 2 if name in ALLOWED else 1
+
+    for name in fields.keys() & IGNORED:
+        fields[name] = {**fields[name], "description": "Changes nothing here."}
+    return {name: fields[name] for name in sorted(fields, key=rank)}
 
 
 def _list(item: dict[str, Any]) -> dict[str, Any]:

@@ -12,11 +12,13 @@ from astra_mesh.web.jsons import json_response
 from astra_mesh.web.openapi import description
 
 _STYLE: Final = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 50rem; margin: 2rem auto; padding: 0 1rem }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 50rem; margin: 2rem auto; padding: 0 1rem;
+  overflow-wrap: anywhere }
 code, pre { font: 14px/1.4 ui-monospace, monospace }
 pre { background: #8881; padding: .7rem; overflow-x: auto }
 table { border-collapse: collapse; width: 100% }
 td, th { text-align: left; vertical-align: top; padding: .2rem .6rem .2rem 0 }
+td:has(> code) { min-width: 8.5rem }
 tr { border-bottom: 1px solid #8883 }
 :root { color-scheme: light dark }
 """
@@ -48,7 +50,7 @@ def page() -> str:
     parts = [
         "<!doctype html>",
         '<html lang="en"><head><meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>astra_mesh API</title><style>{_STYLE}</style></head><body>",
         "<h1>astra_mesh API</h1>",
         _INTRODUCTION,
@@ -83,10 +85,15 @@ def _fields(about: dict[str, Any], schema: dict[str, Any]) -> list[str]:
     required = set(found.get("required", ()))
     rows = [
         f"<tr><td><code>{escape(name)}</code>{'' if name not in required else ' (needed)'}</td>"
-        f"<td>{escape(_kind(about, one))}</td></tr>"
+        f"<td>{escape(_told(about, one))}</td></tr>"
         for name, one in found["properties"].items()
     ]
     return [f"<table><tr><th>field</th><th>what</th></tr>{''.join(rows)}</table>"]
+
+
+def _told(about: dict[str, Any], schema: dict[str, Any]) -> str:
+    """A schema in a few words, and what is said of it."""
+    return ": ".join(filter(None, [_kind(about, schema), schema.get("description", "")]))
 
 
 def _kind(about: dict[str, Any], schema: dict[str, Any]) -> str:

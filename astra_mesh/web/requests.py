@@ -12,7 +12,9 @@ from msgspec import Meta, Struct, structs
 
 from astra_mesh import limits
 
-Name = Annotated[str, Meta(min_length=1, max_length=limits.NAME_CHARS, description="Of a model.")]
+Name = Annotated[
+    str, Meta(min_length=1, max_length=limits.NAME_CHARS, description="The model's name.")
+]
 TokenId = Annotated[int, Meta(ge=0, lt=2**31)]
 Tokens = Annotated[list[TokenId], Meta(min_length=1, max_length=limits.PROMPT_TOKENS)]
 Text = Annotated[str, Meta(max_length=limits.TEXT_BYTES)]
@@ -45,6 +47,13 @@ class Ignored(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     x_astra_mesh: MeshOptions = MeshOptions()
+
+
+IGNORED = frozenset(Ignored.__struct_fields__) - {"x_astra_mesh"} | {
+    "reasoning_effort",
+    "verbosity",
+    "parallel_tool_calls",
+}
 
 
 class StreamOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

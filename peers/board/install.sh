@@ -116,10 +116,13 @@ install_program() {
 
 install_service() {
     local options=$1
+    # The options may hold a join key or the API's token: nobody else reads them.
     if [[ ! -e $defaults || -n $options ]]; then
+        install -m 0600 /dev/null "$defaults"
         printf '# Options of the peer; see: astra-mesh peer --help\nASTRA_MESH_OPTIONS="%s"\n' \
             "$options" >"$defaults"
     fi
+    chmod 0600 "$defaults"
     install -m 0644 "$here/$unit" "$unit_file"
     say "installed $unit_file and $defaults"
 }

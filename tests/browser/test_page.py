@@ -195,6 +195,29 @@ async def test_files_that_are_no_usual_picture(tab: Tab, models: Path, tmp_path:
         await no_complaints(tab, on.url)
 
 
+async def test_nothing_of_a_picture_stays_beside_an_error(
+    tab: Tab, models: Path, sample: Path, tmp_path: Path
+) -> None:
+    text = tmp_path / "notes.txt"
+    text.write_text("no picture")
+    async with shown(models, ["alone"]) as on:
+        await tab.open(on.url)
+        await tab.until("document.getElementById('photo-model').value === 'pictures'")
+        await tab.eval(
+            "navigator.mediaDevices.getUserMedia = () => Promise.reject(new Error('none'))"
+        )
+        for fails in (
+            tab.click("#photo-camera"),
+            tab.upload("#photo-file", text),
+        ):
+            await tab.upload("#photo-file", sample)
+            await tab.until("document.querySelectorAll('#labels li').length > 0")
+            await fails
+            await tab.until("!document.getElementById('photo-problem').hidden")
+            assert await tab.text("#labels") == await tab.text("#photo-cost") == ""
+            assert await tab.eval("document.getElementById('photo-preview').hidden") is True
+
+
 @pytest.fixture
 def slow_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each new token takes 0.1 s longer."""
@@ -409,6 +432,22 @@ async def test_a_token_is_asked_for_once(tab: Tab, models: Path) -> None:
         assert await tab.eval("location.hash") == ""  # not left for others to see
 
 
+@pytest.mark.parametrize("token", [None, TOKEN])
+async def test_the_figures_open_with_and_without_a_token(
+    tab: Tab, models: Path, token: str | None
+) -> None:
+    async with shown(models, ["alone"], token=token) as on:
+        await tab.open(on.url)
+        if token is not None:
+            await tab.until("!document.getElementById('token').hidden")
+            assert await tab.eval("document.getElementById('metrics').hidden") is True
+            await tab.type("#token-text", token)
+            await tab.click("#token button")
+        await tab.until(devices(1))
+        await tab.click("#metrics")
+        await tab.until("document.body.innerText.includes('# TYPE astra_mesh_')")
+
+
 async def test_everything_has_a_name_and_the_keyboard_reaches_it(tab: Tab, models: Path) -> None:
     async with shown(models, ["left", "right"]) as on:
         await tab.open(on.url)
@@ -452,6 +491,15 @@ async def test_text_stands_out_and_nothing_runs_off_a_small_phone(
             const box = one.getBoundingClientRect();
             return box.width > 0 && box.height < 40; }).map((one) => one.id)"""
         assert await tab.eval(small) == []
+        await tab.eval("scrollTo(0, 600)")
+        line = "document.querySelector('header').getBoundingClientRect().bottom"
+        await tab.until("scrollY > 500")
+        assert 20 < await tab.eval(line) < 60
+        seen = "document.querySelector('nav').getBoundingClientRect().top >= 0"
+        assert await tab.eval(seen)
+        await on.server.stop()  # what is wrong is seen wherever one reads
+        await tab.until("document.getElementById('state').classList.contains('bad')")
+        assert await tab.eval("document.getElementById('state').getBoundingClientRect().top") >= 0
 
 
 async def test_the_timeline_s_figures_fit_a_small_phone(tab: Tab, models: Path) -> None:
@@ -584,4 +632,8 @@ async def test_the_description_of_the_api_loads_nothing(tab: Tab, models: Path) 
         await tab.open(f"{on.url}docs")
         await tab.until("document.querySelectorAll('h2').length > 5")
         assert "/v1/completions" in await tab.text("body")
+        await tab.shape(320, 640)
+        assert await tab.eval("document.documentElement.scrollWidth") <= 320
+        name = "[...document.querySelectorAll('td code')].find((one) => one.innerText === 'model')"
+        assert await tab.eval(f"{name}.getClientRects().length") == 1  # names are not cut
         await no_complaints(tab, on.url)

@@ -306,6 +306,35 @@ async def test_a_model_whose_folder_went_is_no_longer_given(
     assert not [record for record in caplog.records if record.exc_info]
 
 
+async def test_all_hear_of_a_model_that_went_and_came_back(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("astra_mesh.peer.models.RESCAN_S", 0.1)
+    folder = tmp_path / "models" / "words"
+    shutil.copytree(models / "words", folder)
+    async with mesh_of(["left", "right"], tmp_path / "models") as peers:
+
+        def offered() -> list[str]:
+            return [offer.name for one in peers[0].peer_list() for offer in one.models]
+
+        await until(lambda: offered() == ["words", "words"])
+        shutil.move(folder, tmp_path / "away")
+        await until(lambda: not offered())
+        shutil.move(tmp_path / "away", folder)
+        await until(lambda: offered() == ["words", "words"])
+
+
+async def test_who_pulls_a_model_whose_files_went_is_told_what_to_do(
+    models: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(models / "words", tmp_path / "models" / "words")
+    async with mesh_of(["left"], tmp_path / "models") as peers:
+        asked = await holders(peers[0])
+        shutil.rmtree(tmp_path / "models" / "words")
+        with pytest.raises(MeshError, match=r"left: it does not have its files.*`astra-mesh mod"):
+            await fetch.Fetch(asked, "mine").look()
+
+
 async def test_strangers_get_no_model(models: Path, words: Bundle) -> None:
     async with mesh_of(["left"], models) as peers, aiohttp.ClientSession() as http:
         where = f"127.0.0.1:{peers[0].port}/share/{words.model_id}"

@@ -7,7 +7,7 @@ import logging
 import os
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from email.utils import formatdate
 from pathlib import Path
@@ -245,6 +245,43 @@ async def test_a_board_joins_by_its_key(tmp_path: Path) -> None:
         assert await join_by_key(trust_of(b), key, at) is None  # a restart: it has joined before
         with pytest.raises(PairingError, match="no pairing window"):
             await pair_with(c, key, a)
+
+
+async def test_a_board_joins_by_its_key_whoever_stands_behind_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("astra_mesh.client.pairing_search._AGAIN_S", 0.05)
+    async with devices(tmp_path, 3) as (a, b, c):
+        key = new_key()
+        await asyncio.to_thread(Invitations(trust_of(a).folder).open_key, read_secret(key), 60.0)
+        behind = {("127.0.0.1", one.port) for one in (b, c)}
+
+        async def addresses_of(host: str, port: int) -> set[tuple[str, int]]:
+            assert (host, port) == ("peers", 7475)
+            return set(behind)
+
+        monkeypatch.setattr("astra_mesh.peer.names.addresses_of", addresses_of)
+        joining = asyncio.ensure_future(join_by_key(trust_of(b), key, names=[("peers", 7475)]))
+        await until(lambda: "not joined yet" in caplog.text)
+        behind.add(("127.0.0.1", a.port))
+        assert await asyncio.wait_for(joining, patient(20)) is not None
+        await until(linked(a, b))
+
+
+async def test_a_board_that_finds_nobody_is_told_which_option_names_an_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def nobody() -> AsyncGenerator[list[tuple[str, int]], None]:
+        places: list[list[tuple[str, int]]] = []
+        for addresses in places:
+            yield addresses
+
+    monkeypatch.setattr("astra_mesh.client.pairing_search.search", nobody)
+    async with devices(tmp_path, 1) as (a,):
+        joining = asyncio.ensure_future(join_by_key(trust_of(a), new_key()))
+        await until(lambda: "not joined yet" in caplog.text)
+        joining.cancel()
+    assert "(--peer HOST:PORT)" in caplog.text
 
 
 async def test_a_guest_is_out_when_its_time_is_over(tmp_path: Path) -> None:

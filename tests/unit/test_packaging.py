@@ -71,6 +71,33 @@ def test_scripts_pass_shellcheck(script: str) -> None:
     subprocess.run(["shellcheck", REPO_ROOT / script], check=True)
 
 
+@pytest.mark.parametrize(
+    ("before", "given"), [(None, "--join-key amk-x"), (0o644, ""), (0o644, "-n x")]
+)
+def test_options_of_a_board_s_peer_are_for_root_alone(
+    tmp_path: Path, before: int | None, given: str
+) -> None:
+    defaults = tmp_path / "defaults"
+    if before is not None:
+        defaults.write_text("ASTRA_MESH_OPTIONS=old\n")
+        defaults.chmod(before)
+    board = REPO_ROOT / "peers/board"
+    shutil.copy(board / "astra-mesh-peer.service", tmp_path)
+    text = (board / "install.sh").read_text()
+    for old, new in (
+        ("=/etc/default/astra-mesh\n", f"={defaults}\n"),
+        ("=/etc/systemd/system/$unit\n", f"={tmp_path}/installed\n"),
+        ('\nmain "$@"', '\ninstall_service "$1"'),
+    ):
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    (tmp_path / "script").write_text(text)
+    subprocess.run(["bash", tmp_path / "script", given], check=True, capture_output=True)
+    assert defaults.stat().st_mode & 0o777 == 0o600
+    kept = defaults.read_text()
+    assert f'ASTRA_MESH_OPTIONS="{given}"' in kept if given else "old" in kept
+
+
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze")
 def test_the_service_file_is_valid(tmp_path: Path) -> None:
     text = (REPO_ROOT / "peers/board/astra-mesh-peer.service").read_text()

@@ -1,6 +1,6 @@
 // The page of one peer: puts the parts together.
 
-import { setToken, takeToken, token, typedToken } from "./api.js";
+import { ask, setToken, takeToken, token, typedToken } from "./api.js";
 import * as askPart from "./ask.js";
 import { $, say } from "./dom.js";
 import { ask as askToLend, hurry, startLending } from "./lend.js";
@@ -56,6 +56,7 @@ listen({
     members = "";
     $("token").hidden = true;
     $("main").inert = false;
+    $("metrics").hidden = false;
     if ($("state").classList.contains("bad")) state("connected", false);
   },
   down(why) {
@@ -64,6 +65,7 @@ listen({
   locked(again) {
     state("locked", true);
     $("main").inert = true;
+    $("metrics").hidden = true;
     $("token").hidden = false;
     $("token-text").focus();
     say($("token-problem"), token() ? "This is not the token of this peer, or not any more." : "");
@@ -81,6 +83,18 @@ listen({
     };
   },
 });
+
+/** A link shows no token: where the peer wants one, the page asks for the figures itself. */
+$("metrics").onclick = async (event) => {
+  if (!token()) return;
+  event.preventDefault();
+  try {
+    const figures = await (await ask("/metrics")).text();
+    location.assign(URL.createObjectURL(new Blob([figures], { type: "text/plain;charset=utf-8" })));
+  } catch (error) {
+    state(error.message, true);
+  }
+};
 
 function state(text, bad) {
   say($("state"), text);

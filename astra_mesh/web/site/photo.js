@@ -67,11 +67,18 @@ async function label(file) {
       h("meter", { value: one.score, "aria-hidden": "true" }))));
     say($("photo-cost"), costLine(found.x_astra_mesh[0]));
   } catch (error) {
-    if (mine !== count) return;
-    say($("photo-cost"), "");
-    preview.hidden = true;
-    say($("photo-problem"), error.message);
+    if (mine === count) failed(error.message);
   }
+}
+
+/** Nothing of the picture before stays beside an error, nor comes later. */
+function failed(why) {
+  count += 1;
+  last = null;
+  $("labels").replaceChildren();
+  $("photo-preview").hidden = true;
+  say($("photo-cost"), "");
+  say($("photo-problem"), why);
 }
 
 async function asked(file) {
@@ -120,7 +127,7 @@ async function openCamera() {
     camera = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
   } catch (error) {
     const why = error.name === "NotAllowedError" ? "The browser may not use the camera; allow it beside the address." : "No camera was found on this device.";
-    return say($("photo-problem"), why);
+    return failed(why);
   }
   $("photo-live").hidden = false;
   $("photo-video").srcObject = camera;

@@ -122,7 +122,7 @@ def test_an_unknown_name_lists_what_there_is_and_the_closest(models: Path) -> No
         "no model called 'tiny-gtp2' on this device; did you mean tiny-gpt2? "
         "Models here: tiny-gpt2, vit-tiny"
     )
-    with pytest.raises(UnknownModelError, match=r"this device; Models here: tiny-gpt2, vit-tiny$"):
+    with pytest.raises(UnknownModelError, match=r"this device; models here: tiny-gpt2, vit-tiny$"):
         find_bundle("zzz")
 
 

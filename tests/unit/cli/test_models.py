@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from astra_mesh.bundle import write_manifest
+from astra_mesh.bundle.install import is_wanted
 from astra_mesh.bundle.store import user_models_path
 from astra_mesh.cli.app import app
 from astra_mesh.cli.models import Row, table
-from tests.bundles import GPT2, VIT, gpt2_tensors, vit_tensors, write_bundle
+from tests.bundles import GPT2, VIT, gpt2_tensors, vit_tensors, word_tokenizer, write_bundle
 
 RATES = [16, 32, 64, 128]
 
@@ -107,3 +111,57 @@ def test_a_tokenizer_that_was_copied_is_taken_by_the_command_that_is_named(words
     assert "taken into the manifest: special_tokens_map.json" in out
     out, _ = call("verify", "words", "--take-new", "--json")
     assert json.loads(out)["taken"] == []
+
+
+UNFIT = {
+    "broken": ("{", r"tokenizer\.json is no tokenizer that can be used"),
+    "of a larger model": (word_tokenizer(200), "has 200 tokens and the model 64"),
+    "of a smaller model": (word_tokenizer(20), "has 20 tokens and the model 64"),
+}
+
+
+@pytest.mark.parametrize("kind", UNFIT)
+def test_a_tokenizer_that_cannot_be_the_model_s_is_told(words: Path, kind: str) -> None:
+    text, sentence = UNFIT[kind]
+    call("add", str(words), "--name", "mine")
+    folder = user_models_path() / "mine"
+    (folder / "tokenizer.json").unlink()
+    write_manifest(folder)
+    (folder / "tokenizer.json").write_text(text)
+    _, said = call("list")
+    assert re.search(sentence, said)
+    found = CliRunner().invoke(app, ["models", "verify", "mine", "--take-new"])
+    assert found.exit_code == 1
+    assert re.search(sentence, " ".join(found.stderr.split()))
+    _, said = call("add", str(shutil.copytree(words, words.with_name("fine"))))
+    assert "tokenizer.json" not in said
+    (words / "tokenizer.json").write_text(text)
+    out, _ = call("add", str(words), "--json")
+    assert re.search(sentence, json.loads(out)["fault"])
+
+
+def test_tokens_that_were_added_and_rows_to_spare_are_no_fault(words: Path) -> None:
+    for name, count in (("padded", 59), ("added", 66)):
+        (words / "tokenizer.json").write_text(word_tokenizer(count))
+        out, _ = call("add", str(words), "--name", name, "--json")
+        assert json.loads(out)["fault"] == ""
+
+
+def test_picture_settings_that_cannot_be_read_are_told(tmp_path: Path) -> None:
+    pictures = write_bundle(tmp_path / "pictures", VIT, vit_tensors(VIT))
+    (pictures / "preprocessor_config.json").write_text('{"size": "large"}')
+    _, said = call("add", str(pictures))
+    assert "preprocessor_config.json" in said
+
+
+def test_sizes_hold_the_codebook_and_few_parameters_are_counted() -> None:
+    out, _ = call("list", "--json")
+    (row,) = (one for one in json.loads(out)["models"] if one["name"] == "tiny-gpt2")
+    read = [one for one in Path(row["path"]).iterdir() if is_wanted(one.name)]
+    assert row["size_bytes"] == sum(path.stat().st_size for path in read) > 16e6
+    row = Row("tiny", "gpt2", 264, ("generate",), 1100, {}, "a" * 64, "x")
+    console = Console(width=80)
+    with console.capture() as captured:
+        console.print(table([row, replace(row, name="more", parameters=1_400)], 80))
+    assert " 264 " in captured.get()
+    assert " 1.4 k " in captured.get()

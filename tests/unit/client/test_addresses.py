@@ -1,8 +1,12 @@
 from __future__ import annotations
 
-import pytest
+import re
 
-from astra_mesh.client.addresses import DEFAULT_PORT, parse_address
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from astra_mesh.client.addresses import DEFAULT_PORT, PATTERN, parse_address
 from astra_mesh.errors import InputError
 from astra_mesh.mesh.connect import show_address
 from astra_mesh.peer.config import DEFAULT_PORT as PEER_PORT
@@ -43,6 +47,36 @@ def test_addresses_as_people_type_them(text: str, address: tuple[str, int]) -> N
 def test_what_is_no_address_is_an_input_error(text: str) -> None:
     with pytest.raises(InputError, match="HOST:PORT"):
         parse_address(text)
+
+
+PIECES = [
+    "a",
+    "é",
+    ".",
+    "-",
+    ":",
+    "::",
+    "[",
+    "]",
+    "%",
+    "0",
+    "00",
+    "7475",
+    "65535",
+    "65536",
+    " ",
+    "\n",
+]
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=6).map("".join) | st.text(max_size=12))
+def test_the_pattern_of_the_description_tells_the_same(text: str) -> None:
+    try:
+        parse_address(text)
+        fits = True
+    except InputError:
+        fits = False
+    assert (re.search(PATTERN, text) is not None) == fits
 
 
 @pytest.mark.parametrize("text", ["http://192.0.2.7:7476", "HTTPS://board/", "ws://x:1/mesh"])

@@ -73,6 +73,52 @@ def test_no_files_mean_no_limit(groups: Path) -> None:
     assert device._quota() is None
 
 
+MEMORY = {  # by the version: place of the group, its line, and its files
+    2: ("", "0::/a", ("memory.max", "memory.current", "inactive_file")),
+    1: (
+        "memory/",
+        "4:memory:/a",
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ),
+}
+
+
+@pytest.fixture
+def meminfo(groups: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine with 8,000 KiB free."""
+    monkeypatch.setattr(device, "_MEMORY", groups / "meminfo")
+    write(groups / "meminfo", "MemTotal: 9000 kB\nMemAvailable: 8000 kB\n")
+    return groups
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("outer", [False, True])
+def test_free_memory_is_within_the_limit_of_a_control_group(
+    meminfo: Path, version: int, outer: bool
+) -> None:
+    root, own, (limit, used, files) = MEMORY[version]
+    write(meminfo / "own", own + ("/b\n" if outer else "\n"))
+    group = meminfo / f"groups/{root}a"
+    write(group / limit, "3000000\n")
+    write(group / used, "1000000\n")
+    write(group / "memory.stat", f"cache 7\n{files} 500000\n")
+    assert device.free_memory_bytes() == 2_500_000
+    write(group / used, "9000000\n")
+    assert device.free_memory_bytes() == 0
+
+
+@pytest.mark.parametrize(("version", "none"), [(1, "9223372036854771712"), (2, "max")])
+def test_a_group_without_a_limit_leaves_what_the_machine_has(
+    meminfo: Path, version: int, none: str
+) -> None:
+    root, own, (limit, used, _) = MEMORY[version]
+    write(meminfo / "own", own + "\n")
+    write(meminfo / f"groups/{root}a" / limit, none + "\n")
+    write(meminfo / f"groups/{root}a" / used, "1000000\n")
+    write(meminfo / f"groups/{root}a/memory.stat", "cache 7\n")
+    assert device.free_memory_bytes() == 8000 * 1024
+
+
 def test_cores_are_at_most_the_quota(groups: Path) -> None:
     write(groups / "own", "0::/\n")
     write(groups / "groups/cpu.max", "30000 100000\n")

@@ -16,7 +16,7 @@ from astra_mesh.peer.inputs import read_ask, read_inputs
 from astra_mesh.peer.loaded import Loaded
 from astra_mesh.peer.loading import load
 from astra_mesh.wire.messages import Ask, RequestId, Task
-from tests.bundles import GPT2, VIT, gpt2_tensors, vit_tensors, write_bundle
+from tests.bundles import BERT, GPT2, VIT, bert_tensors, gpt2_tensors, vit_tensors, write_bundle
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +71,14 @@ def test_a_large_picture_is_decoded_once(pictures: Loaded, monkeypatch: pytest.M
 def test_what_no_image_model_reads(pictures: Loaded, about: dict[str, object], said: str) -> None:
     with pytest.raises(InputError, match=said):
         read_ask(pictures, ask(**about))
+
+
+def test_who_gives_a_picture_to_a_model_of_texts_is_told_how_to_give_a_text(
+    tmp_path: Path,
+) -> None:
+    film = load(open_bundle(write_bundle(tmp_path / "film", BERT, bert_tensors(BERT))))
+    with pytest.raises(InputError, match=r"reads text; .*`astra-mesh classify film --text TEXT`"):
+        read_ask(film, ask(task=Task.CLASSIFY, image=b"x"))
 
 
 def test_answered_tokens_follow_the_prompt(tmp_path: Path) -> None:

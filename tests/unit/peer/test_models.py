@@ -236,8 +236,86 @@ async def test_a_model_that_does_not_load_is_an_error_each_time(
     for _ in range(2):
         with pytest.raises(BadBundleError):
             await host.load(host.find("words"))
-    offer = host.offers()[0]
-    assert (offer.timing, offer.loaded) == (None, False)
+    assert not host.offers()
+
+
+@pytest.mark.parametrize("named", [False, True])
+async def test_a_model_that_goes_is_offered_no_more_until_it_is_back(
+    folder: Path, compute: ComputeThread, named: bool
+) -> None:
+    changes: list[int] = []
+    host = ModelHost(("words",) if named else None, compute, lambda: changes.append(1))
+    await host.start()
+    model = host.find("words")
+    loaded = await host.load(model)
+    await host._rescan()
+    away = folder.with_name("away")
+    await asyncio.to_thread(shutil.move, folder / "words", away)
+    before = len(changes)
+    await host._rescan()
+    assert (host.offers(), len(changes) - before) == ([], 1)
+    with pytest.raises(UnknownModelError):
+        await host.load(model)
+    assert loaded.model is not None  # who has it goes on
+    await asyncio.to_thread(shutil.move, away, folder / "words")
+    await host._rescan()
+    assert (host.find("words"), len(changes) - before) == (model, 2)
+
+
+async def test_a_damaged_model_is_offered_no_more_and_says_why(
+    folder: Path, compute: ComputeThread
+) -> None:
+    host = ModelHost(None, compute)
+    await host.start()
+    model = host.find("words")
+    weights = folder / "words" / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-100])
+    await host._rescan()
+    assert host.offers()  # somebody may write it just now
+    await host._rescan()
+    assert not host.offers()
+    with pytest.raises(BadBundleError, match=r"model\.safetensors.*cut short"):
+        host.find("words")
+    weights.write_bytes(whole)
+    await host._rescan()
+    await host._rescan()
+    assert host.find("words") == model
+
+
+async def test_what_does_not_load_is_offered_again_when_its_files_are_mended(
+    folder: Path, compute: ComputeThread
+) -> None:
+    host = ModelHost(None, compute)
+    tokenizer = folder / "words" / "tokenizer.json"
+    tokenizer.write_text("{")
+    await host.start()
+    with pytest.raises(BadBundleError, match="tokenizer"):
+        await host.load(host.find("words"))
+    for _ in range(2):
+        await host._rescan()
+        assert not host.offers()
+    kept = [host._shelf.left_out_because("words"), *host._shelf._left_out.values()]
+    assert [error.__traceback__ for error in kept if error] == [None, None]  # no weights there
+    tokenizer.unlink()
+    await host._rescan()
+    assert (await host.load(host.find("words"))).tokenizer is None
+
+
+async def test_a_copy_takes_the_place_of_a_folder_that_went(
+    folder: Path, compute: ComputeThread
+) -> None:
+    await asyncio.to_thread(shutil.copytree, folder / "words", folder / "again")
+    host = ModelHost(None, compute)
+    await host.start()
+    model = host.find("again")
+    await asyncio.to_thread(shutil.rmtree, folder / "again")
+    await host._rescan()
+    (offer,) = host.offers()
+    bundle = host.bundle(model)
+    assert (offer.name, offer.also) == ("words", [])
+    assert bundle is not None
+    assert bundle.path == folder / "words"
 
 
 async def test_codecs_and_rates(folder: Path, compute: ComputeThread) -> None:

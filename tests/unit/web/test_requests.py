@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -294,6 +295,26 @@ def test_the_description_tells_which_addresses_may_refuse_a_field() -> None:
     for path, methods in description()["paths"].items():
         for operation in methods.values():
             assert ("400" in operation["responses"]) == path.startswith("/v1/"), path
+
+
+def test_what_changes_nothing_stands_last_and_is_said_to() -> None:
+    schemas = description()["components"]["schemas"]
+    for name in ("CompletionRequest", "ChatRequest", "EmbeddingRequest", "ClassifyRequest"):
+        fields = schemas[name]["properties"]
+        order = list(fields)
+        assert set(order[: len(schemas[name]["required"])]) == set(schemas[name]["required"])
+        idle = [one for one in order if fields[one].get("description") == "Changes nothing here."]
+        assert order[-len(idle) :] == idle
+        assert {"user", "metadata", "store"} <= set(idle)
+        assert "x_astra_mesh" not in idle
+    assert page().index("<code>prompt</code>") < page().index("<code>user</code>")
+    assert "Changes nothing here." in page()
+
+
+def test_every_address_to_pair_at_has_its_pattern() -> None:
+    at = description()["components"]["schemas"]["JoinRequest"]["properties"]["at"]
+    assert re.search(at["items"]["pattern"], "kitchen:7475")
+    assert not re.search(at["items"]["pattern"], "kitchen:0")
 
 
 def test_every_reference_of_the_description_resolves() -> None:
