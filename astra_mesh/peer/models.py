@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import statistics
 import time
-from collections.abc import Awaitable, Callable, Sequence, Set
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -23,31 +21,27 @@ from astra_mesh.errors import (
     AstraMeshError,
     BadBundleError,
     ModelError,
-    UnknownModelError,
     UnsupportedModelError,
 )
 from astra_mesh.families import ModelSpec
-from astra_mesh.families.model import check_ids, require
 from astra_mesh.limits import (
     CONTRADICTED,
-    MODELS_PER_PEER,
-    NAMES_PER_MODEL,
     PRELOAD_FACTOR,
     PRELOAD_LOOK_S,
     PRELOAD_SHARE,
     RECHECK_S,
     RESCAN_S,
 )
-from astra_mesh.peer.complaints import Complaints
 from astra_mesh.peer.config import Wanted
 from astra_mesh.peer.device import free_memory_bytes, usable_cores
 from astra_mesh.peer.loaded import AnyCodec, Loaded, choose_stages
 from astra_mesh.peer.loading import loading, measuring_again, quality_of, renew_codebooks
 from astra_mesh.peer.measure import comparing
-from astra_mesh.peer.measured import Conditions, Figures, Measured, conditions
+from astra_mesh.peer.measured import Conditions, Measured, conditions
+from astra_mesh.peer.offers import Entry, Offers
 from astra_mesh.peer.parts import at_once, in_turns
-from astra_mesh.peer.shelf import Look, Read, Shelf, float_bytes, offer_codebook
-from astra_mesh.wire.messages import CodebookOffer, ModelId, ModelOffer, Task, names_of
+from astra_mesh.peer.shelf import Look, float_bytes, offer_codebook
+from astra_mesh.wire.messages import CodebookOffer, ModelId, ModelOffer
 
 __all__ = ["AnyCodec", "Loaded", "ModelHost", "choose_stages"]
 
@@ -60,29 +54,7 @@ class _Interrupted(Exception):
     """A request came while something was measured that can wait."""
 
 
-@dataclass
-class _Entry:
-    bundle: Bundle
-    spec: ModelSpec
-    offer: ModelOffer
-    chat: bool  # it has a chat template
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    loaded: Loaded | None = None
-    figures: Figures | None = None  # of its speed, once loaded
-    about: Conditions | None = None  # that those hold for
-    turns_s: float = 0.0  # of the compute thread, that a block takes
-    wanted: int = 0  # requests that wait until it is loaded
-    doubtful: bool = False  # whether its figures may not hold any more
-    checked_s: float = -math.inf  # when they were last compared
-
-    def move(self, bundle: Bundle) -> None:
-        """Its folder went, and this one is a copy."""
-        self.bundle = bundle
-        if self.loaded is not None:
-            self.loaded.bundle = bundle
-
-
-class ModelHost:
+class ModelHost(Offers):
     """The models of this peer.
 
     Args:
@@ -101,12 +73,10 @@ class ModelHost:
         precision: Wanted = "fp32",
         measured: Measured | None = None,
     ) -> None:
+        super().__init__(names)
         self._measured = measured or Measured(None)
         self._names, self._compute, self._on_change = names, compute, on_change
         self._precision: Wanted = precision
-        self._complaints = Complaints()
-        self._shelf = Shelf(names, self._complaints)
-        self._entries: dict[ModelId, _Entry] = {}
         self._seen: Look = frozenset()  # when the models were read
         self._last: Look = frozenset()  # a moment ago
 
@@ -141,13 +111,6 @@ class ModelHost:
         renewed = [await self._renew(*one) for one in found]
         if went or came or any(renewed):
             self._on_change()
-
-    def _withdraw(self, here: Set[ModelId]) -> bool:
-        """Offer only what is here; whether anything went. Requests that have it in memory go on."""
-        gone = self._entries.keys() - here
-        for model in gone:
-            log.warning("%s is not offered any more", self._entries.pop(model).offer.name)
-        return bool(gone)
 
     async def renew(self, model: ModelId) -> None:
         """Take over codebooks that came to a model, without waiting for :meth:`watch`.
@@ -184,100 +147,10 @@ class ModelHost:
             entry.offer = replace(entry.offer, codebooks=books)
             return True
 
-    def _take(self, found: Sequence[Read]) -> bool:
-        """Offer what was read; whether anything is new."""
-        new = False
-        places: dict[ModelId, set[Path]] = {}
-        for bundle, _, offer, _ in found:
-            places.setdefault(offer.id, set()).add(bundle.path)
-        best_first = sorted(found, key=lambda one: -len(one[2].codebooks))
-        for bundle, spec, offer, chat in best_first:
-            known = self._entries.get(offer.id)
-            if known is not None:
-                if known.bundle.path not in places[offer.id]:
-                    known.move(bundle)
-                continue
-            if len(self._entries) >= MODELS_PER_PEER:
-                self._complaints.make(f"the model {offer.name} is left out: there are too many")
-                continue
-            self._entries[offer.id] = _Entry(bundle, spec, offer, chat)
-            new = True
-        return self._name_copies(found) or new
-
-    def _name_copies(self, found: Sequence[Read]) -> bool:
-        """Copies of a model are one, by all their names; whether names came or went."""
-        names: dict[ModelId, dict[str, None]] = {}
-        for _, _, offer, _ in found:
-            names.setdefault(offer.id, {})[offer.name] = None
-        changed = False
-        for model, entry in self._entries.items():
-            first = next(iter(names.get(model, ())), entry.offer.name)
-            if entry.offer.name not in names.get(model, (first,)):
-                entry.offer = replace(entry.offer, name=first)
-                changed = True
-            also = [name for name in names.get(model, ()) if name != entry.offer.name]
-            if also[:NAMES_PER_MODEL] != entry.offer.also:
-                entry.offer = replace(entry.offer, also=also[:NAMES_PER_MODEL])
-                changed = True
-        return changed
-
-    def offers(self) -> list[ModelOffer]:
-        """What this peer tells the others."""
-        return [entry.offer for entry in self._entries.values()]
-
-    def offer(self, model: ModelId) -> ModelOffer | None:
-        """The offer of one model."""
-        entry = self._entries.get(model)
-        return None if entry is None else entry.offer
-
-    def require(self, model: ModelId, task: Task) -> None:
-        """WrongTaskError unless a model that is offered does a task."""
-        offer = self._entry(model).offer
-        require(offer.family, [one.value for one in offer.tasks], task.value)
-
-    def check_tokens(self, model: ModelId, tokens: Sequence[int]) -> None:
-        """InputError, or its kin, if a model that reads text cannot take these token ids."""
-        spec = self._entry(model).spec
-        if spec.vocab_size:
-            check_ids(spec, len(tokens), min(tokens, default=0), max(tokens, default=0))
-
-    def bundle(self, model: ModelId) -> Bundle | None:
-        """The files of a model of this peer."""
-        entry = self._entries.get(model)
-        return None if entry is None else entry.bundle
-
-    def holds_conversations(self, model: ModelId) -> bool:
-        """Whether a model of this peer has a chat template."""
-        entry = self._entries.get(model)
-        return entry is not None and entry.chat
-
-    def find(self, name: str) -> ModelId:
-        """The model of that name, or whose id begins so (8 digits at least).
-
-        Raises:
-            UnknownModelError: none; the text lists what there is.
-            ModelError: It is here, but cannot be used.
-        """
-        for model, entry in self._entries.items():
-            if name in names_of(entry.offer) or (len(name) >= 8 and model.startswith(name)):
-                return model
-        if (why := self._shelf.left_out_because(name)) is not None:
-            raise why
-        known = sorted(name for offer in self.offers() for name in names_of(offer))
-        names = ", ".join(known) or "none"
-        raise UnknownModelError(
-            f"no model {name!r} on this device; it has: {names}. `astra-mesh models` lists them"
-        )
-
     async def quality(self, model: ModelId) -> Quality | None:
         """What was measured of a model and stored with it; it need not be loaded."""
         entry = self._entries.get(model)
         return None if entry is None else await self._compute(quality_of, entry.bundle)
-
-    def is_loaded(self, model: ModelId) -> bool:
-        """Whether a request for a model of this peer need not wait until it is loaded."""
-        entry = self._entries.get(model)
-        return entry is not None and entry.loaded is not None
 
     async def load(self, model: ModelId) -> Loaded:
         """The model in memory, loaded at its first use, and measured if nothing is known of it.
@@ -291,13 +164,7 @@ class ModelHost:
         finally:
             entry.wanted -= 1
 
-    def _entry(self, model: ModelId) -> _Entry:
-        entry = self._entries.get(model)
-        if entry is None:
-            raise UnknownModelError(f"no model {model[:12]} on this device")
-        return entry
-
-    async def _load(self, entry: _Entry, between: Callable[[], Awaitable[None]]) -> Loaded:
+    async def _load(self, entry: Entry, between: Callable[[], Awaitable[None]]) -> Loaded:
         async with entry.lock:
             if entry.loaded is not None:
                 return entry.loaded
@@ -319,7 +186,7 @@ class ModelHost:
             self._tell(entry, loaded)
             return loaded
 
-    async def _leave_out(self, entry: _Entry, error: ModelError) -> None:
+    async def _leave_out(self, entry: Entry, error: ModelError) -> None:
         """It does not load: offer it no more until its files change."""
         await self._compute(self._shelf.does_not_load, entry.bundle, error)
         self._seen = frozenset()  # there may be a copy
@@ -328,12 +195,12 @@ class ModelHost:
         ):
             self._on_change()
 
-    async def _about(self, entry: _Entry) -> Conditions:
+    async def _about(self, entry: Entry) -> Conditions:
         cores = await asyncio.to_thread(usable_cores)
         model = entry.offer.id
         return await self._compute(conditions, model, self._precision, cores)
 
-    def _tell(self, entry: _Entry, loaded: Loaded) -> None:
+    def _tell(self, entry: Entry, loaded: Loaded) -> None:
         """What a model in memory can do, to the others."""
         figures = entry.figures
         assert figures is not None
@@ -348,7 +215,7 @@ class ModelHost:
         )
         self._on_change()
 
-    async def _keep(self, entry: _Entry, loaded: Loaded) -> None:
+    async def _keep(self, entry: Entry, loaded: Loaded) -> None:
         """Keep what was measured of other codebooks."""
         if entry.figures is None or entry.about is None:
             return
@@ -383,7 +250,7 @@ class ModelHost:
                 log.info("%s is not loaded ahead: %s", entry.offer.name, error.message)
         await self.look_again(idle)
 
-    async def _in_order(self) -> list[tuple[_Entry, float]]:
+    async def _in_order(self) -> list[tuple[Entry, float]]:
         """The models to load ahead, with the bytes that loading each takes."""
         found = []
         for entry in list(self._entries.values()):
@@ -417,7 +284,7 @@ class ModelHost:
                 async with entry.lock:
                     await self._look_again(entry, idle)
 
-    async def _look_again(self, entry: _Entry, idle: Callable[[], bool]) -> None:
+    async def _look_again(self, entry: Entry, idle: Callable[[], bool]) -> None:
         loaded, figures, about = entry.loaded, entry.figures, entry.about
         if loaded is None or figures is None or about is None:
             return

@@ -19,6 +19,7 @@ from astra_mesh.errors import (
     UnsupportedModelError,
 )
 from astra_mesh.peer import models as module
+from astra_mesh.peer import offers
 from astra_mesh.peer.config import Wanted
 from astra_mesh.peer.loading import loading
 from astra_mesh.peer.measured import Figures
@@ -178,7 +179,7 @@ async def test_no_more_models_than_a_hello_holds(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(module, "MODELS_PER_PEER", 1)
+    monkeypatch.setattr(offers, "MODELS_PER_PEER", 1)
     await asyncio.to_thread(write_bundle, folder / "pictures", VIT, vit_tensors(VIT))
     host = ModelHost(None, compute)
     assert await names_of(host) == ["pictures"]
