@@ -171,6 +171,9 @@ PROBE_EVERY_S: Final = 60.0  # of a link that carries too little to be measured 
 CANDIDATES: Final = 256  # addresses and announcements kept; more are ignored (mDNS can be flooded)
 DIAL_ADDRESSES: Final = 8  # addresses of one candidate that are tried
 DIAL_TIMEOUT_S: Final = 3.0  # TCP and upgrade to one address on a bad Wi-Fi
+# From the end of the handshake: who does not know our certificate ends the connection a round trip
+# later, who knows it waits UPGRADE_S for a request.
+ENDS_AT_ONCE_S: Final = 1.0
 DIAL_PATIENCE_S: Final = 1.0  # the peer with the higher id leaves dialling to the other one so long
 BACKOFF_FIRST_S: Final = 0.5
 BACKOFF_CAP_S: Final = 15.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
@@ -95,8 +95,8 @@ def _by_peer(trust: Trust, text: str) -> list[tuple[DeviceId, RosterEntry]]:
 def _leave(trust: Trust, as_json: bool) -> None:
     farewell = run_async(_say_farewell(trust))
     if as_json:
-        told, untold = list(farewell.told), list(farewell.untold)
-        print_json({"devices": device_rows(trust), "told": told, "untold": untold})
+        told = {"told": list(farewell.told), "untold": list(farewell.untold)}
+        print_json({"devices": device_rows(trust), **told, "ended": list(farewell.ended)})
         return
     list_devices(trust, as_json)
     for sentence in what_remains(farewell, trust.device.id):
@@ -114,24 +114,41 @@ def what_remains(farewell: Farewell, own: DeviceId) -> list[str]:
     """What to say to who left: who knows, and what is left to do where somebody does not."""
     said = []
     if farewell.told:
-        said.append(f"{_names(farewell.told)} know that this device has left, and trust it no more")
+        they, verbs = _names(farewell.told)
+        said.append(
+            f"{they} {verbs('knows', 'know')} that this device has left, and "
+            f"{verbs('trusts', 'trust')} it no more"
+        )
+    if farewell.ended:
+        they, verbs = _names(farewell.ended)
+        said.append(
+            f"{they} {verbs('ends', 'end')} each connection right after the handshake: probably "
+            f"{verbs('it does', 'they do')} not know this device any more, and "
+            f"{verbs('needs', 'need')} not be told that it left"
+        )
     if farewell.untold:
-        run = f"run `astra-mesh unpair {own[:SHORT_ID]}` there"
-        if farewell.told:
-            said.append(
-                f"{_names(farewell.untold)} did not answer, and hear of it from the others when "
-                f"they meet; if they do not meet, {run}"
-            )
-        else:
-            said.append(
-                f"nobody could be told: {_names(farewell.untold)} still list this device and "
-                f"would let it in, until one of them hears of it: {run}, on one of them"
-            )
+        said.append(_of_untold(farewell, f"run `astra-mesh unpair {own[:SHORT_ID]}` there"))
     return said
 
 
-def _names(devices: Mapping[DeviceId, RosterEntry]) -> str:
-    return clean(", ".join(labelled(entry.name, key) for key, entry in devices.items()))
+def _of_untold(farewell: Farewell, run: str) -> str:
+    they, verbs = _names(farewell.untold)
+    if farewell.told or farewell.ended:
+        return (
+            f"{they} did not answer, and {verbs('hears', 'hear')} of it from the others when they "
+            f"meet; if they do not meet, {run}"
+        )
+    return (
+        f"nobody could be told: {they} still {verbs('lists', 'list')} this device and would let "
+        f"it in, until {verbs('it', 'one of them')} hears of it: {run}"
+        f"{verbs('', ', on one of them')}"
+    )
+
+
+def _names(devices: Mapping[DeviceId, RosterEntry]) -> tuple[str, Callable[[str, str], str]]:
+    """The devices, and what chooses between the words for one and for several."""
+    names = clean(", ".join(labelled(entry.name, key) for key, entry in devices.items()))
+    return names, lambda one, several: one if len(devices) == 1 else several
 
 
 async def running_now(trust: Trust) -> list[Running]:

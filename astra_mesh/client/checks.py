@@ -24,7 +24,7 @@ from astra_mesh.client.clocks import compare
 from astra_mesh.client.keys import mend_modes
 from astra_mesh.client.reach import who_answers
 from astra_mesh.errors import AstraMeshError, PortInUseError
-from astra_mesh.mesh.connect import Address, show_address
+from astra_mesh.mesh.connect import Address, forgotten, show_address
 from astra_mesh.mesh.discovery import Discovery
 from astra_mesh.mesh.identity import DEVICE_FILE_NAME
 from astra_mesh.mesh.interfaces import is_loopback, own_addresses
@@ -324,13 +324,15 @@ async def _members() -> list[Finding]:
     others = {key: entry.name for key, entry in trust.members().items() if key != trust.device.id}
     if not others:
         return [_note("devices", "this device is paired with no other: astra-mesh pair")]
-    there = await who_answers(trust)
-    found = []
+    reach = await who_answers(trust)
+    there, found = reach.answered, []
     for device, name in others.items():
         shown = f"{name} ({device[:8]})"
         if device in there:
             after_ms = 1000 * there[device].after_s
             found.append(_fine("devices", f"{shown} answers after {after_ms:.0f} ms"))
+        elif device in reach.ended:
+            found.append(_bad("devices", forgotten(shown)))
         else:
             text = (
                 f"{shown} does not answer: is `astra-mesh peer` running there, in this network? "

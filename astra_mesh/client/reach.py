@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass
 
 import aiohttp
@@ -14,7 +14,7 @@ from astra_mesh import limits
 from astra_mesh.client.addresses import parse_address
 from astra_mesh.client.clocks import Clocks
 from astra_mesh.client.nearby import dial_all, nearby_places
-from astra_mesh.errors import AstraMeshError
+from astra_mesh.errors import AstraMeshError, NotPairedError
 from astra_mesh.mesh.connect import Address, Secure, dial_any
 from astra_mesh.mesh.sockets import close_soon
 from astra_mesh.mesh.trust import Known, Trust
@@ -29,18 +29,33 @@ class Answered:
     ahead_s: float | None  # its clock, of this one's; None if it does not tell its time
 
 
-async def who_answers(trust: Trust) -> dict[DeviceId, Answered]:
-    """Devices that answered when they were dialled."""
+@dataclass(frozen=True)
+class Reach:
+    """What came of dialling all devices.
+
+    Attributes:
+        answered: Those that did.
+        ended: Those that only ended the connection: they probably do not know this device any more.
+    """
+
+    answered: dict[DeviceId, Answered]
+    ended: set[DeviceId]
+
+
+async def who_answers(trust: Trust) -> Reach:
+    """Dial all devices of the mesh."""
     identity = trust.device.issue()
     tls = await asyncio.to_thread(trust.tls, identity)
     secure = Secure(tls.client, trust.whose_connection)
     found: dict[DeviceId, Answered] = {}
+    ended: set[DeviceId] = set()
     clocks = Clocks()
     async with clocks.session() as http:
 
         async def ask(addresses: list[Address]) -> None:
             began = time.perf_counter()
-            socket, address = await dial_any(http, addresses, secure=secure)
+            with noting_ends(ended):
+                socket, address = await dial_any(http, addresses, secure=secure)
             after_s, known = time.perf_counter() - began, secure.known(socket)
             await close_soon(socket, limits.CLOSE_TIMEOUT_S)
             if known is not None:
@@ -49,7 +64,18 @@ async def who_answers(trust: Trust) -> dict[DeviceId, Answered]:
         with suppress(TimeoutError):
             async with asyncio.timeout(limits.REACH_S):
                 await dial_all(member_places(trust), ask)
-    return found
+    return Reach(found, ended - found.keys())
+
+
+@contextmanager
+def noting_ends(ended: set[DeviceId]) -> Iterator[None]:
+    """Note which device ends the connection of the dial inside."""
+    try:
+        yield
+    except NotPairedError as error:
+        if error.ended_by:
+            ended.add(DeviceId(error.ended_by))
+        raise
 
 
 @dataclass(frozen=True, slots=True)

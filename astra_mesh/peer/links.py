@@ -22,7 +22,15 @@ from astra_mesh.errors import (
     NotPairedError,
     PortInUseError,
 )
-from astra_mesh.mesh.connect import PATH, Address, Places, dial_any, show_address, websocket_handler
+from astra_mesh.mesh.connect import (
+    PATH,
+    Address,
+    Places,
+    dial_any,
+    is_of_member,
+    show_address,
+    websocket_handler,
+)
 from astra_mesh.mesh.discovery import Discovery
 from astra_mesh.mesh.doorman import Doorman
 from astra_mesh.mesh.link import Link
@@ -317,7 +325,7 @@ class LinkKeeper:
                 raise
             if isinstance(error, NotPairedError):
                 self._note_stranger(candidate.expected)
-            if candidate.expected is None:
+            if candidate.expected is None or is_of_member(error):
                 self._complaints.make(error.message)
             else:
                 log.debug("%s", error.message)

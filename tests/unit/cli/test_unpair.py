@@ -168,6 +168,26 @@ def test_what_remains() -> None:
     assert f"astra-mesh unpair {TWO.id[:8]}" in what_remains(some, TWO.id)[1]
 
 
+def test_one_knows_and_two_know() -> None:
+    known = RosterBook(ONE, "host")
+    known.let_in(OTHER.certificate, "desk")
+    both = known.members()
+    one = {OTHER.id: both[OTHER.id]}
+    said = {
+        (" knows that", " trusts it"): Farewell(one, {}),
+        (" know that", " trust it"): Farewell(both, {}),
+        ("still lists", "until it hears of it"): Farewell({}, one),
+        ("still list ", "until one of them hears", ", on one of them"): Farewell({}, both),
+        (" ends each", "probably it does not", "needs not"): Farewell({}, {}, one),
+        (" end each", "probably they do not", "need not"): Farewell({}, {}, both),
+    }
+    for words, farewell_of in said.items():
+        (sentence,) = what_remains(farewell_of, TWO.id)
+        assert all(word in sentence for word in words), sentence
+    heard = what_remains(Farewell({}, one, {ONE.id: both[ONE.id]}), TWO.id)
+    assert "did not answer, and hears of it from the others" in heard[1]
+
+
 def test_a_leave_that_was_cut_short_is_over_before_the_next_pairing() -> None:
     trust = Trust.open()
     trust.change(RosterBook.say_farewell)
