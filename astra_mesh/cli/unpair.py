@@ -93,6 +93,13 @@ def _by_peer(trust: Trust, text: str) -> list[tuple[DeviceId, RosterEntry]]:
 
 
 def _leave(trust: Trust, as_json: bool) -> None:
+    if trust.change(_begin_anew_alone):  # at once: there is nobody to look for
+        if as_json:
+            print_json({"devices": device_rows(trust), "told": [], "untold": [], "ended": []})
+            return
+        list_devices(trust, as_json)
+        hint("there was no mesh to leave: this device is paired with no other")
+        return
     farewell = run_async(_say_farewell(trust))
     if as_json:
         told = {"told": list(farewell.told), "untold": list(farewell.untold)}
@@ -101,6 +108,14 @@ def _leave(trust: Trust, as_json: bool) -> None:
     list_devices(trust, as_json)
     for sentence in what_remains(farewell, trust.device.id):
         hint(sentence)
+
+
+def _begin_anew_alone(book: RosterBook) -> bool:
+    """Of those who are out nothing is remembered any more either."""
+    if book.alone and not book.is_leaving:
+        book.begin_anew()
+        return True
+    return False
 
 
 async def _say_farewell(trust: Trust) -> Farewell:

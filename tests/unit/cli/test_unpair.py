@@ -141,7 +141,30 @@ def test_who_leaves_is_told_what_remains_to_be_done() -> None:
     assert f"astra-mesh unpair {own[:8]}" in said
     assert f"desk ({OTHER.id[:8]})" in said
     assert "desk" not in call("pair", "--list").stdout
-    assert call("unpair", "--leave").stderr == "", "it is alone"
+
+
+def test_who_is_alone_is_told_so_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    async def nobody(_: Trust) -> Farewell:
+        raise AssertionError("there is nobody to look for")
+
+    monkeypatch.setattr(farewell, "leave", nobody)
+    monkeypatch.setenv("ASTRA_MESH_TRUST", str(tmp_path / "alone"))
+    before = Trust.open().book.mesh
+    result = call("unpair", "--leave")
+    assert result.exit_code == 0
+    assert "there was no mesh to leave" in " ".join(result.stderr.split())
+    assert Trust.open().book.mesh != before, "a roster that is full is forgotten"
+    said = json.loads(call("unpair", "--leave", "--json").stdout)
+    assert (said["told"], said["untold"], said["ended"]) == ([], [], [])
+    assert [row["this"] for row in said["devices"]] == [True]
+
+
+@pytest.mark.usefixtures("_silence")
+def test_a_leave_that_was_cut_short_is_no_device_alone() -> None:
+    for device in (ONE, TWO):
+        call("unpair", device.id[:8])
+    Trust.open().change(RosterBook.say_farewell)
+    assert "nobody could be told" in " ".join(call("unpair", "--leave").stderr.split())
 
 
 @pytest.mark.usefixtures("_silence")
