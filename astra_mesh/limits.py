@@ -77,6 +77,9 @@ CLIENT_MOVE_S: Final = 1.5  # ... for so long each: those that live answer withi
 CLIENT_MOVE_BUSY_S: Final = 4.0  # ... or, where none did, the first few once more for so long:
 CLIENT_BUSY_PLACES: Final = 2  # a small board that starts a model needs seconds for a handshake
 SEARCH_DIALS: Final = 64  # at once, of what is announced: some may accept and say nothing
+# Of these, with others waiting, each keeps its place for so long and is dialled again later. All
+# CANDIDATES have had a turn after 4 s of the 5 for which a search lasts.
+SEARCH_TURN_S: Final = 1.0
 REACH_S: Final = 12.0  # for `doctor` to dial all devices of the mesh
 CLIENT_SEARCH_S: Final = 4.0  # before that it looks for others by itself: announcements take 1 s
 PROGRESS_MARKS: Final = 1_024  # in one message: 15 KiB of positional integers

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import aiohttp
@@ -160,6 +161,28 @@ async def test_a_peer_that_starts_after_a_leave_that_was_cut_short(
             await until(lambda: listed(a) == listed(c) == {device(a), device(c)})
             await until(lambda: trust_of(back).book.alone)
             assert not back.others()
+
+
+async def test_many_who_announce_themselves_and_say_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More than twice as many as are dialled at once; they are found before the member."""
+    async with AsyncExitStack() as stack:
+        a, b = await stack.enter_async_context(devices(tmp_path, 2))
+        await pair(a, b)
+        await until(linked(a, b))
+        await b.stop()
+        count = 2 * limits.SEARCH_DIALS + 10
+        mute = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+
+        async def places(_: Trust) -> AsyncGenerator[list[Address], None]:
+            for one in mute:
+                yield [one.getsockname()]
+            yield [("127.0.0.1", a.port)]
+
+        monkeypatch.setattr(farewell, "member_places", places)
+        gone = await leave(b)
+        assert set(gone.told) == {device(a)}
 
 
 # --- shut out while it was off --------------------------------------------------------------------
