@@ -202,6 +202,8 @@ ROSTER_FRAME_BYTES: Final = 640 * KIB  # ROSTER_ENTRIES with the largest certifi
 ROSTER_JUMP: Final = 1_000  # of an entry's generation at once: no device misses so many decisions
 ROSTER_GENERATIONS: Final = 2**31  # changes of one device's standing
 TRUST_POLL_S: Final = 1.0  # a changed roster on disk (`astra-mesh unpair`) is seen within this
+MEMBER_AGAIN_S: Final = 1.5  # after a member that did not know us: it may see the change by then
+STRANGE_S: Final = 10.0  # a paired device that does not know this one for so long: the log says it
 # A device that leaves tells the others for so long: a look for announcements takes 5 s of it, a
 # running peer sees the change of the roster after TRUST_POLL_S.
 FAREWELL_S: Final = 6.0

@@ -13,8 +13,8 @@ import aiohttp
 
 from astra_mesh import limits
 from astra_mesh.client.nearby import dial_all
-from astra_mesh.client.reach import member_places, noting_ends
-from astra_mesh.mesh.connect import Address, Secure, dial_any, show_address
+from astra_mesh.client.reach import dial_member, member_places
+from astra_mesh.mesh.connect import Address, Secure, show_address
 from astra_mesh.mesh.identity import Identity
 from astra_mesh.mesh.link import Link
 from astra_mesh.mesh.pairing_host import own_name
@@ -126,8 +126,7 @@ class _Speaker:
         Raises:
             AstraMeshError: It cannot be reached, or goes before that.
         """
-        with noting_ends(self.ended):
-            socket, address = await dial_any(http, addresses, secure=self.secure)
+        socket, address = await dial_member(http, addresses, self.secure, self.ended)
         known = self.secure.known(socket)
         if known is None or known.device == self.trust.device.id:
             await close_soon(socket, limits.CLOSE_TIMEOUT_S)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing, contextmanager, suppress
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 
 import aiohttp
@@ -54,8 +54,7 @@ async def who_answers(trust: Trust) -> Reach:
 
         async def ask(addresses: list[Address]) -> None:
             began = time.perf_counter()
-            with noting_ends(ended):
-                socket, address = await dial_any(http, addresses, secure=secure)
+            socket, address = await dial_member(http, addresses, secure, ended)
             after_s, known = time.perf_counter() - began, secure.known(socket)
             await close_soon(socket, limits.CLOSE_TIMEOUT_S)
             if known is not None:
@@ -67,11 +66,23 @@ async def who_answers(trust: Trust) -> Reach:
     return Reach(found, ended - found.keys())
 
 
-@contextmanager
-def noting_ends(ended: set[DeviceId]) -> Iterator[None]:
-    """Note which device ends the connection of the dial inside."""
+async def dial_member(
+    http: aiohttp.ClientSession, addresses: list[Address], secure: Secure, ended: set[DeviceId]
+) -> tuple[aiohttp.ClientWebSocketResponse, Address]:
+    """Dial, and once more where the connection was ended: a peer that does not know a device yet
+    that was let in just now ends it too. ``ended`` gets the device that does it both times.
+
+    Raises:
+        NoPeerError, NotPairedError: As :func:`astra_mesh.mesh.connect.dial_any`.
+    """
     try:
-        yield
+        return await dial_any(http, addresses, secure=secure)
+    except NotPairedError as error:
+        if not error.ended_by:
+            raise
+    await asyncio.sleep(limits.MEMBER_AGAIN_S)
+    try:
+        return await dial_any(http, addresses, secure=secure)
     except NotPairedError as error:
         if error.ended_by:
             ended.add(DeviceId(error.ended_by))

@@ -367,10 +367,10 @@ def _not_paired(where: str) -> str:
 def forgotten(who: str) -> str:
     """What to say of a member that ends connections as :func:`ends_at_once` tells."""
     return (
-        f"{who} ends each connection right after the handshake: it probably "
-        "does not know this device any more (somebody shut it out by `astra-mesh unpair`, or that "
-        "device left the mesh). Pair again: `astra-mesh pair` there, and here `astra-mesh pair "
-        "CODE` with the code that it shows"
+        f"{who} ends each connection right after the handshake: it probably does not know this "
+        "device any more (somebody shut it out by `astra-mesh unpair`, or that device left the "
+        "mesh), or not yet. If it stays so, pair again: `astra-mesh pair` there, and here "
+        "`astra-mesh pair CODE` with the code that it shows"
     )
 
 
