@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
@@ -93,12 +93,14 @@ def _by_peer(trust: Trust, text: str) -> list[tuple[DeviceId, RosterEntry]]:
 
 
 def _leave(trust: Trust, as_json: bool) -> None:
+    from astra_mesh.client.farewell_words import NO_MESH, what_remains
+
     if trust.change(_begin_anew_alone):  # at once: there is nobody to look for
         if as_json:
             print_json({"devices": device_rows(trust), "told": [], "untold": [], "ended": []})
             return
         list_devices(trust, as_json)
-        hint("there was no mesh to leave: this device is paired with no other")
+        hint(NO_MESH)
         return
     farewell = run_async(_say_farewell(trust))
     if as_json:
@@ -107,7 +109,7 @@ def _leave(trust: Trust, as_json: bool) -> None:
         return
     list_devices(trust, as_json)
     for sentence in what_remains(farewell, trust.device.id):
-        hint(sentence)
+        hint(clean(sentence))
 
 
 def _begin_anew_alone(book: RosterBook) -> bool:
@@ -123,47 +125,6 @@ async def _say_farewell(trust: Trust) -> Farewell:
 
     with err.status("telling the others", spinner="dots"):
         return await leave(trust)
-
-
-def what_remains(farewell: Farewell, own: DeviceId) -> list[str]:
-    """What to say to who left: who knows, and what is left to do where somebody does not."""
-    said = []
-    if farewell.told:
-        they, verbs = _names(farewell.told)
-        said.append(
-            f"{they} {verbs('knows', 'know')} that this device has left, and "
-            f"{verbs('trusts', 'trust')} it no more"
-        )
-    if farewell.ended:
-        they, verbs = _names(farewell.ended)
-        said.append(
-            f"{they} {verbs('ends', 'end')} each connection right after the handshake: probably "
-            f"{verbs('it does', 'they do')} not know this device any more, and "
-            f"{verbs('needs', 'need')} not be told that it left"
-        )
-    if farewell.untold:
-        said.append(_of_untold(farewell, f"run `astra-mesh unpair {own[:SHORT_ID]}` there"))
-    return said
-
-
-def _of_untold(farewell: Farewell, run: str) -> str:
-    they, verbs = _names(farewell.untold)
-    if farewell.told or farewell.ended:
-        return (
-            f"{they} did not answer, and {verbs('hears', 'hear')} of it from the others when they "
-            f"meet; if they do not meet, {run}"
-        )
-    return (
-        f"nobody could be told: {they} still {verbs('lists', 'list')} this device and would let "
-        f"it in, until {verbs('it', 'one of them')} hears of it: {run}"
-        f"{verbs('', ', on one of them')}"
-    )
-
-
-def _names(devices: Mapping[DeviceId, RosterEntry]) -> tuple[str, Callable[[str, str], str]]:
-    """The devices, and what chooses between the words for one and for several."""
-    names = clean(", ".join(labelled(entry.name, key) for key, entry in devices.items()))
-    return names, lambda one, several: one if len(devices) == 1 else several
 
 
 async def running_now(trust: Trust) -> list[Running]:

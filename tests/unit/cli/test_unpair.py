@@ -12,9 +12,9 @@ from typer.testing import CliRunner, Result
 
 from astra_mesh import limits
 from astra_mesh.cli.app import app
-from astra_mesh.cli.unpair import what_remains
 from astra_mesh.client import farewell, reach
 from astra_mesh.client.farewell import Farewell
+from astra_mesh.client.farewell_words import what_remains
 from astra_mesh.client.reach import Running
 from astra_mesh.mesh.connect import Address
 from astra_mesh.mesh.identity import DeviceKey
