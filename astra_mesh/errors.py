@@ -141,9 +141,13 @@ class PortInUseError(MeshError):
 
 
 class NotPairedError(MeshError):
-    """The device at the other end is not paired with this one, or not any more."""
+    """The device at the other end is not paired with this one, or not any more.
+
+    ``ended_by`` is the id of that device where this one knows it, and it ended the connection.
+    """
 
     code = "not-paired"
+    ended_by: str = ""
 
 
 class PairingError(MeshError):

@@ -77,6 +77,9 @@ CLIENT_MOVE_S: Final = 1.5  # ... for so long each: those that live answer withi
 CLIENT_MOVE_BUSY_S: Final = 4.0  # ... or, where none did, the first few once more for so long:
 CLIENT_BUSY_PLACES: Final = 2  # a small board that starts a model needs seconds for a handshake
 SEARCH_DIALS: Final = 64  # at once, of what is announced: some may accept and say nothing
+# Of these, with others waiting, each keeps its place for so long and is dialled again later. All
+# CANDIDATES have had a turn after 4 s of the 5 for which a search lasts.
+SEARCH_TURN_S: Final = 1.0
 REACH_S: Final = 12.0  # for `doctor` to dial all devices of the mesh
 CLIENT_SEARCH_S: Final = 4.0  # before that it looks for others by itself: announcements take 1 s
 PROGRESS_MARKS: Final = 1_024  # in one message: 15 KiB of positional integers
@@ -173,6 +176,9 @@ PROBE_EVERY_S: Final = 60.0  # of a link that carries too little to be measured 
 CANDIDATES: Final = 256  # addresses and announcements kept; more are ignored (mDNS can be flooded)
 DIAL_ADDRESSES: Final = 8  # addresses of one candidate that are tried
 DIAL_TIMEOUT_S: Final = 3.0  # TCP and upgrade to one address on a bad Wi-Fi
+# From the end of the handshake: who does not know our certificate ends the connection a round trip
+# later, who knows it waits UPGRADE_S for a request.
+ENDS_AT_ONCE_S: Final = 1.0
 DIAL_PATIENCE_S: Final = 1.0  # the peer with the higher id leaves dialling to the other one so long
 BACKOFF_FIRST_S: Final = 0.5
 BACKOFF_CAP_S: Final = 15.0
@@ -198,6 +204,8 @@ ROSTER_FRAME_BYTES: Final = 640 * KIB  # ROSTER_ENTRIES with the largest certifi
 ROSTER_JUMP: Final = 1_000  # of an entry's generation at once: no device misses so many decisions
 ROSTER_GENERATIONS: Final = 2**31  # changes of one device's standing
 TRUST_POLL_S: Final = 1.0  # a changed roster on disk (`astra-mesh unpair`) is seen within this
+MEMBER_AGAIN_S: Final = 1.5  # after a member that did not know us: it may see the change by then
+STRANGE_S: Final = 10.0  # a paired device that does not know this one for so long: the log says it
 # A device that leaves tells the others for so long: a look for announcements takes 5 s of it, a
 # running peer sees the change of the roster after TRUST_POLL_S.
 FAREWELL_S: Final = 6.0

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
+import ssl
 import sys
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager, suppress
@@ -22,6 +24,8 @@ from astra_mesh.errors import (
     UnknownModelError,
     UnsupportedModelError,
 )
+
+log = logging.getLogger(__name__)
 
 # How commands end, beside 0. README.md tells people the same.
 FAILED_STATUS: Final = 1  # what was asked is right, but it failed; or the doctor found a fault
@@ -121,4 +125,16 @@ def run_async(main: Coroutine[Any, Any, T]) -> T:
     except ImportError:
         return asyncio.run(main)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.get_loop().set_exception_handler(_without_given_up_dials)
         return runner.run(main)
+
+
+def _without_given_up_dials(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """What nobody waits for any more is no news: uvloop has one future for a connection and another
+    for its TLS. A dial that is given up between the two never asks for the second one's error.
+    """
+    future, error = context.get("future"), context.get("exception")
+    if isinstance(error, ssl.SSLError) and not isinstance(future, asyncio.Task | None):
+        log.debug("a dial that was given up would have failed: %s", error)
+        return
+    loop.default_exception_handler(context)

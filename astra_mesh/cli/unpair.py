@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
@@ -93,14 +93,31 @@ def _by_peer(trust: Trust, text: str) -> list[tuple[DeviceId, RosterEntry]]:
 
 
 def _leave(trust: Trust, as_json: bool) -> None:
+    from astra_mesh.client.farewell_words import NO_MESH, what_remains
+
+    if trust.change(_begin_anew_alone):  # at once: there is nobody to look for
+        if as_json:
+            print_json({"devices": device_rows(trust), "told": [], "untold": [], "ended": []})
+            return
+        list_devices(trust, as_json)
+        hint(NO_MESH)
+        return
     farewell = run_async(_say_farewell(trust))
     if as_json:
-        told, untold = list(farewell.told), list(farewell.untold)
-        print_json({"devices": device_rows(trust), "told": told, "untold": untold})
+        told = {"told": list(farewell.told), "untold": list(farewell.untold)}
+        print_json({"devices": device_rows(trust), **told, "ended": list(farewell.ended)})
         return
     list_devices(trust, as_json)
     for sentence in what_remains(farewell, trust.device.id):
-        hint(sentence)
+        hint(clean(sentence))
+
+
+def _begin_anew_alone(book: RosterBook) -> bool:
+    """Of those who are out nothing is remembered any more either."""
+    if book.alone and not book.is_leaving:
+        book.begin_anew()
+        return True
+    return False
 
 
 async def _say_farewell(trust: Trust) -> Farewell:
@@ -108,30 +125,6 @@ async def _say_farewell(trust: Trust) -> Farewell:
 
     with err.status("telling the others", spinner="dots"):
         return await leave(trust)
-
-
-def what_remains(farewell: Farewell, own: DeviceId) -> list[str]:
-    """What to say to who left: who knows, and what is left to do where somebody does not."""
-    said = []
-    if farewell.told:
-        said.append(f"{_names(farewell.told)} know that this device has left, and trust it no more")
-    if farewell.untold:
-        run = f"run `astra-mesh unpair {own[:SHORT_ID]}` there"
-        if farewell.told:
-            said.append(
-                f"{_names(farewell.untold)} did not answer, and hear of it from the others when "
-                f"they meet; if they do not meet, {run}"
-            )
-        else:
-            said.append(
-                f"nobody could be told: {_names(farewell.untold)} still list this device and "
-                f"would let it in, until one of them hears of it: {run}, on one of them"
-            )
-    return said
-
-
-def _names(devices: Mapping[DeviceId, RosterEntry]) -> str:
-    return clean(", ".join(labelled(entry.name, key) for key, entry in devices.items()))
 
 
 async def running_now(trust: Trust) -> list[Running]:

@@ -24,10 +24,10 @@ from astra_mesh.client.clocks import compare
 from astra_mesh.client.keys import mend_modes
 from astra_mesh.client.reach import who_answers
 from astra_mesh.errors import AstraMeshError, PortInUseError
-from astra_mesh.mesh.connect import Address, show_address
+from astra_mesh.mesh.connect import Address, forgotten, show_address
 from astra_mesh.mesh.discovery import Discovery
 from astra_mesh.mesh.identity import DEVICE_FILE_NAME
-from astra_mesh.mesh.interfaces import is_loopback, own_addresses
+from astra_mesh.mesh.interfaces import Outside, is_loopback, outside
 from astra_mesh.mesh.listening import close_all, listen
 from astra_mesh.mesh.trust import Trust
 from astra_mesh.naming import Names
@@ -41,6 +41,7 @@ _OTHERS_S: Final = 1.5  # they answer within 0.12 s (RFC 6762, 6), and are looke
 _PAIRS: Final = 15  # of products that are compared: 0.05 s on a laptop
 _FASTER: Final = 4 / 3  # less is not noticed
 _MUCH_SLOWER: Final = 0.4  # the processor lacks it: then 1/5 and less
+_SHOWN: Final = 6  # addresses, or interfaces
 _LOW_MEMORY: Final = 512 * limits.MIB
 _FIREWALLS: Final = {
     "ufw": (Path("/etc/ufw/ufw.conf"), "ENABLED=yes", f"ufw allow {DEFAULT_PORT}/tcp"),
@@ -134,11 +135,29 @@ async def _clock() -> list[Finding]:
 
 
 async def _interfaces() -> list[Finding]:
-    addresses = own_addresses()
-    outside = [str(ip) for ip in addresses if not ip.is_loopback]
-    if not outside:
-        return [_bad("interfaces", "this machine is in no network; join the Wi-Fi of the others")]
-    return [_fine("interfaces", ", ".join(outside[:6]))]
+    return [networks(outside())]
+
+
+def networks(found: Mapping[str, Outside]) -> Finding:
+    """What the interfaces are connected to. An address stays where the cable is pulled."""
+    here = [ip for one in found.values() if one.connected for ip in one.addresses]
+    idle = {name: one for name, one in found.items() if not one.connected}
+    shown = ", ".join(str(ip) for ip in here[:_SHOWN])
+    if here:
+        also = f"; not connected: {', '.join(list(idle)[:_SHOWN])}" if idle else ""
+        return _fine("interfaces", f"{shown}{also}")
+    text = "this machine is in no network"
+    if not idle:
+        return _bad("interfaces", f"{text}; join the Wi-Fi of the others")
+    why = [_why_idle(name, one) for name, one in list(idle.items())[:_SHOWN]]
+    return _bad("interfaces", f"{text}: {'; '.join(why)}")
+
+
+def _why_idle(name: str, one: Outside) -> str:
+    address = f"{name} has the address {one.addresses[0]}"
+    if not one.is_up:
+        return f"{address} but is switched off (`ip link set {name} up` as root switches it on)"
+    return f"{address} but is not connected: plug in its cable, or join the Wi-Fi of the others"
 
 
 async def _multicast() -> list[Finding]:
@@ -192,6 +211,11 @@ def heard_of(others: int) -> str:
 
 def searching(peer: LocalPeer) -> Finding:
     """Whether a peer that runs here looks for others, as it says itself."""
+    if peer.problem is None:
+        text = (
+            f"the peer {peer.name} has just started and does not know yet whether it finds others"
+        )
+        return _note("discovery", f"{text}: ask again in some seconds")
     if peer.problem:
         text = f"the peer {peer.name} finds no others by itself: {peer.problem}"
         return _note("discovery", text)
@@ -324,13 +348,15 @@ async def _members() -> list[Finding]:
     others = {key: entry.name for key, entry in trust.members().items() if key != trust.device.id}
     if not others:
         return [_note("devices", "this device is paired with no other: astra-mesh pair")]
-    there = await who_answers(trust)
-    found = []
+    reach = await who_answers(trust)
+    there, found = reach.answered, []
     for device, name in others.items():
         shown = f"{name} ({device[:8]})"
         if device in there:
             after_ms = 1000 * there[device].after_s
             found.append(_fine("devices", f"{shown} answers after {after_ms:.0f} ms"))
+        elif device in reach.ended:
+            found.append(_bad("devices", forgotten(shown)))
         else:
             text = (
                 f"{shown} does not answer: is `astra-mesh peer` running there, in this network? "

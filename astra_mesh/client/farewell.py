@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
@@ -13,8 +13,8 @@ import aiohttp
 
 from astra_mesh import limits
 from astra_mesh.client.nearby import dial_all
-from astra_mesh.client.reach import member_places
-from astra_mesh.mesh.connect import Address, Secure, dial_any, show_address
+from astra_mesh.client.reach import dial_member, member_places
+from astra_mesh.mesh.connect import Address, Secure, show_address
 from astra_mesh.mesh.identity import Identity
 from astra_mesh.mesh.link import Link
 from astra_mesh.mesh.pairing_host import own_name
@@ -39,10 +39,15 @@ _LOOK_S: Final = 0.1  # at who was told by peers of this device
 
 @dataclass(frozen=True)
 class Farewell:
-    """What came of it: the others of the mesh, by whether they are known to have heard."""
+    """What came of it: the others of the mesh, by whether they are known to have heard.
+
+    ``ended`` are those that only ended the connection: they probably do not know this device any
+    more, so there is nothing to tell them.
+    """
 
     told: dict[DeviceId, RosterEntry]
     untold: dict[DeviceId, RosterEntry]
+    ended: dict[DeviceId, RosterEntry] = field(default_factory=dict)
 
 
 async def leave(trust: Trust) -> Farewell:
@@ -59,17 +64,20 @@ async def leave(trust: Trust) -> Farewell:
     others = {key: entry for key, entry in book.members().items() if key != own}
     told = Told(trust.folder, book.farewell)
     heard: Collection[DeviceId] = ()
+    ended: set[DeviceId] = set()
     try:
         if others:
             with suppress(TimeoutError):
                 async with asyncio.timeout(limits.FAREWELL_S):
-                    await _tell(trust, told, others)
+                    await _tell(trust, told, others, ended)
             heard = await asyncio.to_thread(told.devices)
     finally:
         await asyncio.to_thread(trust.change, partial(_forget, book.mesh))
+    ended -= set(heard)
     return Farewell(
         {key: entry for key, entry in others.items() if key in heard},
-        {key: entry for key, entry in others.items() if key not in heard},
+        {key: entry for key, entry in others.items() if key not in heard and key not in ended},
+        {key: entry for key, entry in others.items() if key in ended},
     )
 
 
@@ -80,22 +88,24 @@ def _forget(mesh: bytes, book: RosterBook) -> bool:
     return left
 
 
-async def _tell(trust: Trust, told: Told, others: Collection[DeviceId]) -> None:
-    """Until all know, whoever told them."""
+async def _tell(
+    trust: Trust, told: Told, others: Collection[DeviceId], ended: set[DeviceId]
+) -> None:
+    """Until all know, whoever told them, or will not be told."""
     async with asyncio.TaskGroup() as group:
-        dialling = group.create_task(_dial_all(trust, told))
+        dialling = group.create_task(_dial_all(trust, told, ended))
         while True:
-            if (await asyncio.to_thread(told.devices)).issuperset(others):
+            if ended.union(await asyncio.to_thread(told.devices)).issuperset(others):
                 break
             await asyncio.sleep(_LOOK_S)
         dialling.cancel()
 
 
-async def _dial_all(trust: Trust, told: Told) -> None:
-    """Tell whoever answers where members may be."""
+async def _dial_all(trust: Trust, told: Told, ended: set[DeviceId]) -> None:
+    """Tell whoever answers where members may be; ``ended`` gets those that end the connection."""
     identity = await asyncio.to_thread(trust.device.issue)
     tls = await asyncio.to_thread(trust.client_tls, identity)
-    speaker = _Speaker(trust, told, identity, Secure(tls, trust.whose_connection))
+    speaker = _Speaker(trust, told, identity, Secure(tls, trust.whose_connection), ended)
     async with aiohttp.ClientSession() as http:
         await dial_all(member_places(trust), partial(speaker.tell, http))
 
@@ -108,6 +118,7 @@ class _Speaker:
     told: Told
     identity: Identity
     secure: Secure
+    ended: set[DeviceId]
 
     async def tell(self, http: aiohttp.ClientSession, addresses: list[Address]) -> None:
         """Dial a peer, give it the roster, and wait until it shows that it took it.
@@ -115,7 +126,7 @@ class _Speaker:
         Raises:
             AstraMeshError: It cannot be reached, or goes before that.
         """
-        socket, address = await dial_any(http, addresses, secure=self.secure)
+        socket, address = await dial_member(http, addresses, self.secure, self.ended)
         known = self.secure.known(socket)
         if known is None or known.device == self.trust.device.id:
             await close_soon(socket, limits.CLOSE_TIMEOUT_S)

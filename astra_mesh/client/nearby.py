@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
+from dataclasses import dataclass
 from typing import Final
 
 from astra_mesh import limits
@@ -15,6 +17,8 @@ from astra_mesh.mesh.discovery import Discovery
 from astra_mesh.mesh.meeting import MeetingPlaces
 from astra_mesh.mesh.trust import Trust
 from astra_mesh.wire.messages import PeerId
+
+Dial = Callable[[list[Address]], Awaitable[None]]
 
 SEARCH_S: Final = 5.0  # announcements are repeated within it
 
@@ -35,31 +39,79 @@ async def nearby_places(trust: Trust) -> AsyncGenerator[list[Address], None]:
             yield addresses
 
 
-async def dial_all(
-    places: AsyncGenerator[list[Address], None], dial: Callable[[list[Address]], Awaitable[None]]
-) -> None:
+async def dial_all(places: AsyncGenerator[list[Address], None], dial: Dial) -> None:
     """Dial each of these places as it is found, an address once, :data:`limits.SEARCH_DIALS` at the
     same time: whoever announces itself and answers nothing keeps nobody waiting.
 
     Args:
         places: The addresses of each peer; closed here.
-        dial: What to do there; an AstraMeshError of it means that nobody is there.
+        dial: What to do there; an AstraMeshError of it means that nobody is there. Where there are
+            more places than are dialled at once it may be cancelled, and called again later.
     """
-    room, tried = asyncio.Semaphore(limits.SEARCH_DIALS), set[Address]()
-
-    async def one(addresses: list[Address]) -> None:
-        try:
-            with suppress(AstraMeshError):
-                await dial(addresses)
-        finally:
-            room.release()
-
+    tried = set[Address]()
     async with aclosing(places), asyncio.TaskGroup() as group:
+        turns = _Turns(group, dial)
         async for addresses in places:
             if fresh := [address for address in addresses if address not in tried]:
                 tried.update(fresh)
-                await room.acquire()
-                group.create_task(one(fresh))
+                await turns.give(fresh)
+        turns.go_on()
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    addresses: list[Address]
+    end: float  # of the loop's clock; from then on others may have its place
+
+
+class _Turns:
+    """The dials of one search: where there is room for no more they take turns."""
+
+    def __init__(self, group: asyncio.TaskGroup, dial: Dial) -> None:
+        self._group, self._dial = group, dial
+        self._running: dict[asyncio.Task[None], _Turn] = {}  # the oldest first
+        self._late: deque[list[Address]] = deque()  # had a turn and did not come to an end in it
+        self._asked = False  # somebody waits for a first turn
+        self._freed = asyncio.Event()
+
+    async def give(self, addresses: list[Address]) -> None:
+        """Begin to dial a place, if need be in that of who has had its turn. One call at a time."""
+        self._asked = True
+        while self._is_full():
+            task, turn = next(iter(self._running.items()))
+            self._freed.clear()
+            try:
+                async with asyncio.timeout_at(turn.end):
+                    await self._freed.wait()
+            except TimeoutError:
+                del self._running[task]
+                task.cancel()
+                self._late.append(turn.addresses)
+        self._asked = False
+        self._start(addresses)
+
+    def go_on(self) -> None:
+        """Dial those again that were cut short, as far as there is room."""
+        while self._late and not self._asked and not self._is_full():
+            self._start(self._late.popleft())
+
+    def _is_full(self) -> bool:
+        return len(self._running) >= limits.SEARCH_DIALS
+
+    def _start(self, addresses: list[Address]) -> None:
+        end = asyncio.get_running_loop().time() + limits.SEARCH_TURN_S
+        self._running[self._group.create_task(self._one(addresses))] = _Turn(addresses, end)
+
+    async def _one(self, addresses: list[Address]) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        try:
+            with suppress(AstraMeshError):
+                await self._dial(addresses)
+        finally:
+            self._running.pop(task, None)
+            self._freed.set()
+        self.go_on()
 
 
 async def search() -> AsyncGenerator[list[Address], None]:

@@ -14,7 +14,7 @@ from astra_mesh import limits
 from astra_mesh.client.addresses import parse_address
 from astra_mesh.client.clocks import Clocks
 from astra_mesh.client.nearby import dial_all, nearby_places
-from astra_mesh.errors import AstraMeshError
+from astra_mesh.errors import AstraMeshError, NotPairedError
 from astra_mesh.mesh.connect import Address, Secure, dial_any
 from astra_mesh.mesh.sockets import close_soon
 from astra_mesh.mesh.trust import Known, Trust
@@ -29,18 +29,32 @@ class Answered:
     ahead_s: float | None  # its clock, of this one's; None if it does not tell its time
 
 
-async def who_answers(trust: Trust) -> dict[DeviceId, Answered]:
-    """Devices that answered when they were dialled."""
+@dataclass(frozen=True)
+class Reach:
+    """What came of dialling all devices.
+
+    Attributes:
+        answered: Those that did.
+        ended: Those that only ended the connection: they probably do not know this device any more.
+    """
+
+    answered: dict[DeviceId, Answered]
+    ended: set[DeviceId]
+
+
+async def who_answers(trust: Trust) -> Reach:
+    """Dial all devices of the mesh."""
     identity = trust.device.issue()
     tls = await asyncio.to_thread(trust.tls, identity)
     secure = Secure(tls.client, trust.whose_connection)
     found: dict[DeviceId, Answered] = {}
+    ended: set[DeviceId] = set()
     clocks = Clocks()
     async with clocks.session() as http:
 
         async def ask(addresses: list[Address]) -> None:
             began = time.perf_counter()
-            socket, address = await dial_any(http, addresses, secure=secure)
+            socket, address = await dial_member(http, addresses, secure, ended)
             after_s, known = time.perf_counter() - began, secure.known(socket)
             await close_soon(socket, limits.CLOSE_TIMEOUT_S)
             if known is not None:
@@ -49,7 +63,30 @@ async def who_answers(trust: Trust) -> dict[DeviceId, Answered]:
         with suppress(TimeoutError):
             async with asyncio.timeout(limits.REACH_S):
                 await dial_all(member_places(trust), ask)
-    return found
+    return Reach(found, ended - found.keys())
+
+
+async def dial_member(
+    http: aiohttp.ClientSession, addresses: list[Address], secure: Secure, ended: set[DeviceId]
+) -> tuple[aiohttp.ClientWebSocketResponse, Address]:
+    """Dial, and once more where the connection was ended: a peer that does not know a device yet
+    that was let in just now ends it too. ``ended`` gets the device that does it both times.
+
+    Raises:
+        NoPeerError, NotPairedError: As :func:`astra_mesh.mesh.connect.dial_any`.
+    """
+    try:
+        return await dial_any(http, addresses, secure=secure)
+    except NotPairedError as error:
+        if not error.ended_by:
+            raise
+    await asyncio.sleep(limits.MEMBER_AGAIN_S)
+    try:
+        return await dial_any(http, addresses, secure=secure)
+    except NotPairedError as error:
+        if error.ended_by:
+            ended.add(DeviceId(error.ended_by))
+        raise
 
 
 @dataclass(frozen=True, slots=True)

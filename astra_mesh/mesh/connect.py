@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import socket as sockets
 import ssl
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Final, TypeVar
 
 import aiohttp
@@ -87,7 +89,7 @@ async def dial(
         NotPairedError: The device that answers is no member of this mesh, or does not know us.
     """
     timings = timings if timings is not None else Timings()
-    where = show_address((host, port))
+    where, ended = show_address((host, port)), False
     try:
         url = link_url((host, port), path, secure=secure is not None)
         async with asyncio.timeout(timings.dial_s):
@@ -112,11 +114,68 @@ async def dial(
     except (aiohttp.ClientError, OSError, ValueError) as exc:
         if _is_about_certificates(exc):
             raise NotPairedError(_not_paired(where)) from None
-        why = _short(exc)
+        why, ended = _short(exc), _is_end(exc)
+    if ended and secure is not None:
+        device = await ends_at_once((host, port), secure, timings.dial_s)
+        if device is not None:
+            error = NotPairedError(forgotten(f"the paired device at {where}"))
+            error.ended_by = device
+            raise error
     raise NoPeerError(
         f"no peer at {where}: {why}. Check that `astra-mesh peer` runs there, that the address is "
         "right, and that no firewall blocks the port"
     )
+
+
+async def ends_at_once(
+    address: Address, secure: Secure, dial_s: float = limits.DIAL_TIMEOUT_S
+) -> DeviceId | None:
+    """The member that answers there and ends the connection by itself right after the handshake.
+
+    Who does not know our certificate does that: by TLS 1.3 our handshake is complete before the
+    other end judges it, and asyncio sends no alert. Who knows it waits for a request, and who died
+    takes no connection. That is a hint and no proof: who is on the way can cut connections too. So
+    it is good for a sentence, and nothing else may follow from it.
+    """
+    writer = None
+    try:
+        async with asyncio.timeout(dial_s):
+            host, port = await resolved(address)
+            reader, writer = await asyncio.open_connection(
+                host, port, ssl=secure.tls, server_hostname=TLS_NAME
+            )
+        known = secure.whose(writer.get_extra_info("ssl_object"))
+        return known.device if known is not None and await _is_ended(reader) else None
+    except (TimeoutError, OSError):
+        return None
+    finally:
+        if writer is not None:
+            writer.transport.abort()
+
+
+async def _is_ended(reader: asyncio.StreamReader) -> bool:
+    try:
+        async with asyncio.timeout(limits.ENDS_AT_ONCE_S):
+            return not await reader.read(1)
+    except TimeoutError:
+        return False
+    except OSError:  # an alert, or a reset
+        return True
+
+
+async def resolved(address: Address) -> Address:
+    """The address with a number for its name: uvloop leaves a lookup that it began for a
+    connection alone once that is given up, so nobody hears that it failed.
+    """
+    host, port = address
+    with suppress(ValueError):
+        ip_address(host)
+        return address
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(host, port, type=sockets.SOCK_STREAM)
+    flags = sockets.NI_NUMERICHOST | sockets.NI_NUMERICSERV
+    number, _ = sockets.getnameinfo(found[0][4], flags)
+    return number, port
 
 
 async def dial_any(
@@ -130,7 +189,7 @@ async def dial_any(
     """Open a WebSocket to the first of a peer's addresses that answers.
 
     Raises:
-        NoPeerError, NotPairedError: None does; the text is that of the last.
+        NoPeerError, NotPairedError: None does; as :func:`first_of`.
     """
 
     async def attempt(address: Address) -> aiohttp.ClientWebSocketResponse:
@@ -152,7 +211,7 @@ async def first_of(
         drop: Ends what another address gave later.
 
     Raises:
-        MeshError: None does: what the last one raised.
+        MeshError: None does: that of a member that does not know us, else what the last one raised.
     """
     won: list[tuple[T, Address]] = []
     errors: list[MeshError] = []
@@ -185,8 +244,13 @@ async def first_of(
     for opened, _ in won[1:]:
         await drop(opened)
     if not won:
-        raise errors[-1]
+        raise next((error for error in errors if is_of_member(error)), errors[-1])
     return won[0]
+
+
+def is_of_member(error: MeshError) -> bool:
+    """Whether a member of the mesh, by its certificate, ended the connection that was dialled."""
+    return isinstance(error, NotPairedError) and bool(error.ended_by)
 
 
 async def _drop(socket: aiohttp.ClientWebSocketResponse) -> None:
@@ -298,6 +362,22 @@ def _not_paired(where: str) -> str:
         f"the device at {where} and this one are not paired: run `astra-mesh pair` on one of them, "
         "and give the code that it shows to `astra-mesh pair CODE` on the other"
     )
+
+
+def forgotten(who: str) -> str:
+    """What to say of a member that ends connections as :func:`ends_at_once` tells."""
+    return (
+        f"{who} ends each connection right after the handshake: it probably does not know this "
+        "device any more (somebody shut it out by `astra-mesh unpair`, or that device left the "
+        "mesh), or not yet. If it stays so, pair again: `astra-mesh pair` there, and here "
+        "`astra-mesh pair CODE` with the code that it shows"
+    )
+
+
+def _is_end(exc: BaseException) -> bool:
+    """Whether a connection was there and is over, before any answer."""
+    ended = isinstance(exc, aiohttp.ServerDisconnectedError | OSError)
+    return ended and not isinstance(exc, aiohttp.ClientConnectorError)
 
 
 def _is_about_certificates(exc: BaseException | None) -> bool:

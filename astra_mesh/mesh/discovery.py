@@ -26,6 +26,7 @@ from astra_mesh.mesh.interfaces import (
     multicast_interfaces,
     own_addresses,
 )
+from astra_mesh.mesh.multicast_log import keep_short
 from astra_mesh.wire.codec import sanitise
 from astra_mesh.wire.messages import PROTOCOL_VERSION, PeerId
 
@@ -81,7 +82,9 @@ class Discovery:
         renew_s: float = limits.ANNOUNCE_S,
         pause_s: float = limits.DISCOVERY_PAUSE_S,
     ) -> None:
+        keep_short()
         self.problem: str | None = None  # why multicast does not work, for people
+        self.has_tried = False  # until then that there is no problem says nothing
         self._peer = peer
         self._name = sanitise(name, limits.NAME_CHARS)
         self._port = port
@@ -113,6 +116,7 @@ class Discovery:
                 if problem != self._error:
                     log.exception("discovery was ended by an error of this peer, and starts again")
                 self.problem = self._error = problem
+                self.has_tried = True
             await asyncio.sleep(self._pause_s)
 
     async def _run(self) -> None:
@@ -144,6 +148,9 @@ class Discovery:
             elif again:
                 await self._renew(ask=bool(came))
                 renewed = time.monotonic()
+            if self._zeroconf is not None:
+                self._note_reach()
+            self.has_tried = True
             await asyncio.sleep(self._poll_s)
 
     async def _open(self, addresses: list[IPAddress]) -> None:
@@ -159,13 +166,12 @@ class Discovery:
                     await self._zeroconf.async_register_service(info, cooperating_responders=True)
                 )
                 self._service = info
-            self._note_reach()
         except (OSError, ZeroconfError, RuntimeError) as exc:
             self._fail(exc)
             await self._close()
 
     def _note_reach(self) -> None:
-        """It works; but where there is loopback only, it reaches nobody else."""
+        """It works; but where there is loopback only, or the cable is out, it reaches nobody."""
         alone = not self._has_network()
         if alone and self.problem != _NO_NETWORK:
             log.warning(

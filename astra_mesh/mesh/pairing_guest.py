@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass
-from ipaddress import ip_address
 
 from astra_mesh import limits
 from astra_mesh.errors import MeshError, PairingError, ProtocolError
 from astra_mesh.mesh.codes import Secret
-from astra_mesh.mesh.connect import TLS_NAME, Address, first_of, no_tls
+from astra_mesh.mesh.connect import TLS_NAME, Address, first_of, no_tls, resolved
 from astra_mesh.mesh.doorman import abandon
 from astra_mesh.mesh.identity import (
     device_certificate,
@@ -210,24 +208,10 @@ class Attempts:
 async def _connect(address: Address) -> Connection:
     with _naming(address, limits.HANDSHAKE_S):
         async with asyncio.timeout(limits.HANDSHAKE_S):
-            host, port = await _resolved(address)
+            host, port = await resolved(address)
             return await asyncio.open_connection(
                 host, port, ssl=pairing_tls(), server_hostname=TLS_NAME
             )
-
-
-async def _resolved(address: Address) -> Address:
-    """The address with a number for its name: uvloop leaves a lookup that it began for a
-    connection alone once that is given up, so nobody hears that it failed.
-    """
-    host, port = address
-    with suppress(ValueError):
-        ip_address(host)
-        return address
-    loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    number, _ = socket.getnameinfo(found[0][4], socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)
-    return number, port
 
 
 async def _drop(connection: Connection) -> None:

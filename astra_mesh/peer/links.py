@@ -22,7 +22,15 @@ from astra_mesh.errors import (
     NotPairedError,
     PortInUseError,
 )
-from astra_mesh.mesh.connect import PATH, Address, Places, dial_any, show_address, websocket_handler
+from astra_mesh.mesh.connect import (
+    PATH,
+    Address,
+    Places,
+    dial_any,
+    is_of_member,
+    show_address,
+    websocket_handler,
+)
 from astra_mesh.mesh.discovery import Discovery
 from astra_mesh.mesh.doorman import Doorman
 from astra_mesh.mesh.link import Link
@@ -99,6 +107,7 @@ class LinkKeeper:
         self._leaving = False
         self._parting: asyncio.Task[None] | None = None  # the device leaves its mesh
         self._complaints = Complaints()
+        self._ended: dict[str, float] = {}  # members that end connections, and since when
         self._wake = asyncio.Event()
         self._group: asyncio.TaskGroup | None = None
         self._http: aiohttp.ClientSession | None = None
@@ -281,6 +290,7 @@ class LinkKeeper:
             if not trust.book.is_member(known.device):
                 link.refuse(Reason.UNPAIRED)
         self._strangers.clear()
+        self._ended.clear()
         self._membership.retry(_now())
         self._wake.set()
 
@@ -319,17 +329,28 @@ class LinkKeeper:
             self._wake.set()
             if not isinstance(error, MeshError):
                 raise
-            if isinstance(error, NotPairedError):
+            told = self._is_to_be_told(candidate, error)
+            if isinstance(error, NotPairedError) and (told or not is_of_member(error)):
                 self._note_stranger(candidate.expected)
-            if candidate.expected is None:
+            if told:
                 self._complaints.make(error.message)
             else:
                 log.debug("%s", error.message)
             return
+        self._ended.pop(candidate.key, None)
         known = secure.known(opened)
         session = self._session(known, candidate.expected)
         link = Link(opened, session, timings=timings, dialled=True, address=show_address(address))
         await self._drive(link, known, candidate.key)
+
+    def _is_to_be_told(self, candidate: Candidate, error: MeshError) -> bool:
+        """Whether the log gets it: not of who announces itself and is away, and of members that end
+        the connection only if they go on: they may hear of this device in a moment.
+        """
+        if not is_of_member(error):
+            self._ended.pop(candidate.key, None)
+            return candidate.expected is None
+        return _now() - self._ended.setdefault(candidate.key, _now()) >= limits.STRANGE_S
 
     async def open_relay(self, to: PeerId, hello: Hello | None) -> aiohttp.ClientWebSocketResponse:
         """A WebSocket for a channel of a tab that this peer serves.

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 import msgspec
 import platformdirs
@@ -31,12 +32,15 @@ class LocalPeer:
     id: PeerId
     name: str
     listen: str = ""  # the one address that it listens on; "": all
-    problem: str = ""  # why it finds no others by itself; "": it does
+    problem: str | None = None  # why it finds no others by itself; "": it does; None: too early
 
     @property
     def address(self) -> Address:
         """Where programs of this machine reach it."""
         return own_address(self.listen, self.port)
+
+
+_EARLY_S: Final = 0.2  # between two looks whether a peer that has just started knows
 
 
 def _folder() -> Path:
@@ -63,14 +67,16 @@ def write_record(peer: LocalPeer) -> Path:
     return path
 
 
-async def follow_problem(peer: LocalPeer, problem: Callable[[], str], compute: Compute) -> None:
+async def follow_problem(
+    peer: LocalPeer, problem: Callable[[], str | None], compute: Compute
+) -> None:
     """Until cancelled: keep in a peer's record why it finds no others by itself."""
     while True:
         if (now := problem()) != peer.problem:
             peer = replace(peer, problem=now)
             with suppress(OSError):  # it was told at the start
                 await compute(write_record, peer)
-        await asyncio.sleep(limits.INTERFACE_POLL_S)
+        await asyncio.sleep(_EARLY_S if now is None else limits.INTERFACE_POLL_S)
 
 
 def remove_record(peer: LocalPeer) -> None:

@@ -251,10 +251,11 @@ class Peer:
         discovery = self._links.discovery if self._links is not None else None
         return discovery.problem if discovery is not None else None
 
-    def _alone_because(self) -> str:
+    def _alone_because(self) -> str | None:
         if not self.config.discovery:
             return "it was started with --no-discovery"
-        return self.discovery_problem or ""
+        discovery = self._links.discovery if self._links is not None else None
+        return discovery.problem or "" if discovery is not None and discovery.has_tried else None
 
     @property
     def compute(self) -> ComputeThread:

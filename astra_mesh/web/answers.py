@@ -245,6 +245,12 @@ class JoinedAnswer(PairingAnswer, frozen=True, kw_only=True):
     paired: str  # name of the other device
 
 
+class LeftAnswer(PairingAnswer, frozen=True, kw_only=True):
+    """Of ``/v1/pairing/leave``."""
+
+    said: list[str]  # who knows it, and what is left to do where somebody does not
+
+
 class ErrorEntry(Struct, frozen=True, kw_only=True):
     """What went wrong: a sentence, and stable words."""
 

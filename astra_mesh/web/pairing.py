@@ -12,7 +12,9 @@ from typing import Any
 
 from aiohttp import web
 
+from astra_mesh.client import farewell
 from astra_mesh.client.addresses import parse_address
+from astra_mesh.client.farewell_words import NO_MESH, what_remains
 from astra_mesh.client.pairing_post import post_at
 from astra_mesh.client.pairing_search import pair_nearby
 from astra_mesh.errors import NoPeerError
@@ -88,6 +90,17 @@ async def unpair(request: web.Request, data: bytes) -> web.Response:
 
     await asyncio.to_thread(trust.change, decide)
     return json_response(await asyncio.to_thread(_status, trust))
+
+
+async def leave(request: web.Request, data: bytes) -> web.Response:
+    """Handle ``POST /v1/pairing/leave``: take this device out of its mesh, telling the others."""
+    decode(data, NothingRequest)
+    trust = _trust(request)
+    await asyncio.to_thread(trust.refresh)
+    if trust.book.alone and not trust.book.is_leaving:
+        raise ApiError(409, NO_MESH, "no_mesh")
+    said = what_remains(await farewell.leave(trust), trust.device.id)
+    return json_response(await asyncio.to_thread(_status, trust) | {"said": said})
 
 
 def _trust(request: web.Request) -> Trust:

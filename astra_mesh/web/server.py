@@ -204,6 +204,7 @@ def make_app(
         ("close", pairing.close),
         ("join", pairing.join),
         ("unpair", pairing.unpair),
+        ("leave", pairing.leave),
     ):
         add.add_post(f"/v1/pairing/{name}", _with_body(handle, text_bytes))
     add.add_post("/v1/completions", _with_body(texts.complete, text_bytes))

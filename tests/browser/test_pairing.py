@@ -111,6 +111,29 @@ async def test_a_code_of_one_page_is_typed_into_the_other(
     await no_complaints(tab, f"{kitchen.root}/")
 
 
+async def test_a_device_leaves_by_its_page(tab: Tab, other_tab: Tab, devices: list[Device]) -> None:
+    kitchen, attic = devices
+    await start(tab, kitchen)
+    await start(other_tab, attic)
+    hidden = "document.getElementById('pair-leave').hidden"
+    assert await other_tab.eval(hidden), "it is alone"
+    await give(other_tab, await open_window(tab), kitchen.place)
+    await other_tab.until(listed(2))
+    await tab.until(listed(2))  # both pages stand still
+    await other_tab.click("#pair-leave")
+    await other_tab.until(listed(1))
+    (question,) = other_tab.questions
+    assert question.startswith("Take this device out of the mesh?")
+    said = "document.getElementById('pair-state').textContent"
+    await other_tab.until(f"{said}.startsWith('This device has left the mesh; ')")
+    text = await other_tab.text("#pair-state")
+    assert f"{called(kitchen)} knows that this device has left" in text, text
+    assert await other_tab.eval(hidden)
+    assert await other_tab.eval("document.activeElement.id") == "pair-open"
+    await tab.until(listed(1))
+    await no_complaints(other_tab, f"{attic.root}/")
+
+
 async def test_a_window_closes_by_its_button_and_after_three_wrong_codes(
     tab: Tab, other_tab: Tab, devices: list[Device]
 ) -> None:

@@ -187,6 +187,24 @@ async def test_a_machine_in_no_network_says_so_until_it_is_in_one(
     assert len(warned) == 1
 
 
+async def test_a_cable_that_is_pulled_and_put_back_shows_while_addresses_stay(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    network = True
+    a = Peer(A, 7100, has_network=lambda: network, poll_s=0.02)
+    assert not a.discovery.has_tried
+    async with running(a):
+        await until(lambda: a.discovery.has_tried)
+        assert a.discovery.problem is None
+        for _ in range(2):
+            network = False
+            await until(lambda: a.discovery.problem == "this machine is in no network")
+            network = True
+            await until(lambda: a.discovery.problem is None)
+    warned = [r.getMessage() for r in caplog.records if "no network" in r.getMessage()]
+    assert len(warned) == 2
+
+
 async def test_addresses_of_this_machine() -> None:
     addresses = own_addresses()
     assert addresses

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
+import time
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import aiohttp
 import pytest
 
 from astra_mesh import limits
-from astra_mesh.client import farewell
+from astra_mesh.client import Mesh, checks, farewell, reach
 from astra_mesh.client.farewell import Farewell
 from astra_mesh.errors import NoPeerError, NotPairedError
 from astra_mesh.mesh.connect import Address, Secure, dial
@@ -20,7 +22,8 @@ from astra_mesh.mesh.roster import RosterBook
 from astra_mesh.mesh.trust import Trust
 from astra_mesh.peer import Peer
 from tests.integration.mesh_fixtures import until
-from tests.integration.test_trust import config, devices, linked, pair, trust_of
+from tests.integration.secure import Caller
+from tests.integration.test_trust import config, devices, linked, pair, shut_out, trust_of
 
 
 @asynccontextmanager
@@ -35,7 +38,7 @@ async def mesh_of_three(folder: Path) -> AsyncIterator[list[Peer]]:
 
 
 def at(monkeypatch: pytest.MonkeyPatch, *peers: Peer) -> None:
-    """Where the command finds members."""
+    """Where the commands find members."""
     ports = [peer.port for peer in peers]
 
     async def places(_: Trust) -> AsyncGenerator[list[Address], None]:
@@ -43,6 +46,7 @@ def at(monkeypatch: pytest.MonkeyPatch, *peers: Peer) -> None:
             yield [("127.0.0.1", port)]
 
     monkeypatch.setattr(farewell, "member_places", places)
+    monkeypatch.setattr(reach, "member_places", places)
 
 
 async def leave(peer: Peer) -> Farewell:
@@ -80,7 +84,7 @@ async def test_the_others_list_two_and_refuse_its_links(
         await until(lambda: trust_of(b).book.alone and not trust_of(b).book.is_leaving)
         async with aiohttp.ClientSession() as http:
             for peer in (a, c):
-                with pytest.raises((NotPairedError, NoPeerError)):
+                with pytest.raises(NotPairedError):
                     await (await dial(http, "127.0.0.1", peer.port, secure=before)).receive()
         await asyncio.sleep(1.0)  # nothing brings it back
         assert listed(a) == listed(c) == {device(a), device(c)}
@@ -157,3 +161,134 @@ async def test_a_peer_that_starts_after_a_leave_that_was_cut_short(
             await until(lambda: listed(a) == listed(c) == {device(a), device(c)})
             await until(lambda: trust_of(back).book.alone)
             assert not back.others()
+
+
+async def test_many_who_announce_themselves_and_say_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More than twice as many as are dialled at once; they are found before the member."""
+    async with AsyncExitStack() as stack:
+        a, b = await stack.enter_async_context(devices(tmp_path, 2))
+        await pair(a, b)
+        await until(linked(a, b))
+        await b.stop()
+        count = 2 * limits.SEARCH_DIALS + 10
+        mute = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+
+        async def places(_: Trust) -> AsyncGenerator[list[Address], None]:
+            for one in mute:
+                yield [one.getsockname()]
+            yield [("127.0.0.1", a.port)]
+
+        monkeypatch.setattr(farewell, "member_places", places)
+        gone = await leave(b)
+        assert set(gone.told) == {device(a)}
+
+
+# --- shut out while it was off --------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def shut_out_unheard(folder: Path) -> AsyncIterator[list[Peer]]:
+    """B was off when A shut it out; C heard of it."""
+    async with mesh_of_three(folder) as peers:
+        a, b, c = peers
+        await b.stop()
+        await shut_out(a, b)
+        await until(lambda: device(b) not in listed(c))
+        await until(lambda: device(b) not in listed(a))
+        yield peers
+
+
+async def test_who_was_shut_out_is_told_so_by_each_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with shut_out_unheard(tmp_path) as (a, b, c):
+        at(monkeypatch, a, c)
+        folder = trust_of(b).folder
+        with pytest.raises(NotPairedError, match="probably does not know this device any more"):
+            await Mesh(("127.0.0.1", a.port), trust_dir=folder).open()
+        trust = await asyncio.to_thread(Trust.open, folder)
+        there = await reach.who_answers(trust)
+        assert there.ended == {device(a), device(c)}
+        assert not there.answered
+        monkeypatch.setenv("ASTRA_MESH_TRUST", str(folder))
+        told = [one for one in await checks._members() if one.name == "devices"]
+        assert [one.level for one in told] == [checks.Level.BAD] * 2
+        assert all("pair again: `astra-mesh pair` there" in one.text for one in told)
+        began = time.monotonic()
+        gone = await farewell.leave(trust)
+        assert time.monotonic() - began < limits.FAREWELL_S - 1.0, "nobody is waited for"
+        assert set(gone.ended) == {device(a), device(c)}
+        assert not gone.told
+        assert not gone.untold
+
+
+async def test_a_peer_of_who_was_shut_out_says_so_once_and_is_paired_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "STRANGE_S", 1.0)
+    async with (
+        shut_out_unheard(tmp_path) as (a, b, c),
+        Peer(config(trust_of(b).folder, a)) as back,
+    ):
+        await until(lambda: bool(_forgotten_said(caplog)))
+        await asyncio.sleep(2.0)
+        assert len(_forgotten_said(caplog)) == 1
+        await pair(a, back)
+        await until(linked(a, c, back))
+
+
+async def test_who_was_let_in_just_now_is_not_said_to_be_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The host's peer looks at the roster once in a while, and does not know the guest until then.
+    Whoever leaves in that moment is heard all the same.
+    """
+    async with devices(tmp_path, 2) as (a, b):
+        at(monkeypatch, a)
+        await pair(a, b)
+        gone = await leave(b)
+        assert set(gone.told) == {device(a)}
+        assert not gone.ended
+    assert _forgotten_said(caplog) == []
+
+
+def _forgotten_said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    said = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    return [text for text in said if "does not know this device any more" in text]
+
+
+async def test_a_member_that_merely_dies_is_not_said_to_have_forgotten_us(tmp_path: Path) -> None:
+    """It ends the connection too, by a reset or cleanly, and then nobody is there, or one that
+    waits for a request.
+    """
+    async with devices(tmp_path, 2) as (a, b), aiohttp.ClientSession() as http:
+        await pair(a, b)
+        await until(linked(a, b))
+        secure, member = await secure_of(b), await Caller.new(trust_of(a).folder)
+        for stays in (False, True):
+            async with dying(member, stays=stays) as port:
+                with pytest.raises(NoPeerError):
+                    await dial(http, "127.0.0.1", port, secure=secure)
+
+
+@asynccontextmanager
+async def dying(member: Caller, *, stays: bool) -> AsyncIterator[int]:
+    """A port of a member that ends the first connection when it was asked something, and then takes
+    none, or keeps them.
+    """
+    count = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal count
+        count += 1
+        await reader.read(1)
+        writer.transport.abort()
+        if not stays:
+            server.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=member.tls.server)
+    async with server:
+        yield server.sockets[0].getsockname()[1]
+        assert (count > 1) is stays

@@ -152,7 +152,7 @@ async def test_the_clock_of_another_device_shows(
         # What the server says; the one that asks has the true time.
         shifted = lambda: formatdate(time.time() + shift_s, usegmt=True)  # noqa: E731
         monkeypatch.setattr(web_response, "rfc822_formatted_time", shifted)
-        answered = (await reach.who_answers(trust_of(b)))[trust_of(a).device.id]
+        answered = (await reach.who_answers(trust_of(b))).answered[trust_of(a).device.id]
         assert answered.ahead_s == pytest.approx(shift_s, abs=2.0)
 
 

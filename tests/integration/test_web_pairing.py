@@ -15,7 +15,7 @@ from astra_mesh.client import pairing_search
 from astra_mesh.mesh.codes import new_code, read_secret
 from astra_mesh.mesh.invitations import Invitations
 from astra_mesh.mesh.pairing_guest import pair_at
-from astra_mesh.web.answers import JoinedAnswer, OpenedAnswer, PairingAnswer
+from astra_mesh.web.answers import JoinedAnswer, LeftAnswer, OpenedAnswer, PairingAnswer
 from tests.integration.web_fixtures import Device, strangers
 
 
@@ -63,10 +63,28 @@ async def test_two_devices_pair_and_part(devices: list[Device]) -> None:
         assert [entry["self"] for entry in left["devices"]] == [True]
 
 
+async def test_a_device_leaves(devices: list[Device]) -> None:
+    one, two = devices
+    async with aiohttp.ClientSession() as http:
+        status, error = await post(http, f"{two.root}/v1/pairing/leave", {})
+        assert (status, error["error"]["code"]) == (409, "no_mesh")
+        _, shown = await post(http, f"{one.root}/v1/pairing/open", {})
+        body = {"code": shown["code"], "at": [one.place]}
+        await post(http, f"{two.root}/v1/pairing/join", body)
+        status, left = await post(http, f"{two.root}/v1/pairing/leave", {})
+        assert status == 200, left
+        msgspec.convert(left, LeftAnswer)
+        assert [entry["self"] for entry in left["devices"]] == [True]
+        assert len(left["said"]) == 1
+        assert "knows that this device has left" in left["said"][0]
+        async with http.get(f"{one.root}/v1/pairing") as answer:
+            assert len((await answer.json())["devices"]) == 1
+
+
 async def test_what_is_refused(devices: list[Device]) -> None:
     one = devices[0].root
     async with aiohttp.ClientSession() as http:
-        for name in ("open", "close", "join", "unpair"):
+        for name in ("open", "close", "join", "unpair", "leave"):
             url = f"{one}/v1/pairing/{name}"
             status, _ = await post(http, url, {}, Origin="http://evil.example")
             assert status == 403

@@ -21,6 +21,9 @@ export function startPairing() {
     showStatus(await json("/v1/pairing/close", {}));
     say($("pair-state"), "Closed: the code holds no more.");
   });
+  $("pair-leave").onclick = () => {
+    if (confirm("Take this device out of the mesh? It has to be paired again to come back.")) act(leave);
+  };
   $("pair-form").onsubmit = (event) => {
     event.preventDefault();
     act(join);
@@ -70,6 +73,22 @@ async function join() {
   }
 }
 
+async function leave() {
+  say($("pair-state"), "Telling the others…");
+  $("pair-leave").disabled = true;
+  try {
+    const found = await json("/v1/pairing/leave", {});
+    showStatus(found);
+    $("pair-open").focus(); // a button that was disabled has lost it
+    say($("pair-state"), ["This device has left the mesh", ...found.said].join("; ") + ".");
+  } catch (error) {
+    say($("pair-state"), "");
+    throw error;
+  } finally {
+    $("pair-leave").disabled = false;
+  }
+}
+
 /** The code is told once, so a page that is loaded again needs a note of it. */
 function keep({ code, qr, addresses, note, window: state }) {
   sessionStorage.setItem(KEPT, JSON.stringify({ code, qr, addresses, note, until: state.until }));
@@ -111,6 +130,9 @@ function showStatus({ devices, window: state }) {
   }
   $("pair-window").hidden = !open;
   list($("pair-devices"), devices);
+  const alone = devices.length === 1;
+  if (alone && document.activeElement === $("pair-leave")) $("pair-open").focus();
+  $("pair-leave").hidden = alone;
 }
 
 function ended(state) {

@@ -12,9 +12,9 @@ from typer.testing import CliRunner, Result
 
 from astra_mesh import limits
 from astra_mesh.cli.app import app
-from astra_mesh.cli.unpair import what_remains
 from astra_mesh.client import farewell, reach
 from astra_mesh.client.farewell import Farewell
+from astra_mesh.client.farewell_words import what_remains
 from astra_mesh.client.reach import Running
 from astra_mesh.mesh.connect import Address
 from astra_mesh.mesh.identity import DeviceKey
@@ -141,7 +141,30 @@ def test_who_leaves_is_told_what_remains_to_be_done() -> None:
     assert f"astra-mesh unpair {own[:8]}" in said
     assert f"desk ({OTHER.id[:8]})" in said
     assert "desk" not in call("pair", "--list").stdout
-    assert call("unpair", "--leave").stderr == "", "it is alone"
+
+
+def test_who_is_alone_is_told_so_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    async def nobody(_: Trust) -> Farewell:
+        raise AssertionError("there is nobody to look for")
+
+    monkeypatch.setattr(farewell, "leave", nobody)
+    monkeypatch.setenv("ASTRA_MESH_TRUST", str(tmp_path / "alone"))
+    before = Trust.open().book.mesh
+    result = call("unpair", "--leave")
+    assert result.exit_code == 0
+    assert "there was no mesh to leave" in " ".join(result.stderr.split())
+    assert Trust.open().book.mesh != before, "a roster that is full is forgotten"
+    said = json.loads(call("unpair", "--leave", "--json").stdout)
+    assert (said["told"], said["untold"], said["ended"]) == ([], [], [])
+    assert [row["this"] for row in said["devices"]] == [True]
+
+
+@pytest.mark.usefixtures("_silence")
+def test_a_leave_that_was_cut_short_is_no_device_alone() -> None:
+    for device in (ONE, TWO):
+        call("unpair", device.id[:8])
+    Trust.open().change(RosterBook.say_farewell)
+    assert "nobody could be told" in " ".join(call("unpair", "--leave").stderr.split())
 
 
 @pytest.mark.usefixtures("_silence")
@@ -166,6 +189,26 @@ def test_what_remains() -> None:
     assert len(all_told) == 1
     assert "when they meet" in what_remains(some, TWO.id)[1]
     assert f"astra-mesh unpair {TWO.id[:8]}" in what_remains(some, TWO.id)[1]
+
+
+def test_one_knows_and_two_know() -> None:
+    known = RosterBook(ONE, "host")
+    known.let_in(OTHER.certificate, "desk")
+    both = known.members()
+    one = {OTHER.id: both[OTHER.id]}
+    said = {
+        (" knows that", " trusts it"): Farewell(one, {}),
+        (" know that", " trust it"): Farewell(both, {}),
+        ("still lists", "until it hears of it"): Farewell({}, one),
+        ("still list ", "until one of them hears", ", on one of them"): Farewell({}, both),
+        (" ends each", "probably it does not", "needs not"): Farewell({}, {}, one),
+        (" end each", "probably they do not", "need not"): Farewell({}, {}, both),
+    }
+    for words, farewell_of in said.items():
+        (sentence,) = what_remains(farewell_of, TWO.id)
+        assert all(word in sentence for word in words), sentence
+    heard = what_remains(Farewell({}, one, {ONE.id: both[ONE.id]}), TWO.id)
+    assert "did not answer, and hears of it from the others" in heard[1]
 
 
 def test_a_leave_that_was_cut_short_is_over_before_the_next_pairing() -> None:

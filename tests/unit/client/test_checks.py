@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import itertools
 import time
 
@@ -13,10 +14,12 @@ from astra_mesh.client.checks import (
     about,
     clocks,
     heard_of,
+    networks,
     searching,
     speed_beside,
 )
 from astra_mesh.client.clocks import _ahead_s
+from astra_mesh.mesh.interfaces import Outside
 from astra_mesh.peer.local import LocalPeer
 from astra_mesh.wire.messages import PeerId
 
@@ -53,11 +56,56 @@ def test_what_a_machine_hears_of_itself_proves_nothing_of_the_network() -> None:
 
 
 def test_a_peer_that_finds_nobody_says_why() -> None:
-    peer = LocalPeer(1, 7475, PeerId("a" * 64), "board")
+    peer = LocalPeer(1, 7475, PeerId("a" * 64), "board", problem="")
     assert searching(peer).level is Level.FINE
     told = searching(LocalPeer(1, 7475, peer.id, "board", problem="no multicast here"))
     assert told.level is Level.NOTE
     assert told.text == "the peer board finds no others by itself: no multicast here"
+
+
+def test_a_peer_that_has_just_started_does_not_know_yet() -> None:
+    told = searching(LocalPeer(1, 7475, PeerId("a" * 64), "board"))
+    assert told.level is Level.NOTE
+    assert "does not know yet whether it finds others: ask again" in told.text
+
+
+NEAR, FAR = (ipaddress.ip_address(text) for text in ("192.0.2.1", "198.51.100.1"))
+
+
+@pytest.mark.parametrize(
+    ("found", "level", "text"),
+    [
+        ({}, Level.BAD, "this machine is in no network; join the Wi-Fi of the others"),
+        ({"eth0": Outside((NEAR,))}, Level.FINE, "192.0.2.1"),
+        (
+            {"eth0": Outside((NEAR,)), "docker0": Outside((FAR,), connected=False)},
+            Level.FINE,
+            "192.0.2.1; not connected: docker0",
+        ),
+        (
+            {"eth0": Outside((NEAR, FAR), connected=False)},
+            Level.BAD,
+            (
+                "this machine is in no network: eth0 has the address 192.0.2.1 but is not "
+                "connected: plug in its cable, or join the Wi-Fi of the others"
+            ),
+        ),
+        (
+            {"eth0": Outside((NEAR,), is_up=False, connected=False)},
+            Level.BAD,
+            (
+                "this machine is in no network: eth0 has the address 192.0.2.1 but is switched off "
+                "(`ip link set eth0 up` as root switches it on)"
+            ),
+        ),
+    ],
+)
+def test_an_address_without_a_connection_is_no_network(
+    found: dict[str, Outside], level: Level, text: str
+) -> None:
+    said = networks(found)
+    assert said.level is level
+    assert said.text == text
 
 
 async def test_a_clock_is_only_told_from_one_that_was_never_set(

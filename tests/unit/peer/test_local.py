@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from astra_mesh.errors import PortInUseError
+from astra_mesh.peer import local
 from astra_mesh.peer.local import (
     LocalPeer,
     _folder,
@@ -56,6 +59,26 @@ def test_a_record_of_an_older_version_is_read() -> None:
     path.write_text(path.read_text().replace(',"listen":""', ""))
     assert "listen" not in path.read_text()
     assert local_peers() == [ME]
+
+
+async def test_a_record_follows_what_a_peer_knows_from_its_start_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """That nothing is known yet is no news, and is looked at often."""
+    monkeypatch.setattr(local, "_EARLY_S", 0.0)
+    known, written = iter([None, None, ""]), list[LocalPeer]()
+
+    async def compute(write: Callable[[LocalPeer], Path], peer: LocalPeer) -> Path:
+        assert write is write_record
+        written.append(peer)
+        return Path()
+
+    task = asyncio.create_task(local.follow_problem(ME, lambda: next(known), compute))
+    while not written:
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task])
+    assert [peer.problem for peer in written] == [""]
 
 
 def test_a_port_of_an_own_peer_is_told_from_others() -> None:
