@@ -137,6 +137,14 @@ def peer(
             "free memory stays free.",
         ),
     ] = True,
+    pulse: Annotated[
+        bool,
+        typer.Option(
+            "--pulse/--no-pulse",
+            help="Look every 20 s how fast this device is now, while there is nothing to do, and "
+            "tell the others.",
+        ),
+    ] = True,
     api: Annotated[
         bool, typer.Option("--api/--no-api", help="Serve the page and the HTTP API.")
     ] = True,
@@ -194,6 +202,7 @@ def peer(
             models=tuple(model) if model else None,
             spot_check=spot_check,
             preload=preload,
+            pulse=pulse,
             record=record,
         )
         api_config = make_api_config(api_port, api_token, lan, state_dir) if api else None

@@ -287,9 +287,9 @@ class Answer:
         late = own.late_parts + sum(one.late_parts for one in others)
         slower = [one for one in [*others, own] if one.rates]
         if not (missing or late or slower):
-            self._around.lessons.learn_paces(choice, [*others, own])
+            now = time.monotonic()
+            self._around.lessons.learn_paces(choice, [*others, own], now)
             if not self._beside:
-                now = time.monotonic()
                 self._around.lessons.learn_total(choice, actual_s, now)
         self._notes += [note for one in slower for note in self._slower(one)]
         if late:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
+import time
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from astra_mesh.mesh.link import Link
 from astra_mesh.peer.answer import new_request
 from astra_mesh.peer.lessons import Lessons
 from astra_mesh.peer.loaded import Loaded
+from astra_mesh.peer.pace import differ
 from astra_mesh.peer.sending import send_if_open
 from astra_mesh.plan.cost import Books, Candidate, CodeCost
 from astra_mesh.plan.cost import Link as LinkProfile
@@ -106,12 +108,17 @@ class Candidates:
             self.lessons.experience.forget(peer, model)
 
     def doubt(self) -> None:
-        """Let this peer compare the figures of its models that its own requests contradict."""
+        """Tell others where this peer's own requests contradict its figures of a model, and let it
+        compare them when there is time.
+        """
         for offer in self._peer.models.offers():
             alone = Conditions(offer.id, alone=True)
-            pace = self.lessons.experience.pace(self._peer.id, alone).compute
-            if not 1 / limits.CONTRADICTED < pace < limits.CONTRADICTED:
+            now = time.monotonic()
+            pace = self.lessons.experience.pace(self._peer.id, alone, now).compute
+            if differ(pace, 1.0):
                 self._peer.models.doubt(offer.id)
+                self._peer.models.took(offer.id, pace)
+                self.lessons.experience.forget(self._peer.id, offer.id)
 
     def wake(self, model: ModelId) -> None:
         """Let others load a model while this peer does."""

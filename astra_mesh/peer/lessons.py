@@ -45,13 +45,13 @@ class Lessons:
             while len(self._tabs) > TABS:
                 del self._tabs[next(iter(self._tabs))]
 
-    def learn_paces(self, choice: Choice, reports: Sequence[PeerReport]) -> None:
+    def learn_paces(self, choice: Choice, reports: Sequence[PeerReport], now: float) -> None:
         """How long each peer took, beside what was predicted: the next plan is better balanced."""
         shards = choice.plan.shards
         conditions = Conditions(choice.plan.model, alone=len(shards) == 1)
         took = {one.peer: _effort(one) for one in reports}
         for shard, predicted in zip(shards, choice.prediction.efforts, strict=True):
-            self.experience.learn(shard.peer, conditions, predicted, took[shard.peer])
+            self.experience.learn(shard.peer, conditions, predicted, took[shard.peer], now)
 
     def learn_total(self, choice: Choice, actual_s: float, now: float) -> None:
         """How long the whole took."""

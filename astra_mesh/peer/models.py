@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -39,6 +40,7 @@ from astra_mesh.peer.loading import loading, measuring_again, quality_of, renew_
 from astra_mesh.peer.measure import comparing
 from astra_mesh.peer.measured import Conditions, Measured, conditions
 from astra_mesh.peer.offers import Entry, Offers
+from astra_mesh.peer.pace import bounded, differ, slowed, slowed_codes
 from astra_mesh.peer.parts import at_once, in_turns
 from astra_mesh.peer.shelf import Look, float_bytes, offer_codebook
 from astra_mesh.wire.messages import CodebookOffer, ModelId, ModelOffer
@@ -142,7 +144,7 @@ class ModelHost(Offers):
             entry.bundle, books = bundle, offer.codebooks
             if entry.loaded is not None:
                 await self._compute(renew_codebooks, entry.loaded, bundle)
-                books = _offers_of(entry.loaded)
+                books = slowed_codes(_offers_of(entry.loaded), entry.pace)
                 await self._keep(entry, entry.loaded)
             entry.offer = replace(entry.offer, codebooks=books)
             return True
@@ -204,12 +206,12 @@ class ModelHost(Offers):
         """What a model in memory can do, to the others."""
         figures = entry.figures
         assert figures is not None
-        timing = figures.timing
+        timing = slowed(figures.timing, entry.pace)
         entry.offer = replace(
             entry.offer,
             timing=replace(timing, fixed_s=timing.fixed_s + entry.turns_s),
             loaded=True,
-            codebooks=_offers_of(loaded),
+            codebooks=slowed_codes(_offers_of(loaded), entry.pace),
             precision=loaded.chosen.precision,
             divergence=figures.divergence,
         )
@@ -288,11 +290,7 @@ class ModelHost(Offers):
         loaded, figures, about = entry.loaded, entry.figures, entry.about
         if loaded is None or figures is None or about is None:
             return
-
-        async def between() -> None:
-            if not idle():
-                raise _Interrupted
-
+        between = partial(_unless_busy, idle)
         try:
             parts = comparing(figures.timing, loaded.model)
             ratio = await in_turns(self._compute, parts, between)
@@ -303,6 +301,7 @@ class ModelHost(Offers):
         except _Interrupted:
             return  # it stays doubtful
         entry.doubtful, entry.checked_s = False, time.monotonic()
+        entry.pace, entry.felt = 1.0, None
         log.info("%s was measured anew: %.2f times as long", entry.offer.name, ratio)
         entry.figures = found
         self._tell(entry, loaded)
@@ -310,6 +309,45 @@ class ModelHost(Offers):
             await self._compute(self._measured.forget, about)
         else:
             await self._compute(self._measured.write, about, found)
+
+    # --- how fast it is now -----------------------------------------------------------------------
+
+    async def feel(self, idle: Callable[[], bool]) -> bool:
+        """Look how fast the models in memory run now, as long as nothing else does, and tell others
+        if two looks say that it changed. Whether none of them has to be looked at again soon.
+        """
+        for entry in list(self._entries.values()):
+            if entry.loaded is not None and idle():
+                async with entry.lock:
+                    await self._feel(entry, idle)
+        return idle() and all(one.felt is None for one in self._entries.values())
+
+    async def _feel(self, entry: Entry, idle: Callable[[], bool]) -> None:
+        loaded, figures = entry.loaded, entry.figures
+        if loaded is None or figures is None:
+            return
+        try:
+            parts = comparing(figures.timing, loaded.model)
+            pace = bounded(await in_turns(self._compute, parts, partial(_unless_busy, idle)))
+        except _Interrupted:
+            return
+        if not differ(pace, entry.pace):
+            entry.felt = None
+        elif entry.felt is None or differ(pace, entry.felt):
+            entry.felt = pace
+        else:
+            self._change_pace(entry, loaded, pace)
+
+    def took(self, model: ModelId, factor: float) -> None:
+        """Answers of this peer alone took ``factor`` times what it told of itself."""
+        entry = self._entries.get(model)
+        if entry is not None and entry.loaded is not None:
+            self._change_pace(entry, entry.loaded, bounded(factor * entry.pace))
+
+    def _change_pace(self, entry: Entry, loaded: Loaded, pace: float) -> None:
+        log.info("%s takes %.2f times as long as measured now", entry.offer.name, pace)
+        entry.pace, entry.felt = pace, None
+        self._tell(entry, loaded)
 
     @property
     def lacks_tables(self) -> bool:
@@ -335,6 +373,11 @@ class ModelHost(Offers):
 
 def _paths(look: Look) -> set[Path]:
     return {path for path, *_ in look}
+
+
+async def _unless_busy(idle: Callable[[], bool]) -> None:
+    if not idle():
+        raise _Interrupted
 
 
 def _offers_of(loaded: Loaded) -> list[CodebookOffer]:

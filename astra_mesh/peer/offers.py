@@ -41,6 +41,8 @@ class Entry:
     wanted: int = 0  # requests that wait until it is loaded
     doubtful: bool = False  # whether its figures may not hold any more
     checked_s: float = -math.inf  # when they were last compared
+    pace: float = 1.0  # times as long as its figures say everything takes now
+    felt: float | None = None  # another pace, which was seen once
 
     def move(self, bundle: Bundle) -> None:
         """Its folder went, and this one is a copy."""

@@ -38,6 +38,7 @@ from astra_mesh.peer.local import (
 )
 from astra_mesh.peer.measured import Measured
 from astra_mesh.peer.models import ModelHost
+from astra_mesh.peer.pace import follow_pace
 from astra_mesh.peer.recorder import Recorder
 from astra_mesh.peer.requests import Requests
 from astra_mesh.peer.security import Security
@@ -172,6 +173,8 @@ class Peer:
                 tasks.start(group, "figures of links", self._tell_figures)
                 if self.config.preload:
                     tasks.start(group, "models loaded ahead", self._preload)
+                if self.config.pulse:
+                    tasks.start(group, "the pulse", self._follow_pace)
                 if self._record is not None:
                     args = (self._record, self._alone_because, self._compute)
                     tasks.start(group, "the record", follow_problem, *args)
@@ -187,6 +190,10 @@ class Peer:
         await asyncio.sleep(limits.PRELOAD_AFTER_S)
         others = await asyncio.to_thread(local_peers)
         await self.models.preload(lambda: not self._is_busy(), len(others))
+
+    async def _follow_pace(self) -> None:
+        idle, wanted = (lambda: not self._is_busy()), (lambda: bool(self.others()))
+        await follow_pace(self.models, idle, wanted)
 
     async def stop(self) -> None:
         """Say goodbye, end all requests, free everything. It waits for a start that is under way,

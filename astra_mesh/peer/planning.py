@@ -106,8 +106,9 @@ class Planning:
     def _as_seen(self) -> tuple[Candidate, list[Candidate]]:
         """This peer and the others, with what finished requests taught of them."""
         known, model = self._around.lessons.experience, self._loaded.bundle.model_id
-        me = self._around.me(self._loaded).seen(known, model)
-        return me, [one.seen(known, model) for one in self.others]
+        now = time.monotonic()
+        me = self._around.me(self._loaded).seen(known, model, now)
+        return me, [one.seen(known, model, now) for one in self.others]
 
     def _trusted(self, others: list[Candidate]) -> list[Candidate]:
         """Without those that sent false codes not long ago."""

@@ -97,6 +97,7 @@ class Requests:
             return
         for timer in self._timers:
             timer.cancel()
+        self._candidates.doubt()
         loop = asyncio.get_running_loop()
         self._timers = [
             loop.call_later(limits.MAKE_TABLES_S, self._when_free),
@@ -107,10 +108,9 @@ class Requests:
 
     def _when_free(self) -> None:
         """Until the next request: make the tables that requests went without, and compare figures
-        of models that requests contradict."""
+        of models that requests contradicted."""
         if self.running:
             return
-        self._candidates.doubt()
         if self._peer.models.lacks_tables or self._peer.models.has_doubts:
             self._start("work between requests", self._tend)
 

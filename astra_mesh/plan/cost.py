@@ -78,12 +78,12 @@ class Candidate:
         )
         return replace(self, timing=timing)
 
-    def seen(self, known: Experience, model: ModelId) -> Candidate:
-        """The same with what was learned of it."""
+    def seen(self, known: Experience, model: ModelId, now: float = 0.0) -> Candidate:
+        """The same with what was learned of it until ``now``."""
         return replace(
             self,
-            pace=known.pace(self.peer, Conditions(model, alone=False)),
-            pace_alone=known.pace(self.peer, Conditions(model, alone=True)),
+            pace=known.pace(self.peer, Conditions(model, alone=False), now),
+            pace_alone=known.pace(self.peer, Conditions(model, alone=True), now),
         )
 
 

@@ -68,7 +68,7 @@ class Rig:
         device = Device(
             cpu=cores,
             threads=threads,
-            options=("--dtype", dtype),
+            options=("--dtype", dtype, "--no-pulse"),  # the workers share its processor
             delay_ms=delay_ms or None,
             start=False,
         )

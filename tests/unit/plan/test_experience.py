@@ -6,7 +6,15 @@ import math
 
 import pytest
 
-from astra_mesh.plan.experience import AS_MEASURED, BOUND, Conditions, Effort, Experience, Pace
+from astra_mesh.plan.experience import (
+    AS_MEASURED,
+    BOUND,
+    KEPT,
+    Conditions,
+    Effort,
+    Experience,
+    Pace,
+)
 from astra_mesh.wire.messages import ModelId, PeerId
 
 PEER = PeerId("a" * 64)
@@ -46,6 +54,20 @@ def test_claims_are_bounded() -> None:
     for _ in range(20):
         known.learn(PEER, HERE, Effort(0.01, 0.01, 0.01, 0.01), Effort(1e9, 1e9, 0.002, 1e9))
     assert known.pace(PEER, HERE) == pytest.approx((BOUND, BOUND, 1 / BOUND, BOUND))
+
+
+def test_what_was_slow_is_tried_again_after_a_while() -> None:
+    known = Experience()
+    for at in range(6):
+        pace = known.pace(PEER, HERE, float(at))
+        predicted = Effort(pace.compute, pace.encode, 1.0, 1.0)
+        known.learn(PEER, HERE, predicted, Effort(6.0, 1.2, 1.0, 1.0), at)
+    seen = known.pace(PEER, HERE, 5.0)
+    assert seen.compute > 5.0
+    later = [known.pace(PEER, HERE, 5.0 + age).compute for age in (60.0, 120.0, 600.0)]
+    assert later[0] == pytest.approx(KEPT * math.sqrt(seen.compute / KEPT))
+    assert seen.compute > later[0] > later[1] > later[2] == pytest.approx(KEPT, rel=0.01)
+    assert known.pace(PEER, HERE, 605.0).encode == pytest.approx(seen.encode)
 
 
 def test_peers_that_came_and_went_are_forgotten() -> None:
