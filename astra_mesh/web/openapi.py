@@ -45,7 +45,8 @@ _REFUSALS: Final = {
     403: "A page of another site, or a name that is not this machine's.",
     404: "There is no such model, or device.",
     408: "The body came too slowly.",
-    409: "The other device did not take the code, or it cannot be paired with.",
+    409: "The other device did not take the code, or it cannot be paired with; or this one has no "
+    "mesh to leave.",
     413: "The body is too large.",
     415: "The body is of a kind that this address does not take, or compressed by something else "
     "than gzip; the sentence says which.",
@@ -244,7 +245,7 @@ def _responses(path: str, asked: Any, answer: Any) -> dict[str, Any]:
     codes += [400] if path.startswith(API) else []  # at least for what follows a question mark
     codes += [404] if "{" in path else []
     codes += [503] if path in _NEEDS_PEER else []
-    codes += [409] if asked is JoinRequest else []
+    codes += [409] if asked is JoinRequest or path.endswith("/leave") else []
     error = {_JSON: {"schema": _ref(ErrorAnswer)}}
     for code in sorted(set(codes)):
         found[str(code)] = {"description": _REFUSALS[code], "content": error}

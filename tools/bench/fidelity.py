@@ -41,6 +41,8 @@ WEIGHTS = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_conf
            "preprocessor_config.json", "vocab.txt", "tok105.model", "chars.json")  # fmt: skip
 ASTRA_CODEWORDS = 1024
 OWN_TOKENS = 30_000  # that a model writes for its own calibration
+PASSAGE, PASSAGES = 128, 150  # tokens, for measuring
+PIECE = 95  # words between the starts of pieces that overlap
 SMALL_PICTURES, PICTURES = 1_000, 2_000  # for calibration: other pictures; views in all
 Book = tuple[str, FitOptions]  # file name, options
 
@@ -241,19 +243,26 @@ def _write_tokenizer(vocab: Path, target: Path) -> None:
 def bert(data: Path, work: Path) -> dict[str, Any]:
     """A real sentence encoder on wikitext passages of 128 tokens, and a sentiment classifier."""
     found = {}
-    passages = _passages(data / "datasets/wikitext2/valid.txt", work)
     encoder = _minilm()
     if encoder is not None:
         folder = copied(encoder, work)
+        text, passages = _passages(data, work)
         few = {"max_tokens": 40_000, "iterations": 8}
+        much = {"max_tokens": 260_000, "sample": 200_000, "iterations": 12}
+        much["sensitivity_tokens"] = 50_000
         books = [
-            vq("all", -1, 64, 128, **few),
+            vq("all", -1, 64, 128, **much),
             vq("all-10", -1, 10, codewords=1024, **few),
             astra(1, **few),
         ]
-        made = books_of(folder, passages[0], books, window=128, task="embed")
+        made = books_of(folder, text, books, window=128, task="embed")
         found["minilm"] = {"books": made} | measured(
-            folder, passages[1], codecs=("vq", "astra"), limit=150, window=128, task="embed"
+            folder,
+            passages,
+            codecs=("vq", "astra"),
+            limit=PASSAGES,
+            window=PASSAGE,
+            task="embed",
         )
     folder = copied(data / "models/bert_sst2", work)
     some = {"max_tokens": 30_000, "iterations": 8}
@@ -265,14 +274,21 @@ def bert(data: Path, work: Path) -> dict[str, Any]:
     return found
 
 
-def _passages(text: Path, work: Path) -> tuple[Path, Path]:
-    """Two files of passages, one a line, from the two halves of a text; long enough to be cut."""
-    words = text.read_text(encoding="utf-8").split()
-    lines = [" ".join(words[at : at + 130]) for at in range(0, len(words) - 130, 130)]
-    half = len(lines) // 2
-    files = work / "passages-a.txt", work / "passages-b.txt"
-    for file, part in zip(files, (lines[:half], lines[half:]), strict=True):
-        file.write_text("\n".join(part) + "\n", encoding="utf-8")
+def _passages(data: Path, work: Path) -> tuple[Path, Path]:
+    """Two files of passages of wikitext, one a line, each of more words than a passage has tokens:
+    all of it but what measures, in pieces that overlap; and what measures, from its middle."""
+    words = (data / "datasets/wikitext2/valid.txt").read_text(encoding="utf-8").split()
+    size = PASSAGE + 2
+    first = len(words) // size // 2 * size
+    behind = first + PASSAGES * size
+
+    def pieces(text: Sequence[str], step: int) -> list[str]:
+        return [" ".join(text[at : at + size]) for at in range(0, len(text) - size, step)]
+
+    fitted = [piece for part in (words[:first], words[behind:]) for piece in pieces(part, PIECE)]
+    files = work / "text.txt", work / "passages.txt"
+    for file, lines in zip(files, (fitted, pieces(words[first : behind + 1], size)), strict=True):
+        file.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return files
 
 
