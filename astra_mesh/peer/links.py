@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import socket
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -20,7 +19,6 @@ from astra_mesh.errors import (
     MeshError,
     NoPeerError,
     NotPairedError,
-    PortInUseError,
 )
 from astra_mesh.mesh.connect import (
     PATH,
@@ -32,24 +30,21 @@ from astra_mesh.mesh.connect import (
     websocket_handler,
 )
 from astra_mesh.mesh.discovery import Discovery
-from astra_mesh.mesh.doorman import Doorman
 from astra_mesh.mesh.link import Link
-from astra_mesh.mesh.listening import listen, port_of
 from astra_mesh.mesh.membership import Candidate, Membership
-from astra_mesh.mesh.pairing_host import PairingHost
 from astra_mesh.mesh.quota import Quota
 from astra_mesh.mesh.relay import Relay, path_to
 from astra_mesh.mesh.session import Session
 from astra_mesh.mesh.trust import Known
 from astra_mesh.peer import tasks
 from astra_mesh.peer.complaints import Complaints
-from astra_mesh.peer.config import DEFAULT_PORT, PeerConfig
+from astra_mesh.peer.config import PeerConfig
 from astra_mesh.peer.farewell import leave
 from astra_mesh.peer.hearsay import Hearsay
-from astra_mesh.peer.local import check_own_port
 from astra_mesh.peer.meeting import watch_places
 from astra_mesh.peer.names import watch_names
 from astra_mesh.peer.places import dial_address, is_link_local, own_address, own_ips
+from astra_mesh.peer.port import Port
 from astra_mesh.peer.probing import probe
 from astra_mesh.peer.rosters import Rosters
 from astra_mesh.peer.security import Security
@@ -59,9 +54,7 @@ from astra_mesh.wire.messages import DeviceId, Hello, PeerId, Reason, Role, Rost
 
 log = logging.getLogger(__name__)
 
-_KEEPALIVE_S = 10.0  # of idle HTTP connections
 _EXTRA_LOOK_S = 0.05  # between two looks whether the link that stays is open at both ends
-_HANDLERS_S = 0.1  # for what serves them, once the links had their goodbyes
 
 
 class LinkKeeper:
@@ -111,10 +104,13 @@ class LinkKeeper:
         self._wake = asyncio.Event()
         self._group: asyncio.TaskGroup | None = None
         self._http: aiohttp.ClientSession | None = None
-        self._runner: web.AppRunner | None = None
-        self._doorman: Doorman | None = None
-        self.port = 0
+        self._door = Port(config, security)
         self.discovery: Discovery | None = None
+
+    @property
+    def port(self) -> int:
+        """That it listens on; 0 before."""
+        return self._door.number
 
     # --- life -------------------------------------------------------------------------------------
 
@@ -127,7 +123,7 @@ class LinkKeeper:
             timings=self._config.timings,
             places=places,
             whose=trust.whose_connection,
-            upgraded=self._upgraded,
+            upgraded=self._door.upgraded,
         )
         app.router.add_get(PATH, handler)
         relay = Relay(
@@ -139,43 +135,11 @@ class LinkKeeper:
             on_link=self._serve,
             timings=self._config.timings,
             places=places,
-            upgraded=self._upgraded,
+            upgraded=self._door.upgraded,
         )
         relay.add_routes(app)
         self._add_routes(app)
-        # No handler_cancellation: a link sees by itself that its socket is gone, and says so.
-        self._runner = web.AppRunner(
-            app,
-            keepalive_timeout=_KEEPALIVE_S,
-            access_log=None,
-            shutdown_timeout=_HANDLERS_S,
-        )
-        await self._runner.setup()
-        server = self._runner.server
-        assert server is not None
-        sockets = await self._sockets()
-        self.port = port_of(sockets[0])
-        self._doorman = Doorman(
-            self._security.server,
-            trust.whose_connection,
-            server,
-            PairingHost(trust, self._security.identity).answer,
-        )
-        self._doorman.open(sockets)
-
-    async def _sockets(self) -> list[socket.socket]:
-        wanted = self._config.port
-        try:
-            return await listen(self._config.listen, DEFAULT_PORT if wanted is None else wanted)
-        except PortInUseError:
-            if wanted is not None:
-                await asyncio.to_thread(check_own_port, wanted)
-                raise
-            return await listen(self._config.listen, 0)
-
-    def _upgraded(self, transport: asyncio.Transport | None) -> None:
-        if self._doorman is not None:
-            self._doorman.upgraded(transport)
+        await self._door.open(app)
 
     async def run(self) -> None:
         """Discover and dial until cancelled; then say goodbye to all and close the port."""
@@ -215,12 +179,7 @@ class LinkKeeper:
 
     async def close_port(self) -> None:
         """Stop listening, and end what came in by it. :meth:`run` does so at its end."""
-        doorman, self._doorman = self._doorman, None
-        if doorman is not None:
-            await doorman.close()
-        runner, self._runner = self._runner, None
-        if runner is not None:
-            await runner.cleanup()
+        await self._door.close()
 
     async def _say_goodbye(self) -> None:
         self._leaving = True

@@ -31,6 +31,7 @@ from astra_mesh.mesh.membership import Membership
 from astra_mesh.mesh.sockets import transport_of
 from astra_mesh.mesh.trust import Known
 from astra_mesh.peer import Peer, PeerConfig, links
+from astra_mesh.peer import port as port_module
 from astra_mesh.peer.links import LinkKeeper
 from astra_mesh.peer.local import _folder, local_peers
 from astra_mesh.wire.messages import PROTOCOL_VERSION, Event, Options, PeerId, Task, Use
@@ -375,7 +376,7 @@ async def test_a_port_that_is_taken_meanwhile_is_tried_again(
 
 async def test_the_usual_port_or_any_free_one(monkeypatch: pytest.MonkeyPatch) -> None:
     port = free_port()
-    monkeypatch.setattr(links, "DEFAULT_PORT", port)
+    monkeypatch.setattr(port_module, "DEFAULT_PORT", port)
     async with Peer(config(port=None)) as first, Peer(config(port=None)) as second:
         assert first.port == port
         assert second.port not in (0, port)

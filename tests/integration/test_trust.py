@@ -522,8 +522,8 @@ async def test_a_flood_of_connections_leaves_room_for_members(tmp_path: Path) ->
             await socket.close()
         keeper = peer._links
         assert keeper is not None
-        assert keeper._doorman is not None
-        assert len(keeper._doorman._greeting) <= limits.HANDSHAKES_PER_HOST
+        assert keeper._door._doorman is not None
+        assert len(keeper._door._doorman._greeting) <= limits.HANDSHAKES_PER_HOST
 
 
 async def test_one_device_cannot_take_all_links(
@@ -589,8 +589,8 @@ async def test_a_flood_of_pairings_is_bounded(tmp_path: Path) -> None:
             stack.callback(abandon, writer)
         keeper = peer._links
         assert keeper is not None
-        assert keeper._doorman is not None
-        assert len(keeper._doorman._pairing) <= limits.PAIR_CONNECTIONS
+        assert keeper._door._doorman is not None
+        assert len(keeper._door._doorman._pairing) <= limits.PAIR_CONNECTIONS
 
 
 async def test_a_port_without_tls_is_no_peers_port() -> None:

@@ -18,7 +18,7 @@ from typing import Any, cast
 from astra_mesh.client import finding
 from astra_mesh.mesh import connect
 from astra_mesh.mesh.trust import Known, Trust
-from astra_mesh.peer import links
+from astra_mesh.peer import port
 from astra_mesh.wire.messages import PeerId
 from tools.bench.even import run, share_evenly
 
@@ -67,7 +67,7 @@ def take_tls_out() -> None:
     without: Any = functools.partial(_dial, connect.dial)
     for module in (connect, finding):
         setattr(module, "dial", without)  # noqa: B010
-    setattr(links, "Doorman", PlainDoorman)  # noqa: B010 (types)
+    setattr(port, "Doorman", PlainDoorman)  # noqa: B010 (types)
     setattr(Trust, "whose_connection", lambda trust, secure: _anybody(trust))  # noqa: B010
 
 

@@ -1,0 +1,79 @@
+"""The port that a peer listens on: TLS, pairing, links, and what else is served there."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Final
+
+from aiohttp import web
+
+from astra_mesh.errors import PortInUseError
+from astra_mesh.mesh.doorman import Doorman
+from astra_mesh.mesh.listening import listen, port_of
+from astra_mesh.mesh.pairing_host import PairingHost
+from astra_mesh.peer.config import DEFAULT_PORT, PeerConfig
+from astra_mesh.peer.local import check_own_port
+from astra_mesh.peer.security import Security
+
+_KEEPALIVE_S: Final = 10.0  # of idle HTTP connections
+_HANDLERS_S: Final = 0.1  # for what serves them, once the links had their goodbyes
+
+
+class Port:
+    """Open from :meth:`open` to :meth:`close`.
+
+    Attributes:
+        number: Of the port; 0 before it was opened.
+    """
+
+    def __init__(self, config: PeerConfig, security: Security) -> None:
+        self._config, self._security = config, security
+        self._runner: web.AppRunner | None = None
+        self._doorman: Doorman | None = None
+        self.number = 0
+
+    async def open(self, app: web.Application) -> None:
+        """Serve ``app`` to members; PortInUseError if the port is taken."""
+        # No handler_cancellation: a link sees by itself that its socket is gone, and says so.
+        self._runner = web.AppRunner(
+            app,
+            keepalive_timeout=_KEEPALIVE_S,
+            access_log=None,
+            shutdown_timeout=_HANDLERS_S,
+        )
+        await self._runner.setup()
+        server = self._runner.server
+        assert server is not None
+        sockets = await self._sockets()
+        self.number = port_of(sockets[0])
+        trust = self._security.trust
+        pairing = PairingHost(trust, self._security.identity)
+        self._doorman = Doorman(
+            self._security.server, trust.whose_connection, server, pairing.answer
+        )
+        self._doorman.open(sockets)
+
+    async def _sockets(self) -> list[socket.socket]:
+        wanted = self._config.port
+        try:
+            return await listen(self._config.listen, DEFAULT_PORT if wanted is None else wanted)
+        except PortInUseError:
+            if wanted is not None:
+                await asyncio.to_thread(check_own_port, wanted)
+                raise
+            return await listen(self._config.listen, 0)
+
+    def upgraded(self, transport: asyncio.Transport | None) -> None:
+        """A connection became a WebSocket."""
+        if self._doorman is not None:
+            self._doorman.upgraded(transport)
+
+    async def close(self) -> None:
+        """Stop listening, and end what came in by it."""
+        doorman, self._doorman = self._doorman, None
+        if doorman is not None:
+            await doorman.close()
+        runner, self._runner = self._runner, None
+        if runner is not None:
+            await runner.cleanup()
