@@ -546,10 +546,13 @@ async def test_the_panel_fits_a_small_phone_and_everybody(tab: Tab, dark: bool) 
         await tab.shape(320, 640, dark)
         await lend(tab, on)
         assert await tab.eval("document.documentElement.scrollWidth") <= 320
-        right = (
-            "[...document.querySelectorAll('nav a')].map((a) => a.getBoundingClientRect().right)"
+        right = (  # of each link of the line that scrolls, once it is scrolled to
+            "[...document.querySelectorAll('nav a')].map((a) => {"
+            " a.scrollIntoView({ inline: 'nearest', block: 'nearest', behavior: 'instant' });"
+            " return a.getBoundingClientRect().right; })"
         )
         assert max(await tab.eval(right)) <= 320
+        assert await tab.eval("document.querySelector('nav').getBoundingClientRect().right") <= 320
         assert await tab.eval(CONTRAST) == []
         met = await tab.names()
         assert ("button", "Leave") in met
