@@ -102,7 +102,7 @@ RECHECK_S: Final = 600.0  # between two checks of one model's figures because re
 CONTRADICTED: Final = 1.5  # times what was measured, or less by as much: it is measured again
 PULSE_S: Final = 20.0  # between two looks how fast this device is now, while nothing runs
 PULSE_AGAIN_S: Final = 2.0  # a change is told once a second look has seen it too
-PULSE_SHARE: Final = 0.01  # of the time at most goes into these looks
+PULSE_SHARE: Final = 0.01  # of a core at most goes into these looks
 # After its start a peer waits so long before it loads models ahead: who starts it to ask something
 # has asked by then.
 PRELOAD_AFTER_S: Final = 1.0

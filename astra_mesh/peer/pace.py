@@ -8,6 +8,7 @@ by itself now and then, and tells the others.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
@@ -61,7 +62,7 @@ class Feeling(Protocol):
 async def follow_pace(
     models: Feeling, idle: Callable[[], bool], wanted: Callable[[], bool]
 ) -> None:
-    """Look every :data:`PULSE_S` while nothing else runs, at most a hundredth of the time. Until
+    """Look every :data:`PULSE_S` while nothing else runs, with a hundredth of one core at most. Until
     cancelled.
 
     Args:
@@ -69,13 +70,13 @@ async def follow_pace(
         idle: Whether nothing runs; also asked while it looks, and then a request is let first.
         wanted: Whether anybody is there who wants to know.
     """
-    loop, wait_s = asyncio.get_running_loop(), PULSE_S
+    wait_s = PULSE_S
     while True:
         await asyncio.sleep(wait_s)
         if not wanted():
             wait_s = PULSE_S
             continue
-        began = loop.time()
+        before_s = time.process_time()  # of the processor: a device that is held up looks on
         certain = await models.feel(idle)
-        cost_s = loop.time() - began
+        cost_s = time.process_time() - before_s
         wait_s = max(PULSE_S if certain else PULSE_AGAIN_S, cost_s / PULSE_SHARE)

@@ -7,11 +7,12 @@ peer makes them much faster, the client does better to ask that one.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from astra_mesh.plan.alternatives import choose_among
 from astra_mesh.plan.cost import Candidate, Link
+from astra_mesh.plan.experience import Pace
 from astra_mesh.plan.planner import Choice, Job
 from astra_mesh.wire.messages import PeerId
 
@@ -39,6 +40,7 @@ def better_placed(
 ) -> Referral | None:
     """The peer that would have ``new_tokens`` much sooner than ``me`` with its plan ``own``."""
     own_s = own.prediction.total_s + new_tokens * _step_s(me)
+    others = [_as_slow_alone(one) for one in others]
     elsewhere = [one for one in others if one.device.host != me.device.host]
     faster = [one for one in elsewhere if 0 < _step_s(one) < GAIN * _step_s(me)]
     found: list[Referral] = []
@@ -56,3 +58,8 @@ def better_placed(
 
 def _step_s(one: Candidate) -> float:
     return one.timing.step_s * one.pace_alone.compute
+
+
+def _as_slow_alone(one: Candidate) -> Candidate:
+    """This peer sees others work beside others only: who is slow there is so alone, too."""
+    return replace(one, pace_alone=Pace(*map(max, one.pace, one.pace_alone)))

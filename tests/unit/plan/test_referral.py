@@ -72,6 +72,12 @@ def test_what_was_learned_of_the_asked_one_counts() -> None:
     assert GAIN < 1
 
 
+def test_who_was_seen_to_be_slow_beside_others_is_slow_alone() -> None:
+    hot = replace(LAPTOP, pace=Pace(compute=12.0))
+    assert asked(BOARD, [LAPTOP], 100) is not None
+    assert asked(BOARD, [hot], 100) is None
+
+
 def test_it_must_hold_one_of_the_codebooks() -> None:
     laptop = replace(LAPTOP, books={})
     assert asked(BOARD, [laptop], 100) is None
