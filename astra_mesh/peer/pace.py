@@ -62,8 +62,8 @@ class Feeling(Protocol):
 async def follow_pace(
     models: Feeling, idle: Callable[[], bool], wanted: Callable[[], bool]
 ) -> None:
-    """Look every :data:`PULSE_S` while nothing else runs, with a hundredth of one core at most. Until
-    cancelled.
+    """Look every :data:`PULSE_S` while nothing else runs, with a hundredth of one core at most.
+    Until cancelled.
 
     Args:
         models: That are looked at.
