@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -228,9 +229,13 @@ class Requests:
         self._answers[link, ask.request] = task
         task.add_done_callback(lambda _: self._answers.pop((link, ask.request), None))
 
+    def retry_s(self, admitted: int) -> float:
+        """After how many whole seconds it is worth asking again where so many were let in."""
+        wait_s = math.ceil(self._turns.wait_s(admitted))
+        return min(max(wait_s, limits.RETRY_LEAST_S), limits.RETRY_MOST_S)
+
     def _busy(self) -> BusyError:
-        wait_s = self._turns.wait_s()
-        wait_s = min(max(wait_s, limits.RETRY_LEAST_S), limits.RETRY_MOST_S)
+        wait_s = self.retry_s(len(self._answers))
         error = BusyError(
             f"{self._peer.name} has as many requests as it takes; try again in {wait_s:.0f} s, or "
             "ask another peer"
