@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from astra_mesh import limits
 from astra_mesh.client.answers import Token
 from astra_mesh.client.line import Conversation, Line, new_request
-from astra_mesh.client.way import Way, may_go_on
+from astra_mesh.client.way import Way, continued, may_go_on
 from astra_mesh.errors import MeshError
 from astra_mesh.wire import messages as wire
 from astra_mesh.wire.codec import sanitise
@@ -158,11 +158,11 @@ async def _follow(progress: _Progress, refer: Refer) -> None:
 
 async def _go_on(progress: _Progress, line: Line, error: MeshError, *, again: bool) -> None:
     """Whom to ask after an error; it is raised if nobody can help."""
-    after, way = f" after {len(progress.ids)} tokens", progress.way
-    if line is progress.referred and (not progress.ids or may_go_on(line, error)):
+    count, way = len(progress.ids), progress.way
+    after = f" after {count} token{'s' * (count > 1)}" if count else ""
+    if line is progress.referred and (not count or may_go_on(line, error)):
         progress.referred = None  # back to the first one
-        note = f"continued by {way.line.hello.name}{after}: {error.message}"
-        progress.notes.append(sanitise(note))
+        progress.notes.append(continued(way.line, error, after))
         return
     if progress.moves >= limits.CLIENT_MOVES or not may_go_on(line, error):
         raise error

@@ -31,7 +31,7 @@ from astra_mesh.client.inputs import (
 )
 from astra_mesh.client.line import Line, new_request
 from astra_mesh.client.way import Way, may_go_on
-from astra_mesh.errors import DeadlineError, MeshError
+from astra_mesh.errors import DeadlineError, MeshError, PeerLostError
 from astra_mesh.mesh.connect import Address
 from astra_mesh.mesh.timings import Timings
 from astra_mesh.wire.messages import (
@@ -193,8 +193,9 @@ class Mesh:
             rate: Bits per token and block; 0 for the fastest within ``max_loss``.
             max_loss: What the codes may cost in quality, as ``astra-mesh eval --save`` measured it
                 (0.02: 2 % more perplexity); None for the limit that was stored with it.
-            late: "wait" for codes that come late, or "degrade": go on with what is predicted from
-                earlier blocks. The report's notes say where that happened.
+            late: "wait" for codes that come late; "adapt": send fewer bits over links that became
+                slower; "degrade": that too, and go on with what is predicted from earlier blocks
+                for codes that are late all the same. The report's notes say where that happened.
             stay: With "auto", the asked peer makes the new tokens, also if another one is much
                 faster at that.
 
@@ -294,12 +295,20 @@ class Mesh:
     async def events(self) -> AsyncGenerator[Event, None]:
         """What happens from now on: peers that come and go, requests that start and end.
 
-        Endless; leave the loop to end it. Who reads too slowly loses the oldest events.
+        It ends where this mesh is closed; leave the loop to end it sooner. Who reads too slowly
+        loses the oldest events.
+
+        Raises:
+            PeerLostError: The peer went away.
         """
-        conversation = self._open_line().start(Subscribe(request=new_request()))
+        line = self._open_line()
+        conversation = line.start(Subscribe(request=new_request()))
         try:
             while True:
                 yield await conversation.expect(Event)
+        except PeerLostError:
+            if not line.closed_here:
+                raise
         finally:
             conversation.close()
 
