@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from astra_mesh import limits
 from astra_mesh.client.answers import Token
+from astra_mesh.client.elapsed import Elapsed
 from astra_mesh.client.line import Conversation, Line, new_request
 from astra_mesh.client.way import Way, continued, may_go_on
 from astra_mesh.errors import MeshError
@@ -110,7 +111,7 @@ class Generation:
 
 
 async def _stream(progress: _Progress) -> AsyncGenerator[Token, None]:
-    ask, way = progress.ask, progress.way
+    ask, way, elapsed = progress.ask, progress.way, Elapsed()
     while True:
         line, started, refer = progress.referred or way.line, False, None
         try:
@@ -128,19 +129,23 @@ async def _stream(progress: _Progress) -> AsyncGenerator[Token, None]:
                             continue
                         progress.ids.append(message.token)
                         progress.texts.append(message.text)
+                        elapsed.token()
                         yield Token(message.token, message.text, message.index)
+                        elapsed.heard()  # the caller took its time
                     elif isinstance(message, Refer):
                         refer = message
                     elif isinstance(message, Result):
                         for note in progress.notes:
                             message = with_note(message, note)
-                        progress.report = message.report
+                        progress.report = elapsed.told(message.report)
                         return
             finally:
                 conversation.close()
             await _follow(progress, refer)
+            elapsed.heard()
         except MeshError as error:
             await _go_on(progress, line, error, again=not started)
+            elapsed.lost()
         ask = _rest(progress)
 
 

@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from astra_mesh import limits
 from astra_mesh.client.addresses import parse_address
 from astra_mesh.client.answers import Classification, Embedding, ModelEntry, models_of
+from astra_mesh.client.elapsed import Elapsed
 from astra_mesh.client.finding import Target, find_line
 from astra_mesh.client.generation import Generation, with_note
 from astra_mesh.client.inputs import (
@@ -332,7 +333,7 @@ class Mesh:
         ask = Ask(
             request=new_request(), task=task, model=check_model(model), options=options, **given
         )
-        way, moved = self._open_way(), ""
+        way, moved, elapsed = self._open_way(), "", Elapsed()
         while True:
             line, started = way.line, False
             try:
@@ -350,11 +351,13 @@ class Mesh:
                             result = message
                 finally:
                     conversation.close()
+                result = replace(result, report=elapsed.told(result.report))
                 return planned, with_note(result, moved)
             except MeshError as error:
                 if moved or not may_go_on(line, error):
                     raise
                 moved = await way.onward(line, error, again=not started)
+                elapsed.lost()
                 ask = replace(ask, request=new_request())
 
     def _open_way(self) -> Way:

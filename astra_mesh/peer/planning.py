@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from astra_mesh.engine.compute import ComputeThread
 from astra_mesh.errors import InputError
+from astra_mesh.naming import Names
 from astra_mesh.peer.choice import Code, choose_codes, made_for
 from astra_mesh.peer.inputs import Read, input_bytes
 from astra_mesh.peer.loaded import Loaded
@@ -98,10 +99,13 @@ class Planning:
         )
         return Refer(ask.request, found.peer.peer, name, places[found.peer.peer], text)
 
-    def lose(self, peer: PeerId) -> None:
-        """Plan without a peer, and without those that have gone."""
+    def lose(self, peer: PeerId) -> list[str]:
+        """Plan without a peer, and without those that have gone; their names, that peer first."""
         find_link = self._around.find_link
-        self.others = [one for one in self.others if one.peer != peer and find_link(one.peer)]
+        names = Names({one.peer: sanitise(one.name) for one in self.others})
+        gone = [one.peer for one in self.others if one.peer != peer and not find_link(one.peer)]
+        self.others = [one for one in self.others if one.peer not in (peer, *gone)]
+        return [names(one) for one in (peer, *gone)]
 
     def _as_seen(self) -> tuple[Candidate, list[Candidate]]:
         """This peer and the others, with what finished requests taught of them."""
