@@ -74,6 +74,7 @@ class Answer:
         self._notes: list[str] = []
         self._arrived, self._began = time.perf_counter(), 0.0
         self._lost_s = 0.0  # with plans that failed
+        self._left_out = ""
         self._beside = False  # whether other requests ran here at the same time
         self._names: dict[PeerId, str] = {}
         self._noted = around.noted(ask.request)
@@ -102,6 +103,7 @@ class Answer:
         while True:
             tried = time.perf_counter()
             choice = await planning.choose()
+            self._left_out = planning.left_out
             if refer := await planning.refer(choice):
                 await self._emit(refer)
                 return
@@ -218,6 +220,8 @@ class Answer:
         total = time.perf_counter() - self._began
         self._beside |= self._around.busy()
         await self._check(loaded, pipeline.run, participants.exchange)
+        if self._left_out:
+            self._notes.append(sanitise(self._left_out))
         peers = await self._reports(choice, loaded, pipeline, participants, steps, actual)
         report = Report(
             plan=choice.plan,

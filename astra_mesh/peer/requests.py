@@ -35,6 +35,7 @@ from astra_mesh.wire.messages import (
     Done,
     Fail,
     Hello,
+    ModelId,
     PeerId,
     Plan,
     Planned,
@@ -289,6 +290,7 @@ class Requests:
             wake=self._candidates.wake,
             left_out=self._candidates.left_out,
             loading=self._candidates.loading,
+            strangers=self._strangers,
             links=self._candidates.links,
             find_link=self._peer.link,
             address=self._peer.address_of,
@@ -302,6 +304,14 @@ class Requests:
             noted=self._peer.likelihoods.find,
             passed_over=self._pass_over,
         )
+
+    def _strangers(self, model: ModelId) -> list[str]:
+        """Names of peers that do not have a model; tabs are told themselves."""
+        return [
+            sanitise(hello.name)
+            for hello in self._peer.others().values()
+            if not hello.via and all(offer.id != model for offer in hello.models)
+        ]
 
     def _pass_over(self, plan: Plan, why: str) -> None:
         """Tell the tabs that have no shard: a person sits before each, and wonders."""

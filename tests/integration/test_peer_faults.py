@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from astra_mesh.peer.candidates import Candidates
 from astra_mesh.peer.lessons import Lessons
 from astra_mesh.peer.models import ModelHost
 from astra_mesh.peer.participants import Participants
+from astra_mesh.plan.alternatives import choose_among
 from astra_mesh.plan.planner import Job
 from astra_mesh.wire.messages import (
     Cancel,
@@ -120,6 +122,28 @@ async def test_the_report_says_what_a_lost_peer_cost(
         assert LOST_S <= report.lost_s <= report.took_s - report.total_s
         assert report.actual_s < LOST_S
         assert learned == [report.actual_s]
+
+
+async def test_an_automatic_answer_says_who_was_left_out(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def two(jobs: list[Job], *args: Any) -> Any:
+        return choose_among([replace(job, use=Use.ALL, max_peers=2) for job in jobs], *args)
+
+    monkeypatch.setattr("astra_mesh.peer.planning.choose_among", two)
+    async with (
+        mesh_of(["a", "b", "c", "bare"], [models, models, models, tmp_path]) as peers,
+        client_of(peers[0]) as client,
+    ):
+        automatic = await client.reply(ask_words(client, options=Options(codec="fp32")))
+        everybody = await client.reply(ask_words(client))
+    report = automatic.done().report
+    assert len(report.plan.shards) == 2
+    out = "c" if peers[1].id in {shard.peer for shard in report.plan.shards} else "b"
+    (note,) = report.notes
+    assert note.startswith(f"left out: {out} (")
+    assert note.endswith(" without); bare (without the model)")
+    assert not any("left out" in note for note in everybody.done().report.notes)
 
 
 async def test_without_a_report_the_answer_comes_anyway(
