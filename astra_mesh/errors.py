@@ -123,9 +123,14 @@ class RefusedError(MeshError):
 
 
 class PeerLostError(MeshError):
-    """A peer that takes part in the request went away."""
+    """A peer that takes part in the request went away.
+
+    ``happened`` is the sentence without what to do, for an answer that came all the same; "": the
+    sentence says no more than that.
+    """
 
     code = "peer-lost"
+    happened: str = ""
 
 
 class NoPeerError(MeshError):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from astra_mesh.wire.messages import PeerId
 
 SHORT_ID: Final = 8  # hex digits of the id of a peer or device, for people
+SHOWN_NAMES: Final = 4  # in a sentence; of more the number is told
 
 
 class Names:
@@ -29,6 +30,16 @@ class Names:
         if not name:
             return peer[:SHORT_ID]
         return labelled(name, peer) if self._counts[name] > 1 else name
+
+
+def listed(names: Iterable[str], most: int = SHOWN_NAMES) -> str:
+    """Names in a sentence, at most so many: "a, b and c", "a, b and 3 more"."""
+    found = list(names)
+    rest = len(found) - most
+    if rest > 0:
+        found = [*found[:most], f"{rest} more"]
+    *others, last = found
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def labelled(name: str, key: str) -> str:

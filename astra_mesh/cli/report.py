@@ -14,17 +14,16 @@ from astra_mesh.cli.console import clean
 from astra_mesh.naming import Names
 
 if TYPE_CHECKING:
-    from astra_mesh.wire.messages import ExpectedCost, PeerReport, Planned, Report
+    from astra_mesh.wire.messages import ExpectedCost, Planned, Report
 
-
-_LOADING_S: Final = 0.05  # that loading took and a person may care for
+_CARED_S: Final = 0.05  # that loading or lost peers took and a person may care for
 
 
 def report_block(planned: Planned | None, report: Report) -> RenderableType:
     """Who did what, what went over the links, and how long it took beside the prediction."""
     names = Names(planned.names if planned is not None else {})
     lines = [Text(line, style="dim") for line in report_lines(planned, report, names)]
-    table = Padding(_table(report.peers, names), (0, 0, 0, 2))
+    table = Padding(_table(report, names), (0, 0, 0, 2))
     return Group(Text(_headline(report, names), style="dim"), table, *lines)
 
 
@@ -52,14 +51,19 @@ def _headline(report: Report, names: Names) -> str:
     return f"{count} peers, {answering} answered"
 
 
-def _table(peers: list[PeerReport], names: Names) -> Table:
+def _table(report: Report, names: Names) -> Table:
     table = Table(box=None, pad_edge=False, style="dim", header_style="dim bold")
     table.add_column("peer")
     for column in ("tokens", "compute", "encode", "decode", "wait"):
         table.add_column(column, justify="right")
-    for one in peers:
+    told = {one.peer: one for one in report.peers}
+    for shard in report.plan.shards:
+        name, tokens = Text(names(shard.peer)), str(shard.stop - shard.start)
+        if (one := told.get(shard.peer)) is None:
+            table.add_row(name, tokens, "no report")
+            continue
         times = (one.compute_s, one.encode_s, one.decode_s, one.wait_s)
-        table.add_row(Text(names(one.peer)), str(one.tokens), *map(seconds, times))
+        table.add_row(name, tokens, *map(seconds, times))
     return table
 
 
@@ -72,21 +76,30 @@ def report_lines(planned: Planned | None, report: Report, names: Names) -> Itera
     if line := precision_line(report, names):
         yield line
     times = f"predicted {seconds(report.predicted_s)}, took {seconds(report.actual_s)}"
+    if report.lost_s >= _CARED_S:
+        times += f" after {seconds(report.lost_s)} with peers that were lost"
     if planned is not None and len(report.plan.shards) > 1:
         times += f"; one device predicted {seconds(planned.solo_s)}"
     yield times
-    if report.loading_s >= _LOADING_S:
+    if report.loading_s >= _CARED_S:
         yield f"before that {seconds(report.loading_s)} until the model was loaded"
     if report.new_tokens:
-        after = max(report.total_s - report.actual_s, 1e-9)
-        yield (
-            f"{report.new_tokens} new tokens in {seconds(after)} "
-            f"({report.new_tokens / after:.0f} a second), ended by {report.finish or 'the caller'}"
-        )
+        yield f"{tokens_line(report)}, ended by {report.finish or 'the caller'}"
+    if report.lost_s >= _CARED_S and report.took_s:
+        yield f"{seconds(report.took_s)} in all"
     if planned is not None and planned.reason:
         yield f"plan: {planned.reason}"
     for note in report.notes:
         yield f"note: {note}"
+
+
+def tokens_line(report: Report) -> str:
+    """How many new tokens came in what time; one token has no rate."""
+    count = report.new_tokens
+    if count == 1:
+        return "1 new token"
+    after = max(report.tokens_s or report.total_s - report.actual_s, 1e-9)
+    return f"{count} new tokens in {seconds(after)} ({count / after:.0f} a second)"
 
 
 def precision_line(report: Report, names: Names) -> str:

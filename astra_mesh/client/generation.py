@@ -10,8 +10,9 @@ from msgspec.structs import replace
 
 from astra_mesh import limits
 from astra_mesh.client.answers import Token
+from astra_mesh.client.elapsed import Elapsed
 from astra_mesh.client.line import Conversation, Line, new_request
-from astra_mesh.client.way import Way, may_go_on
+from astra_mesh.client.way import Way, continued, may_go_on
 from astra_mesh.errors import MeshError
 from astra_mesh.wire import messages as wire
 from astra_mesh.wire.codec import sanitise
@@ -110,7 +111,7 @@ class Generation:
 
 
 async def _stream(progress: _Progress) -> AsyncGenerator[Token, None]:
-    ask, way = progress.ask, progress.way
+    ask, way, elapsed = progress.ask, progress.way, Elapsed()
     while True:
         line, started, refer = progress.referred or way.line, False, None
         try:
@@ -128,19 +129,23 @@ async def _stream(progress: _Progress) -> AsyncGenerator[Token, None]:
                             continue
                         progress.ids.append(message.token)
                         progress.texts.append(message.text)
+                        elapsed.token()
                         yield Token(message.token, message.text, message.index)
+                        elapsed.heard()  # the caller took its time
                     elif isinstance(message, Refer):
                         refer = message
                     elif isinstance(message, Result):
                         for note in progress.notes:
                             message = with_note(message, note)
-                        progress.report = message.report
+                        progress.report = elapsed.told(message.report)
                         return
             finally:
                 conversation.close()
             await _follow(progress, refer)
+            elapsed.heard()
         except MeshError as error:
             await _go_on(progress, line, error, again=not started)
+            elapsed.lost()
         ask = _rest(progress)
 
 
@@ -158,11 +163,11 @@ async def _follow(progress: _Progress, refer: Refer) -> None:
 
 async def _go_on(progress: _Progress, line: Line, error: MeshError, *, again: bool) -> None:
     """Whom to ask after an error; it is raised if nobody can help."""
-    after, way = f" after {len(progress.ids)} tokens", progress.way
-    if line is progress.referred and (not progress.ids or may_go_on(line, error)):
+    count, way = len(progress.ids), progress.way
+    after = f" after {count} token{'s' * (count > 1)}" if count else ""
+    if line is progress.referred and (not count or may_go_on(line, error)):
         progress.referred = None  # back to the first one
-        note = f"continued by {way.line.hello.name}{after}: {error.message}"
-        progress.notes.append(sanitise(note))
+        progress.notes.append(continued(way.line, error, after))
         return
     if progress.moves >= limits.CLIENT_MOVES or not may_go_on(line, error):
         raise error

@@ -195,7 +195,7 @@ class Line:
             PeerLostError: The peer is gone.
         """
         if not self.is_open:
-            raise self.lost()
+            raise self.lost(asked=False)
         conversation = Conversation(self, opener)
         self._link.send(opener)
         self._conversations[opener.request] = conversation
@@ -214,18 +214,24 @@ class Line:
         """A conversation is closed."""
         self._conversations.pop(request, None)
 
-    def lost(self) -> AstraMeshError:
-        """The error of a request that cannot go on, naming the peer."""
+    def lost(self, *, asked: bool = True) -> AstraMeshError:
+        """The error of a request that cannot go on, or cannot be made, naming the peer."""
         hello = self._link.peer
         who = f"{sanitise(hello.name)} at {self._link.address}" if hello else self._link.address
         error = self._link.close_error
         if error is not None and not isinstance(error, PeerLostError):
             return type(error)(error.message)
+        if self.closed_here:
+            return PeerLostError(f"this program closed its connection to the peer {who}")
         why = error.message if error is not None else "it said goodbye"
-        return PeerLostError(
-            f"the peer {who} went away before the answer was complete ({why}). Check that it still "
-            "runs and ask again, or ask another peer (`astra-mesh peers` lists those here)"
+        when = "before the answer was complete" if asked else "before it was asked"
+        happened = f"the peer {who} went away {when} ({why})"
+        lost = PeerLostError(
+            f"{happened}. Check that it still runs and ask again, or ask another peer "
+            "(`astra-mesh peers` lists those here)"
         )
+        lost.happened = happened
+        return lost
 
     async def _run(self) -> MeshError | None:
         try:

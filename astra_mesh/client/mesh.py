@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from astra_mesh import limits
 from astra_mesh.client.addresses import parse_address
 from astra_mesh.client.answers import Classification, Embedding, ModelEntry, models_of
+from astra_mesh.client.elapsed import Elapsed
 from astra_mesh.client.finding import Target, find_line
 from astra_mesh.client.generation import Generation, with_note
 from astra_mesh.client.inputs import (
@@ -31,7 +32,7 @@ from astra_mesh.client.inputs import (
 )
 from astra_mesh.client.line import Line, new_request
 from astra_mesh.client.way import Way, may_go_on
-from astra_mesh.errors import DeadlineError, MeshError
+from astra_mesh.errors import DeadlineError, MeshError, PeerLostError
 from astra_mesh.mesh.connect import Address
 from astra_mesh.mesh.timings import Timings
 from astra_mesh.wire.messages import (
@@ -193,8 +194,9 @@ class Mesh:
             rate: Bits per token and block; 0 for the fastest within ``max_loss``.
             max_loss: What the codes may cost in quality, as ``astra-mesh eval --save`` measured it
                 (0.02: 2 % more perplexity); None for the limit that was stored with it.
-            late: "wait" for codes that come late, or "degrade": go on with what is predicted from
-                earlier blocks. The report's notes say where that happened.
+            late: "wait" for codes that come late; "adapt": send fewer bits over links that became
+                slower; "degrade": that too, and go on with what is predicted from earlier blocks
+                for codes that are late all the same. The report's notes say where that happened.
             stay: With "auto", the asked peer makes the new tokens, also if another one is much
                 faster at that.
 
@@ -294,12 +296,20 @@ class Mesh:
     async def events(self) -> AsyncGenerator[Event, None]:
         """What happens from now on: peers that come and go, requests that start and end.
 
-        Endless; leave the loop to end it. Who reads too slowly loses the oldest events.
+        It ends where this mesh is closed; leave the loop to end it sooner. Who reads too slowly
+        loses the oldest events.
+
+        Raises:
+            PeerLostError: The peer went away.
         """
-        conversation = self._open_line().start(Subscribe(request=new_request()))
+        line = self._open_line()
+        conversation = line.start(Subscribe(request=new_request()))
         try:
             while True:
                 yield await conversation.expect(Event)
+        except PeerLostError:
+            if not line.closed_here:
+                raise
         finally:
             conversation.close()
 
@@ -323,7 +333,7 @@ class Mesh:
         ask = Ask(
             request=new_request(), task=task, model=check_model(model), options=options, **given
         )
-        way, moved = self._open_way(), ""
+        way, moved, elapsed = self._open_way(), "", Elapsed()
         while True:
             line, started = way.line, False
             try:
@@ -341,11 +351,13 @@ class Mesh:
                             result = message
                 finally:
                     conversation.close()
+                result = replace(result, report=elapsed.told(result.report))
                 return planned, with_note(result, moved)
             except MeshError as error:
                 if moved or not may_go_on(line, error):
                     raise
                 moved = await way.onward(line, error, again=not started)
+                elapsed.lost()
                 ask = replace(ask, request=new_request())
 
     def _open_way(self) -> Way:

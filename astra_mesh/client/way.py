@@ -92,19 +92,19 @@ class Way:
             raise error
         async with self._turn:
             if self.line is not lost and self.line.is_open:  # another request was faster
-                return self._sentence(error, after)
+                return continued(self.line, error, after)
             await self._read_roster()
             places = [place for place in self._elsewhere if place != lost.place]
             if again and lost.place is not None:
                 places.append(lost.place)
             for place in places[: limits.CLIENT_PLACES]:
                 if await self._move(place, limits.CLIENT_MOVE_S):
-                    return self._sentence(error, after)
+                    return continued(self.line, error, after)
             if await self._search(lost, places, again=again):
-                return self._sentence(error, after)
+                return continued(self.line, error, after)
             for place in places[: limits.CLIENT_BUSY_PLACES]:
                 if await self._move(place, limits.CLIENT_MOVE_BUSY_S):
-                    return self._sentence(error, after)
+                    return continued(self.line, error, after)
         raise error
 
     async def _search(self, lost: Line, tried: Collection[Address], *, again: bool) -> bool:
@@ -142,10 +142,6 @@ class Way:
         if won:
             self.line, self._roster = won[0], None
         return bool(won)
-
-    def _sentence(self, error: MeshError, after: str) -> str:
-        name = sanitise(self.line.hello.name)
-        return sanitise(f"continued by {name}{after}: {error.message}")
 
     async def _move(self, place: Address, dial_s: float) -> bool:
         """Whether a peer answers there; it is asked from now on."""
@@ -206,6 +202,12 @@ def _nearby(trust_dir: Path | None) -> Callable[[Dial], Coroutine[Any, Any, None
     from astra_mesh.client.nearby import dial_all, nearby_places
 
     return partial(dial_all, nearby_places(Trust.open(trust_dir)))
+
+
+def continued(line: Line, error: MeshError, after: str = "") -> str:
+    """The sentence for a report: who went on after an error, and what had come by then."""
+    why = (error.happened if isinstance(error, PeerLostError) else "") or error.message
+    return sanitise(f"continued by {sanitise(line.hello.name)}{after}: {why}")
 
 
 def may_go_on(line: Line, error: MeshError) -> bool:

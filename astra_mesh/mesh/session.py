@@ -369,7 +369,8 @@ class Session:
     def _who(self) -> str:
         if self.peer_hello is not None:
             return f"{sanitise(self.peer_hello.name)} ({self.peer_hello.peer[:8]})"
-        return f"peer {self._expected[:8]}" if self._expected else "the other end"
+        known = self._expected or self._proven
+        return f"peer {known[:8]}" if known else "the other end"
 
     def _last_word(self, message: Goodbye | LinkRefused) -> None:
         self._outbox.drop_data()

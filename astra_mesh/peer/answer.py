@@ -18,7 +18,7 @@ from astra_mesh.engine.shard import ShardRun
 from astra_mesh.errors import MeshError, RefusedError
 from astra_mesh.families import ModelInput
 from astra_mesh.limits import LATE_REPORT_S, NEW_TOKENS, NOTES, SHUTDOWN_S
-from astra_mesh.naming import Names
+from astra_mesh.naming import Names, listed
 from astra_mesh.peer.choice import expected_cost, stages_of
 from astra_mesh.peer.exchange import MeshExchange
 from astra_mesh.peer.inputs import read_ask
@@ -72,7 +72,9 @@ class Answer:
         self.ask, self._models, self._compute = ask, models, compute
         self._around, self._emit = around, emit
         self._notes: list[str] = []
-        self._began = 0.0
+        self._arrived, self._began = time.perf_counter(), 0.0
+        self._lost_s = 0.0  # with plans that failed
+        self._left_out = ""
         self._beside = False  # whether other requests ran here at the same time
         self._names: dict[PeerId, str] = {}
         self._noted = around.noted(ask.request)
@@ -99,7 +101,9 @@ class Answer:
         inputs = await planning.look_around(read)
         self._loading_s += planning.loading_s
         while True:
+            tried = time.perf_counter()
             choice = await planning.choose()
+            self._left_out = planning.left_out
             if refer := await planning.refer(choice):
                 await self._emit(refer)
                 return
@@ -107,8 +111,9 @@ class Answer:
                 await self._attempt(choice, loaded, inputs, read.given, planning.others)
                 return
             except LostDuringPrefillError as lost:
-                self._notes.append(f"planned again without {lost.peer[:8]}: {lost.error.message}")
-                planning.lose(lost.peer)
+                gone = listed(planning.lose(lost.peer))
+                self._notes.append(f"planned again without {gone}: {lost.error.message}")
+                self._lost_s += time.perf_counter() - tried
 
     async def _load(self, model: ModelId) -> Loaded:
         """The model, which somebody else may load just now."""
@@ -215,6 +220,8 @@ class Answer:
         total = time.perf_counter() - self._began
         self._beside |= self._around.busy()
         await self._check(loaded, pipeline.run, participants.exchange)
+        if self._left_out:
+            self._notes.append(sanitise(self._left_out))
         peers = await self._reports(choice, loaded, pipeline, participants, steps, actual)
         report = Report(
             plan=choice.plan,
@@ -228,6 +235,8 @@ class Answer:
             notes=[sanitise(note) for note in self._notes[:NOTES]],
             expected=expected_cost(loaded, choice.plan, self.ask.task.value),
             loading_s=self._loading_s,
+            took_s=time.perf_counter() - self._arrived,
+            lost_s=self._lost_s,
         )
         await self._emit(
             Result(request=self.ask.request, report=report, labels=labels, vector=vector)
@@ -283,7 +292,8 @@ class Answer:
         wait_s = LATE_REPORT_S if participants.exchange.late_parts else SHUTDOWN_S
         others, missing = await participants.reports(wait_s)
         if missing:
-            self._notes.append("a peer sent no report in time")
+            names = listed(map(Names(self._names), missing))
+            self._notes.append(f"{sanitise(names)} sent no report in time")
         late = own.late_parts + sum(one.late_parts for one in others)
         slower = [one for one in [*others, own] if one.rates]
         if not (missing or late or slower):
@@ -293,9 +303,10 @@ class Answer:
                 self._around.lessons.learn_total(choice, actual_s, now)
         self._notes += [note for one in slower for note in self._slower(one)]
         if late:
+            parts = "1 part" if late == 1 else f"{late} parts"
             self._notes.append(
-                f"degraded: the codes of {late} shards and blocks came too late, and predictions "
-                "from earlier blocks stood in"
+                f"degraded: {parts} (the codes of one shard for one block) came too late, and "
+                "predictions from earlier blocks stood in"
             )
         order = {shard.peer: i for i, shard in enumerate(plan.shards)}
         return sorted([*others, own], key=lambda one: order[one.peer])

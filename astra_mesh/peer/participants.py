@@ -102,7 +102,7 @@ class Participants:
     def _overdue(self) -> None:
         for peer, one in self._all.items():
             if not one.accepted:
-                text = f"{peer[:8]} did not answer the proposal in {limits.ACCEPT_TIMEOUT_S:g} s"
+                text = f"it did not answer the proposal in {limits.ACCEPT_TIMEOUT_S:g} s"
                 self._failed(peer, DeadlineError(text))
 
     def on_message(self, peer: PeerId, message: Said) -> None:
@@ -124,9 +124,9 @@ class Participants:
         elif isinstance(message, Refuse):
             text = sanitise(message.text or message.reason.value)
             wait_s = _UNLINKED_S if message.reason is Reason.NOT_LINKED else 0.0
-            self._fail_later(wait_s, peer, RefusedError(f"{peer[:8]} refused: {text}"))
+            self._fail_later(wait_s, peer, RefusedError(f"it refused: {text}"))
         else:
-            error = MeshError(f"{peer[:8]} failed: {sanitise(message.text)}")
+            error = MeshError(f"it failed: {sanitise(message.text)}")
             wait_s = _BLAME_S if message.code in _LOST_ANOTHER else 0.0
             self._fail_later(wait_s, peer, error)
 
@@ -150,14 +150,17 @@ class Participants:
             if not one.link.is_open or (overdue and self.exchange.misses(peer)):
                 raise LostDuringPrefillError(peer, error) from error
 
-    async def reports(self, wait_s: float = limits.SHUTDOWN_S) -> tuple[list[PeerReport], int]:
-        """What they did; who was lost, or does not say so in time, is left out and counted."""
+    async def reports(
+        self, wait_s: float = limits.SHUTDOWN_S
+    ) -> tuple[list[PeerReport], list[PeerId]]:
+        """What they did, and who was lost, or does not say so in time."""
         if not self._all:
-            return [], 0
-        waiting = [one.report for one in self._all.values()]
-        done, _ = await asyncio.wait(waiting, timeout=wait_s)
-        found = [future.result() for future in done if not future.cancelled()]
-        return found, len(waiting) - len(found)
+            return [], []
+        waiting = {peer: one.report for peer, one in self._all.items()}
+        done, _ = await asyncio.wait(waiting.values(), timeout=wait_s)
+        told = {peer for peer, one in waiting.items() if one in done and not one.cancelled()}
+        found = [one.result() for peer, one in waiting.items() if peer in told]
+        return found, [peer for peer in waiting if peer not in told]
 
     def close(self) -> None:
         """The attempt is over, in whatever way: those who still work for it are to stop."""

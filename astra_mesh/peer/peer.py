@@ -297,6 +297,10 @@ class Peer:
         self._changed.clear()
         await self._changed.wait()
 
+    def retry_s(self, admitted: int) -> float:
+        """When it is worth asking again, seconds, where so many requests were let in."""
+        return limits.RETRY_LEAST_S if self._requests is None else self._requests.retry_s(admitted)
+
     def _is_busy(self) -> bool:
         return self._requests is not None and self._requests.running
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Mapping
 from typing import Final
 
 from msgspec.structs import replace
 
 from astra_mesh.engine.compute import ComputeThread
 from astra_mesh.errors import InputError
+from astra_mesh.naming import Names, listed
 from astra_mesh.peer.choice import Code, choose_codes, made_for
 from astra_mesh.peer.inputs import Read, input_bytes
 from astra_mesh.peer.loaded import Loaded
@@ -17,7 +19,8 @@ from astra_mesh.peer.part import tables_serve
 from astra_mesh.peer.surroundings import Surroundings
 from astra_mesh.plan.alternatives import choose_among
 from astra_mesh.plan.check import BadPlanError, class_token_of
-from astra_mesh.plan.cost import Candidate
+from astra_mesh.plan.cost import Candidate, Link
+from astra_mesh.plan.left_out import left_out
 from astra_mesh.plan.planner import Choice, Job
 from astra_mesh.plan.referral import better_placed
 from astra_mesh.wire.codec import sanitise
@@ -42,6 +45,7 @@ class Planning:
         self._around, self._compute, self._notes = around, compute, notes
         self._jobs: list[Job] = []
         self.loading_s = 0.0  # that others were waited for
+        self.left_out = ""  # who has no part of the last plan, and why
         self._refers = ask.may_refer and ask.options.use is Use.AUTO and not ask.answered
 
     async def look_around(self, read: Read) -> Inputs:
@@ -73,10 +77,27 @@ class Planning:
         me, others = self._as_seen()
         links = self._around.links()
         choice = await self._compute(choose_among, self._jobs, me, others, links)
+        self.left_out = ""
         if len(choice.plan.shards) > 1:
+            self.left_out = await self._without(choice, me, others, links)
             plan = replace(choice.plan, late=self._ask.options.late)
             choice = dataclasses.replace(choice, plan=plan)
         return choice
+
+    async def _without(
+        self,
+        choice: Choice,
+        me: Candidate,
+        others: list[Candidate],
+        links: Mapping[tuple[PeerId, PeerId], Link],
+    ) -> str:
+        """Who has no part of an automatic plan of several devices, and why; "" if nobody."""
+        if self._ask.options.use is not Use.AUTO:
+            return ""
+        found = await self._compute(left_out, self._jobs, choice, me, others, links)
+        if strangers := self._around.strangers(choice.plan.model):
+            found.append(f"{listed(strangers)} (without the model)")
+        return f"left out: {'; '.join(found)}" if found else ""
 
     async def refer(self, choice: Choice) -> Refer | None:
         """Where the client should ask instead, if another peer would answer much sooner."""
@@ -98,10 +119,13 @@ class Planning:
         )
         return Refer(ask.request, found.peer.peer, name, places[found.peer.peer], text)
 
-    def lose(self, peer: PeerId) -> None:
-        """Plan without a peer, and without those that have gone."""
+    def lose(self, peer: PeerId) -> list[str]:
+        """Plan without a peer, and without those that have gone; their names, that peer first."""
         find_link = self._around.find_link
-        self.others = [one for one in self.others if one.peer != peer and find_link(one.peer)]
+        names = Names({one.peer: sanitise(one.name) for one in self.others})
+        gone = [one.peer for one in self.others if one.peer != peer and not find_link(one.peer)]
+        self.others = [one for one in self.others if one.peer not in (peer, *gone)]
+        return [names(one) for one in (peer, *gone)]
 
     def _as_seen(self) -> tuple[Candidate, list[Candidate]]:
         """This peer and the others, with what finished requests taught of them."""

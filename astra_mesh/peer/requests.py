@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,7 @@ from astra_mesh.wire.messages import (
     Done,
     Fail,
     Hello,
+    ModelId,
     PeerId,
     Plan,
     Planned,
@@ -228,9 +230,13 @@ class Requests:
         self._answers[link, ask.request] = task
         task.add_done_callback(lambda _: self._answers.pop((link, ask.request), None))
 
+    def retry_s(self, admitted: int) -> float:
+        """After how many whole seconds it is worth asking again where so many were let in."""
+        wait_s = math.ceil(self._turns.wait_s(admitted))
+        return min(max(wait_s, limits.RETRY_LEAST_S), limits.RETRY_MOST_S)
+
     def _busy(self) -> BusyError:
-        wait_s = self._turns.wait_s()
-        wait_s = min(max(wait_s, limits.RETRY_LEAST_S), limits.RETRY_MOST_S)
+        wait_s = self.retry_s(len(self._answers))
         error = BusyError(
             f"{self._peer.name} has as many requests as it takes; try again in {wait_s:.0f} s, or "
             "ask another peer"
@@ -284,6 +290,7 @@ class Requests:
             wake=self._candidates.wake,
             left_out=self._candidates.left_out,
             loading=self._candidates.loading,
+            strangers=self._strangers,
             links=self._candidates.links,
             find_link=self._peer.link,
             address=self._peer.address_of,
@@ -297,6 +304,14 @@ class Requests:
             noted=self._peer.likelihoods.find,
             passed_over=self._pass_over,
         )
+
+    def _strangers(self, model: ModelId) -> list[str]:
+        """Names of peers that do not have a model; tabs are told themselves."""
+        return [
+            sanitise(hello.name)
+            for hello in self._peer.others().values()
+            if not hello.via and all(offer.id != model for offer in hello.models)
+        ]
 
     def _pass_over(self, plan: Plan, why: str) -> None:
         """Tell the tabs that have no shard: a person sits before each, and wonders."""

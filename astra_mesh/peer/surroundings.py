@@ -28,6 +28,7 @@ class Surroundings:
     wake: Callable[[ModelId], None]  # lets others load a model
     left_out: Callable[..., list[str]]  # notes on who has the model and is no candidate
     loading: Callable[..., list[str]]  # notes on who only still loads it
+    strangers: Callable[[ModelId], list[str]]  # names of peers that do not have a model
     links: Callable[[], Mapping[tuple[PeerId, PeerId], LinkProfile]]
     find_link: Callable[[PeerId], Link | None]
     address: Callable[[PeerId], str]  # where a client can ask another peer; "": nowhere

@@ -27,9 +27,13 @@ class Turns:
         """Those without a turn."""
         return sum(map(len, self._lines.values()))
 
-    def wait_s(self) -> float:
-        """How long one more would wait, from how long turns took so far."""
-        return self._usual_s * (self.waiting + 1) / self._at_once
+    def wait_s(self, admitted: int) -> float:
+        """How long one more would wait, from how long turns took so far.
+
+        ``admitted`` have a turn, wait for one, or are on their way here.
+        """
+        waiting = max(self.waiting, admitted - self._at_once)
+        return self._usual_s * (waiting + 1) / self._at_once
 
     @asynccontextmanager
     async def turn(self, asker: Hashable) -> AsyncIterator[None]:

@@ -72,6 +72,7 @@ def _of_report(summary: Summary) -> dict[str, Any]:
         "predicted_s": report.predicted_s,
         "actual_s": report.actual_s,
         "total_s": report.total_s,
+        "lost_s": report.lost_s,
         "loading_s": report.loading_s + summary.loading_s,
         "peers": [_of_peer(one, names) for one in report.peers],
         "expected_cost": None

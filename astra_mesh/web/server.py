@@ -261,7 +261,9 @@ def _outer(state: State, guard: Guard) -> Middleware:
         try:
             guard.check(request.path, request.headers)
             if running > limits.API_REQUESTS:
-                raise busy("this peer has as many requests as it takes; try again later")
+                wait_s = state.peer.retry_s(limits.API_REQUESTS)
+                text = f"this peer has as many requests as it takes; try again in {wait_s:.0f} s"
+                raise busy(text, wait_s)
             check_query(request)
             response = await handler(request)
             status = response.status

@@ -505,6 +505,12 @@ class Report(Message, frozen=True):
     notes: list[str] = []
     expected: ExpectedCost | None = None  # None: one device, or not measured
     loading_s: float = 0.0  # that the request waited for peers to load the model, before its plan
+    # The whole request: from its arrival at the peer that answered, or, as a client has it, from
+    # when that one sent it. 0: not told.
+    took_s: float = 0.0
+    lost_s: float = 0.0  # of that, with peers that were lost or refused, before this plan
+    # From the first new token to the last, where several peers gave some: ``total_s`` is one's own.
+    tokens_s: float = 0.0
 
 
 class Result(Message, frozen=True):

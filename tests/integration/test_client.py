@@ -302,10 +302,23 @@ async def test_closing_the_mesh_ends_its_readers() -> None:
         task = asyncio.create_task(mesh.embed("toy", "text"))
         await peer.saw(Ask)
         await mesh.close()
-        with pytest.raises(errors.PeerLostError):
+        with pytest.raises(errors.PeerLostError, match="this program closed its connection"):
             await task
         with pytest.raises(RuntimeError, match="not open"):
             await mesh.peers()
+
+
+async def test_events_end_where_the_mesh_is_closed_here() -> None:
+    async with fake_peer(nothing) as peer:
+        mesh = await open_mesh(peer)
+
+        async def read() -> list[object]:
+            return [event async for event in mesh.events()]
+
+        task = asyncio.create_task(read())
+        await peer.saw(Subscribe)
+        await mesh.close()
+        assert await asyncio.wait_for(task, patient(5.0)) == []
 
 
 async def test_nobody_at_the_address() -> None:

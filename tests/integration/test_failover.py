@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack
 from functools import partial
@@ -100,7 +101,16 @@ async def test_a_text_goes_on_after_the_tokens_that_came(
         assert generation.report is not None
         assert generation.report.new_tokens == len(wanted)
         if at < NEW - 1:  # else the answer may have been on its way in one piece
-            assert any("continued by b" in note for note in generation.report.notes)
+            (note,) = [x for x in generation.report.notes if "continued by b" in x]
+            found = re.match(
+                r"continued by b after (?:(1) token|(\d+) tokens): the peer a at", note
+            )
+            assert found is not None, note
+            assert int(found[1] or found[2]) > at  # some may have been on their way
+            assert "Check that" not in note  # it went on by itself
+            report = generation.report
+            assert 0 < report.tokens_s < report.took_s
+            assert 0 < report.lost_s < report.took_s
             assert mesh.peer.name == "b"
             assert len(await mesh.peers()) == 1  # what comes next is asked there, too
 
@@ -124,6 +134,21 @@ async def test_an_answer_is_asked_for_once_more(
         found = await asyncio.wait_for(task, patient(20.0))
         assert found.labels
         assert any("continued by b: the peer a at" in note for note in found.report.notes)
+        assert 0 < found.report.lost_s <= found.report.took_s - found.report.total_s
+
+
+async def test_a_peer_that_went_before_it_was_asked_is_told_as_that(models: Path) -> None:
+    async with mesh_of(["a", "b"], models) as peers, Mesh(("127.0.0.1", peers[0].port)) as mesh:
+        async for _ in mesh.generate("words", PROMPT, max_new_tokens=2, use="solo"):
+            pass  # and the client was told of b
+        await peers[0].stop()
+        await until(lambda: not mesh.is_open)
+        generation = mesh.generate("words", PROMPT, max_new_tokens=2)
+        assert len([token async for token in generation]) == 2
+        assert generation.report is not None
+        (note,) = [x for x in generation.report.notes if "continued" in x]
+        assert note.startswith("continued by b: the peer a at ")
+        assert note.endswith(" went away before it was asked (it said goodbye)")
 
 
 async def test_without_another_peer_the_loss_is_named(

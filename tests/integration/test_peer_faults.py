@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,11 @@ from astra_mesh.mesh.link import Link
 from astra_mesh.mesh.sockets import transport_of
 from astra_mesh.peer.answer import Answer, new_request
 from astra_mesh.peer.candidates import Candidates
+from astra_mesh.peer.lessons import Lessons
 from astra_mesh.peer.models import ModelHost
 from astra_mesh.peer.participants import Participants
+from astra_mesh.plan.alternatives import choose_among
+from astra_mesh.plan.planner import Job
 from astra_mesh.wire.messages import (
     Cancel,
     Event,
@@ -38,6 +42,8 @@ from tests.integration.mesh_fixtures import (
     until,
 )
 from tests.timings import patient
+
+LOST_S = 0.5  # until a participant that says nothing is given up
 
 # --- participants that fail -----------------------------------------------------------------------
 
@@ -90,12 +96,54 @@ async def test_a_participant_that_fails_is_planned_around(
             assert reply.ids == alone
             assert len(reply.planned) == 2
             assert [s.peer for s in reply.done().report.plan.shards] == [peers[0].id]
-            assert any(says in note for note in reply.done().report.notes), reply.result
+            (note,) = reply.done().report.notes
+            assert note.startswith("planned again without mallory: "), reply.result
+            assert says in note
             monkeypatch.setattr(Candidates, "others", only(original, other))
             reply = await client.reply(ask_words(client))
             assert reply.ids == alone
             assert len(reply.done().report.plan.shards) == 2
             await all_idle(peers)
+
+
+async def test_the_report_says_what_a_lost_peer_cost(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Predictions go by the time of the plan that answered, people by the whole."""
+    monkeypatch.setattr(limits, "ACCEPT_TIMEOUT_S", LOST_S)
+    learned: list[float] = []
+    monkeypatch.setattr(
+        Lessons, "learn_total", lambda self, choice, took, now: learned.append(took)
+    )
+    async with mesh_of(["a"], models) as (peer,):
+        await warm(peer)
+        async with hostile(peer, ignore), client_of(peer) as client:
+            report = (await client.reply(ask_words(client))).done().report
+        assert LOST_S <= report.lost_s <= report.took_s - report.total_s
+        assert report.actual_s < LOST_S
+        assert learned == [report.actual_s]
+
+
+async def test_an_automatic_answer_says_who_was_left_out(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def two(jobs: list[Job], *args: Any) -> Any:
+        return choose_among([replace(job, use=Use.ALL, max_peers=2) for job in jobs], *args)
+
+    monkeypatch.setattr("astra_mesh.peer.planning.choose_among", two)
+    async with (
+        mesh_of(["a", "b", "c", "bare"], [models, models, models, tmp_path]) as peers,
+        client_of(peers[0]) as client,
+    ):
+        automatic = await client.reply(ask_words(client, options=Options(codec="fp32")))
+        everybody = await client.reply(ask_words(client))
+    report = automatic.done().report
+    assert len(report.plan.shards) == 2
+    out = "c" if peers[1].id in {shard.peer for shard in report.plan.shards} else "b"
+    (note,) = report.notes
+    assert note.startswith(f"left out: {out} (")
+    assert note.endswith(" without); bare (without the model)")
+    assert not any("left out" in note for note in everybody.done().report.notes)
 
 
 async def test_without_a_report_the_answer_comes_anyway(
@@ -113,7 +161,7 @@ async def test_without_a_report_the_answer_comes_anyway(
             result = reply.done()
             assert len(result.report.plan.shards) == 2
             assert [report.peer for report in result.report.peers] == [peer.id]
-            assert "a peer sent no report in time" in result.report.notes
+            assert "mallory sent no report in time" in result.report.notes
             await until(lambda: any(isinstance(message, Cancel) for message in one.seen))
             link = peer.link(one.id)
             assert link is not None
@@ -134,7 +182,7 @@ async def test_a_peer_that_dies_after_its_part_costs_only_its_report(models: Pat
             report = reply.done().report
             assert len(report.plan.shards) == 2
             assert [one.peer for one in report.peers] == [peer.id]
-            assert "a peer sent no report in time" in report.notes
+            assert "mallory sent no report in time" in report.notes
             await all_idle([peer])
 
 
@@ -261,7 +309,10 @@ async def test_who_is_late_is_stood_in_for_if_the_caller_wants_that(models: Path
                 report = reply.done().report
                 assert len(reply.ids) == 4
                 assert len(reply.planned) == 1
-                assert any(note.startswith("degraded: the codes of ") for note in report.notes)
+                (note,) = [x for x in report.notes if x.startswith("degraded:")]
+                late = sum(one.late_parts for one in report.peers)
+                assert note.startswith(f"degraded: {late} parts (the codes of one shard for")
+                assert "mallory sent no report in time" in report.notes
                 (own,) = [one for one in report.peers if one.peer == peer.id]
                 assert own.late_parts == int(str(GPT2["n_layer"])) - 1
             await all_idle([peer])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from astra_mesh.peer.loading import loading
 from astra_mesh.peer.models import ModelHost
 from astra_mesh.peer.steps import StepQueue
 from astra_mesh.web import waiting
+from astra_mesh.web.door import Door
 from tests.integration.mesh_fixtures import until
 from tests.integration.web_fixtures import (
     MESH,
@@ -241,3 +243,31 @@ async def test_an_error_while_a_model_is_loaded_ends_the_stream_with_a_sentence(
     assert comment == ": loading words on peer0"
     said = json.loads(event.removeprefix("data: "))["error"]["message"]
     assert said == "words is damaged: copy it again"
+
+
+async def test_who_comes_when_all_places_are_taken_is_told_how_long_that_takes(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same figure as any other client gets, though those let in are only on their way."""
+    on_their_way: list[object] = []
+
+    async def stuck(self: Door) -> None:
+        on_their_way.append(self)
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(limits, "ANSWERS_AT_ONCE", 1)
+    monkeypatch.setattr(limits, "API_REQUESTS", 4)
+    async with live(models, 1) as on:
+        requests = on.peers[0]._requests
+        assert requests is not None
+        requests._turns._usual_s = 2.0
+        monkeypatch.setattr(Door, "mesh", stuck)
+        ask = partial(on.client.completions.create, model="words", prompt=PROMPT)
+        asking = [asyncio.create_task(ask()) for _ in range(4)]
+        await until(lambda: len(on_their_way) == 4)
+        with pytest.raises(openai.RateLimitError, match="try again in 8 s") as caught:
+            await ask()
+        assert caught.value.response.headers["Retry-After"] == "8"
+        for task in asking:
+            task.cancel()
+        await asyncio.wait(asking)

@@ -2,15 +2,15 @@
 
 import { bytes, percent, seconds } from "./dom.js";
 
-const LOADING_S = 0.05; // that loading took and a person may care for
+const CARED_S = 0.05; // that loading or lost devices took and a person may care for
 
 export function costLine(report) {
   if (!report) return "";
   const parts = [];
   const peers = report.plan.shards.filter((one) => one.stop > one.start).length;
   parts.push(peers === 1 ? "one device" : `${peers} devices, ${report.plan.bits_per_token} bits per token and block`);
-  if (report.actual_s !== undefined) parts.push(`predicted ${seconds(report.predicted_s)}, took ${seconds(report.actual_s)}`);
-  if (report.loading_s >= LOADING_S) parts.push(`before that ${seconds(report.loading_s)} until the model was loaded`);
+  if (report.actual_s !== undefined) parts.push(`predicted ${seconds(report.predicted_s)}, took ${seconds(report.actual_s)}${afterLost(report)}`);
+  if (report.loading_s >= CARED_S) parts.push(`before that ${seconds(report.loading_s)} until the model was loaded`);
   if (peers > 1) parts.push(`one device would take ${seconds(report.predicted_solo_s)}`);
   const sent = (report.peers ?? []).flatMap((one) => Object.values(one.sent_bytes)).reduce((sum, size) => sum + size, 0);
   if (sent) parts.push(`${bytes(sent)} between devices`);
@@ -18,4 +18,9 @@ export function costLine(report) {
   if (peers > 1 && report.peers) parts.push(`waited ${seconds(waited)}`);
   if (report.expected_cost) parts.push(`expected loss of ${report.expected_cost.measure}: ${percent(report.expected_cost.loss)}`);
   return `${parts.join("; ")}.${report.notes?.length ? ` ${report.notes.join(". ")}.` : ""}`;
+}
+
+/** What devices cost that were lost before the answer's plan was made. */
+export function afterLost(report) {
+  return report.lost_s >= CARED_S ? ` after ${seconds(report.lost_s)} with devices that were lost` : "";
 }

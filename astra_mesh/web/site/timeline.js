@@ -1,5 +1,6 @@
 // What each device did for a request, block by block, while it runs.
 
+import { afterLost } from "./cost.js";
 import { $, bytes, choices, clipped, h, labels, picture, s, say, seconds, steps } from "./dom.js";
 import { showShares } from "./mesh.js";
 
@@ -94,8 +95,8 @@ function sentence(about) {
   if (!cost) return parts[0];
   if (about.attempt > 1) parts.push(`Planned ${about.attempt} times, because a peer was lost.`);
   if (cost.plan.bits_per_token) parts.push(`${cost.plan.bits_per_token} bits per token and block (${cost.plan.codec}).`);
-  parts.push(`Predicted ${seconds(cost.predicted_s)}${cost.actual_s === undefined ? "" : `, took ${seconds(cost.actual_s)}`}; one device ${seconds(cost.predicted_solo_s)}.`);
-  if (about.new_tokens) parts.push(`${about.new_tokens} new tokens${cost.total_s === undefined ? "" : ` in ${seconds(cost.total_s - cost.actual_s)}`}.`);
+  parts.push(`Predicted ${seconds(cost.predicted_s)}${cost.actual_s === undefined ? "" : `, took ${seconds(cost.actual_s)}${afterLost(cost)}`}; one device ${seconds(cost.predicted_solo_s)}.`);
+  if (about.new_tokens) parts.push(`${about.new_tokens} new token${about.new_tokens === 1 ? "" : "s"}${cost.total_s === undefined ? "" : ` in ${seconds(cost.total_s - cost.actual_s)}`}.`);
   parts.push(`Plan: ${cost.plan.reason}.`);
   return parts.join(" ");
 }

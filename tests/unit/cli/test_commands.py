@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from msgspec.structs import replace
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from astra_mesh import client
 from astra_mesh.bundle.image import FORMATS
 from astra_mesh.cli import ask
 from astra_mesh.cli.app import app
-from astra_mesh.cli.report import report_lines
+from astra_mesh.cli.report import report_block, report_lines
 from astra_mesh.errors import (
     AstraMeshError,
     BadBundleError,
@@ -31,7 +33,7 @@ from astra_mesh.errors import (
 )
 from astra_mesh.naming import Names
 from astra_mesh.wire.messages import CodebookId, CodebookOffer
-from tests.unit.cli.stub import ME, StubMesh, report
+from tests.unit.cli.stub import ME, OTHER, StubMesh, planned, report
 
 
 @pytest.fixture
@@ -277,3 +279,41 @@ def test_a_report_says_how_long_the_model_was_waited_for(loading_s: float, said:
     text = list(report_lines(None, found, Names({ME: "here"})))
     assert ("before that 2.10 s until the model was loaded" in text) is said
     assert any("until" in line for line in text) is said
+
+
+def said(**more: Any) -> list[str]:
+    found = replace(report([ME], 0), **more)
+    return list(report_lines(None, found, Names({ME: "here"})))
+
+
+def test_a_report_says_what_lost_peers_cost() -> None:
+    text = said(lost_s=8.0, took_s=8.4)
+    assert "predicted 10.0 ms, took 12.0 ms after 8.00 s with peers that were lost" in text
+    assert "8.40 s in all" in text
+    assert not any("lost" in line or "in all" in line for line in said(took_s=8.4))
+
+
+@pytest.mark.parametrize(
+    ("times", "line"),
+    [
+        ({"new_tokens": 1}, "1 new token, ended by length"),
+        ({"new_tokens": 2}, "2 new tokens in 100 ms (20 a second), ended by length"),
+        # 13 of 300 came from the last peer, whose time ``total_s`` is.
+        (
+            {"new_tokens": 300, "tokens_s": 10.0},
+            "300 new tokens in 10.00 s (30 a second), ended by length",
+        ),
+    ],
+)
+def test_a_report_says_how_fast_new_tokens_came(times: dict[str, Any], line: str) -> None:
+    assert line in said(finish="length", **times)
+
+
+def test_a_peer_without_a_report_is_in_the_table_all_the_same() -> None:
+    whole = report([ME, OTHER], 0)
+    names: dict[str, str] = {ME: "here", OTHER: "there"}
+    shown = StringIO()
+    lost = replace(whole, peers=whole.peers[1:])
+    Console(width=100, file=shown).print(report_block(planned([ME, OTHER], names), lost))
+    (line,) = [x for x in shown.getvalue().splitlines() if x.split()[:1] == ["here"]]
+    assert line.split() == ["here", "3", "no", "report"]

@@ -718,3 +718,11 @@ def test_tabs_are_not_told_whom_others_trust() -> None:
         session.send(m.Roster(mesh=bytes(16), entries=[]))
     session.send(PROPOSE)
     assert sent(session) == [PROPOSE]
+
+
+def test_a_peer_that_is_lost_before_its_hello_is_named_by_what_it_proved() -> None:
+    session = Session(hello(A), TIMINGS, None, B)
+    session.start(0.0)
+    session.lost("no hello within 5 s")
+    assert session.close_error is not None
+    assert session.close_error.message == f"lost peer {B[:8]}: no hello within 5 s"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from astra_mesh.peer.turns import Turns
 
 
@@ -55,14 +57,15 @@ async def test_cancelling_those_who_wait_and_those_who_hold() -> None:
 
 async def test_it_says_how_long_one_more_would_wait() -> None:
     turns, order = Turns(1), list[str]()
-    assert turns.wait_s() == 0.0
+    assert turns.wait_s(0) == 0.0
     first = Holder(turns, "a", order)
     await asyncio.sleep(0.05)
     first.leave.set()
     await first.task
     second, third = Holder(turns, "a", order), Holder(turns, "b", order)
     await settle()
-    assert turns.wait_s() >= 2 * 0.05
+    assert turns.wait_s(0) >= 2 * 0.05
+    assert turns.wait_s(64) == pytest.approx(64 * turns.wait_s(0) / 2)  # some are on their way here
     for holder in (second, third):
         holder.leave.set()
         await holder.task

@@ -34,3 +34,8 @@ def test_peers_of_one_name_keep_their_own_figures() -> None:
 def test_names() -> None:
     names = Names({A: "one", B: "two", C: ""})
     assert [names(peer) for peer in (A, B, C, "d" * 64)] == ["one", "two", "cccccccc", "dddddddd"]
+
+
+def test_what_lost_peers_cost_is_told() -> None:
+    told = replace(report([A, B], 4), took_s=8.5, lost_s=8.0)
+    assert Summary(9, 4, None, told, 8.6).mesh["lost_s"] == 8.0

@@ -1,0 +1,13 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { costLine } from "../../astra_mesh/web/site/cost.js";
+
+const REPORT = {
+  plan: { shards: [{ start: 0, stop: 9 }], bits_per_token: 0 },
+  predicted_s: 0.3, actual_s: 0.316, predicted_solo_s: 0.3, lost_s: 8, loading_s: 0, peers: [], notes: [],
+};
+
+test("what lost devices cost is told beside what the answer's plan took", () => {
+  assert.match(costLine(REPORT), /took 316 ms after 8\S* s with devices that were lost/);
+  for (const lost_s of [0, 0.01, undefined]) assert.doesNotMatch(costLine({ ...REPORT, lost_s }), /lost/);
+});

@@ -1,0 +1,34 @@
+"""Planning one request: who is planned with no more."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from astra_mesh.peer.planning import Planning
+from astra_mesh.wire.messages import Ask, PeerId, Task
+from tests.unit.peer.fakes import REQUEST
+from tests.unit.plan.making import device
+
+
+def planning(*gone: str) -> Planning:
+    around: Any = SimpleNamespace(find_link=lambda peer: None if peer in gone else object())
+    ask = Ask(request=REQUEST, task=Task.GENERATE, model="words", text="w1")
+    nothing: Any = None
+    found = Planning(ask, nothing, around, nothing, [])
+    found.others = [device(name) for name in "abcd"]
+    return found
+
+
+def test_all_who_went_with_a_lost_peer_are_named() -> None:
+    """As when this peer's own cable is out."""
+    ours = planning("a", "c")
+    assert ours.lose(PeerId("b")) == ["b", "a", "c"]
+    assert [one.name for one in ours.others] == ["d"]
+
+
+def test_who_refused_is_left_out_though_it_is_here() -> None:
+    ours = planning()
+    assert ours.lose(PeerId("b")) == ["b"]
+    assert [one.name for one in ours.others] == ["a", "c", "d"]
+    assert ours.lose(PeerId("e")) == ["e"]  # no candidate: by its id
