@@ -68,6 +68,15 @@ def test_two_folders_with_the_same_weights_are_said_to_be_one_model(words: Path)
     assert "first, second and third are one model (the same weights): any name will do" in said
 
 
+def test_no_model_takes_the_name_of_a_shipped_one(words: Path) -> None:
+    result = CliRunner().invoke(app, ["models", "add", str(words), "--name", "tiny-gpt2"])
+    assert result.exit_code == 2
+    said = " ".join(result.stderr.split())
+    assert "there is a model tiny-gpt2 in " in said
+    assert "choose another --name" in said
+    assert not (user_models_path() / "tiny-gpt2").exists()
+
+
 def test_another_model_of_the_same_size_is_no_copy(words: Path, tmp_path: Path) -> None:
     other = write_bundle(tmp_path / "other", GPT2, gpt2_tensors(GPT2, 4))
     call("add", str(words))
