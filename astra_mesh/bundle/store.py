@@ -167,16 +167,16 @@ def find_named(name: str) -> Bundle:
     return open_bundle(path)
 
 
-def copies_of(bundle: Bundle) -> list[str]:
-    """Names of other folders with the same config and weights. Reads those of the same sizes."""
-    names = []
-    for name, path in sorted(folders_by_name().items()):
+def copies_of(bundle: Bundle) -> list[Bundle]:
+    """Other folders with the same config and weights, by name. Reads those of the same sizes."""
+    found = []
+    for _, path in sorted(folders_by_name().items()):
         with suppress(AstraMeshError, OSError):
             other = open_bundle(path)
             alike = other.path != bundle.path and _sizes(other) == _sizes(bundle)
             if alike and other.model_id == bundle.model_id:
-                names.append(name)
-    return names
+                found.append(other)
+    return found
 
 
 def _sizes(bundle: Bundle) -> list[int]:

@@ -14,7 +14,7 @@ from astra_mesh.cli.connecting import opened
 from astra_mesh.cli.console import clean, err, hint, out, print_json, reporting, run_async
 from astra_mesh.cli.options import Connect, Json, Typed
 from astra_mesh.cli.report import amount
-from astra_mesh.errors import InputError
+from astra_mesh.errors import AstraMeshError, InputError
 
 if TYPE_CHECKING:
     from astra_mesh.bundle import Bundle
@@ -178,11 +178,22 @@ def _size(folder: Path) -> int:
         return 0
 
 
-def one_model(names: Sequence[str]) -> str:
+def one_model(copies: Sequence[Bundle]) -> str:
     """What is said of folders with the same config and weights."""
-    *others, last = map(clean, names)
+    from astra_mesh.bundle.copies import best_words, read_alike, words_of
+
+    *others, last = (clean(one.name) for one in copies)
     which = "any" if len(others) > 1 else "either"
-    return f"{', '.join(others)} and {last} are one model (the same weights): {which} name will do"
+    text = f"{', '.join(others)} and {last} are one model (the same weights): {which} name will do"
+    with suppress(AstraMeshError):  # a file that cannot be read is told of elsewhere
+        if not read_alike(copies):
+            reader, _ = best_words([(one, words_of(one)) for one in copies])
+            text += (
+                ". Their tokenizers or chat templates differ, and peers use those of "
+                f"{clean(reader.name)}, by {which} name: to use others, keep only the folder that "
+                "has them"
+            )
+    return text
 
 
 def _what_fails(bundle: Bundle, lacks: str) -> str:
@@ -198,7 +209,8 @@ def _report(bundle: Bundle, as_json: bool, **origin: object) -> None:
     copies, lacks, fault = copies_of(bundle), lacking_file(bundle), fault_of(bundle)
     if as_json:
         about = {"name": bundle.name, "id": bundle.model_id, "path": str(bundle.path)}
-        found = {"size_bytes": size, "copies": copies, "lacks": lacks, "fault": fault}
+        found = {"size_bytes": size, "copies": [one.name for one in copies]}
+        found |= {"lacks": lacks, "fault": fault}
         print_json({**about, **found, **origin})
         return
     out.print(f"{clean(bundle.name)}: {amount(size)} in {bundle.path}", soft_wrap=True)
@@ -209,7 +221,7 @@ def _report(bundle: Bundle, as_json: bool, **origin: object) -> None:
     elif "peers" in origin:
         out.print(f"  from {clean(', '.join(map(str, origin['peers'])))}", soft_wrap=True)  # type: ignore[call-overload]
     if copies:
-        hint(one_model([*copies, bundle.name]))
+        hint(one_model([*copies, bundle]))
     if lacks:
         hint(_what_fails(bundle, lacks))
     if fault:

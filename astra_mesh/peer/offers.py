@@ -7,11 +7,12 @@ import logging
 import math
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
-from pathlib import Path
+from shlex import quote
 
 from msgspec.structs import replace
 
 from astra_mesh.bundle import Bundle
+from astra_mesh.bundle.copies import Words, best_words
 from astra_mesh.errors import UnknownModelError
 from astra_mesh.families import ModelSpec
 from astra_mesh.families.model import check_ids, require
@@ -32,7 +33,8 @@ class Entry:
     bundle: Bundle
     spec: ModelSpec
     offer: ModelOffer
-    chat: bool  # it has a chat template
+    words: Bundle  # of its copies, the one whose tokenizer and chat template count
+    chat: bool  # that has a chat template
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     loaded: Loaded | None = None
     figures: Figures | None = None  # of its speed, once loaded
@@ -96,6 +98,13 @@ class Offers:
     def find(self, name: str) -> ModelId:
         """The model of that name, or whose id begins so (8 digits at least).
 
+    def reader(self, model: ModelId) -> Bundle | None:
+        """The folder whose files read texts, or pictures, for a model of this peer."""
+        entry = self._entries.get(model)
+        if entry is None:
+            return None
+        return entry.words if entry.spec.vocab_size else entry.bundle
+
         Raises:
             UnknownModelError: none; the text lists what there is.
             ModelError: It is here, but cannot be used.
@@ -127,27 +136,29 @@ class Offers:
     def _take(self, found: Sequence[Read]) -> bool:
         """Offer what was read; whether anything is new."""
         new = False
-        places: dict[ModelId, set[Path]] = {}
-        for bundle, _, offer, _ in found:
-            places.setdefault(offer.id, set()).add(bundle.path)
+        copies: dict[ModelId, list[tuple[Bundle, Words]]] = {}
+        for bundle, _, offer, words in found:
+            copies.setdefault(offer.id, []).append((bundle, words))
         best_first = sorted(found, key=lambda one: -len(one[2].codebooks))
-        for bundle, spec, offer, chat in best_first:
+        for bundle, spec, offer, _ in best_first:
             known = self._entries.get(offer.id)
             if known is not None:
-                if known.bundle.path not in places[offer.id]:
+                if known.bundle.path not in {one.path for one, _ in copies[offer.id]}:
                     known.move(bundle)
                 continue
             if len(self._entries) >= MODELS_PER_PEER:
                 self._complaints.make(f"the model {offer.name} is left out: there are too many")
                 continue
-            self._entries[offer.id] = Entry(bundle, spec, offer, chat)
+            self._entries[offer.id] = Entry(bundle, reader, spec, offer, words.chat)
             new = True
         return self._name_copies(found) or new
 
     def _name_copies(self, found: Sequence[Read]) -> bool:
+            reader, words = best_words(copies[offer.id])
         """Copies of a model are one, by all their names; whether names came or went."""
         names: dict[ModelId, dict[str, None]] = {}
         for _, _, offer, _ in found:
+                known.words, known.chat = reader, words.chat
             names.setdefault(offer.id, {})[offer.name] = None
         changed = False
         for model, entry in self._entries.items():
