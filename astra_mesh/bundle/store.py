@@ -7,7 +7,7 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -92,6 +92,16 @@ def id_of_hashes(hashes: Sequence[str]) -> ModelId:
     for one in hashes:
         total.update(bytes.fromhex(one))
     return ModelId(total.hexdigest())
+
+
+def id_of_listed(hashes: Mapping[str, str]) -> ModelId:
+    """The id of the model that a list of files is of, by the SHA-256 of each.
+
+    Raises:
+        ValueError: That is no list of hashes.
+    """
+    weights = sorted(n for n in hashes if n.startswith("model") and n.endswith(".safetensors"))
+    return id_of_hashes([hashes.get("config.json", "0" * 64), *(hashes[name] for name in weights)])
 
 
 def open_bundle(path: Path | str) -> Bundle:
@@ -215,6 +225,24 @@ def verify(bundle: Bundle) -> list[str]:
         BadBundleError: a file differs, is missing or is not listed, or there is no manifest.
     """
     return manifest.check_all(bundle.path)
+
+
+def damaged_files(folder: Path) -> list[str]:
+    """The files of a bundle that are altered, or missing though it needs them, in order. Reads all.
+
+    Raises:
+        BadBundleError: the manifest is malformed.
+    """
+    damaged = []
+    for name, entry in sorted((manifest.read_manifest(folder) or {}).items()):
+        path = member(folder, name)
+        if not path.exists() and _is_optional(name):
+            continue
+        try:
+            manifest.check_file(path, entry)
+        except BadBundleError:
+            damaged.append(name)
+    return damaged
 
 
 def take_new(bundle: Bundle) -> list[str]:

@@ -86,13 +86,18 @@ async def _from_mesh(
     from astra_mesh.client.fetch_codebooks import CodebookFetch, bundle_here, lacking
     from astra_mesh.client.finding import own_way
     from astra_mesh.client.holders import seek
+    from astra_mesh.client.repair import Repair, damage_of
 
     async with opened(connect, typed) as mesh:
         secure, peers = await asyncio.to_thread(own_way), await mesh.peers()
         holders = await seek(model, mesh, secure)
-        here = None if name else await asyncio.to_thread(bundle_here, holders.model)
-        fetch = Fetch(holders, name)
-        if here is not None:
+        fetch, damaged = Fetch(holders, name), list[str]()
+        broken = await asyncio.to_thread(damage_of, fetch.name, holders.model)
+        as_here = not name and broken is None
+        here = await asyncio.to_thread(bundle_here, holders.model) if as_here else None
+        if broken is not None:
+            fetch, damaged = Repair(*broken, holders), sorted(broken[1])
+        elif here is not None:
             args = (here, peers, mesh.peer_address, secure)
             ids, holders = await asyncio.to_thread(lacking, *args)
             if not ids:
@@ -102,7 +107,8 @@ async def _from_mesh(
     await fetch.look()
     with following(clean(fetch.name), fetch.size_bytes, lambda: fetch.done_bytes):
         bundle = await fetch.run()
-    _report(bundle, as_json, peers=[one.name for one in holders.peers])
+    names = [one.name for one in holders.peers]
+    _report(bundle, as_json, peers=names, **({"repaired": damaged} if damaged else {}))
 
 
 def add(
@@ -218,6 +224,9 @@ def _report(bundle: Bundle, as_json: bool, **origin: object) -> None:
         hint("it is here already, at this commit")
     elif origin.get("peers") == []:
         hint("it is here already, with all codebooks that the mesh has of it")
+    elif "repaired" in origin:
+        files, names = (", ".join(map(str, origin[key])) for key in ("repaired", "peers"))  # type: ignore[call-overload]
+        out.print(f"  {clean(files)} came anew from {clean(names)}", soft_wrap=True)
     elif "peers" in origin:
         out.print(f"  from {clean(', '.join(map(str, origin['peers'])))}", soft_wrap=True)  # type: ignore[call-overload]
     if copies:

@@ -98,6 +98,25 @@ def test_no_model_takes_the_name_of_a_shipped_one(words: Path) -> None:
     assert not (user_models_path() / "tiny-gpt2").exists()
 
 
+@pytest.mark.parametrize("damage", ["missing", "short", "altered"])
+def test_a_damaged_model_is_in_the_table_and_says_how_it_is_mended(
+    words: Path, damage: str
+) -> None:
+    call("add", str(words))
+    path = user_models_path() / "words" / "model.safetensors"
+    data = path.read_bytes()
+    path.write_bytes(data[:-4] if damage == "short" else data[:-4] + b"none")
+    if damage == "missing":
+        path.unlink()
+    out, said = call("list")
+    assert re.search(r"^words +unusable", out, re.MULTILINE)
+    assert "words: words/model.safetensors " in said
+    assert "`astra-mesh models pull words`" in said
+    out, _ = call("list", "--json")
+    (row,) = (one for one in json.loads(out)["models"] if one["name"] == "words")
+    assert "model.safetensors" in row["problem"]
+
+
 def test_another_model_of_the_same_size_is_no_copy(words: Path, tmp_path: Path) -> None:
     other = write_bundle(tmp_path / "other", GPT2, gpt2_tensors(GPT2, 4))
     call("add", str(words))
