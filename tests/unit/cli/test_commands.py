@@ -277,34 +277,3 @@ def test_a_report_says_how_long_the_model_was_waited_for(loading_s: float, said:
     text = list(report_lines(None, found, Names({ME: "here"})))
     assert ("before that 2.10 s until the model was loaded" in text) is said
     assert any("until" in line for line in text) is said
-
-
-# --- completion -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("words", "found"),
-    [
-        ("run tiny", ["tiny-gpt2"]),
-        ("embed vit", ["vit-tiny"]),
-        ("classify v", ["vit-tiny"]),
-        ("models verify ti", ["tiny-gpt2"]),
-        ("fit tiny", ["tiny-gpt2"]),
-        ("run tiny-gpt2 --codec f", ["fp32", "fp16"]),
-    ],
-)
-def test_names_are_completed(words: str, found: list[str]) -> None:
-    environment = {
-        "_ASTRA_MESH_COMPLETE": "complete_bash",
-        "COMP_WORDS": f"astra-mesh {words}",
-        "COMP_CWORD": str(len(words.split())),
-    }
-    result = CliRunner().invoke(app, [], env=environment, prog_name="astra-mesh")
-    assert result.stdout.split() == found
-
-
-def test_the_codecs_that_are_completed_are_those_there_are() -> None:
-    from astra_mesh.cli.options import codec_names
-    from astra_mesh.quant.codecs import PLAIN, VECTOR
-
-    assert {*PLAIN, *VECTOR} == set(codec_names(""))
