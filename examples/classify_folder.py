@@ -26,12 +26,12 @@ async def main() -> None:
     if not given.folder.is_dir():
         parser.error(f"there is no folder {given.folder}")
 
-    known: dict[Path, int] = {}  # path -> bytes when it was labelled, or last looked at
+    known: dict[Path, int | None] = {}  # path -> bytes when it was labelled, or last looked at
     async with astra_mesh.connect() as mesh:
         while True:
             for path in sorted(given.folder.iterdir()):
-                size = path.stat().st_size
-                if path.suffix.lower() not in SUFFIXES or known.get(path) == size:
+                size = size_of(path)
+                if path.suffix.lower() not in SUFFIXES or size in (None, known.get(path)):
                     continue
                 known[path] = size
                 try:
@@ -44,6 +44,14 @@ async def main() -> None:
             if not given.watch:
                 return
             await asyncio.sleep(LOOK_S)
+
+
+def size_of(path: Path) -> int | None:
+    """None: it went meanwhile, or is a link to nothing."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
 
 
 if __name__ == "__main__":

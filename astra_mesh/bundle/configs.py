@@ -16,6 +16,9 @@ from astra_mesh import limits
 from astra_mesh.errors import BadBundleError, ModelError
 
 _COPY_AGAIN = "copy the bundle again from where it came"
+_PULL_AGAIN = (
+    f"{_COPY_AGAIN}, or get what is damaged from another peer: `astra-mesh models pull {{name}}`"
+)
 _NAME_BYTES = 255  # the longest file name that common file systems hold
 
 
@@ -24,14 +27,16 @@ def shown(path: Path) -> str:
     return f"{path.parent.name}/{path.name}"
 
 
-def bad_file(path: Path, problem: str, remedy: str = _COPY_AGAIN) -> BadBundleError:
+def bad_file(path: Path, problem: str, remedy: str = "") -> BadBundleError:
     """The error for a file that cannot be used: which, why, and what to do.
 
     Args:
         path: of the file.
         problem: what is said of the file ("is empty"), or of a part of it ("its header ...").
-        remedy: what to do.
+        remedy: what to do; "" to copy it again.
     """
+    name = path.parent.name
+    remedy = remedy or (_COPY_AGAIN if name.startswith(".") else _PULL_AGAIN.format(name=name))
     return BadBundleError(f"{about_file(path, problem)}; {remedy}")
 
 

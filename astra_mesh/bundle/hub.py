@@ -22,8 +22,9 @@ from astra_mesh.bundle.install import (
     publish,
     staging_folder,
 )
+from astra_mesh.bundle.manifest import NAME as MANIFEST
 from astra_mesh.bundle.specs import spec_called
-from astra_mesh.bundle.store import Bundle, open_bundle
+from astra_mesh.bundle.store import Bundle, damaged_files, open_bundle
 from astra_mesh.errors import BadBundleError, InputError, ModelError, UnknownModelError
 
 if TYPE_CHECKING:
@@ -86,27 +87,63 @@ def look_up(repository: str, revision: str | None = None) -> Remote:
 
 
 def here(remote: Remote, name: str) -> Bundle | None:
-    """The user's model of that name, if it is this revision with all its files."""
+    """The user's model of that name, if it is this revision with all its files, undamaged."""
     folder = place_of(name)
-    note = folder / _NOTE
-    if not note.is_file() or load_json(note) != remote.source:
+    if not _is_of(remote, folder):
         return None
     sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
     is_whole = remote.files.keys() <= sizes.keys() and all(
         sizes[file] == remote.files[file] for file in remote.hashes
     )
-    return open_bundle(folder) if is_whole else None
+    return open_bundle(folder) if is_whole and not _damaged(folder) else None
+
+
+def _damaged(folder: Path) -> list[str]:
+    """Files that are not as they came; what the note says was compared already."""
+    return [file for file in damaged_files(folder) if file != _NOTE]
+
+
+def _is_of(remote: Remote, folder: Path) -> bool:
+    """Whether a folder came from this revision."""
+    note = folder / _NOTE
+    return note.is_file() and load_json(note) == remote.source
+
+
+def _take_back(remote: Remote, name: str) -> None:
+    """A model of this revision that is not whole gathers again, without its damaged files.
+
+    Raises:
+        BadBundleError: One of these is not of the hub.
+    """
+    folder = place_of(name)
+    if not _is_of(remote, folder):
+        return
+    damaged = _damaged(folder)
+    kept = [folder / file for file in remote.hashes.keys() - damaged]
+    if any(path.exists() and path.stat().st_size != remote.files[path.name] for path in kept):
+        return  # a person put another file there: it is not ours to take away
+    if own := [file for file in damaged if file not in remote.files]:
+        raise BadBundleError(
+            f"{', '.join(own)} of {folder} is damaged, and {remote.repository} does not have it: "
+            "put it there again, or delete it if it is a codebook"
+        )
+    partial = folder.with_name(f".{name}.partial")
+    with explained(folder):
+        for file in (*damaged, MANIFEST):
+            (folder / file).unlink(missing_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        folder.rename(partial)
 
 
 def staged(remote: Remote, name: str) -> Path:
     """The staging folder for a revision; what gathered of another one is removed."""
+    _take_back(remote, name)
     folder = staging_folder(name)
-    note = folder / _NOTE
-    if not note.exists() or load_json(note) != remote.source:
+    if not _is_of(remote, folder):
         with explained(folder):
             shutil.rmtree(folder)
             folder.mkdir()
-        save_json(note, remote.source)
+        save_json(folder / _NOTE, remote.source)
     return folder
 
 

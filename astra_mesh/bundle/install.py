@@ -18,7 +18,7 @@ from astra_mesh.bundle.configs import save_json
 from astra_mesh.bundle.header import read_header
 from astra_mesh.bundle.manifest import check_all, read_manifest, write_manifest
 from astra_mesh.bundle.specs import spec_of
-from astra_mesh.bundle.store import Bundle, open_bundle, user_models_path
+from astra_mesh.bundle.store import Bundle, folders_by_name, open_bundle, user_models_path
 from astra_mesh.errors import InputError, ModelError
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def staging_folder(name: str) -> Path:
     """Where the files of a new model gather; made if it is not there.
 
     Raises:
-        InputError: No model can have this name, or there is one of this name.
+        InputError: No model can have this name, or there is one of this name, in whatever folder.
         ModelError: The folder cannot be made.
     """
     target = place_of(name)
@@ -63,6 +63,11 @@ def staging_folder(name: str) -> Path:
         raise InputError(
             f"there is a model {name} in {target.parent}: delete that folder first, or choose "
             "another --name"
+        )
+    if (other := folders_by_name().get(name)) is not None:
+        raise InputError(
+            f"there is a model {name} in {other.parent}, and only one of the two could be used by "
+            "this name: choose another --name"
         )
     folder = target.with_name(f".{name}.partial")
     with explained(folder):

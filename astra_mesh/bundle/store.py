@@ -7,7 +7,7 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -94,6 +94,16 @@ def id_of_hashes(hashes: Sequence[str]) -> ModelId:
     return ModelId(total.hexdigest())
 
 
+def id_of_listed(hashes: Mapping[str, str]) -> ModelId:
+    """The id of the model that a list of files is of, by the SHA-256 of each.
+
+    Raises:
+        ValueError: That is no list of hashes.
+    """
+    weights = sorted(n for n in hashes if n.startswith("model") and n.endswith(".safetensors"))
+    return id_of_hashes([hashes.get("config.json", "0" * 64), *(hashes[name] for name in weights)])
+
+
 def open_bundle(path: Path | str) -> Bundle:
     """Opens the bundle in a folder: reads config.json and manifest.json, checks names and sizes.
 
@@ -167,16 +177,16 @@ def find_named(name: str) -> Bundle:
     return open_bundle(path)
 
 
-def copies_of(bundle: Bundle) -> list[str]:
-    """Names of other folders with the same config and weights. Reads those of the same sizes."""
-    names = []
-    for name, path in sorted(folders_by_name().items()):
+def copies_of(bundle: Bundle) -> list[Bundle]:
+    """Other folders with the same config and weights, by name. Reads those of the same sizes."""
+    found = []
+    for _, path in sorted(folders_by_name().items()):
         with suppress(AstraMeshError, OSError):
             other = open_bundle(path)
             alike = other.path != bundle.path and _sizes(other) == _sizes(bundle)
             if alike and other.model_id == bundle.model_id:
-                names.append(name)
-    return names
+                found.append(other)
+    return found
 
 
 def _sizes(bundle: Bundle) -> list[int]:
@@ -215,6 +225,24 @@ def verify(bundle: Bundle) -> list[str]:
         BadBundleError: a file differs, is missing or is not listed, or there is no manifest.
     """
     return manifest.check_all(bundle.path)
+
+
+def damaged_files(folder: Path) -> list[str]:
+    """The files of a bundle that are altered, or missing though it needs them, in order. Reads all.
+
+    Raises:
+        BadBundleError: the manifest is malformed.
+    """
+    damaged = []
+    for name, entry in sorted((manifest.read_manifest(folder) or {}).items()):
+        path = member(folder, name)
+        if not path.exists() and _is_optional(name):
+            continue
+        try:
+            manifest.check_file(path, entry)
+        except BadBundleError:
+            damaged.append(name)
+    return damaged
 
 
 def take_new(bundle: Bundle) -> list[str]:

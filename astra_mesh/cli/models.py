@@ -64,9 +64,11 @@ def list_models(as_json: Json = False) -> None:
     """List the models: what they are, what they do, which codebooks they have."""
     with reporting(as_json):
         with err.status("reading the models", spinner="dots"):
-            from astra_mesh.bundle import list_bundles, model_folders
+            from astra_mesh.bundle import model_folders
+            from astra_mesh.bundle.store import folders_by_name
 
-            rows = [describe(bundle) for bundle in list_bundles()]
+            read = [_read(*one) for one in sorted(folders_by_name().items())]
+            rows = [row for row, _ in read]
         if as_json:
             print_json({"models": [asdict(row) for row in rows]})
             return
@@ -82,8 +84,8 @@ def list_models(as_json: Json = False) -> None:
                 hint(f"{row.name}: {row.problem}")
             if row.fault:
                 hint(clean(row.fault))
-        for names in _copies(rows):
-            hint(models_get.one_model(names))
+        for copies in _copies(read):
+            hint(models_get.one_model(copies))
 
 
 @app.command("verify", epilog="Example:  astra-mesh models verify tiny-gpt2")
@@ -123,12 +125,28 @@ def verify_model(
             hint(clean(fault))
 
 
-def describe(bundle: ModelBundle) -> Row:
-    """What a person wants to know of a model; a broken one says why."""
+def _read(name: str, path: Path) -> tuple[Row, ModelBundle | None]:
+    """The model of a folder; one that cannot be opened is a row, too."""
+    from astra_mesh.bundle import open_bundle
+
+    try:
+        bundle = open_bundle(path)
+    except AstraMeshError as error:
+        return Row(name, "", 0, (), _size(path), {}, "", str(path), problem=error.message), None
+    return describe(bundle), bundle
+
+
+def _size(folder: Path) -> int:
+    """Bytes of the files that are read of a model."""
     from astra_mesh.bundle.install import is_wanted
 
-    path, files = str(bundle.path), [one for one in bundle.path.iterdir() if is_wanted(one.name)]
-    size = sum(file.stat().st_size for file in files)
+    files = (one for one in folder.iterdir() if is_wanted(one.name) and one.is_file())
+    return sum(file.stat().st_size for file in files)
+
+
+def describe(bundle: ModelBundle) -> Row:
+    """What a person wants to know of a model; a broken one says why."""
+    path, size = str(bundle.path), _size(bundle.path)
     try:
         from astra_mesh.bundle.header import read_header
         from astra_mesh.bundle.lacking import fault_of
@@ -202,13 +220,13 @@ def _folded(name: str) -> str:
     return "\n".join(name[start : start + _NAME_WIDTH] for start in parts)
 
 
-def _copies(rows: list[Row]) -> list[list[str]]:
-    """Names of folders that hold the same model."""
-    names: dict[str, list[str]] = {}
-    for row in rows:
-        if row.id:
-            names.setdefault(row.id, []).append(row.name)
-    return [found for found in names.values() if len(found) > 1]
+def _copies(read: list[tuple[Row, ModelBundle | None]]) -> list[list[ModelBundle]]:
+    """Folders that hold the same model."""
+    copies: dict[str, list[ModelBundle]] = {}
+    for row, bundle in read:
+        if row.id and bundle is not None:
+            copies.setdefault(row.id, []).append(bundle)
+    return [found for found in copies.values() if len(found) > 1]
 
 
 def _folders(rows: list[Row]) -> list[str]:

@@ -14,7 +14,7 @@ from astra_mesh.cli.connecting import opened
 from astra_mesh.cli.console import clean, err, hint, out, print_json, reporting, run_async
 from astra_mesh.cli.options import Connect, Json, Typed
 from astra_mesh.cli.report import amount
-from astra_mesh.errors import InputError
+from astra_mesh.errors import AstraMeshError, InputError
 
 if TYPE_CHECKING:
     from astra_mesh.bundle import Bundle
@@ -86,13 +86,18 @@ async def _from_mesh(
     from astra_mesh.client.fetch_codebooks import CodebookFetch, bundle_here, lacking
     from astra_mesh.client.finding import own_way
     from astra_mesh.client.holders import seek
+    from astra_mesh.client.repair import Repair, damage_of
 
     async with opened(connect, typed) as mesh:
         secure, peers = await asyncio.to_thread(own_way), await mesh.peers()
         holders = await seek(model, mesh, secure)
-        here = None if name else await asyncio.to_thread(bundle_here, holders.model)
-        fetch = Fetch(holders, name)
-        if here is not None:
+        fetch, damaged = Fetch(holders, name), list[str]()
+        broken = await asyncio.to_thread(damage_of, fetch.name, holders.model)
+        as_here = not name and broken is None
+        here = await asyncio.to_thread(bundle_here, holders.model) if as_here else None
+        if broken is not None:
+            fetch, damaged = Repair(*broken, holders), sorted(broken[1])
+        elif here is not None:
             args = (here, peers, mesh.peer_address, secure)
             ids, holders = await asyncio.to_thread(lacking, *args)
             if not ids:
@@ -102,7 +107,8 @@ async def _from_mesh(
     await fetch.look()
     with following(clean(fetch.name), fetch.size_bytes, lambda: fetch.done_bytes):
         bundle = await fetch.run()
-    _report(bundle, as_json, peers=[one.name for one in holders.peers])
+    names = [one.name for one in holders.peers]
+    _report(bundle, as_json, peers=names, **({"repaired": damaged} if damaged else {}))
 
 
 def add(
@@ -178,11 +184,22 @@ def _size(folder: Path) -> int:
         return 0
 
 
-def one_model(names: Sequence[str]) -> str:
+def one_model(copies: Sequence[Bundle]) -> str:
     """What is said of folders with the same config and weights."""
-    *others, last = map(clean, names)
+    from astra_mesh.bundle.copies import best_words, read_alike, words_of
+
+    *others, last = (clean(one.name) for one in copies)
     which = "any" if len(others) > 1 else "either"
-    return f"{', '.join(others)} and {last} are one model (the same weights): {which} name will do"
+    text = f"{', '.join(others)} and {last} are one model (the same weights): {which} name will do"
+    with suppress(AstraMeshError):  # a file that cannot be read is told of elsewhere
+        if not read_alike(copies):
+            reader, _ = best_words([(one, words_of(one)) for one in copies])
+            text += (
+                ". Their tokenizers or chat templates differ, and peers use those of "
+                f"{clean(reader.name)}, by {which} name: to use others, keep only the folder that "
+                "has them"
+            )
+    return text
 
 
 def _what_fails(bundle: Bundle, lacks: str) -> str:
@@ -198,7 +215,8 @@ def _report(bundle: Bundle, as_json: bool, **origin: object) -> None:
     copies, lacks, fault = copies_of(bundle), lacking_file(bundle), fault_of(bundle)
     if as_json:
         about = {"name": bundle.name, "id": bundle.model_id, "path": str(bundle.path)}
-        found = {"size_bytes": size, "copies": copies, "lacks": lacks, "fault": fault}
+        found = {"size_bytes": size, "copies": [one.name for one in copies]}
+        found |= {"lacks": lacks, "fault": fault}
         print_json({**about, **found, **origin})
         return
     out.print(f"{clean(bundle.name)}: {amount(size)} in {bundle.path}", soft_wrap=True)
@@ -206,10 +224,13 @@ def _report(bundle: Bundle, as_json: bool, **origin: object) -> None:
         hint("it is here already, at this commit")
     elif origin.get("peers") == []:
         hint("it is here already, with all codebooks that the mesh has of it")
+    elif "repaired" in origin:
+        files, names = (", ".join(map(str, origin[key])) for key in ("repaired", "peers"))  # type: ignore[call-overload]
+        out.print(f"  {clean(files)} came anew from {clean(names)}", soft_wrap=True)
     elif "peers" in origin:
         out.print(f"  from {clean(', '.join(map(str, origin['peers'])))}", soft_wrap=True)  # type: ignore[call-overload]
     if copies:
-        hint(one_model([*copies, bundle.name]))
+        hint(one_model([*copies, bundle]))
     if lacks:
         hint(_what_fails(bundle, lacks))
     if fault:

@@ -35,8 +35,31 @@ Json = Annotated[
     bool,
     typer.Option("--json", help="Print JSON on standard output; messages go to standard error."),
 ]
-Model = Annotated[str, typer.Argument(help="Name of a model (see `astra-mesh models`).")]
-Bundle = Annotated[str, typer.Argument(help="Name of a model on this device, or its folder.")]
+_CODECS = ("vq", "astra", "fp32", "fp16", "int8", "int4")
+
+
+def model_names(incomplete: str) -> list[str]:
+    """The models of this device whose names begin so, for the shell."""
+    from astra_mesh.bundle.store import folders_by_name
+
+    return [name for name in sorted(folders_by_name()) if name.startswith(incomplete)]
+
+
+def codec_names(incomplete: str) -> list[str]:
+    """The codecs whose names begin so, for the shell."""
+    return [name for name in _CODECS if name.startswith(incomplete)]
+
+
+Model = Annotated[
+    str,
+    typer.Argument(help="Name of a model (see `astra-mesh models`).", autocompletion=model_names),
+]
+Bundle = Annotated[
+    str,
+    typer.Argument(
+        help="Name of a model on this device, or its folder.", autocompletion=model_names
+    ),
+]
 Connect = Annotated[
     str | None,
     typer.Option(
@@ -73,6 +96,7 @@ Codec = Annotated[
     str,
     typer.Option(
         rich_help_panel=_PLAN,
+        autocompletion=codec_names,
         help="vq, astra, fp32, fp16, int8, int4, or a codebook as `models` names it. Default: the "
         "fastest within the loss.",
     ),

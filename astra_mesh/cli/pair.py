@@ -94,7 +94,7 @@ def pair(
             "--list": show,
             "--close": close,
         }
-        _check_together({name for name, value in given.items() if value})
+        _check_together({name for name, value in given.items() if value or value == ""})
         trust = Trust.open()
         if show:
             list_devices(trust, as_json, run_async(running_now(trust)))

@@ -42,10 +42,13 @@ def install(
     """Write the unit file, and start the peer now and at every start. Run it again to change it."""
     with reporting(as_json):
         text = unit(options, system)
-        if show:
-            typer.echo(text, nl=False)
-            return
         path = unit_path(system)
+        if show:
+            if as_json:
+                print_json({"unit": str(path), "text": text})
+            else:
+                typer.echo(text, nl=False)
+            return
         _write(path, text)
         running = start and _start(system)
         if as_json:

@@ -20,7 +20,7 @@ from astra_mesh import limits
 from astra_mesh.bundle import Bundle
 from astra_mesh.bundle.hashing import file_sha256
 from astra_mesh.bundle.install import check_room, explained, publish, staging_folder
-from astra_mesh.bundle.store import id_of_hashes
+from astra_mesh.bundle.store import id_of_listed
 from astra_mesh.client.holders import Holder, Holders
 from astra_mesh.errors import BadBundleError, MeshError
 from astra_mesh.mesh.connect import TLS_NAME, show_address
@@ -311,6 +311,4 @@ async def _range(
 
 
 def _id_of(listing: Listing) -> ModelId:
-    hashes = {one.name: one.sha256 for one in listing.files}
-    weights = sorted(n for n in hashes if n.startswith("model") and n.endswith(".safetensors"))
-    return id_of_hashes([hashes.get("config.json", "0" * 64), *(hashes[name] for name in weights)])
+    return id_of_listed({one.name: one.sha256 for one in listing.files})

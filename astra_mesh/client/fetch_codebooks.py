@@ -125,16 +125,16 @@ class CodebookFetch(Fetch):
         with explained(target):
             for key, path in new.items():
                 free = not (target / path.name).exists()
-                _put(path, target / (path.name if free else f"codebook-{key[:8]}.safetensors"))
+                put(path, target / (path.name if free else f"codebook-{key[:8]}.safetensors"))
             if (folder / _QUALITY).exists():
-                _put(folder / _QUALITY, target / _QUALITY)
+                put(folder / _QUALITY, target / _QUALITY)
             if self._bundle.entries is not None:
                 write_manifest(target)
             shutil.rmtree(folder, ignore_errors=True)
         return open_bundle(target)
 
 
-def _put(source: Path, target: Path) -> None:
+def put(source: Path, target: Path) -> None:
     """Whole or not at all, also from another disk."""
     beside = target.with_name(f".{target.name}.partial")
     shutil.copyfile(source, beside)

@@ -33,6 +33,7 @@ class Loaded:
     tokenizer: TextTokenizer | None
     processor: ImageProcessor | None
     stop_ids: frozenset[int]
+    words: Bundle  # whose tokenizer, stop tokens and chat template these are
     chosen: Chosen = field(default_factory=Chosen)  # number format
     problems: tuple[str, ...] = ()  # codebooks that are left out, and why
     quality: Quality | None = None  # what was measured and stored

@@ -15,7 +15,7 @@ from astra_mesh.bundle.quality import Quality, read_quality
 from astra_mesh.bundle.tensors import load_weights
 from astra_mesh.bundle.text import NAME as TOKENIZER_FILE
 from astra_mesh.bundle.text import TextTokenizer, eos_ids
-from astra_mesh.errors import BadBundleError, CodebookError
+from astra_mesh.errors import AstraMeshError, BadBundleError, CodebookError
 from astra_mesh.families import Model, build_model
 from astra_mesh.families.packed import pack
 from astra_mesh.families.precision import Precision, convert
@@ -42,9 +42,15 @@ def load(bundle: Bundle, precision: Wanted = "fp32") -> Loaded:
 
 
 def loading(
-    bundle: Bundle, precision: Wanted, known: Figures | None
+    bundle: Bundle, precision: Wanted, known: Figures | None, words: Bundle | None = None
 ) -> Parts[tuple[Loaded, Figures]]:
     """A model in memory, and what is known of its speed now. In the compute thread.
+
+    Args:
+        bundle: Its weights and codebooks.
+        precision: To run it in.
+        known: What was measured before.
+        words: The copy that texts are read with, where that is another folder.
 
     Raises:
         AstraMeshError: It cannot be loaded.
@@ -53,15 +59,17 @@ def loading(
     yield
     chosen, packed = yield from _formatted(bundle, model, precision, known)
     books, problems = read_codebooks(bundle)
+    tokenizer, stop_ids, words = _words_of(bundle, words or bundle)
     loaded = Loaded(
         bundle=bundle,
         model=model,
         codebooks={book.id: book for book in books.values()},
         names={book.id: name for name, book in books.items()},
         problems=tuple(problems),
-        tokenizer=TextTokenizer.from_bundle(bundle) if bundle.has(TOKENIZER_FILE) else None,
+        tokenizer=tokenizer,
         processor=ImageProcessor.from_bundle(bundle) if model.spec.vocab_size == 0 else None,
-        stop_ids=eos_ids(bundle),
+        stop_ids=stop_ids,
+        words=words,
         chosen=chosen,
         quality=quality_of(bundle),
     )
@@ -94,6 +102,27 @@ def measuring_again(loaded: Loaded, known: Figures) -> Parts[Figures]:
         timing,
         {str(key): times for key, times in codes.items()},
     )
+
+
+def _words_of(bundle: Bundle, words: Bundle) -> tuple[TextTokenizer | None, frozenset[int], Bundle]:
+    """What a copy reads texts with, or the model's own folder where that copy is damaged."""
+    try:
+        tokenizer = TextTokenizer.from_bundle(words) if words.has(TOKENIZER_FILE) else None
+        return tokenizer, eos_ids(words), words
+    except AstraMeshError as error:
+        if words.path == bundle.path:
+            raise
+        log.warning("%s reads texts by its own files: %s", bundle.name, error.message)
+        return _words_of(bundle, bundle)
+
+
+def renew_words(loaded: Loaded, words: Bundle) -> None:
+    """Texts of the model in memory are read with the files of another copy. In the compute thread;
+    one that is damaged is left alone."""
+    try:
+        loaded.tokenizer, loaded.stop_ids, loaded.words = _words_of(words, words)
+    except AstraMeshError as error:
+        log.warning("%s: %s", words.name, error.message)
 
 
 def renew_codebooks(loaded: Loaded, bundle: Bundle) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from astra_mesh.bundle import Bundle
+from astra_mesh.bundle.copies import Words
 from astra_mesh.bundle.quality import Quality
 from astra_mesh.bundle.text import NAME as TOKENIZER_FILE
 from astra_mesh.bundle.text import TextTokenizer
@@ -36,7 +37,13 @@ from astra_mesh.limits import (
 from astra_mesh.peer.config import Wanted
 from astra_mesh.peer.device import free_memory_bytes, usable_cores
 from astra_mesh.peer.loaded import AnyCodec, Loaded, choose_stages
-from astra_mesh.peer.loading import loading, measuring_again, quality_of, renew_codebooks
+from astra_mesh.peer.loading import (
+    loading,
+    measuring_again,
+    quality_of,
+    renew_codebooks,
+    renew_words,
+)
 from astra_mesh.peer.measure import comparing
 from astra_mesh.peer.measured import Conditions, Measured, conditions
 from astra_mesh.peer.offers import Entry, Offers
@@ -110,6 +117,7 @@ class ModelHost(Offers):
         found = await self._compute(self._shelf.read)
         went = self._withdraw({offer.id for _, _, offer, _ in found})
         came = self._take(found)
+        await self._take_words()
         renewed = [await self._renew(*one) for one in found]
         if went or came or any(renewed):
             self._on_change()
@@ -125,7 +133,16 @@ class ModelHost(Offers):
         if await self._renew(*await self._compute(self._shelf.read_again, path)):
             self._on_change()
 
-    async def _renew(self, bundle: Bundle, spec: ModelSpec, offer: ModelOffer, chat: bool) -> bool:
+    async def _take_words(self) -> None:
+        """Texts of a model in memory are read by another folder now."""
+        for entry in list(self._entries.values()):
+            async with entry.lock:
+                if entry.loaded is not None and entry.loaded.words.path != entry.words.path:
+                    await self._compute(renew_words, entry.loaded, entry.words)
+
+    async def _renew(
+        self, bundle: Bundle, spec: ModelSpec, offer: ModelOffer, words: Words
+    ) -> bool:
         """Take over codebooks that came to a model, or that went; whether there were any.
 
         Of two copies that with more codebooks counts.
@@ -133,7 +150,8 @@ class ModelHost(Offers):
         entry = self._entries.get(offer.id)
         if entry is None:
             return False
-        entry.chat = chat
+        if entry.words.path == bundle.path:
+            entry.chat = words.chat
         async with entry.lock:
             more = len(offer.codebooks) > len(entry.offer.codebooks)
             if entry.bundle.path != bundle.path and not more:
@@ -174,7 +192,7 @@ class ModelHost(Offers):
             known = await self._compute(self._measured.read, about)
             async with self._measured.turn(about, needed=known is None):
                 known = known or await self._compute(self._measured.read, about)
-                parts = loading(entry.bundle, self._precision, known)
+                parts = loading(entry.bundle, self._precision, known, entry.words)
                 try:
                     loaded, figures = await in_turns(self._compute, parts, between)
                 except (BadBundleError, UnsupportedModelError) as error:
@@ -388,6 +406,6 @@ def _offers_of(loaded: Loaded) -> list[CodebookOffer]:
 def _take_tokenizer(loaded: Loaded) -> None:
     """A tokenizer that came to the folder of a model in memory; one that is being copied is no
     tokenizer yet."""
-    if loaded.spec.vocab_size and loaded.bundle.has(TOKENIZER_FILE):
+    if loaded.spec.vocab_size and loaded.words.has(TOKENIZER_FILE):
         with suppress(AstraMeshError):
-            loaded.tokenizer = TextTokenizer.from_bundle(loaded.bundle)
+            loaded.tokenizer = TextTokenizer.from_bundle(loaded.words)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
-from pathlib import Path
+from shlex import quote
 
 from msgspec.structs import replace
 
 from astra_mesh.bundle import Bundle
+from astra_mesh.bundle.copies import Words, best_words
 from astra_mesh.errors import UnknownModelError
 from astra_mesh.families import ModelSpec
 from astra_mesh.families.model import check_ids, require
@@ -22,6 +23,8 @@ from astra_mesh.peer.measured import Conditions, Figures
 from astra_mesh.peer.shelf import Read, Shelf
 from astra_mesh.wire.messages import ModelId, ModelOffer, Task, names_of
 
+_NAMED = 3  # peers in a sentence
+
 log = logging.getLogger(__name__)
 
 
@@ -30,9 +33,10 @@ class Entry:
     """A model that is offered, and what this peer knows of it."""
 
     bundle: Bundle
+    words: Bundle  # of its copies, the one whose tokenizer and chat template count
     spec: ModelSpec
     offer: ModelOffer
-    chat: bool  # it has a chat template
+    chat: bool  # that has a chat template
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     loaded: Loaded | None = None
     figures: Figures | None = None  # of its speed, once loaded
@@ -51,6 +55,11 @@ class Entry:
             self.loaded.bundle = bundle
 
 
+def _and(names: Sequence[str]) -> str:
+    """Some of the names."""
+    return ", ".join(names[:_NAMED]) + (" and others" if len(names) > _NAMED else "")
+
+
 class Offers:
     """The models of this peer, as they were read from its folders.
 
@@ -62,6 +71,7 @@ class Offers:
         self._complaints = Complaints()
         self._shelf = Shelf(names, self._complaints)
         self._entries: dict[ModelId, Entry] = {}
+        self.holders: Callable[[str], list[str]] = lambda name: []  # other peers that have a model
 
     def offers(self) -> list[ModelOffer]:
         """What this peer tells the others."""
@@ -88,6 +98,13 @@ class Offers:
         entry = self._entries.get(model)
         return None if entry is None else entry.bundle
 
+    def reader(self, model: ModelId) -> Bundle | None:
+        """The folder whose files read texts, or pictures, for a model of this peer."""
+        entry = self._entries.get(model)
+        if entry is None:
+            return None
+        return entry.words if entry.spec.vocab_size else entry.bundle
+
     def holds_conversations(self, model: ModelId) -> bool:
         """Whether a model of this peer has a chat template."""
         entry = self._entries.get(model)
@@ -107,9 +124,13 @@ class Offers:
             raise why
         known = sorted(name for offer in self.offers() for name in names_of(offer))
         names = ", ".join(known) or "none"
-        raise UnknownModelError(
-            f"no model {name!r} on this device; it has: {names}. `astra-mesh models` lists them"
-        )
+        hint = "`astra-mesh models` lists them"
+        if holders := self.holders(name):
+            verb = "has" if len(holders) == 1 else "have"
+            hint = (
+                f"{_and(holders)} {verb} it: `astra-mesh models pull {quote(name)}` brings it here"
+            )
+        raise UnknownModelError(f"no model {name!r} on this device; it has: {names}. {hint}")
 
     def is_loaded(self, model: ModelId) -> bool:
         """Whether a request for a model of this peer need not wait until it is loaded."""
@@ -127,20 +148,22 @@ class Offers:
     def _take(self, found: Sequence[Read]) -> bool:
         """Offer what was read; whether anything is new."""
         new = False
-        places: dict[ModelId, set[Path]] = {}
-        for bundle, _, offer, _ in found:
-            places.setdefault(offer.id, set()).add(bundle.path)
+        copies: dict[ModelId, list[tuple[Bundle, Words]]] = {}
+        for bundle, _, offer, words in found:
+            copies.setdefault(offer.id, []).append((bundle, words))
         best_first = sorted(found, key=lambda one: -len(one[2].codebooks))
-        for bundle, spec, offer, chat in best_first:
+        for bundle, spec, offer, _ in best_first:
             known = self._entries.get(offer.id)
+            reader, words = best_words(copies[offer.id])
             if known is not None:
-                if known.bundle.path not in places[offer.id]:
+                if known.bundle.path not in {one.path for one, _ in copies[offer.id]}:
                     known.move(bundle)
+                known.words, known.chat = reader, words.chat
                 continue
             if len(self._entries) >= MODELS_PER_PEER:
                 self._complaints.make(f"the model {offer.name} is left out: there are too many")
                 continue
-            self._entries[offer.id] = Entry(bundle, spec, offer, chat)
+            self._entries[offer.id] = Entry(bundle, reader, spec, offer, words.chat)
             new = True
         return self._name_copies(found) or new
 

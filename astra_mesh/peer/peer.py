@@ -7,6 +7,7 @@ import logging
 import os
 import platform
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -93,6 +94,7 @@ class Peer:
             config.precision,
             Measured(_measured_folder(config)),
         )
+        self.models.holders = partial(view.holders_of, self)
         self.watch = Watch()
         self.likelihoods = Likelihoods()
         self.tabs = Tabs()  # that take part through this peer

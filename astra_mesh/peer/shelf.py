@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from astra_mesh.bundle import Bundle, find_bundle, model_folders, open_bundle
+from astra_mesh.bundle.copies import Words, words_of
 from astra_mesh.bundle.header import read_header
 from astra_mesh.bundle.specs import spec_of
 from astra_mesh.bundle.store import codebook_name, folders_by_name
@@ -22,7 +23,7 @@ from astra_mesh.wire.messages import CodebookOffer, ModelOffer, Task
 
 _FLOAT_BYTES = 4
 _READ = (".json", ".safetensors", ".jinja")  # endings of all files that are read of a model
-Read = tuple[Bundle, ModelSpec, ModelOffer, bool]  # the last: it has a chat template
+Read = tuple[Bundle, ModelSpec, ModelOffer, Words]
 Look = frozenset[tuple[Path, int, int, int]]  # a file or folder, its size, and when it changed
 
 
@@ -115,7 +116,7 @@ class Shelf:
             tasks=[Task(task) for task in spec.tasks],
             codebooks=[offer_codebook(book) for book in books.values()],
         )
-        return bundle, spec, offer, _has_chat_template(bundle)
+        return bundle, spec, offer, words_of(bundle)
 
 
 def _anew(error: AstraMeshError) -> AstraMeshError:
@@ -128,12 +129,6 @@ def _stamps(folder: Path) -> Iterator[tuple[Path, int, int, int]]:
         for path in (folder, *(path for path in folder.iterdir() if path.suffix in _READ)):
             status = path.stat()
             yield path, status.st_size, status.st_mtime_ns, status.st_ctime_ns
-
-
-def _has_chat_template(bundle: Bundle) -> bool:
-    if bundle.has("chat_template.jinja"):
-        return True
-    return bool(bundle.optional_json("tokenizer_config.json").get("chat_template"))
 
 
 def read_codebooks(bundle: Bundle) -> tuple[dict[str, Codebook], list[str]]:

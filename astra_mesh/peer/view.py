@@ -8,7 +8,7 @@ from astra_mesh import limits
 from astra_mesh.mesh.connect import Address, show_address
 from astra_mesh.mesh.link import Link
 from astra_mesh.peer.places import TAB, dial_address, is_link_local
-from astra_mesh.wire.messages import Hello, LinkInfo, ModelId, PeerId, PeerInfo
+from astra_mesh.wire.messages import Hello, LinkInfo, ModelId, PeerId, PeerInfo, names_of
 
 if TYPE_CHECKING:
     from astra_mesh.peer.peer import Peer
@@ -26,6 +26,15 @@ def peer_list(peer: Peer) -> list[PeerInfo]:
         port=peer.port,
     )
     return [mine, *(_info(peer, link, hello) for link, hello in _linked(peer))]
+
+
+def holders_of(peer: Peer, name: str) -> list[str]:
+    """Names of other peers that offer a model by that name."""
+    return [
+        hello.name
+        for _, hello in _linked(peer)
+        if not hello.via and any(name in names_of(offer) for offer in hello.models)
+    ]
 
 
 def elsewhere(peer: Peer, model: ModelId) -> list[str]:

@@ -104,7 +104,7 @@ class Feed:
         if own == list(self._lacks) and now - self._lacks_at < limits.RESCAN_S:
             return
         self._lacks_at = now
-        bundles = [self._peer.models.bundle(model) for model in own]
+        bundles = [self._peer.models.reader(model) for model in own]
         lacks = await asyncio.to_thread(lambda: [_lacking(one) for one in bundles])
         self._lacks = dict(zip(own, lacks, strict=True))
 

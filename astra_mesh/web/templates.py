@@ -17,6 +17,7 @@ from typing import Any, Final
 from astra_mesh import limits
 from astra_mesh.bundle import Bundle
 from astra_mesh.bundle.configs import read_file
+from astra_mesh.bundle.copies import SETTINGS, TEMPLATE
 from astra_mesh.errors import BadBundleError, EmptyPromptError, PromptTooLongError, WrongTaskError
 from astra_mesh.peer.loaded import Loaded
 from astra_mesh.web.errors import ApiError, bad
@@ -24,8 +25,6 @@ from astra_mesh.web.requests import ChatMessage
 from astra_mesh.web.sandbox import Template, TemplateFault, compile_template
 from astra_mesh.wire.messages import ModelId
 
-FILE: Final = "chat_template.jinja"
-_CONFIG: Final = "tokenizer_config.json"
 Stamp = tuple[tuple[str, int, int, int], ...]  # name, time, size and number of each file
 _SPECIAL: Final = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token")
 
@@ -64,8 +63,10 @@ class Templates:
     def __init__(self) -> None:
         self._known: dict[ModelId, tuple[Stamp, ChatTemplate]] = {}
 
-    async def prompt(self, loaded: Loaded, messages: Sequence[ChatMessage]) -> list[int]:
-        """The token ids of a conversation.
+    async def prompt(
+        self, loaded: Loaded, messages: Sequence[ChatMessage], called: str
+    ) -> list[int]:
+        """The token ids of a conversation with the model that was ``called`` so.
 
         Raises:
             WrongTaskError: The model has no chat template, or takes no text.
@@ -73,22 +74,22 @@ class Templates:
             InputError: It is too long, or empty.
         """
         loaded.model.require("generate")
-        template = await asyncio.to_thread(self._template, loaded.bundle)
+        template = await asyncio.to_thread(self._template, loaded.words, called)
         plain = [plain_message(place, one) for place, one in enumerate(messages)]
         return await asyncio.to_thread(_encode, loaded, template, plain)
 
-    def _template(self, bundle: Bundle) -> ChatTemplate:
+    def _template(self, bundle: Bundle, called: str) -> ChatTemplate:
         stamp = _stamp(bundle)
         known = self._known.get(bundle.model_id)
         if known is None or known[0] != stamp:
-            known = self._known[bundle.model_id] = stamp, read_template(bundle)
+            known = self._known[bundle.model_id] = stamp, read_template(bundle, called)
         return known[1]
 
 
 def _stamp(bundle: Bundle) -> Stamp:
     """Changes with the files that a template comes from."""
     found = []
-    for name in (FILE, _CONFIG):
+    for name in (TEMPLATE, SETTINGS):
         with suppress(OSError):
             state = (bundle.path / name).stat()
             found.append((name, state.st_mtime_ns, state.st_size, state.st_ino))
@@ -136,18 +137,18 @@ def _text(at: str, message: ChatMessage) -> str:
     return "".join(part.text or "" for part in message.content)
 
 
-def read_template(bundle: Bundle) -> ChatTemplate:
-    """The chat template of a bundle. Blocks: belongs into a thread.
+def read_template(bundle: Bundle, called: str) -> ChatTemplate:
+    """The chat template of a bundle, for whoever called it so. Blocks: belongs into a thread.
 
     Raises:
         WrongTaskError: It has none.
         ApiError: It is no template.
     """
-    config = bundle.optional_json(_CONFIG)
+    config = bundle.optional_json(SETTINGS)
     source = _source(bundle, config)
     if source is None:
         raise WrongTaskError(
-            f"{bundle.name} has no chat template: it continues texts but holds no conversations; "
+            f"{called} has no chat template: it continues texts but holds no conversations; "
             "use /v1/completions, or a model whose tokenizer_config.json has a chat_template"
         )
     tokens = {name: text for name in _SPECIAL if (text := _token(config.get(name))) is not None}
@@ -159,12 +160,12 @@ def read_template(bundle: Bundle) -> ChatTemplate:
 
 
 def _source(bundle: Bundle, config: dict[str, Any]) -> str | None:
-    if bundle.has(FILE):
-        data = read_file(bundle.file(FILE), limits.CHAT_TEMPLATE_BYTES)
+    if bundle.has(TEMPLATE):
+        data = read_file(bundle.file(TEMPLATE), limits.CHAT_TEMPLATE_BYTES)
         try:
             return data.decode()
         except UnicodeDecodeError as error:
-            raise BadBundleError(f"{bundle.name}/{FILE} is no UTF-8 text") from error
+            raise BadBundleError(f"{bundle.name}/{TEMPLATE} is no UTF-8 text") from error
     found = config.get("chat_template")
     if isinstance(found, list):  # several, by name
         named = {one.get("name"): one.get("template") for one in found if isinstance(one, dict)}

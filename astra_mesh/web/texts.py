@@ -113,7 +113,7 @@ async def chat(request: web.Request, data: bytes) -> web.StreamResponse:
     async def ready() -> _Ready:
         loaded = await state.peer.models.load(model)
         with blaming("messages"):
-            prompt = await state.templates.prompt(loaded, asked.messages)
+            prompt = await state.templates.prompt(loaded, asked.messages, asked.model)
         most = asked.max_completion_tokens or asked.max_tokens or _CHAT_TOKENS
         wanted = replace(_wanted(asked, most), field="messages")
         if asked.logprobs:

@@ -126,6 +126,36 @@ async def test_a_choice_that_cannot_be_is_shown(tab: Tab, models: Path) -> None:
         await tab.until("document.activeElement.id === 'ask-tokens'")
 
 
+async def test_an_empty_field_counts_as_it_was(tab: Tab, models: Path) -> None:
+    async with shown(models, ["right"]) as on:
+        await tab.open(on.url)
+        await tab.until("document.getElementById('ask-model').value === 'words'")
+        for field in ("ask-tokens", "ask-temperature"):
+            await tab.eval(f"document.getElementById('{field}').value = ''")
+        await tab.type("#ask-text", "w1 w2")
+        await tab.click("#ask-go")
+        await tab.until("document.querySelector('#answers .cost') !== null")
+        assert len((await tab.text("#answers .made")).split()) > 1
+
+
+async def test_the_loaded_or_else_the_shipped_model_comes_first(
+    tab: Tab, models: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "models"
+    for name in ("aaa", "tiny-gpt2", "zzz"):  # three models, not copies
+        shutil.copytree(models / "words", folder / name)
+        config = json.loads((folder / name / "config.json").read_text())
+        (folder / name / "config.json").write_text(json.dumps(config | {"called": name}))
+        for path in (*(folder / name).glob("codebook*"), folder / name / "manifest.json"):
+            path.unlink(missing_ok=True)
+    async with shown(folder, ["right"]) as on:
+        await tab.open(on.url)
+        await tab.until("document.getElementById('ask-model').value === 'tiny-gpt2'")
+        await on.peers[-1].models.load(on.peers[-1].models.find("zzz"))
+        await tab.open(on.url)
+        await tab.until("document.getElementById('ask-model').value === 'zzz'")
+
+
 async def test_a_request_that_cannot_be_is_said_in_a_sentence(tab: Tab, models: Path) -> None:
     async with shown(models, ["alone"]) as on:
         await tab.open(on.url)
@@ -358,6 +388,12 @@ async def test_quality_against_bits(tab: Tab, models: Path) -> None:
         assert await tab.eval("document.getElementById('quality-model').value") == "words"
         assert "16 bits stay within 2 %" in await tab.text("#quality-body")
         assert "<b>valid</b>.txt" in await tab.text("#quality-body")
+        await tab.shape(320, 640, dark=False)
+        await tab.open(on.url)
+        await tab.until("document.querySelectorAll('#quality-body circle').length === 2")
+        scale = """(() => { const one = document.querySelector('#quality-body svg');
+            return one.getBoundingClientRect().width / one.viewBox.baseVal.width; })()"""
+        assert 12 * await tab.eval(scale) > 10  # pixels of its text
         await tab.choose("#quality-model", "feelings")
         await tab.until(
             "document.getElementById('quality-body').innerText.includes('eval feelings')"

@@ -79,6 +79,7 @@ async def test_pictures_are_labelled_and_broken_ones_named(peer: Peer, tmp_path:
     (tmp_path / "a.png").write_bytes(picture(1))
     (tmp_path / "b.png").write_bytes(b"not yet whole")
     (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
     lines = await run(peer, "classify_folder.py", str(tmp_path), "--model", "pictures")
     assert len(lines) == 2
     assert re.fullmatch(r"a\.png: .+ \(\d+%\)", lines[0])

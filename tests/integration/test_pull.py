@@ -90,9 +90,41 @@ async def test_what_is_here_at_the_same_commit_is_not_pulled_again(source: Path)
             assert status == 2
             assert "there is a model words" in refused["error"]["message"]
         (folder / "source.json").write_text(json.dumps(note))
-        (folder / "tokenizer.json").unlink()
+        (folder / "codebook.safetensors").unlink()  # a person may do without
+
+
+@pytest.mark.parametrize("kind", ["missing", "altered"])
+async def test_what_is_damaged_is_pulled_anew_and_nothing_else(source: Path, kind: str) -> None:
+    async with serving_hub(source, "words") as hub:
+        status, about, err = await command("pull", "org/words", hub=hub)
+        assert status == 0, err
+        path = Path(about["path"]) / "model.safetensors"
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-4] + b"none")
+        if kind == "missing":
+            path.unlink()
+        hub.asked.clear()
+        status, again, err = await command("pull", "org/words", hub=hub)
+        assert (status, again) == (0, about), err
+        assert path.read_bytes() == whole
+        assert "codebook.safetensors" not in hub.asked
+        status, _, err = await command("verify", "words")
+        assert status == 0, err
+
+
+async def test_what_is_damaged_and_not_of_the_hub_is_named(source: Path) -> None:
+    async with serving_hub(source, "words") as hub:
+        status, about, err = await command("pull", "org/words", hub=hub)
+        assert status == 0, err
+        own = Path(about["path"]) / "codebook-own.safetensors"
+        shutil.copyfile(source / "codebook.safetensors", own)
+        status, _, err = await command("verify", "words", "--take-new")
+        assert status == 0, err
+        own.write_bytes(own.read_bytes()[:-4] + b"none")
         status, refused, _ = await command("pull", "org/words", hub=hub)
-        assert status == 2, "it is not complete"
+        assert status == 1
+        assert "codebook-own.safetensors of " in refused["error"]["message"]
+        assert own.exists()
 
 
 def test_a_person_is_told_that_it_is_here_already(

@@ -50,6 +50,16 @@ def test_a_user_s_service_is_written_changed_and_removed() -> None:
     assert "nothing to remove" in text
 
 
+def test_a_unit_is_printed_as_text_or_json_and_not_written() -> None:
+    _, text = run("install", "--print", "--options", "--lan")
+    status, printed = run("install", "--print", "--options", "--lan", "--json")
+    assert status == 0
+    path = service.unit_path(system=False)
+    assert json.loads(printed) == {"unit": str(path), "text": text}
+    assert "peer --lan\n" in text
+    assert not path.exists()
+
+
 @pytest.mark.parametrize(
     ("options", "word"),
     [("--name 50%", '"50%%"'), ("--name '$HOME'", '"$$HOME"'), (r"--name 'a\"b'", r'"a\\\"b"')],

@@ -367,3 +367,18 @@ async def test_a_model_that_comes_is_offered_without_a_new_start(
         await asyncio.to_thread(install.add, words.path, "later")
         await until(lambda: peer.models.offer(words.model_id) is not None)
         assert peer.models.find("later") == words.model_id
+
+
+async def test_who_asks_for_a_model_that_another_peer_has_is_told_how_to_get_it(
+    models: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(models / "words", tmp_path / "models" / "lonely")
+    hint = "it has: lonely. left has it: `astra-mesh models pull plain` brings it here"
+    async with (
+        mesh_of(["left", "right"], [models, tmp_path / "models"]) as peers,
+        Mesh(("127.0.0.1", peers[1].port)) as mesh,
+    ):
+        with pytest.raises(UnknownModelError, match=hint):
+            await mesh.embed("plain", "w1")
+        with pytest.raises(UnknownModelError, match=r"it has: lonely\. `astra-mesh models` lists"):
+            await mesh.embed("nowhere", "w1")

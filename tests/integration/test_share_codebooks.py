@@ -21,10 +21,10 @@ from astra_mesh.bundle.store import user_models_path
 from astra_mesh.client import Mesh
 from astra_mesh.client.fetch_codebooks import (
     CodebookFetch,
-    _put,
     bundle_here,
     codebooks_here,
     lacking,
+    put,
 )
 from astra_mesh.client.finding import own_way
 from astra_mesh.client.holders import Holder, Holders
@@ -169,7 +169,7 @@ async def test_a_peer_that_runs_uses_them_without_a_new_start(
         held = await peer.models.load(model) if loaded else None
         async with Mesh(("127.0.0.1", peer.port)) as mesh:
             for name in ("codebook.safetensors", "codebook-astra.safetensors"):
-                await asyncio.to_thread(_put, models / "words" / name, bare.path / name)
+                await asyncio.to_thread(put, models / "words" / name, bare.path / name)
             await until(lambda: len(getattr(peer.models.offer(model), "codebooks", ())) == 2)
             answer = mesh.generate("mine", "w1 w2", max_new_tokens=1, codec="vq")
             assert len([token async for token in answer]) == 1

@@ -92,6 +92,25 @@ async def test_a_template_that_changes_is_read_anew(models: Path, tmp_path: Path
     assert counts[0] > 3
 
 
+async def test_of_copies_that_with_a_template_holds_conversations_by_either_name(
+    models: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "models"
+    shutil.copytree(models / "plain", folder / "plain")
+    shutil.copytree(models / "plain", folder / "quiet")
+    asked = {"messages": [{"role": "user", "content": "w8"}], "max_tokens": 1}
+    async with live(folder, 1) as mesh:
+        url = f"{mesh.root}/v1/chat/completions"
+        async with mesh.http.post(url, json=asked | {"model": "quiet"}) as response:
+            assert (await response.json())["error"]["message"].startswith("quiet has no chat")
+    (folder / "quiet" / "chat_template.jinja").write_text("{{ messages[0].content }} w1")
+    async with live(folder, 1) as mesh:
+        for name in ("plain", "quiet"):
+            url = f"{mesh.root}/v1/chat/completions"
+            async with mesh.http.post(url, json=asked | {"model": name}) as response:
+                assert (await response.json())["usage"]["prompt_tokens"] == 2
+
+
 async def test_a_conversation_is_written_as_the_template_says(models: Path) -> None:
     messages: list[Any] = [
         {"role": "developer", "content": "w10"},

@@ -4,6 +4,8 @@ import { ask, events } from "./api.js";
 import { costLine } from "./cost.js";
 import { $, choices, h, say } from "./dom.js";
 
+const SHIPPED = "tiny-gpt2"; // goes on with the text that the empty field shows
+
 let models = [];
 let running = null; // AbortController of the question that is being answered
 let messages = []; // of the conversation
@@ -34,8 +36,14 @@ export function showModels(found) {
   const writers = found.filter((one) => one.here && one.tasks.includes("generate"));
   models = writers.filter((one) => !one.lacks); // without a tokenizer it takes token ids but no text
   const none = writers.length ? `${writers[0].name} has no ${writers[0].lacks}` : "no model here writes texts";
-  choices($("ask-model"), models.length ? models.map((one) => [one.name, one.name]) : [["", none]]);
+  choices($("ask-model"), models.length ? models.map((one) => [one.name, one.name]) : [["", none]], likeliest());
   fit();
+}
+
+/** The model to begin with: one that is loaded, and rather the one that the example is for. */
+function likeliest() {
+  const rank = (one) => 2 * one.loaded + (one.name === SHIPPED);
+  return [...models].sort((one, other) => rank(other) - rank(one))[0]?.name;
 }
 
 /** A model without a chat template holds no conversation. */
@@ -98,11 +106,14 @@ function failed(answer, made, error, text) {
   answer.remove();
 }
 
+/** What a field holds; what it held at first, where it is empty. */
+const number = ({ value, defaultValue }) => Number(value || defaultValue);
+
 /** The report of the mesh at the end. */
 async function stream(isChat, text, made, waits, signal) {
-  const most = Number($("ask-tokens").value);
+  const most = number($("ask-tokens"));
   const body = {
-    model: $("ask-model").value, stream: true, temperature: Number($("ask-temperature").value),
+    model: $("ask-model").value, stream: true, temperature: number($("ask-temperature")),
     max_tokens: most, x_astra_mesh: { use: $("ask-use").value },
   };
   if (isChat) body.messages = [...messages, { role: "user", content: text }];

@@ -33,14 +33,15 @@ export function say(element, text) {
   element.hidden = text === "";
 }
 
-/** The choices of a select; what was chosen stays if it is still there. */
-export function choices(select, options) {
+/** The choices of a select; what was chosen stays if it is still there, else `first` is taken. */
+export function choices(select, options, first = null) {
   const wanted = JSON.stringify(options);
   if (select.dataset.options === wanted) return;
   const before = select.value;
   select.dataset.options = wanted;
   select.replaceChildren(...options.map(([value, text]) => h("option", { value }, text)));
-  if (options.some(([value]) => value === before)) select.value = before;
+  const wish = [before, first].find((one) => options.some(([value]) => value === one));
+  if (wish !== undefined) select.value = wish;
 }
 
 const TAG = 4; // digits of an id: enough to tell a few of the same name apart
@@ -61,12 +62,11 @@ export function clipped(label, most) {
 
 const three = (value) => (value >= 100 ? Math.round(value) : Number(value.toPrecision(3))).toString();
 
-const LEAST_S = 1e-6; // clocks of devices tell no less
+const PARTS = 100; // of a millisecond: what is less says nothing
 
 export function seconds(value) {
   if (value === null || value === undefined) return "?";
-  if (value < LEAST_S) return "0 ms";
-  return value < 1 ? `${three(value * 1000)} ms` : `${three(value)} s`;
+  return value < 1 ? `${three(Math.round(value * 1000 * PARTS) / PARTS)} ms` : `${three(value)} s`;
 }
 
 export function bytes(value) {

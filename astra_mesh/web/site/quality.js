@@ -3,7 +3,8 @@
 import { json } from "./api.js";
 import { $, choices, h, picture, s, steps } from "./dom.js";
 
-const [WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM] = [420, 250, 52, 16, 24, 42];
+const [NARROW, WIDE] = [300, 420]; // of the picture: narrow on a phone, so that its text stays large
+const [HEIGHT, LEFT, RIGHT, TOP, BOTTOM] = [250, 52, 16, 24, 42];
 const MEASURES = {
   perplexity: ["more perplexity than one device", "%"],
   accuracy: ["accuracy lost", "points"],
@@ -77,15 +78,19 @@ function ofTask(task, found) {
 
 const show = (value) => `${Number(value.toPrecision(3))}`;
 
+/** As wide as there is room: a unit of the picture is about a pixel. */
+const room = () => Math.min(WIDE, Math.max(NARROW, $("quality-body").clientWidth || WIDE));
+
 function plot(rows, limit, what, unit, peers) {
+  const width = room();
   const bits = [...new Set(rows.map((one) => one.bits))].sort((a, b) => a - b);
   const [low, high] = [Math.log2(bits[0]), Math.log2(bits.at(-1))];
   const top = 1.15 * Math.max(limit, ...rows.map((one) => one.loss));
-  const x = (value) => (high > low ? LEFT + 12 + ((Math.log2(value) - low) / (high - low)) * (WIDTH - LEFT - RIGHT - 24) : (LEFT + WIDTH) / 2);
+  const x = (value) => (high > low ? LEFT + 12 + ((Math.log2(value) - low) / (high - low)) * (width - LEFT - RIGHT - 24) : (LEFT + width) / 2);
   const y = (value) => HEIGHT - BOTTOM - (Math.max(0, value) / top) * (HEIGHT - TOP - BOTTOM);
   const parts = [];
   for (const value of steps(top * 100, 4).map((one) => one / 100)) {
-    parts.push(s("line", { x1: LEFT, x2: WIDTH - RIGHT, y1: y(value), y2: y(value), class: "axis" }));
+    parts.push(s("line", { x1: LEFT, x2: width - RIGHT, y1: y(value), y2: y(value), class: "axis" }));
     parts.push(s("text", { x: LEFT - 6, y: y(value) + 4, "text-anchor": "end", class: "soft" }, `${Number((value * 100).toPrecision(3))}`));
   }
   let last = -99;
@@ -94,13 +99,13 @@ function plot(rows, limit, what, unit, peers) {
     last = x(value);
     parts.push(s("text", { x: last, y: HEIGHT - BOTTOM + 16, "text-anchor": "middle", class: "soft" }, `${value}`));
   }
-  parts.push(s("text", { x: (LEFT + WIDTH) / 2, y: HEIGHT - 6, "text-anchor": "middle", class: "soft" }, "bits per token and block"));
+  parts.push(s("text", { x: (LEFT + width) / 2, y: HEIGHT - 6, "text-anchor": "middle", class: "soft" }, "bits per token and block"));
   parts.push(s("text", { x: 4, y: 13, class: "soft" }, `${what}, ${unit} (${peers} peers)`));
-  parts.push(s("line", { x1: LEFT, x2: WIDTH - RIGHT, y1: y(limit), y2: y(limit), class: "limit" }));
-  parts.push(s("text", { x: WIDTH - RIGHT, y: y(limit) - 5, "text-anchor": "end", class: "limit-text" }, "limit"));
+  parts.push(s("line", { x1: LEFT, x2: width - RIGHT, y1: y(limit), y2: y(limit), class: "limit" }));
+  parts.push(s("text", { x: width - RIGHT, y: y(limit) - 5, "text-anchor": "end", class: "limit-text" }, "limit"));
   [...new Set(rows.map((one) => one.codec))].forEach((codec, i) => parts.push(...curve(rows.filter((one) => one.codec === codec), codec, i, x, y, unit)));
   const said = rows.map((one) => `${one.codec} at ${one.bits} bits: ${show(one.loss * 100)} ${unit}`).join("; ");
-  return picture(WIDTH, HEIGHT, `Quality against bits: ${what}`, said, ...parts);
+  return picture(width, HEIGHT, `Quality against bits: ${what}`, said, ...parts);
 }
 
 function curve(rows, codec, i, x, y, unit) {

@@ -153,7 +153,8 @@ def test_a_broken_bundle_is_left_out_and_reported_once(
     (message,) = [record.getMessage() for record in caplog.records]
     assert message == (
         "a model bundle cannot be used: broken/model.safetensors is missing; "
-        "copy the bundle again from where it came"
+        "copy the bundle again from where it came, or get what is damaged from another peer: "
+        "`astra-mesh models pull broken`"
     )
 
 

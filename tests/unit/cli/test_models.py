@@ -68,6 +68,55 @@ def test_two_folders_with_the_same_weights_are_said_to_be_one_model(words: Path)
     assert "first, second and third are one model (the same weights): any name will do" in said
 
 
+@pytest.mark.parametrize("file", ["chat_template.jinja", "tokenizer.json"])
+def test_of_copies_that_read_texts_in_another_way_the_one_that_counts_is_named(
+    words: Path, tmp_path: Path, file: str
+) -> None:
+    bare = shutil.copytree(words, tmp_path / "bare")
+    (bare / "tokenizer.json").unlink()
+    (words / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    other = shutil.copytree(words, tmp_path / "again")
+    call("add", str(words), "--name", "zwords")
+    _, said = call("add", str(other))
+    assert "either name will do" in said
+    assert "differ" not in said
+    (other / file).unlink()
+    _, said = call("add", str(other), "--name", "less")
+    sentence = "differ, and peers use those of {}, by any name: to use others, keep only the folder"
+    assert sentence.format("again") in said
+    shutil.rmtree(user_models_path() / "again")
+    _, said = call("list")
+    assert sentence.format("zwords").replace("any", "either") in said
+
+
+def test_no_model_takes_the_name_of_a_shipped_one(words: Path) -> None:
+    result = CliRunner().invoke(app, ["models", "add", str(words), "--name", "tiny-gpt2"])
+    assert result.exit_code == 2
+    said = " ".join(result.stderr.split())
+    assert "there is a model tiny-gpt2 in " in said
+    assert "choose another --name" in said
+    assert not (user_models_path() / "tiny-gpt2").exists()
+
+
+@pytest.mark.parametrize("damage", ["missing", "short", "altered"])
+def test_a_damaged_model_is_in_the_table_and_says_how_it_is_mended(
+    words: Path, damage: str
+) -> None:
+    call("add", str(words))
+    path = user_models_path() / "words" / "model.safetensors"
+    data = path.read_bytes()
+    path.write_bytes(data[:-4] if damage == "short" else data[:-4] + b"none")
+    if damage == "missing":
+        path.unlink()
+    out, said = call("list")
+    assert re.search(r"^words +unusable", out, re.MULTILINE)
+    assert "words: words/model.safetensors " in said
+    assert "`astra-mesh models pull words`" in said
+    out, _ = call("list", "--json")
+    (row,) = (one for one in json.loads(out)["models"] if one["name"] == "words")
+    assert "model.safetensors" in row["problem"]
+
+
 def test_another_model_of_the_same_size_is_no_copy(words: Path, tmp_path: Path) -> None:
     other = write_bundle(tmp_path / "other", GPT2, gpt2_tensors(GPT2, 4))
     call("add", str(words))

@@ -48,6 +48,7 @@ def test_no_time_at_all_is_refused(
     [
         (("--list", "--for", "1h"), "--list does not go with --for"),
         (("--close", "--for", "1h"), "--close does not go with --for"),
+        (("--list", ""), "--list does not go with CODE"),
         (("--list", "--close"), "--list does not go with --close"),
         (("--list", "--at", "127.0.0.1:1"), "--list does not go with --at"),
         (("--close", new_code()), "--close does not go with CODE"),

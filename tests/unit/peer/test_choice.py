@@ -64,7 +64,7 @@ def quality(*rows: Measured, limit: float = 0.015, class_token: str = "none") ->
 @pytest.fixture
 def loaded(tmp_path: Path) -> Loaded:
     bundle = open_bundle(write_bundle(tmp_path / "toy", GPT2, gpt2_tensors(GPT2)))
-    return Loaded(bundle, MODEL, dict(BOOKS), None, None, frozenset(), quality=quality())
+    return Loaded(bundle, MODEL, dict(BOOKS), None, None, frozenset(), bundle, quality=quality())
 
 
 def test_a_codebook_can_be_named(loaded: Loaded) -> None:

@@ -26,7 +26,7 @@ from astra_mesh.peer.measured import Figures
 from astra_mesh.peer.models import Loaded, ModelHost, choose_stages
 from astra_mesh.peer.parts import Parts
 from astra_mesh.wire.messages import CodebookId
-from tests.bundles import GPT2, VIT, gpt2_tensors, vit_tensors, write_bundle
+from tests.bundles import GPT2, VIT, gpt2_tensors, vit_tensors, word_tokenizer, write_bundle
 from tests.integration.mesh_fixtures import fit_small
 from tests.timings import patient
 
@@ -158,6 +158,48 @@ async def test_of_two_copies_that_with_more_codebooks_counts(
     assert (bundle.name, len(late.offers()[0].codebooks)) == ("words", 2)
 
 
+TEMPLATE = "{{ messages[0].content }}"
+
+
+async def test_of_copies_that_with_a_chat_template_reads_texts(
+    folder: Path, compute: ComputeThread
+) -> None:
+    await asyncio.to_thread(fit_small, folder / "words")
+    for path in folder.glob("words/chat_template.jinja"):
+        path.unlink()
+    again = await asyncio.to_thread(write_bundle, folder / "zagain", GPT2, gpt2_tensors(GPT2))
+    (again / "tokenizer.json").write_text(word_tokenizer(60))
+    (again / "chat_template.jinja").write_text(TEMPLATE)
+    host = ModelHost(None, compute)
+    await host.start()
+    model = host.find("words")
+    assert host.holds_conversations(model)
+    loaded = await host.load(model)
+    assert (loaded.bundle.name, loaded.words.name) == ("words", "zagain")
+    assert host.reader(model) is loaded.words
+    assert len(loaded.codebooks) == 2
+    assert loaded.tokenizer is not None
+    assert loaded.tokenizer.vocab_size == 60
+    await asyncio.to_thread(shutil.rmtree, again)
+    await host._rescan()
+    assert (loaded.words.name, loaded.tokenizer.vocab_size) == ("words", 64)
+    assert not host.holds_conversations(model)
+
+
+async def test_a_copy_that_reads_no_texts_after_all_does_not_matter(
+    folder: Path, compute: ComputeThread
+) -> None:
+    again = await asyncio.to_thread(write_bundle, folder / "again", GPT2, gpt2_tensors(GPT2))
+    (again / "tokenizer.json").write_text("{")
+    (again / "chat_template.jinja").write_text(TEMPLATE)
+    await asyncio.to_thread(fit_small, folder / "words")
+    host = ModelHost(None, compute)
+    await host.start()
+    loaded = await host.load(host.find("words"))
+    assert loaded.words.name == "words"
+    assert loaded.tokenizer is not None
+
+
 async def test_what_cannot_be_used_is_complained_about_once(
     folder: Path, compute: ComputeThread, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -194,10 +236,10 @@ async def test_two_at_once_load_a_model_once(
     original = loading
 
     def spied(
-        bundle: Bundle, precision: Wanted, known: Figures | None
+        bundle: Bundle, precision: Wanted, known: Figures | None, words: Bundle
     ) -> Parts[tuple[Loaded, Figures]]:
         loads.append(bundle.name)
-        return original(bundle, precision, known)
+        return original(bundle, precision, known, words)
 
     monkeypatch.setattr(module, "loading", spied)
     changes: list[None] = []
