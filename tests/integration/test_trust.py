@@ -243,7 +243,7 @@ async def test_a_board_joins_by_its_key(tmp_path: Path) -> None:
         assert await join_by_key(trust_of(b), key, at) is not None
         await until(linked(a, b))
         assert await join_by_key(trust_of(b), key, at) is None  # a restart: it has joined before
-        with pytest.raises(PairingError, match="no pairing window"):
+        with pytest.raises(PairingError, match="does not take this join key"):
             await pair_with(c, key, a)
 
 
@@ -401,6 +401,12 @@ async def test_dialling_a_stranger_says_what_to_do(
             async with astra_mesh.connect(f"127.0.0.1:{peer.port}"):
                 pass
         async with Peer(config(tmp_path / "c", peer)) as other:
+async def test_what_a_stranger_says_is_not_repeated(tmp_path: Path) -> None:
+    async with Peer(config(tmp_path / "a")) as peer:
+        data = msgspec.msgpack.encode(Closed("said\x1b[2J by a stranger"))
+        assert await answer_to(peer, pairing_tls(), len(data).to_bytes(4, "big") + data) == b""
+
+
             await asyncio.sleep(2.0)
             assert not other.others()
     named = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
