@@ -156,6 +156,24 @@ async def test_the_clock_of_another_device_shows(
         assert answered.ahead_s == pytest.approx(shift_s, abs=2.0)
 
 
+async def test_who_only_looks_whether_a_peer_answers_is_no_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    async with devices(tmp_path, 2) as (a, b):
+        await pair(a, b)
+        await until(linked(a, b))
+
+        async def places(_: Trust) -> AsyncIterator[list[tuple[str, int]]]:
+            yield [("127.0.0.1", a.port)]
+
+        monkeypatch.setattr(reach, "member_places", places)
+        caplog.clear()
+        assert (await reach.who_answers(trust_of(b))).answered
+        await until(lambda: "looked whether this peer answers" in caplog.text)
+    assert "without a goodbye" not in caplog.text
+
+
 async def test_programs_of_one_user_need_no_pairing(tmp_path: Path) -> None:
     async with Peer(config(tmp_path)) as a, Peer(config(tmp_path, a)) as b:
         await until(linked(a, b))
