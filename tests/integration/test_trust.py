@@ -21,7 +21,7 @@ from msgspec.structs import replace
 
 import astra_mesh
 from astra_mesh import limits
-from astra_mesh.client import Mesh, reach
+from astra_mesh.client import Mesh, checks, reach
 from astra_mesh.client.pairing_search import join_by_key
 from astra_mesh.client.reach import who_runs
 from astra_mesh.errors import NoPeerError, NotPairedError, PairingError
@@ -302,12 +302,20 @@ async def test_a_board_that_finds_nobody_is_told_which_option_names_an_address(
     assert "(--peer HOST:PORT)" in caplog.text
 
 
-async def test_a_guest_is_out_when_its_time_is_over(tmp_path: Path) -> None:
+async def test_a_guest_is_out_when_its_time_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with devices(tmp_path, 2) as (a, b):
         await pair(a, b, member_s=4)
         await until(linked(a, b))
+        assert not trust_of(b).book.ended
         await until(lambda: not a.others())
         assert trust_of(a).book.alone
+        monkeypatch.setenv("ASTRA_MESH_TRUST", str(trust_of(b).folder))
+        (told,) = await checks._members()
+        assert told.level is checks.Level.BAD
+        assert "this device was a guest until" in told.text
+        assert "astra-mesh pair CODE" in told.text
 
 
 # --- strangers ------------------------------------------------------------------------------------
@@ -393,6 +401,12 @@ async def test_a_knock_without_a_window(tmp_path: Path) -> None:
             assert isinstance(_message(said), Closed)
 
 
+async def test_what_a_stranger_says_is_not_repeated(tmp_path: Path) -> None:
+    async with Peer(config(tmp_path / "a")) as peer:
+        data = msgspec.msgpack.encode(Closed("said\x1b[2J by a stranger"))
+        assert await answer_to(peer, pairing_tls(), len(data).to_bytes(4, "big") + data) == b""
+
+
 async def test_hostile_knocks_at_an_open_window(tmp_path: Path) -> None:
     async with Peer(config(tmp_path / "a")) as peer:
         code = read_secret(new_code())
@@ -419,12 +433,6 @@ async def test_dialling_a_stranger_says_what_to_do(
             async with astra_mesh.connect(f"127.0.0.1:{peer.port}"):
                 pass
         async with Peer(config(tmp_path / "c", peer)) as other:
-async def test_what_a_stranger_says_is_not_repeated(tmp_path: Path) -> None:
-    async with Peer(config(tmp_path / "a")) as peer:
-        data = msgspec.msgpack.encode(Closed("said\x1b[2J by a stranger"))
-        assert await answer_to(peer, pairing_tls(), len(data).to_bytes(4, "big") + data) == b""
-
-
             await asyncio.sleep(2.0)
             assert not other.others()
     named = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
