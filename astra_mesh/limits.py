@@ -220,6 +220,10 @@ KNOWN_CERTIFICATES: Final = 64  # answers to "whose is it?"; each start of a pro
 # Before TLS is complete a connection costs a task and about 40 KB; floods get no further than this.
 HANDSHAKES: Final = 64  # TLS handshakes at once
 HANDSHAKES_PER_HOST: Final = 16  # of these from one address (a host's peers, clients and retries)
+# The answer to one takes 0.3 ms of TLS, and twice that with its connection: 50 are 3 % of a core.
+HANDSHAKES_PER_S: Final = 50  # that one host may begin for long; this machine's are not counted
+HANDSHAKES_BURST: Final = 100  # and at once
+RATED_HOSTS: Final = 1_024  # whose handshakes are counted: 200 KB
 HANDSHAKE_S: Final = 5.0  # TLS handshake: 0.1 s on a slow board, 2 s on a bad Wi-Fi
 UPGRADE_S: Final = 5.0  # from the end of the handshake to the upgrade to a WebSocket
 PAIR_CODE_S: Final = 120.0  # a pairing window

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from astra_mesh.peer import Peer
     from astra_mesh.web import ApiConfig
 
-_FILE: Final = "api-token"
 _BYTES: Final = 15  # 120 random bits: 20 characters
 
 
@@ -35,18 +34,22 @@ def kept_token(state: Path | None) -> str:
     """The token of this user's peers; made at its first use, readable by this user only."""
     import platformdirs
 
+    from astra_mesh.client.keys import TOKEN_FILE
+    from astra_mesh.mesh.files import make_folder
+    from astra_mesh.mesh.identity import protect
     from astra_mesh.web.config import check_token
 
     folder = state or Path(platformdirs.user_state_path("astra-mesh"))
-    path = folder / _FILE
+    path = folder / TOKEN_FILE
     try:
         if path.exists():
+            protect(path)
             token = path.read_text("ascii", errors="replace").strip()
             check_token(token)
             return token
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         token = secrets.token_urlsafe(_BYTES)
-        beside = folder / f".{_FILE}.{os.getpid()}"
+        beside = folder / f".{TOKEN_FILE}.{os.getpid()}"
         with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(token + "\n")
         beside.replace(path)

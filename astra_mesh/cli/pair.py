@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -192,7 +193,7 @@ async def _show_code(trust: Trust, member_s: int, as_json: bool) -> None:
     invitations = Invitations(trust.folder)
     code = new_code()
     async with AsyncExitStack() as stack:
-        stack.enter_context(_ended_by_sigterm())
+        stack.enter_context(_ended_by_signals())
         post = await pairing_post(stack, trust)
         own = await asyncio.to_thread(invitations.open_window, read_secret(code), member_s)
         try:
@@ -203,19 +204,24 @@ async def _show_code(trust: Trust, member_s: int, as_json: bool) -> None:
 
 
 @contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM ends the current task as Ctrl-C does: its window is closed."""
+def _ended_by_signals() -> Iterator[None]:
+    """SIGTERM, and SIGHUP (the terminal was closed), end the current task as Ctrl-C does: its
+    window is closed. What was started to outlive its terminal (``nohup``) does.
+    """
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
-    try:
-        loop.add_signal_handler(signal.SIGTERM, task.cancel)
-    except NotImplementedError:  # loops of Windows
+    if sys.platform == "win32":  # its loops know no signals
         yield
         return
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    taken = [one for one in numbers if signal.getsignal(one) is not signal.SIG_IGN]
+    for one in taken:
+        loop.add_signal_handler(one, task.cancel)
     try:
         yield
     finally:
-        loop.remove_signal_handler(signal.SIGTERM)
+        for one in taken:
+            loop.remove_signal_handler(one)
 
 
 def _print_code(code: str, post: Post, as_json: bool) -> None:

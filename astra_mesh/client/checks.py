@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import enum
 import importlib.metadata
+import logging
 import os
 import platform
 import secrets
 import statistics
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
@@ -24,6 +25,7 @@ from astra_mesh.client.clocks import compare
 from astra_mesh.client.keys import mend_modes
 from astra_mesh.client.reach import who_answers
 from astra_mesh.errors import AstraMeshError, PortInUseError
+from astra_mesh.mesh import discovery
 from astra_mesh.mesh.connect import Address, forgotten, show_address
 from astra_mesh.mesh.discovery import Discovery
 from astra_mesh.mesh.identity import DEVICE_FILE_NAME
@@ -75,13 +77,25 @@ class Finding:
 async def examine(tell: Callable[[Finding], None]) -> list[Finding]:
     """All checks, one after the other; ``tell`` hears of each at once."""
     found: list[Finding] = []
-    for check in (_versions, _clock, _interfaces, _multicast, _port, _firewall):
-        found += await _guarded(check, tell)
-    found += await _guarded(_keys, tell)
-    found += await _guarded(_numbers, tell)
-    found += await _guarded(_memory, tell)
-    found += await _guarded(_members, tell)
+    with _quiet(discovery.log):
+        for check in (_versions, _clock, _interfaces, _multicast, _port, _firewall):
+            found += await _guarded(check, tell)
+        found += await _guarded(_keys, tell)
+        found += await _guarded(_numbers, tell)
+        found += await _guarded(_memory, tell)
+        found += await _guarded(_members, tell)
     return found
+
+
+@contextmanager
+def _quiet(log: logging.Logger) -> Iterator[None]:
+    """Without warnings: the findings say the same, once."""
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 async def _guarded(
@@ -346,6 +360,8 @@ async def _members() -> list[Finding]:
     """
     trust = await asyncio.to_thread(Trust.open)
     others = {key: entry.name for key, entry in trust.members().items() if key != trust.device.id}
+    if others and trust.book.ended:
+        return [_bad("devices", over(trust.book.ended))]
     if not others:
         return [_note("devices", "this device is paired with no other: astra-mesh pair")]
     reach = await who_answers(trust)
@@ -358,15 +374,30 @@ async def _members() -> list[Finding]:
         elif device in reach.ended:
             found.append(_bad("devices", forgotten(shown)))
         else:
-            text = (
-                f"{shown} does not answer: is `astra-mesh peer` running there, in this network? "
-                "Where multicast is dropped, pair by address once: astra-mesh pair CODE --at "
-                "HOST:PORT"
-            )
-            found.append(_bad("devices", text))
+            found.append(_bad("devices", f"{shown} does not answer: {why_silent(outside())}"))
     names = Names({str(device): name for device, name in others.items()})
     ahead = {names(key): one.ahead_s for key, one in there.items() if key in others}
     return [*found, clocks(ahead)]
+
+
+def why_silent(found: Mapping[str, Outside]) -> str:
+    """What to look at where a device does not answer."""
+    if not any(one.connected for one in found.values()):
+        return "this machine is in no network"  # what to do stands at the interfaces
+    return (
+        "is `astra-mesh peer` running there, in this network? Where multicast is dropped, pair by "
+        "address once: astra-mesh pair CODE --at HOST:PORT"
+    )
+
+
+def over(until: int) -> str:
+    """What to say where this device's time as a guest is over: no other answers it."""
+    moment = time.strftime("%Y-%m-%d %H:%M", time.localtime(until))
+    return (
+        f"this device was a guest until {moment} (by its own clock), so the others let it in no "
+        "more. To come back: `astra-mesh pair` on one of them, and here `astra-mesh pair CODE` "
+        "with the code that it shows"
+    )
 
 
 def clocks(ahead: Mapping[str, float | None]) -> Finding:

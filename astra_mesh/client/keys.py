@@ -12,6 +12,7 @@ import platformdirs
 from astra_mesh.mesh.identity import DEVICE_FILE_NAME, FILE_NAME
 from astra_mesh.mesh.trust import trust_folder
 
+TOKEN_FILE: Final = "api-token"  # of peers with `--lan`, in the state folder
 _OTHERS: Final = 0o077
 _OTHERS_WRITE: Final = 0o022
 
@@ -46,3 +47,4 @@ def _private() -> Iterator[tuple[Path, int, int, str]]:
         yield folder, _OTHERS_WRITE, 0o700, "others could put keys of their own there"
     for file in (trust_folder() / DEVICE_FILE_NAME, *(slot / FILE_NAME for slot in slots)):
         yield file, _OTHERS, 0o600, "others could read it"
+    yield state / TOKEN_FILE, _OTHERS, 0o600, "others could read the token of the API"

@@ -13,13 +13,18 @@ from typing import Any, Final
 import platformdirs
 
 from astra_mesh.client.checks import PACKAGES
+from astra_mesh.errors import InputError
+from astra_mesh.mesh.codes import read_secret
 from astra_mesh.naming import SHORT_ID
 
 _IPV4: Final = re.compile(r"\b\d{1,3}(?:\.\d{1,3}){3}\b")
 _IPV6: Final = re.compile(r"(?<![\w:])(?:[0-9a-f]{0,4}:){2,7}[0-9a-f]{0,4}(?:%\w+)?(?![\w:])", re.I)
+_TIME: Final = re.compile(r"(?:[01]?\d|2[0-3]):[0-5]\d(?::[0-5]\d)?:?")  # else an _IPV6
 # Also what people see of one; only digits are a number, though one id of 43 begins so.
 _ID: Final = re.compile(r"\b(?:[0-9a-f]{16,}|(?=\d*[a-f])[0-9a-f]{8})\b")
 _KEY: Final = re.compile(r"-----BEGIN [A-Z ]+-----.*?-----END [A-Z ]+-----|\bamk-[a-z2-7]+", re.S)
+_TOKEN: Final = re.compile(r"(token=|\bbearer +|--api-token +)[^\s&\"'<>]+", re.I)
+_CODE: Final = re.compile(r"\b[0-9a-z]{4}-[0-9a-z]{4}\b|(?<=code=)[\w-]+", re.I)
 # user:password@host, with what stands between :// and the last @ of an address
 _LOGIN: Final = re.compile(
     r"(?:(?<=://)[^\s\"'<>]+|[^\s\"'<>()\[\]/]+)@(?:\[[0-9a-f:.]+(?:%\w+)?\]|[\w.-]+)", re.I
@@ -58,7 +63,8 @@ class Redactor:
 
     def text(self, text: str) -> str:
         """A text without them."""
-        text = _KEY.sub("[key]", text)
+        text = _TOKEN.sub(r"\1[token]", _KEY.sub("[key]", text))
+        text = _CODE.sub(_hide_code, text)
         text = _LOGIN.sub(lambda match: self._as("login", match[0]), text)
         text = _WINDOWS_PATH.sub(self._path, text)
         text = _PATH.sub(self._path, text)
@@ -67,7 +73,7 @@ class Redactor:
         text = _HOST.sub(self._host, text)
         text = _ID.sub(lambda match: self._as("id", match[0][:SHORT_ID]), text)
         text = _IPV4.sub(lambda match: self._as("address", match[0]), text)
-        return _IPV6.sub(lambda match: self._as("address", match[0]), text)
+        return _IPV6.sub(self._ipv6, text)
 
     def value(self, value: Any) -> Any:
         """The same for all texts in a value of JSON."""
@@ -78,6 +84,9 @@ class Redactor:
         if isinstance(value, list | tuple):
             return [self.value(one) for one in value]
         return value
+
+    def _ipv6(self, match: re.Match[str]) -> str:
+        return match[0] if _TIME.fullmatch(match[0]) else self._as("address", match[0])
 
     def _path(self, match: re.Match[str]) -> str:
         for folder, shown in self._folders:
@@ -106,6 +115,15 @@ def _own_folders() -> list[tuple[str, str]]:
         found[str(path)] = f"[{kind}]"
     del found[sysconfig.get_path("data")]  # /usr, or the folder of the environment
     return sorted(found.items(), key=lambda one: len(one[0]), reverse=True)
+
+
+def _hide_code(match: re.Match[str]) -> str:
+    """A pairing code goes, and what only looks like one (its check digit is wrong) stays."""
+    try:
+        read_secret(match[0])
+    except InputError:
+        return match[0]
+    return "[code]"
 
 
 def _user() -> str:

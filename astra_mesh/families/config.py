@@ -25,18 +25,19 @@ class Config:
         value = self._first(names, default)
         if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= SIZE_LIMIT:
             raise BadBundleError(
-                f"config.json: {names[0]} must be a positive whole number, it is {value!r}"
+                f"config.json: {names[0]} must be a positive whole number of at most "
+                f"{SIZE_LIMIT}, it is {value!r}"
             )
         return value
 
     def blocks(self, *names: str) -> int:
         """The number of blocks, within :data:`astra_mesh.limits.BLOCKS`."""
-        count = self.size(*names)
-        if count > BLOCKS:
+        count = self._first(names, None)
+        if isinstance(count, int) and count > BLOCKS:
             raise UnsupportedModelError(
                 f"config.json: {count} blocks; at most {BLOCKS} are allowed"
             )
-        return count
+        return self.size(*names)
 
     def number(self, *names: str, default: float | None = None) -> float:
         """A finite number."""

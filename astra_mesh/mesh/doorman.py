@@ -3,6 +3,7 @@
 Nobody else is told anything. What is not yet a link is bounded in number, for each host and in all,
 and in time: before TLS, before the upgrade to a WebSocket, and in a pairing. Where there is no room
 the oldest of the host that takes most of it has to go, so that floods hurt their own host first.
+And a host begins only so many handshakes a second: each costs this peer more than that host.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from astra_mesh import limits
+from astra_mesh.mesh.interfaces import is_loopback
 from astra_mesh.mesh.listening import close_all, port_of
+from astra_mesh.mesh.rate import Rate
 from astra_mesh.mesh.room import Room
 from astra_mesh.mesh.trust import Known
 
@@ -61,6 +64,7 @@ class Doorman:
         self._sockets: Sequence[socket.socket] = ()
         self._tasks: set[asyncio.Task[None]] = set()
         self._greeting = _room(limits.HANDSHAKES, limits.HANDSHAKES_PER_HOST)
+        self._rate = Rate(limits.HANDSHAKES_PER_S, limits.HANDSHAKES_BURST)
         self._pairing = _room(limits.PAIR_CONNECTIONS, limits.PAIR_CONNECTIONS)
         self._late: dict[asyncio.BaseTransport, asyncio.TimerHandle] = {}
 
@@ -120,17 +124,20 @@ class Doorman:
                 continue
             host = str(address[0]) if isinstance(address, tuple) else ""
             taken = _Taken(connection)
-            task = self._start(self._greet(taken), taken.close)
+            task = self._start(self._greet(taken, host), taken.close)
             task.add_done_callback(self._greeting.leave)
             self._greeting.enter(task, host)
 
-    async def _greet(self, taken: _Taken) -> None:
+    async def _greet(self, taken: _Taken, host: str) -> None:
         """TLS; what follows it begins in :meth:`_enter`."""
         loop = asyncio.get_running_loop()
         end = loop.time() + self._waits.handshake_s
         try:
             async with asyncio.timeout_at(end):
                 await taken.first_byte()
+            if not is_loopback(host) and not self._rate.take(host, loop.time()):
+                log.debug("%s begins too many handshakes", host)
+                return
             await loop.connect_accepted_socket(
                 lambda: _Usher(self._enter),
                 taken.hand_over(),

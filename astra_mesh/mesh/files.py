@@ -15,9 +15,19 @@ if sys.platform != "win32":
     import fcntl
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder into which only this user may look, and what is missing above it alike (the
+    ``mode`` of ``mkdir`` is that of the last only). What is there stays as it is.
+    """
+    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    for one in reversed(missing):
+        one.mkdir(mode=0o700, exist_ok=True)
+    folder.mkdir(exist_ok=True)  # raises if it is something else
+
+
 def write_new(path: Path, data: bytes) -> None:
     """Write a private file as a whole or not at all; who comes second keeps that of the first."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_folder(path.parent)
     temporary = _temporary(path, data)
     try:
         os.link(temporary, path)

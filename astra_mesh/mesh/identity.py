@@ -296,7 +296,7 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 def _read(path: Path) -> bytes:
-    _protect(path)
+    protect(path)
     with path.open("rb") as file:
         return file.read(_FILE_BYTES + 1)
 
@@ -317,7 +317,8 @@ def _parse(path: Path, data: bytes) -> tuple[ec.EllipticCurvePrivateKey, x509.Ce
     return key, certificate
 
 
-def _protect(path: Path) -> None:
+def protect(path: Path) -> None:
+    """Close a file to other users, with a warning if it was not."""
     if os.name == "posix" and path.stat().st_mode & 0o077:
         log.warning("%s could be read by other users; its mode is now 0600", path)
         path.chmod(0o600)

@@ -19,6 +19,7 @@ from astra_mesh import limits
 from astra_mesh.errors import IdentityError, PairingError
 from astra_mesh.mesh.codes import Secret
 from astra_mesh.mesh.files import replace_file
+from astra_mesh.mesh.programs import Program
 from astra_mesh.wire.messages import DeviceId
 
 if sys.platform != "win32":
@@ -43,11 +44,19 @@ class Invitation(msgspec.Struct):
     refused: str = ""  # why a window is over though nobody came: a sentence for who opened it
     judging: int = 0  # how many tries are not known to be wrong or right yet
     coming: float = 0.0  # a device is coming in by it: kept until then, though its time be over
+    opener: Program | None = None  # which shows the code of a window: it is over with that
 
     @property
     def guessed_out(self) -> bool:
         """Whether all tries were wrong. The last one may be right while it is being judged."""
         return self.tries < 1 and self.judging < 1
+
+    def is_kept(self, now: float) -> bool:
+        """Whether it is open, or somebody still has to learn how it ended."""
+        if self.coming > now:
+            return True
+        unseen = self.opener is not None and not self.guessed_out and self.opener.is_gone
+        return self.until > now and not unseen
 
 
 class Invitations:
@@ -57,10 +66,13 @@ class Invitations:
         self._folder, self._clock = folder, clock
 
     def open_window(self, secret: Secret, member_s: int = 0) -> Invitation:
-        """Take one device in by a code, from now on; an older window is closed by it."""
+        """Take one device in by a code, from now on and while this program runs; an older window
+        is closed by it.
+        """
         until = self._clock() + limits.PAIR_CODE_S
         with self._all() as found:
             opened = Invitation(b"", secret.password, until, 1, limits.PAIR_TRIES, member_s)
+            opened.opener = Program.own()
             found[b""] = opened
         return opened
 
@@ -185,7 +197,7 @@ class Invitations:
                     {
                         one.id: one
                         for one in msgspec.msgpack.decode(before, type=_Many)
-                        if max(one.until, one.coming) > now
+                        if one.is_kept(now)
                     }
                     if before
                     else {}

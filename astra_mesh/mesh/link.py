@@ -66,6 +66,7 @@ class Link:
         self._told_bps = 0.0
         self._probes: dict[int, asyncio.Future[float]] = {}
         self._fault: Exception | None = None  # of on_message
+        self.looked_only = False  # who dialled closed before its hello, as `doctor` does
         self._started = False
         self._wake = asyncio.Event()  # the writer has something to look at
         self._tock = asyncio.Event()  # the state changed: look at the clock anew
@@ -302,6 +303,7 @@ class Link:
             elif message.type is WSMsgType.ERROR:
                 self.session.lost(f"what it sent is no valid frame: {message.data}")
             elif message.type in (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED):
+                self.looked_only = self.peer is None and not self.dialled
                 self.session.lost("the connection was closed without a goodbye")
             else:
                 text = "a frame that is not binary"

@@ -170,7 +170,7 @@ def parse(data: bytes, kind: type[T]) -> T:
     except (msgspec.MsgspecError, ValueError, RecursionError) as exc:
         raise ProtocolError("a pairing message that is malformed") from exc
     if isinstance(message, Closed):
-        raise Denied(message.why)
+        raise Denied(message.why, heard=True)
     if not isinstance(message, kind):
         raise ProtocolError(f"{type(message).__name__} instead of {kind.__name__}")
     return message
@@ -178,6 +178,11 @@ def parse(data: bytes, kind: type[T]) -> T:
 
 _DENIALS: Final = {
     "window": "no pairing window is open there: run `astra-mesh pair` on that device first",
+    "key": (
+        "that device does not take this join key: it was used as often as it may be, its time is "
+        "over, it was closed, or another device made it. Run `astra-mesh pair --join-key` on the "
+        "other device for a new one"
+    ),
     "same-device": "both ends are the same device and user; they need no pairing",
     "wrong": (
         "the code is wrong: that device shows another one. Look at it again; three wrong ones "
@@ -198,11 +203,17 @@ _DENIALS: Final = {
 class Denied(PairingError):
     """The host said no; ``why`` is its word for the reason, ``by`` its certificate if it showed one
     before. What is no known word is marked as said by whoever answered: it may be a stranger.
+
+    Args:
+        why: The word, or a sentence.
+        heard: Whether the other side said it, not this one.
+        key: Whether it is about a join key, of which no window is said.
     """
 
-    def __init__(self, why: str) -> None:
-        super().__init__(_DENIALS.get(why) or f"the other device says: {sanitise(why)!a}")
-        self.why, self.by = why, b""
+    def __init__(self, why: str, heard: bool = False, key: bool = False) -> None:
+        meant = "key" if key and why == "window" else why
+        super().__init__(_DENIALS.get(meant) or f"the other device says: {sanitise(why)!a}")
+        self.why, self.heard, self.by = why, heard, b""
 
 
 def pack_roster(roster: Roster) -> bytes:

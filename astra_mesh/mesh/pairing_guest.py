@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass
+from typing import Final
 
 from astra_mesh import limits
 from astra_mesh.errors import MeshError, PairingError, ProtocolError
@@ -31,13 +32,15 @@ from astra_mesh.mesh.pairing import (
     send,
     unpack_roster,
 )
-from astra_mesh.mesh.pairing_host import NewMember, join, keep, own_name, sign_in
+from astra_mesh.mesh.pairing_host import LATE, NewMember, join, keep, own_name, sign_in
 from astra_mesh.mesh.trust import Trust, pairing_tls
 from astra_mesh.naming import Names
 from astra_mesh.wire.codec import sanitise
 from astra_mesh.wire.messages import DeviceId
 
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+_PROVEN: Final = {"two-meshes", "limit", LATE}  # what only who knows the code is told
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,8 @@ def most_telling(errors: Sequence[MeshError]) -> MeshError:
     def rank(error: MeshError) -> int:
         if not isinstance(error, Denied):
             return 1
+        if error.why in _PROVEN and error.by:
+            return 4
         return {"same-device": 0, "window": 2}.get(error.why, 3)
 
     return max(errors, key=rank)
@@ -192,7 +197,7 @@ class Attempts:
             if any(_issued(device, leaf) for device in self._wrong):
                 raise Denied("wrong")
             if leaf in self._denied:
-                raise Denied(self._denied[leaf])
+                raise Denied(self._denied[leaf], key=bool(secret.id))
             try:
                 with _naming(address, limits.PAIR_EXCHANGE_S):
                     async with asyncio.timeout(limits.PAIR_EXCHANGE_S):
@@ -202,6 +207,8 @@ class Attempts:
                 # Of its own peers only: else anybody could say so in the name of another device.
                 if error.why == "wrong" and error.by and _issued(error.by, leaf):
                     self._wrong.append(error.by)
+                if secret.id and error.why == "window":
+                    raise Denied("window", key=True) from None
                 raise
 
 
@@ -279,7 +286,9 @@ async def _pair(
         )
     name = sanitise(reply.name, limits.NAME_CHARS) or "device"
     if proof.roster and not trust.book.alone and proof.mesh != trust.book.mesh:
-        raise Denied("two-meshes")
+        denied = Denied("two-meshes")
+        denied.by = reply.certificate
+        raise denied
     if proof.roster:
         await join(trust, unpack_roster(proof.roster), reader, writer)
     else:

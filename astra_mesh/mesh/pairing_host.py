@@ -51,7 +51,7 @@ _LAST: Final = (
     "the code is wrong, and the third wrong one, so the window is closed: run `astra-mesh pair` "
     "again on the device that showed the code"
 )
-_LATE: Final = (
+LATE: Final = (
     "the time of the code was over before the devices were paired: run `astra-mesh pair` again on "
     "the device that showed it"
 )
@@ -80,6 +80,8 @@ class PairingHost:
         try:
             await self._answer(reader, writer)
         except Denied as error:
+            if error.heard:  # guests say no such thing; and what strangers say is not repeated
+                raise EOFError("the guest ended the pairing") from None
             await send(writer, Closed(error.why))
         except MeshError as error:
             log.info("a pairing failed: %s", error.message)
@@ -147,7 +149,7 @@ class PairingHost:
             raise Denied("limit")
         name = sanitise(knock.name, limits.NAME_CHARS) or "device"
         if not await asyncio.to_thread(self._invitations.enter, invitation):
-            raise Denied(_LATE if self._invitations.is_over(invitation) else "window")
+            raise Denied(LATE if self._invitations.is_over(invitation) else "window")
         new = NewMember(knock.certificate, name, _until(invitation))
         try:
             if joins:

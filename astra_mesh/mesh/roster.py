@@ -122,6 +122,12 @@ class RosterBook:
         """Whether no other device is a member."""
         return len(self.members()) == 1
 
+    @property
+    def ended(self) -> int:
+        """When this device's time as a guest was over, seconds since 1970; 0: it goes on."""
+        own = self._entries[self._device.id]
+        return own.until if self._over(own) else 0
+
     def find(self, text: str) -> list[tuple[DeviceId, RosterEntry]]:
         """Other members with this name, or an id that begins so."""
         own = self._device.id

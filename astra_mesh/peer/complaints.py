@@ -18,7 +18,12 @@ class Complaints:
         self._made: set[str] = set()
 
     def never_opened(self, link: Link, error: MeshError | None, *, dialled: bool) -> None:
-        """A link without a hello. Those that come in have another port each time."""
+        """A link without a hello. Those that come in have another port each time; who only looks
+        whether this peer answers (``doctor``, ``pair --list``) is no trouble.
+        """
+        if link.looked_only:
+            log.debug("%s looked whether this peer answers", link.address)
+            return
         why = error.message if error is not None else "it left without a hello"
         place = link.address if dialled else link.address.rpartition(":")[0] or link.address
         self.make(f"{place}: {why}")

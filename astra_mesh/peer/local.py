@@ -17,6 +17,7 @@ import platformdirs
 from astra_mesh import limits
 from astra_mesh.errors import PortInUseError
 from astra_mesh.mesh.connect import Address
+from astra_mesh.mesh.files import make_folder
 from astra_mesh.peer.places import own_address
 from astra_mesh.wire.messages import PeerId
 
@@ -54,8 +55,7 @@ def _path(peer: LocalPeer) -> Path:
 def write_record(peer: LocalPeer) -> Path:
     """Leave a record, which only this user can read; :func:`remove_record` when the peer stops."""
     path = _path(peer)
-    path.parent.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path.parent.mkdir(exist_ok=True, mode=0o700)
+    make_folder(path.parent)
     temporary = path.with_suffix(f".{secrets.token_hex(4)}")
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:

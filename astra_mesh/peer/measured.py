@@ -26,7 +26,7 @@ import torch
 from astra_mesh import limits
 from astra_mesh._version import __version__
 from astra_mesh.families.precision import PRECISIONS
-from astra_mesh.mesh.files import replace_file
+from astra_mesh.mesh.files import make_folder, replace_file
 from astra_mesh.peer.code_times import CodeTimes
 from astra_mesh.peer.config import Wanted
 from astra_mesh.quant.codebook import Codebook
@@ -129,7 +129,7 @@ class Measured:
         if self._folder is None:
             return
         try:
-            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_folder(self._folder)
             replace_file(self._path(about), msgspec.json.encode(_File(about, figures)))
             self._drop_old()
         except OSError as error:
@@ -182,7 +182,7 @@ class Measured:
             return None
         lock = None
         try:
-            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_folder(self._folder)
             lock = self._path(about).with_suffix(_LOCK).open("wb")
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:  # also a file system without locks

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO, Final
 
 from astra_mesh.errors import IdentityError
+from astra_mesh.mesh.files import make_folder
 
 if sys.platform != "win32":
     import fcntl
@@ -40,7 +41,7 @@ def claim(base: Path) -> Slot:
     for number in range(1, SLOTS + 1):
         folder = base if number == 1 else base / f"peer-{number}"
         try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_folder(folder)
             lock = (folder / _LOCK).open("wb")
         except OSError as error:
             raise IdentityError(

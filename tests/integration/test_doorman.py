@@ -7,9 +7,11 @@ import gc
 import socket
 import ssl
 import warnings
+from contextlib import suppress
 
 import pytest
 
+from astra_mesh import limits
 from astra_mesh.mesh.doorman import Doorman
 
 LOOPS = ("asyncio", "uvloop")
@@ -52,3 +54,32 @@ def test_a_connection_that_comes_as_it_closes_is_closed_too(loop: str, turns: in
         one.run(main())
         gc.collect()
     assert [str(warning.message) for warning in said] == []
+
+
+@pytest.mark.parametrize(("own", "begun"), [(False, 3), (True, 6)])
+async def test_a_host_begins_no_more_handshakes_than_it_may(
+    monkeypatch: pytest.MonkeyPatch, own: bool, begun: int
+) -> None:
+    monkeypatch.setattr(limits, "HANDSHAKES_BURST", 3)
+    monkeypatch.setattr(limits, "HANDSHAKES_PER_S", 0)
+    monkeypatch.setattr("astra_mesh.mesh.doorman.is_loopback", lambda _: own)
+    contexts: list[ssl.SSLContext] = []
+
+    def tls() -> ssl.SSLContext:
+        contexts.append(ssl.create_default_context(ssl.Purpose.CLIENT_AUTH))
+        return contexts[-1]
+
+    doorman = Doorman(tls, lambda _: None, asyncio.Protocol, nobody)
+    doorman.open([listener()])
+    try:
+        for _ in range(6):
+            reader, writer = await asyncio.open_connection("127.0.0.1", doorman.port)
+            writer.write(b"no TLS")
+            with suppress(OSError):
+                await reader.read()  # until it is ended
+            writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
+    finally:
+        await doorman.close()
+    assert len(contexts) == begun

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -158,12 +159,29 @@ def test_a_newer_window_ends_the_older_and_outlives_it(tmp_path: Path) -> None:
         assert "paired" in ended(newer, 0)
 
 
-def test_sigterm_closes_the_window(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGTERM, 130), (signal.SIGHUP, 130), (signal.SIGKILL, -signal.SIGKILL)],
+)
+def test_a_signal_closes_the_window(tmp_path: Path, number: signal.Signals, status: int) -> None:
     with shown_code(tmp_path) as (_, process):
         assert Invitations(tmp_path).window() is not None
-        process.terminate()
-        ended(process, 130)
+        process.send_signal(number)
+        ended(process, status)
     assert Invitations(tmp_path).window() is None
+
+
+def test_a_window_outlives_its_terminal_where_that_was_asked_for(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with shown_code(tmp_path) as (_, process):
+            signal.signal(signal.SIGHUP, before)
+            process.send_signal(signal.SIGHUP)
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(2.0)
+            assert Invitations(tmp_path).window() is not None
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_window_that_was_closed_says_so(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from astra_mesh.mesh.trust import Trust
 from astra_mesh.peer import Peer
 from tests.integration.between import silent
 from tests.integration.test_pairing_faults import open_window
-from tests.integration.test_trust import config, devices, pair_with, trust_of
+from tests.integration.test_trust import config, devices, pair, pair_with, trust_of
 from tests.timings import patient
 
 NOBODY: Address = ("127.0.0.1", 9)
@@ -148,6 +148,21 @@ async def test_the_other_window_of_two_is_found(
         assert (await window_of(a)).tries >= limits.PAIR_TRIES - 1
         with pytest.raises(PairingError, match="no pairing window"):
             await pair_with(c, code, b)
+
+
+async def test_a_right_code_is_not_called_wrong_because_another_window_is_open(
+    tmp_path: Path, announced: list[list[Address]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "PAIR_DIALS", 1)
+    async with devices(tmp_path, 4) as (a, b, c, d):
+        await open_window(a)
+        code = read_secret(new_code())
+        announced += [[at(a)], [at(b)]]
+        await pair(c, d)
+        invitations = Invitations(trust_of(b).folder)
+        await asyncio.to_thread(invitations.open_window, code, 600)
+        with pytest.raises(PairingError, match="lets in for a limited time only"):
+            await pair_within(c, code.text, SILENCE_S)
 
 
 async def test_nobody_says_wrong_in_the_name_of_another_device(

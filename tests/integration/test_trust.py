@@ -21,7 +21,7 @@ from msgspec.structs import replace
 
 import astra_mesh
 from astra_mesh import limits
-from astra_mesh.client import Mesh, reach
+from astra_mesh.client import Mesh, checks, reach
 from astra_mesh.client.pairing_search import join_by_key
 from astra_mesh.client.reach import who_runs
 from astra_mesh.errors import NoPeerError, NotPairedError, PairingError
@@ -156,6 +156,24 @@ async def test_the_clock_of_another_device_shows(
         assert answered.ahead_s == pytest.approx(shift_s, abs=2.0)
 
 
+async def test_who_only_looks_whether_a_peer_answers_is_no_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    async with devices(tmp_path, 2) as (a, b):
+        await pair(a, b)
+        await until(linked(a, b))
+
+        async def places(_: Trust) -> AsyncIterator[list[tuple[str, int]]]:
+            yield [("127.0.0.1", a.port)]
+
+        monkeypatch.setattr(reach, "member_places", places)
+        caplog.clear()
+        assert (await reach.who_answers(trust_of(b))).answered
+        await until(lambda: "looked whether this peer answers" in caplog.text)
+    assert "without a goodbye" not in caplog.text
+
+
 async def test_programs_of_one_user_need_no_pairing(tmp_path: Path) -> None:
     async with Peer(config(tmp_path)) as a, Peer(config(tmp_path, a)) as b:
         await until(linked(a, b))
@@ -243,7 +261,7 @@ async def test_a_board_joins_by_its_key(tmp_path: Path) -> None:
         assert await join_by_key(trust_of(b), key, at) is not None
         await until(linked(a, b))
         assert await join_by_key(trust_of(b), key, at) is None  # a restart: it has joined before
-        with pytest.raises(PairingError, match="no pairing window"):
+        with pytest.raises(PairingError, match="does not take this join key"):
             await pair_with(c, key, a)
 
 
@@ -284,12 +302,20 @@ async def test_a_board_that_finds_nobody_is_told_which_option_names_an_address(
     assert "(--peer HOST:PORT)" in caplog.text
 
 
-async def test_a_guest_is_out_when_its_time_is_over(tmp_path: Path) -> None:
+async def test_a_guest_is_out_when_its_time_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with devices(tmp_path, 2) as (a, b):
         await pair(a, b, member_s=4)
         await until(linked(a, b))
+        assert not trust_of(b).book.ended
         await until(lambda: not a.others())
         assert trust_of(a).book.alone
+        monkeypatch.setenv("ASTRA_MESH_TRUST", str(trust_of(b).folder))
+        (told,) = await checks._members()
+        assert told.level is checks.Level.BAD
+        assert "this device was a guest until" in told.text
+        assert "astra-mesh pair CODE" in told.text
 
 
 # --- strangers ------------------------------------------------------------------------------------
@@ -373,6 +399,12 @@ async def test_a_knock_without_a_window(tmp_path: Path) -> None:
             data = msgspec.msgpack.encode(knock)
             said = await answer_to(peer, pairing_tls(), len(data).to_bytes(4, "big") + data)
             assert isinstance(_message(said), Closed)
+
+
+async def test_what_a_stranger_says_is_not_repeated(tmp_path: Path) -> None:
+    async with Peer(config(tmp_path / "a")) as peer:
+        data = msgspec.msgpack.encode(Closed("said\x1b[2J by a stranger"))
+        assert await answer_to(peer, pairing_tls(), len(data).to_bytes(4, "big") + data) == b""
 
 
 async def test_hostile_knocks_at_an_open_window(tmp_path: Path) -> None:

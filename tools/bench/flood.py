@@ -1,7 +1,8 @@
 """What a flood of connections does to requests that run: ``python -m tools.bench.flood``.
 
 Two peers on this machine answer one request after the other, in turns: quiet; while another process
-opens 1,000 connections that say nothing, again and again; while it holds 200 that send one byte a
+opens 1,000 connections that say nothing, again and again, or 1,000 that begin TLS and go (the same
+first message each time, which costs the attacker nothing); while it holds 200 that send one byte a
 second, half of them before TLS and half before the upgrade to a WebSocket. The figure is the median
 time of a request in each turn.
 """
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Final
 
 from astra_mesh.client import Mesh
-from astra_mesh.mesh.trust import Trust
+from astra_mesh.mesh.trust import Trust, pairing_tls
 from astra_mesh.peer import Peer, PeerConfig
 
 FLOOD: Final = 1_000
@@ -53,6 +54,26 @@ async def flood(port: int) -> None:
             one[1].transport.abort()
 
 
+def client_hello() -> bytes:
+    """The first message of a TLS handshake."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = pairing_tls().wrap_bio(incoming, outgoing, server_hostname="astra-mesh")
+    with suppress(ssl.SSLWantReadError):
+        tls.do_handshake()
+    return outgoing.read()
+
+
+async def greet(port: int) -> None:
+    """Open connections that begin a handshake and end, begin again."""
+    hello = client_hello()
+    while True:
+        for _ in range(FLOOD):
+            if (opened := await _open(port, None)) is not None:
+                opened[1].write(hello)
+                opened[1].close()
+        await asyncio.sleep(PAUSE_S)
+
+
 async def drip(port: int, context: ssl.SSLContext | None) -> None:
     """One byte a second, and a new connection whenever it is cut off."""
     while True:
@@ -70,6 +91,8 @@ async def attack(kind: str, port: int, trust: Path) -> None:
     os.nice(15)
     if kind == "flood":
         await flood(port)
+    if kind == "hello":
+        await greet(port)
     known = Trust.open(trust)
     tls = known.tls(known.device.issue()).client
     async with asyncio.TaskGroup() as group:
@@ -99,7 +122,7 @@ async def attacked(kind: str, port: int, trust: Path) -> AsyncIterator[None]:
 
 async def measure(rounds: int, requests: int) -> dict[str, float]:
     """Median seconds of a request under each kind of attack."""
-    times: dict[str, list[float]] = {"quiet": [], "flood": [], "slow": []}
+    times: dict[str, list[float]] = {"quiet": [], "flood": [], "hello": [], "slow": []}
     async with AsyncExitStack() as stack:
         trust = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         peers: list[Peer] = []

@@ -8,7 +8,9 @@ import time
 
 import pytest
 
+from astra_mesh.client import checks
 from astra_mesh.client.checks import (
+    Finding,
     Level,
     _clock,
     about,
@@ -17,8 +19,10 @@ from astra_mesh.client.checks import (
     networks,
     searching,
     speed_beside,
+    why_silent,
 )
 from astra_mesh.client.clocks import _ahead_s
+from astra_mesh.mesh import discovery
 from astra_mesh.mesh.interfaces import Outside
 from astra_mesh.peer.local import LocalPeer
 from astra_mesh.wire.messages import PeerId
@@ -106,6 +110,32 @@ def test_an_address_without_a_connection_is_no_network(
     said = networks(found)
     assert said.level is level
     assert said.text == text
+
+
+def test_a_silent_device_is_not_blamed_where_the_cable_is_out() -> None:
+    for found in ({}, {"eth0": Outside((NEAR,), connected=False)}):
+        assert why_silent(found) == "this machine is in no network"
+    assert "running there" in why_silent({"eth0": Outside((NEAR,))})
+
+
+async def test_what_the_findings_say_is_not_in_the_log_too(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def multicast() -> list[Finding]:
+        discovery.log.warning("this machine is in no network")
+        return []
+
+    async def nothing() -> list[Finding]:
+        return []
+
+    others = "versions clock interfaces port firewall keys numbers memory members"
+    for name in others.split():
+        monkeypatch.setattr(checks, f"_{name}", nothing)
+    monkeypatch.setattr(checks, "_multicast", multicast)
+    await checks.examine(lambda _: None)
+    assert caplog.text == ""
+    await multicast()
+    assert "no network" in caplog.text
 
 
 async def test_a_clock_is_only_told_from_one_that_was_never_set(

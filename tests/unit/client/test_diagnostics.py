@@ -12,7 +12,7 @@ import astra_mesh
 from astra_mesh.client.checks import Finding, Level, free_bytes, versions
 from astra_mesh.client.diagnostics import write_archive
 from astra_mesh.client.redactor import Redactor
-from astra_mesh.mesh.codes import new_key
+from astra_mesh.mesh.codes import as_uri, new_code, new_key
 from astra_mesh.mesh.identity import DeviceKey
 
 SECRETS = {
@@ -36,6 +36,8 @@ SECRETS = {
     "a device": "kitchen-pi",
     "a key": DeviceKey.new().pem().decode(),
     "a join key": new_key(),
+    "a pairing code": new_code(),
+    "one as it is typed": new_code().lower(),
     "an id": "a1" * 32,
     "what people see of one": "8a928642",
 }
@@ -72,6 +74,23 @@ def test_paths_of_the_program_stay_without_where_it_is() -> None:
     assert Redactor().text(f"{file.parent}-secret/x") == "path-1"
 
 
+def test_tokens_of_the_api_go() -> None:
+    for text in (
+        "http://127.0.0.1:7476/#token=s3cret-of-Mine_1, then more",
+        "Authorization: Bearer s3cret-of-Mine_1",
+        "astra-mesh peer --api-token s3cret-of-Mine_1",
+        "ASTRA_MESH_API_TOKEN=s3cret-of-Mine_1",
+    ):
+        assert "s3cret" not in Redactor().text(text)
+        assert "[token]" in Redactor().text(text)
+
+
+def test_codes_in_the_text_of_a_picture_go() -> None:
+    code = new_code()
+    for shown in (code, code.replace("-", "")):
+        assert "code=[code]" in Redactor().text(as_uri(shown, []))
+
+
 def test_the_same_by_the_same() -> None:
     redactor = Redactor(["kitchen-pi"])
     text = redactor.text("kitchen-pi at 10.0.0.7 lost 10.0.0.8, kitchen-pi is at 10.0.0.7")
@@ -88,6 +107,8 @@ def test_what_helps_stays() -> None:
         "torch 2.13.0+cpu, 12:30, 127.0.0.1, port 7475: no peer",
         "Linux-6.8.0-45-generic-x86_64-with-glibc2.36; 1/2 and/or 12.5 MiB, bf16 0.61x",
         "asyncio.TimeoutError in astra_mesh.peer.local: model.safetensors, Qwen/Qwen2.5-0.5B",
+        "clock: 2026-11-28 18:49: set; 2026-11-28 18:49:05 and at 7:05:59",
+        "models mesh-128 and tiny-gpt2, half-done, 1234-5678",
         "firewall: `ufw allow 7475/tcp` lets peers in. Pair by address: --at HOST:PORT",
     ):
         assert Redactor().text(text) == text

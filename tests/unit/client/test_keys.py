@@ -8,6 +8,7 @@ from pathlib import Path
 import platformdirs
 import pytest
 
+from astra_mesh.cli.lan import kept_token
 from astra_mesh.client import checks
 from astra_mesh.mesh.identity import load_identity
 from astra_mesh.mesh.trust import Trust
@@ -24,11 +25,13 @@ def test_open_keys_and_folders_are_told_and_closed(home: Path) -> None:
     state = platformdirs.user_state_path("astra-mesh")
     for folder in (state, state / "peer-2"):
         load_identity(folder, trust.device)
+    token = kept_token(None)
     wrong = {
         trust.folder: (0o777, 0o700),
         trust.folder / "device.pem": (0o644, 0o600),
         state / "identity.pem": (0o640, 0o600),
         state / "peer-2" / "identity.pem": (0o604, 0o600),
+        state / "api-token": (0o644, 0o600),
     }
     for path, (given, _) in wrong.items():
         path.chmod(given)
@@ -41,6 +44,29 @@ def test_open_keys_and_folders_are_told_and_closed(home: Path) -> None:
     (again,) = checks._look_at_keys()
     assert again.level is checks.Level.FINE
     assert again.text.startswith("only this user can read")
+    assert kept_token(None) == token
+
+
+def test_a_token_that_others_could_read_is_closed_as_it_is_read(
+    home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    token, path = kept_token(home), home / "api-token"
+    path.chmod(0o644)
+    assert kept_token(home) == token
+    assert mode(path) == 0o600
+    assert f"{path} could be read by other users" in caplog.text
+
+
+def test_folders_are_made_for_this_user_only(home: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        Trust.open()
+        kept_token(home / "of" / "a-peer")
+    finally:
+        os.umask(before)
+    state = platformdirs.user_state_path("astra-mesh")
+    for folder in (state, state / "trust", home / "of", home / "of" / "a-peer"):
+        assert mode(folder) == 0o700, folder
 
 
 def test_a_first_start_and_readable_folders_are_fine(home: Path) -> None:

@@ -1,15 +1,18 @@
 """Open windows and join keys."""
 
 import stat
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from astra_mesh import limits
 from astra_mesh.errors import IdentityError, PairingError
 from astra_mesh.mesh.codes import new_code, new_key, read_secret
 from astra_mesh.mesh.invitations import FILE_NAME, Invitations
+from astra_mesh.mesh.programs import Program
 from astra_mesh.wire.messages import DeviceId
 
 DEVICE = DeviceId("d" * 64)
@@ -263,3 +266,58 @@ def test_the_last_of_three_at_once_is_the_last_that_is_judged(tmp_path: Path) ->
         said.append(invitations.was_last(tried))
         invitations.judged(tried)
     assert said == [False, False, True]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no other system tells enough of programs")
+@pytest.mark.parametrize(
+    "other",
+    [{"pid": 2**22 + 1}, {"started": 1}],  # no such process; another one has its number
+    ids=["it ended", "its number was given anew"],
+)
+def test_a_window_is_over_with_the_program_that_shows_its_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: dict[str, int]
+) -> None:
+    own = Program.own()
+    assert own is not None
+    invitations, key = Invitations(tmp_path), read_secret(new_key())
+    monkeypatch.setattr(Program, "own", lambda: msgspec.structs.replace(own, **other))
+    opened = invitations.open_window(read_secret(new_code()))
+    invitations.open_key(key, 60)
+    assert invitations.try_one(b"") is None
+    assert not invitations.enter(opened)
+    assert invitations.window() is None
+    assert invitations.try_one(key.id) is not None, "a key needs no program"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no other system tells enough of programs")
+def test_a_program_in_another_container_is_not_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Program, "own", lambda: Program(2**22 + 1, 1, "pid:[1]"))
+    invitations = Invitations(tmp_path)
+    invitations.open_window(read_secret(new_code()))
+    assert invitations.try_one(b"") is not None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no other system tells enough of programs")
+def test_a_program_of_another_user_that_is_hidden_is_not_taken_for_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    invitations = Invitations(tmp_path)
+    invitations.open_window(read_secret(new_code()))
+    monkeypatch.setattr("astra_mesh.mesh.programs._started", lambda _: None)
+    assert invitations.try_one(b"") is not None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no other system tells enough of programs")
+def test_who_is_coming_in_as_the_program_ends_comes_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    invitations = Invitations(tmp_path)
+    opened = invitations.open_window(read_secret(new_code()))
+    assert invitations.enter(opened)
+    monkeypatch.setattr(Program, "is_gone", property(lambda _: True))
+    invitations.came_in(opened, "phone", DEVICE)
+    window = invitations.window()
+    assert window is not None
+    assert window.came == ["phone"]

@@ -19,6 +19,8 @@ from astra_mesh.mesh.pairing import (
     Welcome,
     parse,
 )
+from astra_mesh.mesh.pairing_guest import most_telling
+from astra_mesh.mesh.pairing_host import LATE
 
 GUEST, HOST, OTHER = (DeviceKey.new() for _ in range(3))
 CHANNEL = b"certificate of the connection"
@@ -128,6 +130,27 @@ def test_round_trips_and_wrong_kinds() -> None:
             parse(msgspec.msgpack.encode(message), Closed)
     with pytest.raises(PairingError, match="astra-mesh pair"):
         parse(msgspec.msgpack.encode(Closed("window")), Reply)
+
+
+def denied(why: str, by: bytes = b"") -> Denied:
+    error = Denied(why, heard=True)
+    error.by = by
+    return error
+
+
+@pytest.mark.parametrize("why", ["limit", "two-meshes", LATE])
+def test_what_only_who_knows_the_code_hears_is_told_first(why: str) -> None:
+    meant, wrong = denied(why, HOST.certificate), denied("wrong", OTHER.certificate)
+    assert most_telling([wrong, meant]) is meant
+    assert most_telling([meant, wrong]) is meant
+    stranger = denied(why)  # it sent no message of an exchange
+    assert most_telling([wrong, stranger]) is wrong
+
+
+def test_of_a_join_key_no_window_is_said() -> None:
+    assert "no pairing window is open" in Denied("window").message
+    assert "does not take this join key" in Denied("window", key=True).message
+    assert "the code is wrong" in Denied("wrong", key=True).message
 
 
 def test_the_sentence_of_a_stranger_is_shown_as_such() -> None:
