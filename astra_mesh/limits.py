@@ -44,6 +44,7 @@ MODELS_PER_PEER: Final = 64
 CODEBOOKS_PER_MODEL: Final = 16
 LINKS_TOLD: Final = 64  # of its links that a peer tells others of: about 110 bytes each
 HOST_CHARS: Final = 255  # a name of the DNS has 253 at most, an IPv6 address with a scope fewer
+STRANGERS_TOLD: Final = 16  # names of unpaired peers, to a client
 LINKS_TELL_S: Final = 5.0  # between two looks whether they changed by a quarter
 NAMES_PER_MODEL: Final = 8  # of copies of one model on one peer, beside its first name
 VECTOR_BYTES: Final = 64 * KIB  # a pooled vector: hidden size 16,384 in float32

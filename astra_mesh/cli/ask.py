@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from astra_mesh.cli.connecting import ALONE, opened
+from astra_mesh.cli.connecting import alone, opened
 from astra_mesh.cli.console import (
     clean,
     err,
@@ -332,7 +332,7 @@ async def _explain(
         return
     found = await mesh.peers()
     if len(found) == 1 and len(report.plan.shards) == 1:
-        hint(ALONE)
+        hint(await alone(mesh))
     if lacking := without_codebook(found, report.plan.model):
         hint(lacking)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import signal
 import tempfile
 import time
 from collections.abc import Iterator
@@ -28,6 +27,7 @@ from astra_mesh.cli.console import (
 )
 from astra_mesh.cli.demo_show import Answered, Comparison, show_comparison, show_cores
 from astra_mesh.cli.options import Json
+from astra_mesh.cli.signals import ENDING, on_signals
 from astra_mesh.errors import AstraMeshError
 
 if TYPE_CHECKING:
@@ -96,14 +96,11 @@ def _folder(keep: bool) -> Iterator[Path]:
 
 
 async def _with_signals(asked: Demo, folder: Path) -> None:
-    """SIGTERM ends it as Ctrl-C does: nothing is left running."""
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    """They end it as Ctrl-C does: nothing is left running."""
+    task = asyncio.current_task()
     assert task is not None
-    loop.add_signal_handler(signal.SIGTERM, task.cancel)
-    try:
+    with on_signals(task.cancel, *ENDING):
         await _demonstrate(asked, folder)
-    finally:
-        loop.remove_signal_handler(signal.SIGTERM)
 
 
 async def _demonstrate(asked: Demo, folder: Path) -> None:

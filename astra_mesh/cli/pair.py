@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import signal
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +14,7 @@ from rich.text import Text
 
 from astra_mesh.cli.console import clean, err, hint, out, print_json, reporting, run_async
 from astra_mesh.cli.options import Json
+from astra_mesh.cli.signals import ENDING, on_signals
 from astra_mesh.cli.unpair import list_devices, running_now
 from astra_mesh.naming import labelled
 
@@ -205,23 +204,11 @@ async def _show_code(trust: Trust, member_s: int, as_json: bool) -> None:
 
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """SIGTERM, and SIGHUP (the terminal was closed), end the current task as Ctrl-C does: its
-    window is closed. What was started to outlive its terminal (``nohup``) does.
-    """
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    """They end the current task as Ctrl-C does: its window is closed."""
+    task = asyncio.current_task()
     assert task is not None
-    if sys.platform == "win32":  # its loops know no signals
+    with on_signals(task.cancel, *ENDING):
         yield
-        return
-    numbers = (signal.SIGTERM, signal.SIGHUP)
-    taken = [one for one in numbers if signal.getsignal(one) is not signal.SIG_IGN]
-    for one in taken:
-        loop.add_signal_handler(one, task.cancel)
-    try:
-        yield
-    finally:
-        for one in taken:
-            loop.remove_signal_handler(one)
 
 
 def _print_code(code: str, post: Post, as_json: bool) -> None:

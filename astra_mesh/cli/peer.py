@@ -19,6 +19,7 @@ from astra_mesh.cli.console import clean, err, hint, out, print_json, reporting,
 from astra_mesh.cli.lan import api_addresses, closed_to_others, page_addresses
 from astra_mesh.cli.lan import api_config as make_api_config
 from astra_mesh.cli.options import Json, Typed
+from astra_mesh.cli.signals import ENDING, on_signals
 from astra_mesh.naming import SHORT_ID
 
 if TYPE_CHECKING:
@@ -221,17 +222,15 @@ async def _serve(
     as_json: bool,
     stop_with_stdin: bool,
 ) -> None:
-    """One peer until SIGINT or SIGTERM (or the end of stdin); then it says goodbye."""
+    """One peer until a signal ends it (or the end of stdin); then it says goodbye."""
     from astra_mesh.peer import Peer
     from astra_mesh.peer.memory import settle
 
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
     if stop_with_stdin:
         loop.add_reader(sys.stdin.fileno(), _read_stdin, stop)
-    try:
+    with on_signals(stop.set, signal.SIGINT, *ENDING):
         async with AsyncExitStack() as stack:
             running = await stack.enter_async_context(
                 Peer(config, on_event=lambda event: show_event(event, as_json))
@@ -242,9 +241,6 @@ async def _serve(
             async with _joining(running, join_key), _fetching(running if fetch else None):
                 await stop.wait()
             hint("leaving")
-    finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)
 
 
 async def _serve_api(stack: AsyncExitStack, peer: Peer, config: ApiConfig | None) -> str | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from rich.table import Table
 from rich.text import Text
 
-from astra_mesh.cli.connecting import ALONE, opened
+from astra_mesh.cli.connecting import alone, opened
 from astra_mesh.cli.console import clean, hint, out, print_json, reporting, run_async
 from astra_mesh.cli.options import Connect, Json, Typed
 from astra_mesh.naming import SHORT_ID, Names
@@ -31,6 +31,7 @@ def peers(connect: Connect = None, peer: Typed = None, as_json: Json = False) ->
 async def _list(connect: str | None, typed: list[str] | None, as_json: bool) -> None:
     async with opened(connect, typed) as mesh:
         found = await mesh.peers()
+        hints = [await alone(mesh)] if len(found) == 1 else []
     if as_json:
         print_json({"peers": found})
     else:
@@ -38,8 +39,8 @@ async def _list(connect: str | None, typed: list[str] | None, as_json: bool) -> 
         out.print()
         for line in (*link_lines(found), *model_lines(found)):
             out.print(line, soft_wrap=True)
-    if len(found) == 1:
-        hint(ALONE)
+    for one in hints:
+        hint(one)
 
 
 def peer_table(found: list[PeerInfo], width: int) -> Table:

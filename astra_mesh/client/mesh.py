@@ -277,10 +277,21 @@ class Mesh:
         Raises:
             DeadlineError: The peer did not answer in time.
         """
+        return (await self._view()).peers
+
+    async def strangers(self) -> list[str]:
+        """Names of peers near whose devices are not paired with the asked one's, as far as it saw.
+
+        Raises:
+            DeadlineError: The peer did not answer in time.
+        """
+        return (await self._view()).strangers
+
+    async def _view(self) -> Peers:
         conversation = self._open_line().start(ListPeers(request=new_request()))
         try:
             async with asyncio.timeout(_LIST_S):
-                return (await conversation.expect(Peers)).peers
+                return await conversation.expect(Peers)
         except TimeoutError:
             raise DeadlineError(
                 f"the peer {self.peer.name} did not list its mesh within {_LIST_S:g} s: it is "

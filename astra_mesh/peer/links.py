@@ -200,6 +200,11 @@ class LinkKeeper:
         link = self._membership.link(peer)
         return link if link is not None and link.is_open else None
 
+    def strangers(self) -> list[str]:
+        """Names of those near that are not paired with this device, sorted."""
+        names = sorted(self._near[peer] for peer in self._strangers)
+        return names[: limits.STRANGERS_TOLD]
+
     def may_be_back(self, peer: PeerId) -> bool:
         """Whether a link to a peer was lost, or fell silent, so lately that it may be a blip."""
         return self.link(peer) is None and self._membership.may_be_back(peer, _now())

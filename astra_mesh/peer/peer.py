@@ -364,7 +364,9 @@ class Peer:
                 self._follow_figures()
                 self.note_change()
         elif isinstance(message, ListPeers):
-            send_if_open(link, Peers(request=message.request, peers=self.peer_list()))
+            strangers = self._links.strangers() if self._links is not None else []
+            answer = Peers(message.request, self.peer_list(), strangers)
+            send_if_open(link, answer)
         elif isinstance(message, Subscribe):
             self._subscribers[link, message.request] = None
         elif isinstance(message, Cancel) and (link, message.request) in self._subscribers:

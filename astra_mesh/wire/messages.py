@@ -550,6 +550,7 @@ class Peers(Message, frozen=True):
 
     request: RequestId
     peers: list[PeerInfo]
+    strangers: list[str] = []  # names of those near that are not paired with this device
 
 
 class Subscribe(Message, frozen=True):

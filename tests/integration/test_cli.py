@@ -117,6 +117,15 @@ def test_a_peer_is_found_asked_and_ended(tmp_path: Path) -> None:
     assert not list(Path(os.environ["XDG_STATE_HOME"]).glob("astra-mesh/running/*"))
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_service_manager_and_a_closed_terminal_end_a_peer_too(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    with running_peer(tmp_path) as (process, _):
+        process.send_signal(number)
+        assert process.wait(patient(10.0)) == 0  # it said goodbye
+
+
 @pytest.mark.parametrize("command", [("peers",), ("run", "words", "w1 w2"), ("pair", "--list")])
 def test_who_asks_a_peer_of_this_machine_waits_for_no_torch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]

@@ -440,6 +440,21 @@ async def test_dialling_a_stranger_says_what_to_do(
     assert "not paired" in named[0]
 
 
+async def test_a_client_is_told_who_is_near_and_not_paired(tmp_path: Path) -> None:
+    async with Peer(config(tmp_path / "a")) as peer, Peer(config(tmp_path / "b")) as board:
+        assert peer._links is not None
+        async with Mesh(("127.0.0.1", peer.port), trust_dir=tmp_path / "a") as mesh:
+            assert await mesh.strangers() == []
+            peer._links._found(board.id, "board", [("127.0.0.1", board.port)])  # it announced that
+            async with asyncio.timeout(patient(5.0)):
+                while not (near := await mesh.strangers()):
+                    await asyncio.sleep(0.05)
+            assert near == ["board"]
+            assert [one.name for one in await mesh.peers()] == [peer.name]
+            peer._links._gone(board.id)
+            assert await mesh.strangers() == []
+
+
 async def test_a_peer_that_trusts_us_but_whom_we_do_not_trust(tmp_path: Path) -> None:
     """Each end checks for itself: a mesh that took our certificate in without being asked."""
     async with devices(tmp_path, 2) as (a, b):
