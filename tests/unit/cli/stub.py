@@ -115,6 +115,7 @@ class StubMesh:
         self.texts = ["Once", " upon", " a\x1b[31m", " time"]
         self.plan_peers = [OTHER, ME]
         self.names: dict[str, str] = {ME: "here", OTHER: "there"}
+        self.near: list[str] = []  # who is not paired
         self.count = 2
         self.asked: dict[str, Any] = {}
         self.closed = False
@@ -161,6 +162,9 @@ class StubMesh:
             request=RequestId(1), kind="request-started", name="here", text="generate with toy"
         )
         await asyncio.Event().wait()
+
+    async def strangers(self) -> list[str]:
+        return self.near
 
     async def peers(self) -> list[PeerInfo]:
         offer = ModelOffer(

@@ -122,6 +122,8 @@ def test_alone_is_an_answer_and_a_hint(mesh: StubMesh) -> None:
     assert "here alone" in result.stderr
     assert "bits per token" not in result.stderr
     assert "alone:" not in call("run", "toy", "Hello", "--use", "solo").stderr
+    mesh.near = ["pi"]
+    assert "alone: pi is near, but not paired" in call("run", "toy", "Hello").stderr
 
 
 # --- errors ---------------------------------------------------------------------------------------
@@ -245,6 +247,8 @@ def test_peers_as_table_and_json(mesh: StubMesh) -> None:
     assert [one["name"] for one in document["peers"]] == ["here", "there"]
     mesh.alone()
     assert "alone: no other peer found" in call("peers").stderr
+    mesh.near = ["pi", "tv"]
+    assert "alone: pi and tv are near, but not paired" in call("peers").stderr
 
 
 # --- help -----------------------------------------------------------------------------------------
