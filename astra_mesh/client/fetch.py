@@ -20,7 +20,7 @@ from astra_mesh import limits
 from astra_mesh.bundle import Bundle
 from astra_mesh.bundle.hashing import file_sha256
 from astra_mesh.bundle.install import check_room, explained, publish, staging_folder
-from astra_mesh.bundle.store import id_of_listed
+from astra_mesh.bundle.store import id_of_listed, user_models_path
 from astra_mesh.client.holders import Holder, Holders
 from astra_mesh.errors import BadBundleError, MeshError
 from astra_mesh.mesh.connect import TLS_NAME, show_address
@@ -98,6 +98,13 @@ class Fetch:
     def staging(self) -> Path:
         """Where the files gather."""
         return staging_folder(self.name)
+
+    def beside_models(self, what: str) -> Path:
+        """A folder beside the person's models, as a model's own folder may lie anywhere."""
+        folder = user_models_path() / f".{self.holders.model[:16]}-{what}.partial"
+        with explained(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        return folder
 
     def _have(self, file: SharedFile) -> int:
         """Bytes of a file that are here."""

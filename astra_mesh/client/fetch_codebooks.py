@@ -14,7 +14,6 @@ from typing import Final
 from astra_mesh.bundle import Bundle, list_bundles, open_bundle
 from astra_mesh.bundle.install import explained
 from astra_mesh.bundle.manifest import write_manifest
-from astra_mesh.bundle.store import user_models_path
 from astra_mesh.client.fetch import Fetch
 from astra_mesh.client.holders import Holder, Holders, place_of
 from astra_mesh.errors import AstraMeshError, BadBundleError, CodebookError
@@ -96,11 +95,8 @@ class CodebookFetch(Fetch):
         ]
 
     def staging(self) -> Path:
-        """Beside the person's models, as the model's own folder may lie anywhere."""
-        folder = user_models_path() / f".{self._bundle.model_id[:16]}-codebooks.partial"
-        with explained(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        return folder
+        """Beside the person's models."""
+        return self.beside_models("codebooks")
 
     def publish(self) -> Bundle:
         """Put those that were offered into the model's folder; it lists them from now on.

@@ -54,11 +54,8 @@ class Repair(Fetch):
         return [file for file in listing.files if file.name in self.damaged]
 
     def staging(self) -> Path:
-        """Beside the person's models, as the model's own folder may lie anywhere."""
-        folder = user_models_path() / f".{self.holders.model[:16]}-repair.partial"
-        with explained(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        return folder
+        """Beside the person's models."""
+        return self.beside_models("repair")
 
     def publish(self) -> Bundle:
         """Put what came into the model's folder.
