@@ -1,6 +1,7 @@
 """``/live``: one WebSocket on which a page sees what happens, as JSON objects with a ``type``.
 
-``mesh``     the peers, their links and models, at once when a peer comes or goes, else each second
+``mesh``     the peers, their links and models, and who is paired, at once when a peer comes or
+             goes, else each second
 ``request``  one of the last requests this peer answers, whenever something of it changed
 ``marks``    new steps of a request on one peer, as in :class:`astra_mesh.wire.messages.Progress`
 """
@@ -174,6 +175,7 @@ def _mesh(peer: Peer, lacks: dict[ModelId, str]) -> dict[str, Any]:
             }
             for one in models_of(found)
         ],
+        "paired": [] if peer.trust is None else sorted(peer.trust.members()),
         "problem": peer.discovery_problem,
     }
 

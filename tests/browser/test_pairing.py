@@ -14,6 +14,7 @@ from astra_mesh.mesh.codes import new_code
 from astra_mesh.mesh.identity import DeviceKey
 from astra_mesh.mesh.pairing_host import own_name
 from astra_mesh.mesh.roster import RosterBook
+from astra_mesh.mesh.trust import Trust
 from astra_mesh.naming import labelled
 from tests.browser.chrome import Tab
 from tests.browser.pages import no_complaints
@@ -219,17 +220,37 @@ GAP = """(() => {
 })()"""
 
 
+async def let_in(trust: Trust, *keys: DeviceKey) -> None:
+    def decide(book: RosterBook) -> bool:
+        for key in keys:
+            book.let_in(key.certificate, "vm")
+        return True
+
+    await asyncio.to_thread(trust.change, decide)
+
+
+async def test_who_was_let_in_or_shut_out_elsewhere_shows_without_a_link(
+    tab: Tab, devices: list[Device]
+) -> None:
+    trust, key = devices[0].peer.trust, DeviceKey.new()
+    assert trust is not None
+    await start(tab, devices[0])
+    await let_in(trust, key)
+    await tab.until(listed(2))
+
+    def decide(book: RosterBook) -> bool:
+        book.shut_out(key.id)
+        return True
+
+    await asyncio.to_thread(trust.change, decide)
+    await tab.until(listed(1))
+
+
 async def test_devices_of_one_name_are_told_apart(tab: Tab, devices: list[Device]) -> None:
     trust = devices[0].peer.trust
     assert trust is not None
     keys = [DeviceKey.new(), DeviceKey.new()]
-    for key in keys:
-
-        def decide(book: RosterBook, key: DeviceKey = key) -> bool:
-            book.let_in(key.certificate, "vm")
-            return True
-
-        await asyncio.to_thread(trust.change, decide)
+    await let_in(trust, *keys)
     await tab.open(f"{devices[0].root}/")
     await tab.until(listed(3))
     text, names = await tab.text("#pair-devices"), await tab.names()

@@ -31,7 +31,7 @@ def mesh(names: list[str], bps: float | None = 94.3e6, trip: float | None = 0.01
         {"id": one, "name": name, "self": not i, "links": links, **about, **figures}
         for i, (one, name) in enumerate(zip(ids, names, strict=True))
     ]
-    return {"type": "mesh", "peers": peers, "models": [], "problem": ""}
+    return {"type": "mesh", "peers": peers, "models": [], "paired": [], "problem": ""}
 
 
 # Shows a mesh, and tells what lies on what: texts of one label are one box.

@@ -12,7 +12,7 @@ import * as qualityPart from "./quality.js";
 import { forgetRequests, showMarks, showRequest, startTimeline } from "./timeline.js";
 
 let me = ""; // id of the peer that serves this page
-let members = ""; // ids of all peers as last told; another peer may be another paired device
+let members = ""; // ids of all peers and paired devices as last told
 let unlock = null; // where the page waits for a token: goes on with the one that is known now
 
 const lending = new URLSearchParams(location.hash.slice(1)).has("lend");
@@ -44,7 +44,7 @@ listen({
     const count = message.peers.length;
     state(count === 1 ? "1 device" : `${count} devices`, false);
     showMesh(message);
-    const ids = message.peers.map((one) => one.id).sort().join();
+    const ids = [...message.peers.map((one) => one.id).sort(), ...message.paired].join();
     if (ids !== members) refresh();
     members = ids;
     for (const part of [askPart, photoPart, qualityPart]) part.showModels(message.models);
