@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
+import aiohttp
 from aiohttp import web
 
 from astra_mesh import limits
@@ -53,7 +54,7 @@ async def live(request: web.Request) -> web.WebSocketResponse:
         try:
             async with asyncio.TaskGroup() as group:
                 tasks.start(group, "a page's end", _read, socket)
-                await _write(socket, Feed(state.peer), state.config.write_s)
+                await _write(socket, Feed(state.peer), state)
         except* (ConnectionError, TimeoutError):
             if request.transport is not None:
                 request.transport.abort()
@@ -77,13 +78,14 @@ async def _read(socket: web.WebSocketResponse) -> None:
         pass
 
 
-async def _write(socket: web.WebSocketResponse, feed: Feed, within_s: float) -> None:
-    while not socket.closed:
+async def _write(socket: web.WebSocketResponse, feed: Feed, state: State) -> None:
+    while not socket.closed and not state.ending:
         await feed.look()
         for message in feed.news():
-            async with asyncio.timeout(within_s):
+            async with asyncio.timeout(state.config.write_s):
                 await socket.send_str(encode(message).decode())
         await asyncio.sleep(limits.API_LIVE_S)
+    await socket.close(code=aiohttp.WSCloseCode.GOING_AWAY)  # nothing, where it is closed
 
 
 class Feed:

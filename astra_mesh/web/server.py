@@ -101,6 +101,7 @@ class ApiServer:
         listeners, self._listeners = self._listeners, []
         for one in listeners:
             one.close()
+        self._state.ending = True
         try:
             if runner is not None:
                 await runner.cleanup()

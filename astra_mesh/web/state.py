@@ -29,6 +29,7 @@ class State:
     budget: Budget = field(default_factory=Budget)
     pages: int = 0  # that look on
     tabs: int = 0  # that take part
+    ending: bool = False  # it stops: pages are told to go
 
 
 STATE: Final = web.AppKey("state", State)

@@ -216,3 +216,13 @@ async def test_a_file_that_comes_to_a_model_is_seen(
         await until(lambda: loaded.tokenizer is not None)
         async with http.post("/v1/completions", json=body) as answer:
             assert answer.status == 200
+
+
+async def test_a_peer_that_stops_sends_its_pages_away(models: Path) -> None:
+    async with live(models, 1) as (_, server, http), http.ws_connect("/live") as socket:
+        await told(socket, "mesh")
+        stopping = asyncio.create_task(server.stop())
+        while (await asyncio.wait_for(socket.receive(), WAIT_S)).type is aiohttp.WSMsgType.TEXT:
+            pass
+        assert socket.close_code == aiohttp.WSCloseCode.GOING_AWAY
+        await stopping
