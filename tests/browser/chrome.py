@@ -7,8 +7,9 @@ import base64
 import itertools
 import json
 import os
-import re
 import shutil
+import subprocess
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -223,58 +224,89 @@ class Tab:
         await asyncio.to_thread(path.write_bytes, data)
 
 
+class Chromium:
+    """A running browser. Making and ending it blocks.
+
+    Args:
+        folder: For its profile; made by it.
+        flags: Beside the usual ones.
+
+    Attributes:
+        port: Of its DevTools protocol, on loopback.
+    """
+
+    def __init__(self, folder: Path, *flags: str) -> None:
+        assert PATH is not None
+        root = ("--no-sandbox",) if os.geteuid() == 0 else ()
+        self._process = subprocess.Popen(
+            [PATH, *_FLAGS, *root, *flags, f"--user-data-dir={folder}", "about:blank"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            self.port = self._find_port(folder / "DevToolsActivePort")
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _find_port(self, file: Path) -> int:
+        end = time.monotonic() + WAIT_S
+        while time.monotonic() < end:
+            assert self._process.poll() is None, "Chromium ended before it listened"
+            lines = file.read_text().splitlines() if file.exists() else []
+            if len(lines) > 1:
+                return int(lines[0])
+            time.sleep(0.02)
+        raise AssertionError(f"Chromium does not listen after {WAIT_S} s")
+
+
 @asynccontextmanager
-async def chrome(folder: Path, *flags: str) -> AsyncIterator[Tab]:
-    """A Chromium with one tab; it ends with the ``async with``."""
-    assert PATH is not None
-    root = ("--no-sandbox",) if os.geteuid() == 0 else ()
-    process = await asyncio.create_subprocess_exec(
-        PATH,
-        *_FLAGS,
-        *root,
-        *flags,
-        f"--user-data-dir={folder}",
-        "about:blank",
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    try:
-        port = await asyncio.wait_for(_port(process), WAIT_S)
-        async with aiohttp.ClientSession() as http:
-            async with http.get(f"http://127.0.0.1:{port}/json") as answer:
-                pages = [one for one in await answer.json() if one["type"] == "page"]
-            address = pages[0]["webSocketDebuggerUrl"]
-            async with http.ws_connect(address, max_msg_size=0) as socket:
-                tab = Tab(socket)
-                reading = asyncio.create_task(tab.read())
-                draining = asyncio.create_task(_drain(process))
-                try:
+async def stranger(port: int) -> AsyncIterator[Tab]:
+    """A tab in a window of somebody of whom the browser knows nothing, until the ``async with``
+    ends."""
+    async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as http:
+        async with http.get("/json/version") as answer:
+            browser = (await answer.json())["webSocketDebuggerUrl"]
+        async with _connected(http, browser) as whole:
+            context = await whole.call("Target.createBrowserContext")
+            try:
+                target = await whole.call(
+                    "Target.createTarget", url="about:blank", newWindow=True, **context
+                )
+                page = f"/devtools/page/{target['targetId']}"
+                async with _connected(http, page) as tab:
                     await tab.start()
                     yield tab
-                finally:
-                    for task in (reading, draining):
-                        task.cancel()
-                    await asyncio.wait([reading, draining])
-    finally:
-        if process.returncode is None:
-            process.terminate()
+            finally:
+                await whole.call("Target.disposeBrowserContext", **context)
+
+
+@asynccontextmanager
+async def _connected(http: aiohttp.ClientSession, address: str) -> AsyncIterator[Tab]:
+    async with http.ws_connect(address, max_msg_size=0) as socket:
+        tab = Tab(socket)
+        reading = asyncio.create_task(tab.read())
         try:
-            await asyncio.wait_for(process.wait(), 10)
-        except TimeoutError:
-            process.kill()
-            await process.wait()
+            yield tab
+        finally:
+            reading.cancel()
+            await asyncio.wait([reading])
 
 
-async def _port(process: asyncio.subprocess.Process) -> int:
-    assert process.stderr is not None
-    async for line in process.stderr:
-        found = re.search(rb"DevTools listening on ws://[^:]+:(\d+)/", line)
-        if found:
-            return int(found[1])
-    raise AssertionError("Chromium ended before it listened")
-
-
-async def _drain(process: asyncio.subprocess.Process) -> None:
-    assert process.stderr is not None
-    while await process.stderr.read(65536):
-        pass
+@asynccontextmanager
+async def chrome(folder: Path, *flags: str) -> AsyncIterator[Tab]:
+    """A Chromium of its own with one tab; it ends with the ``async with``."""
+    running = await asyncio.to_thread(Chromium, folder, *flags)
+    try:
+        async with stranger(running.port) as tab:
+            yield tab
+    finally:
+        await asyncio.to_thread(running.close)

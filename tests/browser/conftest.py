@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import shutil
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import pytest
 
-from tests.browser.chrome import PATH, Tab, chrome
+from tests.browser.chrome import PATH, Chromium, Tab, chrome, stranger
 from tests.integration.mesh_fixtures import make_models
 
 
@@ -26,29 +26,46 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Chromium]:
+    """One for all tests; each tab is in a window of somebody else."""
+    _check_chromium()
+    folder = Path(tempfile.mkdtemp(prefix="astra-mesh-chrome-"))
+    try:
+        with closing(Chromium(folder)) as found:
+            yield found
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)  # a dying Chromium may still write there
+
+
+@pytest.fixture
+async def tab(chromium: Chromium) -> AsyncIterator[Tab]:
+    async with stranger(chromium.port) as found:
+        yield found
+
+
+@pytest.fixture
+async def other_tab(chromium: Chromium) -> AsyncIterator[Tab]:
+    """Of another person, whose browser knows nothing of the first."""
+    async with stranger(chromium.port) as found:
+        yield found
+
+
 @asynccontextmanager
 async def browser(*flags: str) -> AsyncIterator[Tab]:
-    if PATH is None:
-        pytest.skip("no Chromium on this machine (Debian: apt install chromium)")
+    """A tab of a Chromium that was started for it."""
+    _check_chromium()
     folder = Path(tempfile.mkdtemp(prefix="astra-mesh-chrome-"))
     try:
         async with chrome(folder, *flags) as found:
             yield found
-    finally:  # a dying Chromium may still write there
+    finally:
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
 
-@pytest.fixture
-async def tab() -> AsyncIterator[Tab]:
-    async with browser() as found:
-        yield found
-
-
-@pytest.fixture
-async def other_tab() -> AsyncIterator[Tab]:
-    """Of another person, whose browser knows nothing of the first."""
-    async with browser() as found:
-        yield found
+def _check_chromium() -> None:
+    if PATH is None:
+        pytest.skip("no Chromium on this machine (Debian: apt install chromium)")
 
 
 @pytest.fixture(scope="module")

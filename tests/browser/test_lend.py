@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-import shutil
-import tempfile
 import time
-from collections.abc import AsyncIterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,7 +17,8 @@ from astra_mesh.peer.answer import new_request
 from astra_mesh.web import ApiConfig, files, serving
 from astra_mesh.web.tabfiles import TabFiles
 from astra_mesh.wire.messages import Options, Prepare, RequestId, Sampling, Task, Use
-from tests.browser.chrome import Tab, chrome
+from tests.browser.chrome import Tab
+from tests.browser.conftest import browser
 from tests.browser.lending import (
     Line,
     lend,
@@ -61,17 +59,6 @@ pytestmark = [
     pytest.mark.timeout(400),
     pytest.mark.skipif(not VENDOR.exists(), reason="without the browser runtime: make runtime"),
 ]
-
-
-@pytest.fixture
-async def other_tab(tab: Tab) -> AsyncIterator[Tab]:
-    """A second Chromium."""
-    folder = Path(tempfile.mkdtemp(prefix="astra-mesh-chrome-"))
-    try:
-        async with chrome(folder) as found:
-            yield found
-    finally:
-        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
 
 def ask(client: TestClient, options: Options = EXACT) -> RequestId:
@@ -512,32 +499,28 @@ async def test_leaving_is_a_goodbye(tab: Tab) -> None:
 
 async def test_over_plain_http_from_another_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """No secure context: no WebCrypto, no threads, no wake lock; it computes all the same."""
-    folder = Path(tempfile.mkdtemp(prefix="astra-mesh-chrome-"))
     settings = {"token": TOKEN, "hosts": ("phone.test",)}
     monkeypatch.setattr("astra_mesh.web.invitation.is_loopback", lambda host: False)
     monkeypatch.setattr("astra_mesh.web.invitation.is_alone", lambda listen: False)
-    try:
-        async with (
-            chrome(folder, "--host-resolver-rules=MAP phone.test 127.0.0.1") as tab,
-            shown(SHIPPED, ["left", "right"], **settings) as on,
-        ):
-            await tab.open(f"http://phone.test:{on.server.port}/#lend&token={TOKEN}")
-            assert await tab.eval("isSecureContext") is False
-            await tab.until("document.getElementById('lend-asked')?.hidden === false")
-            await tab.click("#lend-join")
-            phone = await listed(tab, on)
-            await ready(on, phone, "tiny-gpt2")
-            async with client_of(on.peers[0]) as client:
-                solo = await client.reply(ask(client, SOLO))
-                reply = await client.reply(ask(client))
-            assert phone in owners(reply)
-            assert reply.ids == solo.ids
-            await tab.click("#lend summary")
-            await tab.click("#lend-invite")
-            await tab.until("document.querySelector('#lend-qr svg')")
-            assert f"/#lend&token={TOKEN}" in await tab.text("#lend-address")
-    finally:
-        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+    async with (
+        browser("--host-resolver-rules=MAP phone.test 127.0.0.1") as tab,
+        shown(SHIPPED, ["left", "right"], **settings) as on,
+    ):
+        await tab.open(f"http://phone.test:{on.server.port}/#lend&token={TOKEN}")
+        assert await tab.eval("isSecureContext") is False
+        await tab.until("document.getElementById('lend-asked')?.hidden === false")
+        await tab.click("#lend-join")
+        phone = await listed(tab, on)
+        await ready(on, phone, "tiny-gpt2")
+        async with client_of(on.peers[0]) as client:
+            solo = await client.reply(ask(client, SOLO))
+            reply = await client.reply(ask(client))
+        assert phone in owners(reply)
+        assert reply.ids == solo.ids
+        await tab.click("#lend summary")
+        await tab.click("#lend-invite")
+        await tab.until("document.querySelector('#lend-qr svg')")
+        assert f"/#lend&token={TOKEN}" in await tab.text("#lend-address")
 
 
 @pytest.mark.parametrize("dark", [False, True])
