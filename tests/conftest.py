@@ -83,12 +83,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kind", choices=KINDS, help="only tests of this kind; `make test` runs each")
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if (kind := config.getoption("--kind")) is None:
-        return
-    others = [item for item in items if kind_of(item.path) != kind]
-    config.hook.pytest_deselected(items=others)
-    items[:] = [item for item in items if kind_of(item.path) == kind]
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Modules of other kinds are not even imported: that takes longer than many a test."""
+    kind = config.getoption("--kind")
+    others = collection_path.name.startswith("test_") and kind != kind_of(collection_path)
+    return True if kind and collection_path.suffix == ".py" and others else None
 
 
 # --- data -----------------------------------------------------------------------------------------
