@@ -39,9 +39,12 @@ from hypothesis import HealthCheck, settings
 from tests.hygiene import leftover_tasks, leftovers, snapshot
 from tools.lab.network import unavailable_reason
 
-# A suite started in the background inherits an ignored SIGINT; programs under test need theirs.
+# A suite started in the background, or by nohup, inherits ignored signals; programs under test need
+# theirs.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 REPO_ROOT = Path(__file__).resolve().parents[1]
 TESTS = REPO_ROOT / "tests"

@@ -329,10 +329,10 @@ def _one_bar(bars: list[list[int]]) -> None:
 
 
 async def test_over_a_slow_line(tab: Tab) -> None:
-    """4 Mbit/s and 40 ms each way, also for the model's files."""
+    """8 Mbit/s and 40 ms each way, also for the model's files."""
     async with (
         shown(SHIPPED, ["left", "right"]) as on,
-        slow_line(on.server.port, Line(4e6, 0.04)) as url,
+        slow_line(on.server.port, Line(8e6, 0.04)) as url,
     ):
         phone = await lend(tab, on, url=url)
         await tab.eval(_BARS)
