@@ -12,11 +12,13 @@ Sources:
 
 from __future__ import annotations
 
+import argparse
 import csv
 import os
 import sys
+import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import TracebackType
@@ -29,12 +31,44 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
+Program = Callable[[argparse.Namespace], None]
 
 
 def default_data_root() -> Path:
     """The folder of development data: $ASTRA_MESH_DATA, or shared/data beside the repository."""
     chosen = os.environ.get("ASTRA_MESH_DATA")
     return Path(chosen) if chosen else REPO_ROOT.parent / "shared" / "data"
+
+
+def training_parser(doc: str, model: str, *, steps: int, check: int) -> argparse.ArgumentParser:
+    """The options that all training programs have.
+
+    Args:
+        doc: The program's documentation.
+        model: Its folder's name below models/.
+        steps: To train, where nothing else is said.
+        check: Steps between two checkpoints.
+    """
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    work = Path(tempfile.gettempdir()) / f"{model}-run"
+    parser.add_argument("--data", type=Path, default=default_data_root())
+    parser.add_argument("--out", type=Path, default=REPO_ROOT / "models" / model)
+    parser.add_argument("--work", type=Path, default=work)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=steps)
+    parser.add_argument("--check", type=int, default=check, help="steps between checkpoints")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--threads", type=int, default=0, help="0: torch's own choice")
+    parser.add_argument("--evaluate", action="store_true", help="only measure --out")
+    return parser
+
+
+def run(parser: argparse.ArgumentParser, train: Program, evaluate: Program) -> None:
+    """Do what the command line asks for."""
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    evaluate(args) if args.evaluate else train(args)
 
 
 def pick_device(name: str) -> torch.device:
@@ -204,7 +238,7 @@ def load_checkpoint(path: Path, model: nn.Module, optimiser: Optimiser) -> int:
 
 
 def write_weights(weights: Mapping[str, Tensor], out: Path) -> None:
-    """Writes model.safetensors in float16, which halves the folder; drops what belonged to others."""
+    """Writes model.safetensors in float16, which halves it; drops what belonged to others."""
     out.mkdir(parents=True, exist_ok=True)
     halves = {name: tensor.detach().cpu().half().contiguous() for name, tensor in weights.items()}
     save_file(halves, out / "model.safetensors", metadata={"format": "pt"})

@@ -1,6 +1,6 @@
 """Cuts Tiny Shakespeare as training did: the first 90 % of the characters, and the last 10 %.
 
-    python -m tools.models.split_text FOLDER        # writes train.txt and valid.txt there
+python -m tools.models.split_text FOLDER        # writes train.txt and valid.txt there
 """
 
 from __future__ import annotations

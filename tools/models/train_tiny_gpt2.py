@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -28,18 +27,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tools.models.common import (
-    REPO_ROOT,
     Block,
     Curve,
     Optimiser,
     Reporter,
     autocast,
-    default_data_root,
     load_checkpoint,
     one_cycle,
     pick_device,
+    run,
     save_checkpoint,
     step_generator,
+    training_parser,
     write_weights,
 )
 
@@ -243,20 +242,8 @@ def evaluate(args: argparse.Namespace) -> None:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, default=default_data_root())
-    parser.add_argument("--out", type=Path, default=REPO_ROOT / "models" / "tiny-gpt2")
-    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "tiny-gpt2-run")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=1100)
-    parser.add_argument("--check", type=int, default=50, help="steps between checkpoints")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--threads", type=int, default=0, help="0: torch's own choice")
-    parser.add_argument("--evaluate", action="store_true", help="only measure --out")
-    args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    evaluate(args) if args.evaluate else train(args)
+    parser = training_parser(__doc__, "tiny-gpt2", steps=1100, check=50)
+    run(parser, train, evaluate)
 
 
 if __name__ == "__main__":

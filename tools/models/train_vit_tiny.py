@@ -22,7 +22,6 @@ import csv
 import io
 import json
 import math
-import tempfile
 import zipfile
 from pathlib import Path
 
@@ -33,18 +32,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tools.models.common import (
-    REPO_ROOT,
     Block,
     Curve,
     Optimiser,
     Reporter,
     autocast,
-    default_data_root,
     load_checkpoint,
     one_cycle,
     pick_device,
+    run,
     save_checkpoint,
     step_generator,
+    training_parser,
     write_weights,
 )
 
@@ -301,21 +300,9 @@ def evaluate(args: argparse.Namespace) -> None:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, default=default_data_root())
-    parser.add_argument("--out", type=Path, default=REPO_ROOT / "models" / "vit-tiny")
-    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "vit-tiny-run")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=4000)
+    parser = training_parser(__doc__, "vit-tiny", steps=4000, check=250)
     parser.add_argument("--until", type=int, default=0, help="leave here, to resume later")
-    parser.add_argument("--check", type=int, default=250, help="steps between checkpoints")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--threads", type=int, default=0, help="0: torch's own choice")
-    parser.add_argument("--evaluate", action="store_true", help="only measure --out")
-    args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    evaluate(args) if args.evaluate else train(args)
+    run(parser, train, evaluate)
 
 
 if __name__ == "__main__":
