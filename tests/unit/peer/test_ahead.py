@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Generator
+from collections.abc import Generator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,13 +28,6 @@ from astra_mesh.peer.shelf import float_bytes
 from astra_mesh.wire.messages import ModelId
 from tests.bundles import GPT2, VIT, gpt2_tensors, vit_tensors, write_bundle
 from tests.integration.mesh_fixtures import fit_small
-
-
-@pytest.fixture
-async def compute() -> AsyncIterator[ComputeThread]:
-    thread = ComputeThread()
-    yield thread
-    thread.close()
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -19,13 +18,6 @@ from astra_mesh.wire.messages import ModelOffer
 from tests.bundles import GPT2, gpt2_tensors, write_bundle
 from tests.unit.peer.fakes import small_model
 from tests.unit.peer.test_code_times import fitted
-
-
-@pytest.fixture
-async def compute() -> AsyncIterator[ComputeThread]:
-    thread = ComputeThread()
-    yield thread
-    thread.close()
 
 
 @pytest.fixture

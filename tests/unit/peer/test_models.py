@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -29,13 +28,6 @@ from astra_mesh.wire.messages import CodebookId
 from tests.bundles import GPT2, VIT, gpt2_tensors, vit_tensors, word_tokenizer, write_bundle
 from tests.integration.mesh_fixtures import fit_small
 from tests.timings import patient
-
-
-@pytest.fixture
-async def compute() -> AsyncIterator[ComputeThread]:
-    thread = ComputeThread()
-    yield thread
-    thread.close()
 
 
 @pytest.fixture
