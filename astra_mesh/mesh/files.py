@@ -63,6 +63,17 @@ def _temporary(path: Path, data: bytes) -> Path:
 
 
 @contextmanager
+def alone(lock: Path) -> Iterator[None]:
+    """Whoever else wants the same lock waits meanwhile, threads too; on Windows nobody does. The
+    lock is a file that stays empty; OSError if it cannot be made.
+    """
+    with lock.open("ab") as file:
+        if sys.platform != "win32":
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
 def locked(path: Path, lock_file: str, what: str) -> Iterator[Path]:
     """A file of one's own for as long as it is written; other programs wait.
 
@@ -75,9 +86,7 @@ def locked(path: Path, lock_file: str, what: str) -> Iterator[Path]:
         IdentityError: It cannot be written.
     """
     try:
-        with (path.parent / lock_file).open("ab") as lock:
-            if sys.platform != "win32":
-                fcntl.flock(lock, fcntl.LOCK_EX)
+        with alone(path.parent / lock_file):
             yield path
     except OSError as exc:
         raise IdentityError(

@@ -10,7 +10,6 @@ import math
 import os
 import platform
 import ssl
-import sys
 import tempfile
 import threading
 import time
@@ -25,7 +24,7 @@ from cryptography import x509
 
 from astra_mesh import limits
 from astra_mesh.errors import IdentityError, ProtocolError
-from astra_mesh.mesh.files import replace_file
+from astra_mesh.mesh.files import alone, replace_file
 from astra_mesh.mesh.identity import (
     DeviceKey,
     Identity,
@@ -38,9 +37,6 @@ from astra_mesh.mesh.identity import (
 from astra_mesh.mesh.roster import RosterBook
 from astra_mesh.wire.codec import decode, encode, sanitise
 from astra_mesh.wire.messages import DeviceId, PeerId, Roster, RosterEntry
-
-if sys.platform != "win32":
-    import fcntl
 
 ENVIRONMENT: Final = "ASTRA_MESH_TRUST"
 ROSTER_FILE: Final = "roster"
@@ -197,9 +193,7 @@ class Trust:
     @contextmanager
     def _locked(self) -> Iterator[Path]:
         try:
-            with (self.folder / _LOCK_FILE).open("ab") as lock:
-                if sys.platform != "win32":
-                    fcntl.flock(lock, fcntl.LOCK_EX)
+            with alone(self.folder / _LOCK_FILE):
                 yield self.folder / ROSTER_FILE
         except OSError as exc:
             raise IdentityError(
