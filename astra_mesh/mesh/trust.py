@@ -24,7 +24,7 @@ from cryptography import x509
 
 from astra_mesh import limits
 from astra_mesh.errors import IdentityError, ProtocolError
-from astra_mesh.mesh.files import alone, replace_file
+from astra_mesh.mesh.files import alone, close_folder, replace_file
 from astra_mesh.mesh.identity import (
     DeviceKey,
     Identity,
@@ -96,6 +96,7 @@ class Trust:
             IdentityError: Its files cannot be used.
         """
         folder = folder or trust_folder()
+        close_folder(folder)
         trust = cls(folder, load_device(folder))
         trust.change(trust._is_unsaved)
         return trust
