@@ -207,7 +207,7 @@ ROSTER_ENTRIES: Final = 256  # devices that are or were members of a mesh
 ROSTER_FRAME_BYTES: Final = 640 * KIB  # ROSTER_ENTRIES with the largest certificates and names
 ROSTER_JUMP: Final = 1_000  # of an entry's generation at once: no device misses so many decisions
 ROSTER_GENERATIONS: Final = 2**31  # changes of one device's standing
-TRUST_POLL_S: Final = 1.0  # a changed roster on disk (`astra-mesh unpair`) is seen within this
+TRUST_POLL_S: Final = 1.0  # a roster that another process changed (`unpair`) is seen within this
 MEMBER_AGAIN_S: Final = 1.5  # after a member that did not know us: it may see the change by then
 STRANGE_S: Final = 10.0  # a paired device that does not know this one for so long: the log says it
 # A device that leaves tells the others for so long: a look for announcements takes 5 s of it, a

@@ -76,10 +76,15 @@ def trust_folder() -> Path:
 
 
 class Trust:
-    """What one device knows about devices. Made by :meth:`open`."""
+    """What one device knows about devices. Made by :meth:`open`.
+
+    Attributes:
+        on_change: Called when the roster has changed, in the thread that read or changed it.
+    """
 
     def __init__(self, folder: Path, device: DeviceKey) -> None:
         self.folder, self.device = folder, device
+        self.on_change: Callable[[], object] = lambda: None
         self.version = 0  # counts changes of the roster that this process has seen
         self._name = sanitise(platform.node(), limits.NAME_CHARS) or "device"
         self._book = RosterBook(device, self._name)
@@ -190,6 +195,7 @@ class Trust:
         if self.version == 0 or book.message() != self._book.message():
             self._book = book
             self.version += 1
+            self.on_change()
 
     @contextmanager
     def _locked(self) -> Iterator[Path]:

@@ -120,6 +120,20 @@ async def test_three_devices_and_one_that_has_to_go(tmp_path: Path) -> None:
         await until(linked(a, b, c))
 
 
+async def test_the_host_of_a_pairing_sees_at_once_who_came(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It pairs itself, so it need not look at the disk for it."""
+    monkeypatch.setattr(limits, "TRUST_POLL_S", 3_600.0)
+    async with devices(tmp_path, 2) as (a, b):
+        await pair(a, b)
+        began = time.monotonic()
+        security = a._links._security if a._links is not None else None
+        assert security is not None
+        await until(lambda: trust_of(b).device.id in security._members)
+        assert time.monotonic() - began < patient(1.0)
+
+
 async def test_a_peers_certificate_tells_on_which_device_it_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
