@@ -115,7 +115,7 @@ def check_usable(folder: Path) -> Bundle:
 
 def publish(folder: Path, name: str) -> Bundle:
     """Check what gathered in a staging folder, its weights for NaN and Inf too, write its manifest,
-    and give it its name. 500 MB take 0.2 s where they have just been written, else as long as the
+    and give it its name. 500 MB take 0.1 s where they have just been written, else as long as the
     disk takes; nothing is copied into memory.
 
     Raises:

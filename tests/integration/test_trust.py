@@ -501,6 +501,20 @@ async def test_a_hello_with_the_id_of_another(tmp_path: Path) -> None:
         assert not peer.others()
 
 
+async def test_a_forged_announcement_leads_to_no_link(tmp_path: Path) -> None:
+    """Not even where a member answers: its certificate is that of another peer."""
+    forged = PeerId("f" * 64)
+    async with Peer(config(tmp_path)) as a, Peer(config(tmp_path)) as b:
+        links = a._links
+        assert links is not None
+        links._found(forged, "b", [("127.0.0.1", b.port)])
+        await until(lambda: links._membership._entries[forged].failures > 0)
+        assert (a.others(), b.others()) == ({}, {})
+        links._found(b.id, "b", [("127.0.0.1", b.port)])
+        await until(linked(a, b))
+        assert links.link(forged) is None
+
+
 async def test_forged_and_many_rosters_from_a_member(tmp_path: Path) -> None:
     """A flood of good ones costs one at a time; a forged one ends the link, by name."""
     async with devices(tmp_path, 2) as (a, b):
