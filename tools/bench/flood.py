@@ -208,7 +208,7 @@ def main(arguments: Sequence[str]) -> None:
             print(
                 f"{kind:15} {one.quiet_s:.3f} s, attacked {one.attacked_s:.3f} s; ratio "
                 f"{one.ratio:.3f} [{one.least:.3f} to {one.most:.3f}], {len(pairs)} pairs, "
-                f"{one.per_s:.0f} connections/s",
+                f"{one.per_s:.0f} connections/s{'' if one.is_met else ', more than the target'}",
                 flush=True,
             )
             kept[kind] = {
