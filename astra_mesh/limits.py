@@ -207,7 +207,7 @@ ROSTER_ENTRIES: Final = 256  # devices that are or were members of a mesh
 ROSTER_FRAME_BYTES: Final = 640 * KIB  # ROSTER_ENTRIES with the largest certificates and names
 ROSTER_JUMP: Final = 1_000  # of an entry's generation at once: no device misses so many decisions
 ROSTER_GENERATIONS: Final = 2**31  # changes of one device's standing
-TRUST_POLL_S: Final = 1.0  # a changed roster on disk (`astra-mesh unpair`) is seen within this
+TRUST_POLL_S: Final = 1.0  # a roster that another process changed (`unpair`) is seen within this
 MEMBER_AGAIN_S: Final = 1.5  # after a member that did not know us: it may see the change by then
 STRANGE_S: Final = 10.0  # a paired device that does not know this one for so long: the log says it
 # A device that leaves tells the others for so long: a look for announcements takes 5 s of it, a
@@ -221,10 +221,20 @@ KNOWN_CERTIFICATES: Final = 64  # answers to "whose is it?"; each start of a pro
 # Before TLS is complete a connection costs a task and about 40 KB; floods get no further than this.
 HANDSHAKES: Final = 64  # TLS handshakes at once
 HANDSHAKES_PER_HOST: Final = 16  # of these from one address (a host's peers, clients and retries)
-# The answer to one takes 0.3 ms of TLS, and twice that with its connection: 50 are 3 % of a core.
-HANDSHAKES_PER_S: Final = 50  # that one host may begin for long; this machine's are not counted
-HANDSHAKES_BURST: Final = 100  # and at once
+# Each takes 0.3 to 0.7 ms of OpenSSL, and 1 ms in all with a member's certificate, of the thread
+# that requests are planned in: 16 are 2 % of a core. This machine's own are not counted.
+HANDSHAKES_PER_S: Final = 16  # of a host that members come from; more wait for their turn
+HANDSHAKES_BURST: Final = 16  # and at once
+# Of hosts from which no member has come yet; more are closed. A new device begins one or two.
+STRANGER_HANDSHAKES_PER_S: Final = 8  # of one of them
+STRANGER_HANDSHAKES_BURST: Final = 16
+STRANGERS_HANDSHAKES_PER_S: Final = 12  # of all of them: one machine may have many addresses
+STRANGERS_HANDSHAKES_BURST: Final = 24
 RATED_HOSTS: Final = 1_024  # whose handshakes are counted: 200 KB
+# To take a connection and to close it costs 50 us, half of it in the kernel. So no flood costs more
+# than 1,280 of them a second: 6 % of a core.
+ACCEPTS: Final = 64  # connections that are taken in one go
+ACCEPT_REST_S: Final = 0.05  # until the next go, if one of them was one too many
 HANDSHAKE_S: Final = 5.0  # TLS handshake: 0.1 s on a slow board, 2 s on a bad Wi-Fi
 UPGRADE_S: Final = 5.0  # from the end of the handshake to the upgrade to a WebSocket
 PAIR_CODE_S: Final = 120.0  # a pairing window

@@ -32,10 +32,16 @@ DIAGNOSTICS_EXAMPLE: Final = "Example:  astra-mesh diagnostics problem.zip"
 _MARKS: Final = {"fine": ("ok  ", "green"), "note": ("note", "yellow"), "bad": ("BAD ", "red")}
 
 
-def doctor(as_json: Json = False) -> None:
+def doctor(
+    state_dir: Annotated[
+        Path | None,
+        typer.Option(help="Look into this state folder of peers too.", hidden=True),
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """Check this machine, its network, its keys, and whether paired devices answer."""
     with reporting(as_json):
-        found = run_async(_examine(quiet=as_json))
+        found = run_async(_examine(quiet=as_json, state=state_dir))
         if as_json:
             print_json({"checks": found})
         if any(one.level.value == "bad" for one in found):
@@ -67,7 +73,7 @@ def diagnostics(
         hint("look into it before you pass it on")
 
 
-async def _examine(quiet: bool) -> list[Finding]:
+async def _examine(quiet: bool, state: Path | None = None) -> list[Finding]:
     from astra_mesh.client.checks import examine
 
     def tell(finding: Finding) -> None:
@@ -78,7 +84,7 @@ async def _examine(quiet: bool) -> list[Finding]:
         out.print(line.append(clean(finding.text), style="default"), soft_wrap=True)
 
     with err.status("examining", spinner="dots"):
-        return await examine(tell)
+        return await examine(tell, state)
 
 
 async def _mesh() -> tuple[Any, list[str]]:

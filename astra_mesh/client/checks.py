@@ -74,13 +74,18 @@ class Finding:
     text: str
 
 
-async def examine(tell: Callable[[Finding], None]) -> list[Finding]:
-    """All checks, one after the other; ``tell`` hears of each at once."""
+async def examine(tell: Callable[[Finding], None], state: Path | None = None) -> list[Finding]:
+    """All checks, one after the other; ``tell`` hears of each at once.
+
+    Args:
+        tell: Takes each finding.
+        state: A state folder of peers that do not run (those of others are known).
+    """
     found: list[Finding] = []
     with _quiet(discovery.log):
         for check in (_versions, _clock, _interfaces, _multicast, _port, _firewall):
             found += await _guarded(check, tell)
-        found += await _guarded(_keys, tell)
+        found += await _guarded(_keys, tell, state)
         found += await _guarded(_numbers, tell)
         found += await _guarded(_memory, tell)
         found += await _guarded(_members, tell)
@@ -99,10 +104,12 @@ def _quiet(log: logging.Logger) -> Iterator[None]:
 
 
 async def _guarded(
-    check: Callable[[], Awaitable[list[Finding]]], tell: Callable[[Finding], None]
+    check: Callable[..., Awaitable[list[Finding]]],
+    tell: Callable[[Finding], None],
+    *given: object,
 ) -> list[Finding]:
     try:
-        found = await check()
+        found = await check(*given)
     except AstraMeshError as error:
         found = [_bad(check.__name__.strip("_"), error.message)]
     for one in found:
@@ -273,16 +280,18 @@ def _active_firewalls() -> list[tuple[str, str]]:
     return found
 
 
-async def _keys() -> list[Finding]:
-    return await asyncio.to_thread(_look_at_keys)
+async def _keys(state: Path | None = None) -> list[Finding]:
+    return await asyncio.to_thread(_look_at_keys, state)
 
 
-def _look_at_keys() -> list[Finding]:
-    mended, failed = mend_modes()  # before they are loaded, which mends too
-    found = [_bad("keys", text) for text in failed]
-    if mended:
+def _look_at_keys(state: Path | None = None) -> list[Finding]:
+    chosen = [Path(peer.state) for peer in local_peers() if peer.state]
+    modes = mend_modes([*chosen, *([state] if state else [])])  # before loading, which mends too
+    found = [_bad("keys", text) for text in modes.failed]
+    if modes.mended:
         advice = "If others use this machine, delete the keys and pair anew: they may have copies"
-        found.append(_note("keys", f"{'; '.join(mended)}. {advice}"))
+        found.append(_note("keys", f"{'; '.join(modes.mended)}. {advice}"))
+    found += [_note("keys", text) for text in modes.noted]
     trust = Trust.open()
     key = trust.folder / DEVICE_FILE_NAME
     mode, owner = (status := key.stat()).st_mode & 0o777, status.st_uid

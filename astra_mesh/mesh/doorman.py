@@ -3,7 +3,9 @@
 Nobody else is told anything. What is not yet a link is bounded in number, for each host and in all,
 and in time: before TLS, before the upgrade to a WebSocket, and in a pairing. Where there is no room
 the oldest of the host that takes most of it has to go, so that floods hurt their own host first.
-And a host begins only so many handshakes a second: each costs this peer more than that host.
+And hosts begin only so many handshakes a second, as each costs this peer more than who begins it.
+Those that members come from wait for their turn. All others share a few turns, and one too many is
+closed as it is taken; the port rests a moment then.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from typing import Any, Final
 from astra_mesh import limits
 from astra_mesh.mesh.interfaces import is_loopback
 from astra_mesh.mesh.listening import close_all, port_of
-from astra_mesh.mesh.rate import Rate
+from astra_mesh.mesh.rate import Turns
 from astra_mesh.mesh.room import Room
 from astra_mesh.mesh.trust import Known
 
@@ -28,6 +30,7 @@ log = logging.getLogger(__name__)
 
 _ACCEPT_RETRY_S: Final = 0.1  # after an error, such as too many open files
 
+Accepted = tuple[socket.socket, Any]  # and an address of its family
 OnPairing = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
@@ -64,7 +67,7 @@ class Doorman:
         self._sockets: Sequence[socket.socket] = ()
         self._tasks: set[asyncio.Task[None]] = set()
         self._greeting = _room(limits.HANDSHAKES, limits.HANDSHAKES_PER_HOST)
-        self._rate = Rate(limits.HANDSHAKES_PER_S, limits.HANDSHAKES_BURST)
+        self._turns = Turns()
         self._pairing = _room(limits.PAIR_CONNECTIONS, limits.PAIR_CONNECTIONS)
         self._late: dict[asyncio.BaseTransport, asyncio.TimerHandle] = {}
 
@@ -117,16 +120,25 @@ class Doorman:
     async def _accept(self, listener: socket.socket) -> None:
         while True:
             try:
-                connection, address = await _next_at(listener)
+                came = await _next_at(listener)
+                taken = [self._take(one, str(at[0]) if at else "") for one, at in came]
+                if not all(taken):
+                    await asyncio.sleep(limits.ACCEPT_REST_S)
             except OSError as error:
                 log.warning("cannot take a connection: %s", error.strerror or error)
                 await asyncio.sleep(_ACCEPT_RETRY_S)
-                continue
-            host = str(address[0]) if isinstance(address, tuple) else ""
-            taken = _Taken(connection)
-            task = self._start(self._greet(taken, host), taken.close)
-            task.add_done_callback(self._greeting.leave)
-            self._greeting.enter(task, host)
+
+    def _take(self, connection: socket.socket, host: str) -> bool:
+        """Begin with a connection; False if it is a stranger's whose turn it is not."""
+        waits = is_loopback(host) or self._turns.knows(host)
+        if not waits and not self._turns.take(host, asyncio.get_running_loop().time()):
+            connection.close()
+            return False
+        taken = _Taken(connection)
+        task = self._start(self._greet(taken, host), taken.close)
+        task.add_done_callback(self._greeting.leave)
+        self._greeting.enter(task, host)
+        return True
 
     async def _greet(self, taken: _Taken, host: str) -> None:
         """TLS; what follows it begins in :meth:`_enter`."""
@@ -135,11 +147,9 @@ class Doorman:
         try:
             async with asyncio.timeout_at(end):
                 await taken.first_byte()
-            if not is_loopback(host) and not self._rate.take(host, loop.time()):
-                log.debug("%s begins too many handshakes", host)
-                return
+                await self._turn(host)
             await loop.connect_accepted_socket(
-                lambda: _Usher(self._enter),
+                lambda: _Usher(lambda transport: self._enter(transport, host)),
                 taken.hand_over(),
                 ssl=self._tls(),
                 ssl_handshake_timeout=max(0.01, end - loop.time()),
@@ -148,11 +158,19 @@ class Doorman:
         except (OSError, TimeoutError) as error:  # ssl.SSLError is an OSError
             log.debug("a connection without a good TLS handshake: %s", error)
 
-    def _enter(self, transport: asyncio.Transport) -> None:
+    async def _turn(self, host: str) -> None:
+        """Of a host that members come from."""
+        loop = asyncio.get_running_loop()
+        while self._turns.knows(host) and not self._turns.take(host, loop.time()):  # noqa: ASYNC110
+            await asyncio.sleep(1 / limits.HANDSHAKES_PER_S)  # turns come with time
+
+    def _enter(self, transport: asyncio.Transport, host: str) -> None:
         """TLS is complete: whose connection is it?"""
         secure = transport.get_extra_info("ssl_object")
         known = self._whose(secure)
         if known is not None:
+            if not is_loopback(host):
+                self._turns.welcome(host)
             protocol = self._http()
             transport.set_protocol(protocol)
             protocol.connection_made(transport)
@@ -161,8 +179,6 @@ class Doorman:
                 self._waits.upgrade_s, self._too_late, transport
             )
         elif secure.getpeercert() is None:
-            name = transport.get_extra_info("peername")
-            host = str(name[0]) if isinstance(name, tuple) else ""
             reader, writer = _streams(transport)
             task = self._start(self._serve_pairing(reader, writer), lambda: abandon(writer))
             task.add_done_callback(self._pairing.leave)
@@ -211,17 +227,26 @@ class _Taken:
             self._connection.close()
 
 
-async def _next_at(listener: socket.socket) -> tuple[socket.socket, object]:
-    """A connection and where it comes from. Cancelled, it has taken none (``sock_accept`` may)."""
-    while True:
+async def _next_at(listener: socket.socket) -> list[Accepted]:
+    """Connections and where they come from, at least one. Cancelled, it has taken none
+    (``sock_accept`` may).
+    """
+    found: list[Accepted] = []
+    while not found:
         try:
             await _readable(listener)
         except NotImplementedError:
-            return await asyncio.get_running_loop().sock_accept(listener)
-        with suppress(BlockingIOError):  # whoever was there has gone
-            connection, address = listener.accept()
-            connection.setblocking(False)
-            return connection, address
+            return [await asyncio.get_running_loop().sock_accept(listener)]
+        try:
+            while len(found) < limits.ACCEPTS:
+                found.append(listener.accept())
+                found[-1][0].setblocking(False)
+        except BlockingIOError:
+            pass  # all that were there are taken, or have gone
+        except OSError:
+            if not found:
+                raise
+    return found
 
 
 async def _readable(one: socket.socket) -> None:

@@ -6,7 +6,6 @@ known to be wrong, so that many at once are no way around the limit. All calls b
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,12 +17,9 @@ import msgspec
 from astra_mesh import limits
 from astra_mesh.errors import IdentityError, PairingError
 from astra_mesh.mesh.codes import Secret
-from astra_mesh.mesh.files import replace_file
+from astra_mesh.mesh.files import alone, replace_file
 from astra_mesh.mesh.programs import Program
 from astra_mesh.wire.messages import DeviceId
-
-if sys.platform != "win32":
-    import fcntl
 
 FILE_NAME: Final = "invitations"
 _LOCK_FILE: Final = "invitations.lock"
@@ -188,9 +184,7 @@ class Invitations:
         """What is open, to look at and to change."""
         path = self._folder / FILE_NAME
         try:
-            with (self._folder / _LOCK_FILE).open("ab") as lock:
-                if sys.platform != "win32":
-                    fcntl.flock(lock, fcntl.LOCK_EX)
+            with alone(self._folder / _LOCK_FILE):
                 before = _read(path)
                 now = self._clock()
                 found = (

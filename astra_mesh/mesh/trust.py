@@ -10,7 +10,6 @@ import math
 import os
 import platform
 import ssl
-import sys
 import tempfile
 import threading
 import time
@@ -25,7 +24,7 @@ from cryptography import x509
 
 from astra_mesh import limits
 from astra_mesh.errors import IdentityError, ProtocolError
-from astra_mesh.mesh.files import replace_file
+from astra_mesh.mesh.files import alone, close_folder, replace_file
 from astra_mesh.mesh.identity import (
     DeviceKey,
     Identity,
@@ -38,9 +37,6 @@ from astra_mesh.mesh.identity import (
 from astra_mesh.mesh.roster import RosterBook
 from astra_mesh.wire.codec import decode, encode, sanitise
 from astra_mesh.wire.messages import DeviceId, PeerId, Roster, RosterEntry
-
-if sys.platform != "win32":
-    import fcntl
 
 ENVIRONMENT: Final = "ASTRA_MESH_TRUST"
 ROSTER_FILE: Final = "roster"
@@ -80,10 +76,15 @@ def trust_folder() -> Path:
 
 
 class Trust:
-    """What one device knows about devices. Made by :meth:`open`."""
+    """What one device knows about devices. Made by :meth:`open`.
+
+    Attributes:
+        on_change: Called when the roster has changed, in the thread that read or changed it.
+    """
 
     def __init__(self, folder: Path, device: DeviceKey) -> None:
         self.folder, self.device = folder, device
+        self.on_change: Callable[[], object] = lambda: None
         self.version = 0  # counts changes of the roster that this process has seen
         self._name = sanitise(platform.node(), limits.NAME_CHARS) or "device"
         self._book = RosterBook(device, self._name)
@@ -100,6 +101,7 @@ class Trust:
             IdentityError: Its files cannot be used.
         """
         folder = folder or trust_folder()
+        close_folder(folder)
         trust = cls(folder, load_device(folder))
         trust.change(trust._is_unsaved)
         return trust
@@ -193,13 +195,12 @@ class Trust:
         if self.version == 0 or book.message() != self._book.message():
             self._book = book
             self.version += 1
+            self.on_change()
 
     @contextmanager
     def _locked(self) -> Iterator[Path]:
         try:
-            with (self.folder / _LOCK_FILE).open("ab") as lock:
-                if sys.platform != "win32":
-                    fcntl.flock(lock, fcntl.LOCK_EX)
+            with alone(self.folder / _LOCK_FILE):
                 yield self.folder / ROSTER_FILE
         except OSError as exc:
             raise IdentityError(

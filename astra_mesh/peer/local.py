@@ -34,6 +34,7 @@ class LocalPeer:
     name: str
     listen: str = ""  # the one address that it listens on; "": all
     problem: str | None = None  # why it finds no others by itself; "": it does; None: too early
+    state: str = ""  # the state folder that was chosen for it; "": the user's
 
     @property
     def address(self) -> Address:

@@ -151,7 +151,15 @@ class Peer:
         await self._links.listen()
         if not self.config.ephemeral:
             listen = self.config.listen or ""
-            self._record = LocalPeer(os.getpid(), self._links.port, self.id, self.name, listen)
+            chosen = self.config.state_dir
+            self._record = LocalPeer(
+                os.getpid(),
+                self._links.port,
+                self.id,
+                self.name,
+                listen,
+                state=str(chosen.absolute()) if chosen else "",
+            )
             await self._compute(_try_to_write, self._record)
         self._main = tasks.start_main("astra-mesh-peer", self._serve, self._links)
 

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import ssl
 from collections.abc import Callable
+from contextlib import suppress
 
 from astra_mesh import limits
 from astra_mesh.errors import IdentityError
@@ -43,18 +44,28 @@ class Security:
         return Secure(self._tls.client, self.trust.whose_connection)
 
     async def watch(self, on_change: Callable[[], None]) -> None:
-        """Until cancelled: look whether the roster changed on disk, or a membership ran out."""
+        """Until cancelled: see when this process changed the roster, look whether another one did,
+        or whether a membership ran out.
+        """
+        loop, changed = asyncio.get_running_loop(), asyncio.Event()
+        self.trust.on_change = lambda: loop.call_soon_threadsafe(changed.set)
         complained = False
-        while True:
-            await asyncio.sleep(limits.TRUST_POLL_S)
-            try:
-                await asyncio.to_thread(self.trust.refresh)
-                complained = False
-            except IdentityError as error:
-                if not complained:
-                    log.error("%s", error.message)
-                complained = True
-            await self._follow(on_change)
+        try:
+            while True:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(limits.TRUST_POLL_S):
+                        await changed.wait()
+                changed.clear()
+                try:
+                    await asyncio.to_thread(self.trust.refresh)
+                    complained = False
+                except IdentityError as error:
+                    if not complained:
+                        log.error("%s", error.message)
+                    complained = True
+                await self._follow(on_change)
+        finally:
+            self.trust.on_change = lambda: None
 
     async def take(self, roster: Roster, sender: DeviceId, on_change: Callable[[], None]) -> None:
         """News from a member.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO, Final
 
 from astra_mesh.errors import IdentityError
-from astra_mesh.mesh.files import make_folder
+from astra_mesh.mesh.files import close_folder, make_folder
 
 if sys.platform != "win32":
     import fcntl
@@ -42,6 +42,7 @@ def claim(base: Path) -> Slot:
         folder = base if number == 1 else base / f"peer-{number}"
         try:
             make_folder(folder)
+            close_folder(folder)
             lock = (folder / _LOCK).open("wb")
         except OSError as error:
             raise IdentityError(

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from astra_mesh.bundle import write_manifest
 from astra_mesh.bundle.hub import Remote
 from astra_mesh.bundle.store import user_models_path
+from astra_mesh.bundle.tensors import open_tensors, save_tensors
 from astra_mesh.cli.app import app
 from tests.bundles import GPT2, gpt2_tensors, write_bundle
 from tests.integration.hub import SHA, Hub, serving_hub
@@ -235,6 +236,25 @@ def test_an_altered_folder_is_not_signed_off(source: Path, tmp_path: Path) -> No
     (folder / "codebook-new.safetensors").unlink()
     (folder / "manifest.json").unlink()
     assert add(str(folder), "--name", "mine")[0] == 0
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_a_folder_with_values_that_are_no_numbers_is_refused(
+    source: Path, tmp_path: Path, value: float
+) -> None:
+    folder = shutil.copytree(source, tmp_path / "diverged")
+    (folder / "manifest.json").unlink(missing_ok=True)
+    weights = folder / "model.safetensors"
+    tensors = {name: one.clone() for name, one in open_tensors(weights).items()}
+    name = max(tensors)
+    tensors[name].view(-1)[-1] = value
+    save_tensors(weights, tensors)
+    status, about = add(str(folder), "--name", "mine")
+    assert status == 1
+    assert f"mine: NaN or Inf in '{name}'" in about["error"]["message"]
+    assert "get another copy" in about["error"]["message"]
+    assert not (user_models_path() / "mine").exists()
+    assert list(user_models_path().glob(".*")) == []
 
 
 def test_what_is_no_model_is_told_from_what_is_not_there(source: Path, tmp_path: Path) -> None:

@@ -120,6 +120,20 @@ async def test_three_devices_and_one_that_has_to_go(tmp_path: Path) -> None:
         await until(linked(a, b, c))
 
 
+async def test_the_host_of_a_pairing_sees_at_once_who_came(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It pairs itself, so it need not look at the disk for it."""
+    monkeypatch.setattr(limits, "TRUST_POLL_S", 3_600.0)
+    async with devices(tmp_path, 2) as (a, b):
+        await pair(a, b)
+        began = time.monotonic()
+        security = a._links._security if a._links is not None else None
+        assert security is not None
+        await until(lambda: trust_of(b).device.id in security._members)
+        assert time.monotonic() - began < patient(1.0)
+
+
 async def test_a_peers_certificate_tells_on_which_device_it_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -485,6 +499,20 @@ async def test_a_hello_with_the_id_of_another(tmp_path: Path) -> None:
         assert error is not None
         assert "another peer answers" in error.message
         assert not peer.others()
+
+
+async def test_a_forged_announcement_leads_to_no_link(tmp_path: Path) -> None:
+    """Not even where a member answers: its certificate is that of another peer."""
+    forged = PeerId("f" * 64)
+    async with Peer(config(tmp_path)) as a, Peer(config(tmp_path)) as b:
+        links = a._links
+        assert links is not None
+        links._found(forged, "b", [("127.0.0.1", b.port)])
+        await until(lambda: links._membership._entries[forged].failures > 0)
+        assert (a.others(), b.others()) == ({}, {})
+        links._found(b.id, "b", [("127.0.0.1", b.port)])
+        await until(linked(a, b))
+        assert links.link(forged) is None
 
 
 async def test_forged_and_many_rosters_from_a_member(tmp_path: Path) -> None:

@@ -1,177 +1,232 @@
-"""What a flood of connections does to requests that run: ``python -m tools.bench.flood``.
+"""What floods of connections do to a request: ``python -m tools.bench.flood`` (root, an idle
+machine, some minutes).
 
-Two peers on this machine answer one request after the other, in turns: quiet; while another process
-opens 1,000 connections that say nothing, again and again, or 1,000 that begin TLS and go (the same
-first message each time, which costs the attacker nothing); while it holds 200 that send one byte a
-second, half of them before TLS and half before the upgrade to a WebSocket. The figure is the median
-time of a request in each turn.
+Two devices of the laboratory answer one request after the other; a third, which no other was paired
+with, attacks the peer that plans it in every second one. Each pair is one request without an attack
+and one with it, in an order that changes. The figure is the median of the ratios within pairs, with
+the smallest and the largest. Nothing comes from loopback, so all limits for a host hold.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
-import os
-import ssl
 import statistics
+import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, NamedTuple
 
-from astra_mesh.client import Mesh
-from astra_mesh.mesh.trust import Trust, pairing_tls
-from astra_mesh.peer import Peer, PeerConfig
+from tools.bench import machine
+from tools.bench.attacker import KINDS
+from tools.lab.house import House
+from tools.lab.scenario import Device, Options, Request, Scenario
+from tools.lab.system import batch
 
-FLOOD: Final = 1_000
-SLOW: Final = 200
-PAUSE_S: Final = 5.0  # between two floods: they are 200 new connections a second on average
-PROMPT: Final = "To be, or not to be, that is the question: " * 8
-
-
-# --- the other process ----------------------------------------------------------------------------
-
-
-async def _open(
-    port: int, context: ssl.SSLContext | None
-) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
-    name = "astra-mesh" if context else None
-    with suppress(OSError):
-        return await asyncio.open_connection("127.0.0.1", port, ssl=context, server_hostname=name)
-    return None
+PEERS: Final = ("near", "far")
+STRANGER: Final = "stranger"
+MEMBER: Final = "slow"  # the kind of attack with a member's key
+PORT: Final = 7475
+TARGET: Final = 1.2  # times the quiet request's time
+WARM: Final = 3  # requests that do not count
+REST_S: Final = 2.5  # after each request: the peer gets rid of what is left, hosts' turns come back
+AHEAD_S: Final = 0.5  # that an attack runs before the request begins
+_SPARE: Final = 100  # the stranger's further addresses begin here; devices have 1, 2, 3
+_MEET_S: Final = 120.0
 
 
-async def flood(port: int) -> None:
-    """Open connections without a word, drop them, begin again."""
-    while True:
-        opened = [await _open(port, None) for _ in range(FLOOD)]
-        await asyncio.sleep(PAUSE_S)
-        for one in filter(None, opened):
-            one[1].transport.abort()
+class Pair(NamedTuple):
+    """One request without an attack and one with it."""
+
+    quiet_s: float
+    attacked_s: float
+    opened: int  # connections that the attacker began
+    handshakes: int  # and those in which TLS was complete
+    quiet_cpu_s: float  # processor time of the attacked peer's device
+    attacked_cpu_s: float
 
 
-def client_hello() -> bytes:
-    """The first message of a TLS handshake."""
-    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    tls = pairing_tls().wrap_bio(incoming, outgoing, server_hostname="astra-mesh")
-    with suppress(ssl.SSLWantReadError):
-        tls.do_handshake()
-    return outgoing.read()
+class Figure(NamedTuple):
+    """Of one kind of attack; times are medians."""
+
+    quiet_s: float
+    attacked_s: float
+    ratio: float
+    least: float
+    most: float
+    per_s: float  # connections that the attacker began
+
+    @property
+    def is_met(self) -> bool:
+        """Whether the target is."""
+        return self.ratio <= TARGET
 
 
-async def greet(port: int) -> None:
-    """Open connections that begin a handshake and end, begin again."""
-    hello = client_hello()
-    while True:
-        for _ in range(FLOOD):
-            if (opened := await _open(port, None)) is not None:
-                opened[1].write(hello)
-                opened[1].close()
-        await asyncio.sleep(PAUSE_S)
-
-
-async def drip(port: int, context: ssl.SSLContext | None) -> None:
-    """One byte a second, and a new connection whenever it is cut off."""
-    while True:
-        opened = await _open(port, context)
-        if opened is not None:
-            with suppress(OSError):
-                while not opened[1].is_closing():
-                    opened[1].write(b"\x16" if context is None else b"G")
-                    await asyncio.sleep(1.0)
-        await asyncio.sleep(1.0)
-
-
-async def attack(kind: str, port: int, trust: Path) -> None:
-    """Until it is ended. It stands for other machines, so it leaves the cores to the peers."""
-    os.nice(15)
-    if kind == "flood":
-        await flood(port)
-    if kind == "hello":
-        await greet(port)
-    known = Trust.open(trust)
-    tls = known.tls(known.device.issue()).client
-    async with asyncio.TaskGroup() as group:
-        for number in range(SLOW):
-            group.create_task(drip(port, tls if number % 2 else None))
-
-
-# --- the figure -----------------------------------------------------------------------------------
-
-
-@asynccontextmanager
-async def attacked(kind: str, port: int, trust: Path) -> AsyncIterator[None]:
-    """While another process attacks a port."""
-    if kind == "quiet":
-        yield
-        return
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tools.bench.flood", "--attack", kind, str(port), str(trust)
+def figure(pairs: Sequence[Pair]) -> Figure:
+    """From the pairs of a kind to its figure."""
+    ratios = [one.attacked_s / one.quiet_s for one in pairs]
+    return Figure(
+        statistics.median(one.quiet_s for one in pairs),
+        statistics.median(one.attacked_s for one in pairs),
+        statistics.median(ratios),
+        min(ratios),
+        max(ratios),
+        sum(one.opened for one in pairs) / sum(one.attacked_s + AHEAD_S for one in pairs),
     )
+
+
+def scenario(cores: float | None) -> Scenario:
+    """Two peers, with so many cores each (None: no quota), and a stranger."""
+    peer = Device(cpu=cores, threads=1, options=("--dtype", "fp32"), start=False)
+    devices = {**dict.fromkeys(PEERS, peer), STRANGER: Device(start=False)}
+    return Scenario(devices=devices, offer=("tiny-gpt2",))
+
+
+def start(house: House) -> None:
+    """The peers, until they know how fast their link is."""
+    for index, device in enumerate(PEERS):
+        others = [f"--peer={house.lan.address(one)}:{PORT}" for one in PEERS[:index]]
+        house.start(device, f"--port={PORT}", "--no-discovery", *others)
+    house.meet()
+    deadline = time.monotonic() + _MEET_S
+    while not all(one["self"] or one["send_bps"] for device in PEERS for one in house.view(device)):
+        if time.monotonic() > deadline:
+            raise SystemExit(f"the link was not measured within {_MEET_S:g} s")
+        time.sleep(0.25)
+
+
+def give_addresses(house: House) -> list[str]:
+    """Gives the stranger as many as a kind of attack comes from, and a last one for those with a
+    member's key: from there more is let in.
+    """
+    own = house.lan.address(STRANGER)
+    net = own.rpartition(".")[0]
+    more = [f"{net}.{_SPARE + n}" for n in range(max(k.addresses for k in KINDS.values()))]
+    lines = [f"address add {one}/24 dev eth0" for one in more]
+    batch(house.lan.namespace(STRANGER), lines)
+    return [own, *more]
+
+
+@contextmanager
+def attacker(house: House, kind: str, addresses: list[str]) -> Iterator[subprocess.Popen[str]]:
+    """The stranger's program, which waits for its line."""
+    argv = [sys.executable, "-m", "tools.bench.attacker", kind]
+    argv += [house.lan.address(PEERS[0]), str(PORT), "--trust", str(house.trust_folder)]
+    strange = addresses[: KINDS[kind].addresses]
+    argv += [f"--source={one}" for one in (addresses[-1:] if kind == MEMBER else strange)]
+    pipe = subprocess.PIPE
+    process = house.popen(STRANGER, argv, stdin=pipe, stdout=pipe, text=True)
     try:
-        await asyncio.sleep(3.0)
-        yield
+        yield process
     finally:
-        process.kill()
-        await process.wait()
+        process.terminate()
+        process.wait()
+        for stream in (process.stdin, process.stdout):
+            assert stream is not None
+            stream.close()
 
 
-async def measure(rounds: int, requests: int) -> dict[str, float]:
-    """Median seconds of a request under each kind of attack."""
-    times: dict[str, list[float]] = {"quiet": [], "flood": [], "hello": [], "slow": []}
-    async with AsyncExitStack() as stack:
-        trust = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        peers: list[Peer] = []
-        for name in ("one", "two"):
-            typed = tuple(("127.0.0.1", peer.port) for peer in peers)
-            config = PeerConfig(
-                name=name,
-                port=0,
-                listen="127.0.0.1",
-                peers=typed,
-                threads=1,
-                discovery=False,
-                ephemeral=True,
-                trust_dir=trust,
-                models=("tiny-gpt2",),
-            )
-            peers.append(await stack.enter_async_context(Peer(config)))
-        mesh = await stack.enter_async_context(Mesh(("127.0.0.1", peers[0].port), trust_dir=trust))
-        await _ask(mesh)
-        for _ in range(rounds):
-            for kind, found in times.items():
-                async with attacked(kind, peers[0].port, trust):
-                    for _ in range(requests):
-                        found.append(await _ask(mesh))
-    return {kind: statistics.median(found) for kind, found in times.items()}
+def asked(house: House, tokens: int) -> tuple[float, float]:
+    """Seconds of one request, and of the attacked device's processor."""
+    options = Options(use="all", max_peers=2, max_new_tokens=tokens)
+    text = "To be, or not to be, that is the question: " * 4
+    before = _used_s(house)
+    found = house.ask(
+        Request(device=PEERS[0], model="tiny-gpt2", text=text, options=options, timeout_s=300.0)
+    )
+    if len(found["report"]["peers"]) != len(PEERS):
+        raise SystemExit("the request was not answered by both peers")
+    wall_s: float = found["wall_s"]
+    return wall_s, _used_s(house) - before
 
 
-async def _ask(mesh: Mesh) -> float:
-    began = time.perf_counter()
-    async for _ in mesh.generate("tiny-gpt2", PROMPT, max_new_tokens=16, use="all"):
-        pass
-    return time.perf_counter() - began
+def _used_s(house: House) -> float:
+    """Processor time of the attacked device so far; 0 where it has no quota to count by."""
+    usage = house.usage()
+    return usage[PEERS[0]].used_s if usage else 0.0
 
 
-def main() -> None:
+@contextmanager
+def attacked(process: subprocess.Popen[str], done: dict[str, int]) -> Iterator[None]:
+    """While the stranger attacks; what it did is in ``done`` at the end."""
+    _tell(process, "go")
+    time.sleep(AHEAD_S)
+    yield
+    _tell(process, "stop")
+    assert process.stdout is not None
+    done.update(json.loads(process.stdout.readline()))
+
+
+def _tell(process: subprocess.Popen[str], word: str) -> None:
+    assert process.stdin is not None
+    process.stdin.write(f"{word}\n")
+    process.stdin.flush()
+
+
+def measure(house: House, kind: str, addresses: list[str], pairs: int, tokens: int) -> list[Pair]:
+    """The pairs of one kind of attack."""
+    found = []
+    with attacker(house, kind, addresses) as process:
+        for number in range(pairs):
+            times: dict[bool, tuple[float, float]] = {}
+            done: dict[str, int] = {}
+            for under_attack in (False, True) if number % 2 else (True, False):
+                with attacked(process, done) if under_attack else nullcontext():
+                    times[under_attack] = asked(house, tokens)
+                time.sleep(REST_S)
+            (quiet_s, quiet_cpu_s), (attacked_s, attacked_cpu_s) = times[False], times[True]
+            counts = done["opened"], done["handshakes"]
+            found.append(Pair(quiet_s, attacked_s, *counts, quiet_cpu_s, attacked_cpu_s))
+    return found
+
+
+def main(arguments: Sequence[str]) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--attack", nargs=3, metavar=("KIND", "PORT", "TRUST"))
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--requests", type=int, default=20)
-    parsed = parser.parse_args()
-    if parsed.attack:
-        kind, port, trust = parsed.attack
-        asyncio.run(attack(kind, int(port), Path(trust)))
-        return
-    found = asyncio.run(measure(parsed.rounds, parsed.requests))
-    ratios = {kind: found[kind] / found["quiet"] for kind in found}
-    print(json.dumps({"seconds": found, "times_quiet": ratios}, indent=2))
+    parser = argparse.ArgumentParser(prog="python -m tools.bench.flood", description=__doc__)
+    parser.add_argument("--kind", action="append", choices=KINDS, help="default: all")
+    parser.add_argument("--pairs", type=int, default=20, help="of each kind")
+    parser.add_argument("--tokens", type=int, default=64, help="that a request makes")
+    parser.add_argument(
+        "--cores", type=float, default=0.5, help="of each peer's device; 0: no quota"
+    )
+    parser.add_argument("--json", type=Path, help="write all times here")
+    parsed = parser.parse_args(arguments)
+    busy = machine.busy_share()
+    kept: dict[str, Any] = {}
+    with House(scenario(parsed.cores or None), print, timelines=False) as house:
+        start(house)
+        addresses = give_addresses(house)
+        for _ in range(WARM):
+            asked(house, parsed.tokens)
+        for kind in parsed.kind or KINDS:
+            pairs = measure(house, kind, addresses, parsed.pairs, parsed.tokens)
+            one = figure(pairs)
+            print(
+                f"{kind:15} {one.quiet_s:.3f} s, attacked {one.attacked_s:.3f} s; ratio "
+                f"{one.ratio:.3f} [{one.least:.3f} to {one.most:.3f}], {len(pairs)} pairs, "
+                f"{one.per_s:.0f} connections/s{'' if one.is_met else ', more than the target'}",
+                flush=True,
+            )
+            kept[kind] = {
+                "what": KINDS[kind].text,
+                **one._asdict(),
+                "pairs": [pair._asdict() for pair in pairs],
+            }
+    if parsed.json is not None:
+        document = {
+            "when": datetime.now(UTC).isoformat(timespec="seconds"),
+            "machine": machine.facts(),
+            "busy_before": round(busy, 3),
+            "cores_of_a_peer": parsed.cores,
+            "tokens": parsed.tokens,
+            "kinds": kept,
+        }
+        parsed.json.write_text(json.dumps(document, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
