@@ -81,6 +81,7 @@ def pair(
         from astra_mesh.errors import InputError
         from astra_mesh.mesh.invitations import Invitations
         from astra_mesh.mesh.trust import Trust
+        from astra_mesh.peer.local import name_of
 
         member_s = 0 if member_for is None else _seconds("--for", member_for)
         valid_s = _seconds("--valid", _VALID if valid is None else valid)
@@ -96,6 +97,7 @@ def pair(
         }
         _check_together({name for name, value in given.items() if value or value == ""})
         trust = Trust.open()
+        trust.name = name_of(trust.device.id)
         if show:
             list_devices(trust, as_json, run_async(running_now(trust)))
         elif close:

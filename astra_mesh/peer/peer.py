@@ -54,6 +54,7 @@ from astra_mesh.wire.messages import (
     PROTOCOL_VERSION,
     Cancel,
     Device,
+    DeviceId,
     Event,
     Hello,
     ListPeers,
@@ -150,8 +151,10 @@ class Peer:
         )
         await self._links.listen()
         if not self.config.ephemeral:
-            listen = self.config.listen or ""
-            self._record = LocalPeer(os.getpid(), self._links.port, self.id, self.name, listen)
+            assert self.trust is not None
+            listen, device = self.config.listen or "", self.trust.device.id
+            port = self._links.port
+            self._record = LocalPeer(os.getpid(), port, self.id, self.name, listen, device)
             await self._compute(_try_to_write, self._record)
         self._main = tasks.start_main("astra-mesh-peer", self._serve, self._links)
 
@@ -159,8 +162,9 @@ class Peer:
         return self.config.state_dir or platformdirs.user_state_path("astra-mesh")
 
     def _secured(self) -> Security:
-        self.trust = trust = Trust.open(self.config.trust_dir)
-        if self.config.ephemeral:
+        ephemeral = self.config.ephemeral  # its name goes with it: the device is not called so
+        self.trust = trust = Trust.open(self.config.trust_dir, "" if ephemeral else self.name)
+        if ephemeral:
             return Security(trust, trust.device.issue())
         self._slot = claim(self._state_folder())
         return Security(trust, load_identity(self._slot.folder, trust.device))
@@ -274,6 +278,10 @@ class Peer:
     def link(self, peer: PeerId) -> Link | None:
         """The open link to a peer."""
         return self._links.link(peer) if self._links is not None else None
+
+    def device_of(self, peer: PeerId) -> DeviceId | None:
+        """The device of a linked peer, as its certificate proves; None of a tab."""
+        return self._links.device_of(peer) if self._links is not None else None
 
     def may_be_back(self, peer: PeerId) -> bool:
         """Whether a link to a peer was lost, or fell silent, so lately that it may be a blip."""
