@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
+from rich.table import Table
 from rich.text import Text
 
 from astra_mesh.cli.console import clean, err, hint, out, print_json, reporting, run_async
@@ -316,7 +317,7 @@ def _introduce(peer: Peer, api: str | None, config: ApiConfig | None, as_json: b
     title = Text(clean(peer.name), style="bold").append(f"  {peer.id[:SHORT_ID]}", style="dim")
     out.print(title)
     out.print(f"  at      {', '.join(addresses)}", markup=False, soft_wrap=True)
-    out.print(f"  models  {', '.join(models) or 'none'}", markup=False, soft_wrap=True)
+    out.print(_beside("  models  ", ", ".join(models) or "none"))
     if apis:
         out.print(f"  API     {', '.join(apis)}", markup=False, soft_wrap=True)
     for page in pages:
@@ -326,8 +327,19 @@ def _introduce(peer: Peer, api: str | None, config: ApiConfig | None, as_json: b
     out.print("  Ctrl-C ends it.", style="dim")
 
 
+def _beside(label: str, text: str) -> Table:
+    """A long text in as many lines as it needs, beside its label."""
+    grid = Table.grid()
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    grid.add_row(label, Text(clean(text)))
+    return grid
+
+
 def show_event(event: Event, as_json: bool) -> None:
     """One line for something that happened."""
+    if event.kind == "request-news":
+        return  # for who looks on: the end says it again
     if as_json:
         print_json({"type": "event", "event": event})
         return
@@ -338,6 +350,11 @@ def show_event(event: Event, as_json: bool) -> None:
     line = Text(event.kind.replace("-", " "), style=style)
     if event.name:
         line.append(f"  {clean(event.name)} {event.peer[:SHORT_ID]}", style="default")
-    if event.text:
-        line.append(f"  {clean(event.text)}", style="dim")
+    text = event.text
+    if event.about is not None and event.about.outcome:
+        from astra_mesh.cli.report import request_line
+
+        text = "; ".join([request_line(event.about), *event.about.notes])
+    if text:
+        line.append(f"  {clean(text)}", style="dim")
     out.print(line, soft_wrap=True)

@@ -63,6 +63,7 @@ from astra_mesh.wire.messages import (
     PeerInfo,
     Peers,
     RequestId,
+    RequestNews,
     Role,
     Status,
     Subscribe,
@@ -431,10 +432,22 @@ class Peer:
         self._away.discard(hello.peer)
         self.tell("peer-joined", hello.peer, hello.name, link.address)
 
-    def tell(self, kind: str, peer: str = "", name: str = "", text: str = "") -> None:
+    def tell(
+        self,
+        kind: str,
+        peer: str = "",
+        name: str = "",
+        text: str = "",
+        about: RequestNews | None = None,
+    ) -> None:
         """Pass an event to subscribers and the owner of this peer."""
         event = Event(
-            request=RequestId(0), kind=kind, peer=peer, name=sanitise(name), text=sanitise(text)
+            request=RequestId(0),
+            kind=kind,
+            peer=peer,
+            name=sanitise(name),
+            text=sanitise(text),
+            about=about,
         )
         try:
             self._on_event(event)
