@@ -308,6 +308,7 @@ API_STOPS: Final = 4  # stop strings
 API_STOP_CHARS: Final = 256  # each; so much text is held back at most
 API_MESSAGES: Final = 1_024  # of one chat
 API_LIVE: Final = 16  # pages that look on at once, beside API_REQUESTS
+REQUEST_NEWS_S: Final = 0.5  # between two events of one request: 64 at once are 128 a second
 API_LIVE_S: Final = 0.1  # between two looks for news; marks come as often
 API_LIVE_MESH_S: Final = 1.0  # the figures of links, which change all the time
 API_LIVE_BEAT_S: Final = 5.0  # a ping to a page; its phone went to sleep if no pong comes in half

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from astra_mesh.wire.messages import PeerId
 
 SHORT_ID: Final = 8  # hex digits of the id of a peer or device, for people
+PASSING: Final = "-client"  # ends the name of a peer inside a command, which goes with it
 SHOWN_NAMES: Final = 4  # in a sentence; of more the number is told
 
 
@@ -40,6 +41,14 @@ def listed(names: Iterable[str], most: int = SHOWN_NAMES) -> str:
         found = [*found[:most], f"{rest} more"]
     *others, last = found
     return f"{', '.join(others)} and {last}" if others else last
+
+
+def device_name(kept: str, peers: Iterable[str]) -> str:
+    """How a device is called: as its peer that runs now; as its mesh keeps it, where none does or
+    several differ. To be shown beside the first digits of its id: devices choose their names.
+    """
+    names = {name for name in peers if name and not name.endswith(PASSING)}
+    return names.pop() if len(names) == 1 else kept
 
 
 def labelled(name: str, key: str) -> str:

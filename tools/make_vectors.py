@@ -230,6 +230,22 @@ MESSAGES: dict[str, AnyMessage] = {
     ),
     "subscribe": m.Subscribe(request=REQUEST),
     "event": m.Event(request=REQUEST, kind="peer-joined", peer=B, name="board"),
+    "event-of-a-request": m.Event(
+        request=REQUEST,
+        kind="request-ended",
+        text="answered",
+        about=m.RequestNews(
+            key=7,
+            task=m.Task.GENERATE,
+            model="tiny-gpt2",
+            took_s=0.5,
+            new_tokens=12,
+            peers=["laptop", "board"],
+            sent_bytes=2048,
+            notes=["2 of 6 parts came too late"],
+            outcome="answered",
+        ),
+    ),
 }
 
 

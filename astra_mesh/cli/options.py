@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import enum
 import os
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypedDict
+from typing import TYPE_CHECKING, Annotated, Final, Literal, TypedDict
 
 import typer
 
@@ -35,6 +36,8 @@ Json = Annotated[
     bool,
     typer.Option("--json", help="Print JSON on standard output; messages go to standard error."),
 ]
+STDIN: Final = "-"  # in place of a file or a code: standard input
+_SECRET_CHARS: Final = 4_096  # of its line; the text of a QR, the longest, has some 200
 _CODECS = ("vq", "astra", "fp32", "fp16", "int8", "int4")
 
 
@@ -185,6 +188,28 @@ class PlanOptions(TypedDict):
     rate: int
     max_loss: float | None
     late: LateName
+
+
+def first_line(path: Path, what: str) -> str:
+    """What a file (``-``: standard input) holds besides spaces: a secret, which other users of this
+    machine would see in the list of processes.
+
+    Raises:
+        InputError: It cannot be read, or its first line is empty.
+    """
+    try:
+        if str(path) == STDIN:
+            text = sys.stdin.readline(_SECRET_CHARS)
+        else:
+            with path.open(errors="replace") as file:
+                text = file.readline(_SECRET_CHARS)
+    except OSError as error:
+        raise InputError(f"{what}: {path} cannot be read: {error.strerror}") from error
+    if not text.strip():
+        raise InputError(
+            f"{what}: the first line of {'standard input' if str(path) == STDIN else path} is empty"
+        )
+    return text.strip()
 
 
 def check_output(path: Path) -> None:

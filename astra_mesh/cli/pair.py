@@ -7,13 +7,14 @@ import io
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 from rich.text import Text
 
 from astra_mesh.cli.console import clean, err, hint, out, print_json, reporting, run_async
-from astra_mesh.cli.options import Json
+from astra_mesh.cli.options import STDIN, Json, first_line
 from astra_mesh.cli.signals import ENDING, on_signals
 from astra_mesh.cli.unpair import list_devices, running_now
 from astra_mesh.naming import labelled
@@ -36,7 +37,8 @@ def pair(
     code: Annotated[
         str | None,
         typer.Argument(
-            help="The code or join key that the other device showed. Default: show one here."
+            help="The code or join key that the other device showed; -: the first line of stdin, "
+            "where no list of processes shows it. Default: show one here."
         ),
     ] = None,
     at: Annotated[
@@ -81,6 +83,7 @@ def pair(
         from astra_mesh.errors import InputError
         from astra_mesh.mesh.invitations import Invitations
         from astra_mesh.mesh.trust import Trust
+        from astra_mesh.peer.local import name_of
 
         member_s = 0 if member_for is None else _seconds("--for", member_for)
         valid_s = _seconds("--valid", _VALID if valid is None else valid)
@@ -96,6 +99,7 @@ def pair(
         }
         _check_together({name for name, value in given.items() if value or value == ""})
         trust = Trust.open()
+        trust.name = name_of(trust.device.id)
         if show:
             list_devices(trust, as_json, run_async(running_now(trust)))
         elif close:
@@ -107,6 +111,7 @@ def pair(
             )
         elif code is not None:
             trust.settle()
+            code = first_line(Path(code), "CODE") if code == STDIN else code
             run_async(_join(trust, code, at or [], as_json))
         elif at:
             raise InputError(

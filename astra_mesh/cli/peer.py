@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
+from rich.table import Table
 from rich.text import Text
 
 from astra_mesh.cli.console import clean, err, hint, out, print_json, reporting, run_async
 from astra_mesh.cli.lan import api_addresses, closed_to_others, page_addresses
 from astra_mesh.cli.lan import api_config as make_api_config
-from astra_mesh.cli.options import Json, Typed
+from astra_mesh.cli.options import STDIN, Json, Typed, first_line
 from astra_mesh.cli.signals import ENDING, on_signals
 from astra_mesh.naming import SHORT_ID
 
@@ -100,7 +101,15 @@ def peer(
             metavar="KEY",
             envvar="ASTRA_MESH_JOIN_KEY",
             show_envvar=True,
-            help="Join the mesh of the device that made this key (`astra-mesh pair --join-key`).",
+            help="Join the mesh of the device that made this key (`astra-mesh pair --join-key`). "
+            "Others on this machine see it in the list of processes: rather use the variable or "
+            "--join-key-file.",
+        ),
+    ] = None,
+    join_key_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="A file that holds such a key, for this user only; -: stdin."
         ),
     ] = None,
     state_dir: Annotated[
@@ -207,11 +216,32 @@ def peer(
             record=record,
         )
         api_config = make_api_config(api_port, api_token, lan, state_dir) if api else None
+        join_key = join_key_of(join_key, join_key_file, stop_with_stdin)
         if join_key:
             from astra_mesh.mesh.codes import read_key
 
             read_key(join_key)  # a mistyped one is an error at once
         run_async(_serve(config, api_config, join_key, fetch, as_json, stop_with_stdin))
+
+
+def join_key_of(key: str | None, file: Path | None, stdin_ends: bool) -> str | None:
+    """The key that was given, or that a file holds.
+
+    Raises:
+        InputError: Both were given, or the file holds none.
+    """
+    from astra_mesh.errors import InputError
+
+    if file is None:
+        return key
+    if key:
+        raise InputError(
+            "a join key was given by --join-key or ASTRA_MESH_JOIN_KEY and by --join-key-file; "
+            "one of them is enough"
+        )
+    if str(file) == STDIN and stdin_ends:
+        raise InputError("--join-key-file - does not go with --stop-with-stdin")
+    return first_line(file, "--join-key-file")
 
 
 async def _serve(
@@ -316,7 +346,7 @@ def _introduce(peer: Peer, api: str | None, config: ApiConfig | None, as_json: b
     title = Text(clean(peer.name), style="bold").append(f"  {peer.id[:SHORT_ID]}", style="dim")
     out.print(title)
     out.print(f"  at      {', '.join(addresses)}", markup=False, soft_wrap=True)
-    out.print(f"  models  {', '.join(models) or 'none'}", markup=False, soft_wrap=True)
+    out.print(_beside("  models  ", ", ".join(models) or "none"))
     if apis:
         out.print(f"  API     {', '.join(apis)}", markup=False, soft_wrap=True)
     for page in pages:
@@ -326,8 +356,19 @@ def _introduce(peer: Peer, api: str | None, config: ApiConfig | None, as_json: b
     out.print("  Ctrl-C ends it.", style="dim")
 
 
+def _beside(label: str, text: str) -> Table:
+    """A long text in as many lines as it needs, beside its label."""
+    grid = Table.grid()
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    grid.add_row(label, Text(clean(text)))
+    return grid
+
+
 def show_event(event: Event, as_json: bool) -> None:
     """One line for something that happened."""
+    if event.kind == "request-news":
+        return  # for who looks on: the end says it again
     if as_json:
         print_json({"type": "event", "event": event})
         return
@@ -338,6 +379,11 @@ def show_event(event: Event, as_json: bool) -> None:
     line = Text(event.kind.replace("-", " "), style=style)
     if event.name:
         line.append(f"  {clean(event.name)} {event.peer[:SHORT_ID]}", style="default")
-    if event.text:
-        line.append(f"  {clean(event.text)}", style="dim")
+    text = event.text
+    if event.about is not None and event.about.outcome:
+        from astra_mesh.cli.report import request_line
+
+        text = "; ".join([request_line(event.about), *event.about.notes])
+    if text:
+        line.append(f"  {clean(text)}", style="dim")
     out.print(line, soft_wrap=True)

@@ -11,13 +11,14 @@ from rich.text import Text
 from astra_mesh.cli.connecting import alone, opened
 from astra_mesh.cli.console import clean, hint, out, print_json, reporting, run_async
 from astra_mesh.cli.options import Connect, Json, Typed
-from astra_mesh.naming import SHORT_ID, Names
+from astra_mesh.naming import SHORT_ID, Names, listed
 
 if TYPE_CHECKING:
     from astra_mesh.wire.messages import PeerInfo
 
 EXAMPLE: Final = "Example:  astra-mesh peers --json"
 _LINKS: Final = 20  # lines
+_HOLDERS: Final = 3  # of a model that are named
 _NAME_WIDTH, _PLACE_WIDTH = 14, 21  # names and addresses up to so long stay in one line
 _WIDE: Final = 100  # columns of a terminal that shows systems, too
 
@@ -37,8 +38,10 @@ async def _list(connect: str | None, typed: list[str] | None, as_json: bool) -> 
     else:
         out.print(peer_table(found, out.width))
         out.print()
-        for line in (*link_lines(found), *model_lines(found)):
+        for line in link_lines(found):
             out.print(line, soft_wrap=True)
+        if any(one.models for one in found):
+            out.print(model_table(found))
     for one in hints:
         hint(one)
 
@@ -106,17 +109,19 @@ def link_lines(found: list[PeerInfo]) -> list[Text]:
     return lines
 
 
-def model_lines(found: list[PeerInfo]) -> list[Text]:
-    """One line for each model: what it does, and who holds it."""
+def model_table(found: list[PeerInfo]) -> Table:
+    """One row for each model: what it does, and who holds it."""
     from astra_mesh.client.answers import models_of
 
-    lines = []
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    for column in ("model", "does", "on"):
+        table.add_column(column, overflow="fold")
     for model in models_of(found):
         everyone = len(model.peers) == len(found)
-        holders = "every peer" if everyone and len(found) > 1 else ", ".join(model.peers)
-        tasks = "/".join(task.value for task in model.tasks)
-        lines.append(Text(f"{clean(model.name)}  ({tasks})  on {clean(holders)}"))
-    return lines
+        holders = "every peer" if everyone and len(found) > 1 else listed(model.peers, _HOLDERS)
+        tasks = ", ".join(task.value for task in model.tasks)
+        table.add_row(*(Text(clean(text)) for text in (model.name, tasks, holders)))
+    return table
 
 
 def _mbits(bps: float | None) -> str:

@@ -11,10 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from astra_mesh.cli.console import clean
-from astra_mesh.naming import Names
+from astra_mesh.naming import Names, listed
 
 if TYPE_CHECKING:
-    from astra_mesh.wire.messages import ExpectedCost, Planned, Report
+    from astra_mesh.wire.messages import ExpectedCost, Planned, Report, RequestNews
 
 _CARED_S: Final = 0.05  # that loading or lost peers took and a person may care for
 
@@ -41,6 +41,19 @@ def amount(size: float) -> str:
             return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"
         size /= 1024
     return f"{size:.1f} GiB"
+
+
+def request_line(about: RequestNews, later_s: float = 0.0) -> str:
+    """How a request stands, ``later_s`` after it was told: in one line but for the notes."""
+    took = seconds(about.took_s + later_s)
+    count = about.new_tokens
+    about_it = [
+        f"{about.outcome}, took {took}" if about.outcome else f"{took} so far",
+        f"{count} new token{'s' if count > 1 else ''}" if count else "",
+        f"{amount(about.sent_bytes)} sent" if about.sent_bytes else "",
+        f"on {listed(about.peers, len(about.peers))}" if about.peers else "",
+    ]
+    return clean(f"{about.task.value} with {about.model}: {', '.join(filter(None, about_it))}")
 
 
 def _headline(report: Report, names: Names) -> str:

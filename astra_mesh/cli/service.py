@@ -21,6 +21,15 @@ from astra_mesh.errors import AstraMeshError, InputError
 UNIT: Final = "astra-mesh-peer.service"
 _SYSTEM: Final = Path("/etc/systemd/system")
 _WAIT_S: Final = 30.0  # for systemctl
+_SECRETS: Final = {
+    "--join-key": "ASTRA_MESH_JOIN_KEY",
+    "--api-token": "ASTRA_MESH_API_TOKEN",
+}
+# As service.unit names it.
+_SECRETS_FILE: Final = {
+    False: "~/.config/astra-mesh/peer.env",
+    True: "/etc/astra-mesh/peer.env",
+}
 EXAMPLE: Final = 'Example:  astra-mesh service install --options "--name kitchen --lan"'
 
 app = typer.Typer(help="Run a peer as a service of systemd.", epilog=EXAMPLE, no_args_is_help=True)
@@ -60,6 +69,8 @@ def install(
             out.print(f"it runs; its log: journalctl {user}-u {UNIT} -f", markup=False)
         elif start:
             hint(f"systemd does not run here; later: systemctl {user}enable --now {UNIT}")
+        if running and "--lan" in shlex.split(options):
+            hint("the address of its page for other devices is in that log, and holds the token")
         if running and not system:
             hint("it ends when you log out, unless: sudo loginctl enable-linger $USER")
 
@@ -92,7 +103,7 @@ def unit(options: str, system: bool) -> str:
         words = shlex.split(options)
     except ValueError as error:
         raise InputError(f"--options: {error}") from error
-    _check(words)
+    _check(words, system)
     command = [*_program(system), "peer", *words]
     template = resources.files("astra_mesh.cli").joinpath("service.unit").read_text()
     return template.format(
@@ -102,10 +113,19 @@ def unit(options: str, system: bool) -> str:
     )
 
 
-def _check(words: list[str]) -> None:
-    """InputError for what `astra-mesh peer` would refuse, at every start of the service."""
+def _check(words: list[str], system: bool) -> None:
+    """InputError for what `astra-mesh peer` would refuse, at every start of the service, and for
+    secrets.
+    """
     from astra_mesh.cli.app import app as everything
 
+    for option, variable in _SECRETS.items():
+        if any(word == option or word.startswith(f"{option}=") for word in words):
+            raise InputError(
+                f"--options: everybody on this machine can read {option} in the unit file and in "
+                f"the list of processes; put {variable}=... into {_SECRETS_FILE[system]} instead, "
+                "a file for its owner only (chmod 600)"
+            )
     command = getattr(typer.main.get_command(everything), "commands")["peer"]  # noqa: B009
     if "--help" in words:
         raise InputError("--options: with --help a peer ends at once, so it would make no service")
@@ -125,6 +145,7 @@ _SYSTEM_STATE: Final = """\
 # A user of its own, made at the start; its files stay in /var/lib/astra-mesh.
 DynamicUser=yes
 StateDirectory=astra-mesh
+StateDirectoryMode=0700
 CacheDirectory=astra-mesh
 Environment=HOME=/var/lib/astra-mesh XDG_DATA_HOME=/var/lib XDG_STATE_HOME=/var/lib
 Environment=XDG_CACHE_HOME=/var/cache

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
@@ -12,14 +12,14 @@ from rich.text import Text
 
 from astra_mesh.cli.console import clean, err, hint, out, print_json, reporting, run_async
 from astra_mesh.cli.options import Json
-from astra_mesh.naming import SHORT_ID, labelled
+from astra_mesh.naming import SHORT_ID, device_name, labelled
 
 if TYPE_CHECKING:
     from astra_mesh.client.farewell import Farewell
     from astra_mesh.client.reach import Running
     from astra_mesh.mesh.roster import RosterBook
     from astra_mesh.mesh.trust import Trust
-    from astra_mesh.wire.messages import DeviceId, RosterEntry
+    from astra_mesh.wire.messages import DeviceId
 
 EXAMPLE: Final = "Example:  astra-mesh unpair kitchen"
 
@@ -40,28 +40,32 @@ def unpair(
     """Shut a device out of the mesh, on all devices of the mesh."""
     with reporting(as_json):
         from astra_mesh.errors import InputError
+        from astra_mesh.mesh.pairing_host import check_may_shut_out
         from astra_mesh.mesh.trust import Trust
+        from astra_mesh.peer.local import name_of
 
         if (device is None) is not leave:
             raise InputError("name the device to shut out, or say --leave")
         trust = Trust.open()
+        trust.name = name_of(trust.device.id)
         if device is None:
             _leave(trust, as_json)
             return
-        _shut_out(trust, device, as_json)
-        list_devices(trust, as_json)
+        check_may_shut_out(trust.book, trust.device.id)
+        running = run_async(running_now(trust))
+        _shut_out(trust, device, running, as_json)
+        list_devices(trust, as_json, running)
         hint("the peers of the mesh part from it within seconds; others when they meet them")
 
 
-def _shut_out(trust: Trust, device: str, as_json: bool) -> None:
+def _shut_out(trust: Trust, device: str, running: list[Running], as_json: bool) -> None:
     from astra_mesh.errors import InputError
     from astra_mesh.mesh.pairing_host import check_may_shut_out
 
-    check_may_shut_out(trust.book, trust.device.id)
-    found = trust.book.find(device) or _by_peer(trust, device)
+    found = find_device(trust, device, running)
     if len(found) != 1:
         raise InputError(_which(device, found))
-    key, entry = found[0]
+    ((key, name),) = found.items()
 
     def decide(book: RosterBook) -> bool:
         check_may_shut_out(book, trust.device.id)
@@ -72,24 +76,43 @@ def _shut_out(trust: Trust, device: str, as_json: bool) -> None:
 
     trust.change(decide)
     if not as_json:
-        out.print(f"Shut out {clean(labelled(entry.name, key))}.", markup=False)
+        out.print(f"Shut out {clean(labelled(name, key))}.", markup=False)
 
 
-def _by_peer(trust: Trust, text: str) -> list[tuple[DeviceId, RosterEntry]]:
-    """The other devices on which peers with this name run now, or an id that begins so."""
+def find_device(trust: Trust, text: str, running: Sequence[Running]) -> dict[DeviceId, str]:
+    """The devices that a person may mean, with their names: all that the mesh or a peer on them
+    calls so, since a name that one chose may be another's, or its digits; else by a part of an id.
+
+    Raises:
+        InputError: It is this device.
+    """
     from astra_mesh.errors import InputError
 
-    running = run_async(running_now(trust))
-    named = [one for one in running if one.name == text]
-    named = named or [one for one in running if text and one.peer.startswith(text.lower())]
-    members = trust.members()
-    devices = sorted({one.device for one in named} & set(members))
-    if devices == [trust.device.id]:
+    own, digits = trust.device.id, text.lower()
+    others = {key: entry for key, entry in trust.members().items() if key != own}
+    named = {key for key, entry in others.items() if entry.name == text}
+    named |= {one.device for one in running if one.name == text}
+    if text and (not named or len(text) >= SHORT_ID):
+        named |= {key for key in others if key.startswith(digits)}
+    if text and not named:
+        named = {one.device for one in running if one.peer.startswith(digits)}
+    named = {key for key in others if key == digits} or named  # a whole id leaves no doubt
+    if named == {own}:
         raise InputError(
             f"the peer {text!a} runs on this device: stop it, or take the device out of its mesh "
             "with --leave"
         )
-    return [(key, members[key]) for key in devices]
+    return {key: name for key, name in shown_names(trust, running).items() if key in named}
+
+
+def shown_names(trust: Trust, running: Sequence[Running]) -> dict[DeviceId, str]:
+    """How the devices of the mesh are called."""
+    here: dict[DeviceId, list[str]] = {}
+    for one in running:
+        here.setdefault(one.device, []).append(one.name)
+    return {
+        key: device_name(entry.name, here.get(key, ())) for key, entry in trust.members().items()
+    }
 
 
 def _leave(trust: Trust, as_json: bool) -> None:
@@ -135,9 +158,9 @@ async def running_now(trust: Trust) -> list[Running]:
         return await who_runs(trust)
 
 
-def _which(device: str, found: list[tuple[DeviceId, RosterEntry]]) -> str:
+def _which(device: str, found: Mapping[DeviceId, str]) -> str:
     if found:
-        which = ", ".join(labelled(entry.name, key) for key, entry in found)
+        which = ", ".join(labelled(name, key) for key, name in found.items())
         return f"{device!a} fits {len(found)} devices: {which}; give the digits of one"
     return (
         f"no other device of this mesh, and no peer that runs now, is called {device!a}; "
@@ -145,12 +168,13 @@ def _which(device: str, found: list[tuple[DeviceId, RosterEntry]]) -> str:
     )
 
 
-def device_rows(trust: Trust) -> list[dict[str, object]]:
+def device_rows(trust: Trust, running: Sequence[Running] = ()) -> list[dict[str, object]]:
     """The devices of the mesh, for programs."""
+    names = shown_names(trust, running)
     return [
         {
             "id": key,
-            "name": entry.name,
+            "name": names[key],
             "this": key == trust.device.id,
             "until": entry.until or None,
             "let_in_by": entry.by,
@@ -164,7 +188,7 @@ def list_devices(trust: Trust, as_json: bool, running: Sequence[Running] | None 
     peers: dict[str, list[dict[str, str]]] = {}
     for one in running or ():
         peers.setdefault(one.device, []).append({"id": one.peer, "name": one.name})
-    rows = device_rows(trust)
+    rows = device_rows(trust, running or ())
     for row in rows if running is not None else ():
         row["peers"] = peers.get(str(row["id"]), [])
     if as_json:

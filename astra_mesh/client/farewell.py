@@ -17,7 +17,6 @@ from astra_mesh.client.reach import dial_member, member_places
 from astra_mesh.mesh.connect import Address, Secure, show_address
 from astra_mesh.mesh.identity import Identity
 from astra_mesh.mesh.link import Link
-from astra_mesh.mesh.pairing_host import own_name
 from astra_mesh.mesh.roster import RosterBook
 from astra_mesh.mesh.session import Session
 from astra_mesh.mesh.sockets import close_soon
@@ -150,7 +149,7 @@ class _Speaker:
             magic=MAGIC,
             version=PROTOCOL_VERSION,
             peer=self.identity.peer_id,
-            name=own_name(),
+            name=self.trust.name,
             role=Role.PEER,
             window_bytes=limits.WINDOW_BYTES,
         )

@@ -23,6 +23,7 @@ from astra_mesh.mesh.link import Link
 from astra_mesh.mesh.session import Session
 from astra_mesh.mesh.timings import Timings
 from astra_mesh.mesh.trust import Trust
+from astra_mesh.naming import PASSING
 from astra_mesh.wire.codec import sanitise
 from astra_mesh.wire.messages import MAGIC, PROTOCOL_VERSION, Hello, PeerId, Role
 
@@ -124,7 +125,7 @@ async def _make_embedded(target: Target) -> Peer:
     """A peer that is not started. Its imports (torch among them) take seconds, in a thread."""
     module = await asyncio.to_thread(importlib.import_module, "astra_mesh.peer")
     config = module.PeerConfig(
-        name=_host_name("-client"),
+        name=_host_name(PASSING),
         port=0,
         peers=target.typed,
         ephemeral=True,

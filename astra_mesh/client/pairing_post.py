@@ -15,7 +15,7 @@ from astra_mesh.mesh.discovery import Discovery
 from astra_mesh.mesh.doorman import Doorman
 from astra_mesh.mesh.interfaces import is_loopback
 from astra_mesh.mesh.listening import listen
-from astra_mesh.mesh.pairing_host import PairingHost, own_name
+from astra_mesh.mesh.pairing_host import PairingHost
 from astra_mesh.mesh.trust import Trust
 from astra_mesh.peer.local import local_peers
 from astra_mesh.peer.places import own_hosts
@@ -81,15 +81,13 @@ async def _open_post(stack: AsyncExitStack, trust: Trust) -> int:
         sockets = await listen(None, 0)
     stack.push_async_callback(doorman.close)
     doorman.open(sockets)
-    await stack.enter_async_context(_announced(identity.peer_id, doorman.port))
+    await stack.enter_async_context(_announced(identity.peer_id, trust.name, doorman.port))
     return doorman.port
 
 
 @asynccontextmanager
-async def _announced(peer: PeerId, port: int) -> AsyncIterator[None]:
-    discovery = Discovery(
-        peer, own_name(), port, on_found=lambda *_: None, on_gone=lambda peer: None
-    )
+async def _announced(peer: PeerId, name: str, port: int) -> AsyncIterator[None]:
+    discovery = Discovery(peer, name, port, on_found=lambda *_: None, on_gone=lambda peer: None)
     task = asyncio.create_task(discovery.run(), name="astra_mesh announcement")
     try:
         yield

@@ -32,7 +32,7 @@ from astra_mesh.mesh.pairing import (
     send,
     unpack_roster,
 )
-from astra_mesh.mesh.pairing_host import LATE, NewMember, join, keep, own_name, sign_in
+from astra_mesh.mesh.pairing_host import LATE, NewMember, call_itself, join, keep, sign_in
 from astra_mesh.mesh.trust import Trust, pairing_tls
 from astra_mesh.naming import Names
 from astra_mesh.wire.codec import sanitise
@@ -269,7 +269,7 @@ async def _pair(
     channel = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
     exchange = Exchange(trust.device, secret.password, guest=True, channel=channel)
     own = await asyncio.to_thread(exchange.begin)
-    await send(writer, Knock(VERSION, secret.id, trust.device.certificate, own_name(), own))
+    await send(writer, Knock(VERSION, secret.id, trust.device.certificate, trust.name, own))
     reply = await receive(reader, Reply)
     await asyncio.to_thread(exchange.finish, reply.spake, reply.certificate, secret.id)
     await asyncio.to_thread(trust.refresh)
@@ -303,6 +303,7 @@ async def _take_in(
     trust: Trust, new: NewMember, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
 ) -> None:
     """Have the host in this mesh, once it says that it has the roster; then say that it is kept."""
+    await asyncio.to_thread(call_itself, trust)
     roster = await asyncio.to_thread(sign_in, trust, new)
     await send(writer, Welcome(pack_roster(roster)))
     await receive(reader, Welcome)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import platform
 import time
 from dataclasses import dataclass
 from typing import Final
@@ -119,7 +118,7 @@ class PairingHost:
             return own
 
         own = await asyncio.to_thread(compute)
-        await send(writer, Reply(device.certificate, own_name(), own))
+        await send(writer, Reply(device.certificate, self._trust.name, own))
         proof = await receive(reader, Proof)
         if not exchange.is_proved(proof):
             log.warning("somebody gave a wrong pairing code (%s)", sanitise(knock.name, 64))
@@ -181,6 +180,7 @@ class PairingHost:
         new: NewMember,
     ) -> None:
         """Have the other side in this mesh, once it says that it has the roster."""
+        await asyncio.to_thread(call_itself, self._trust)
         roster = await asyncio.to_thread(sign_in, self._trust, new)
         book, (mac, signature) = self._trust.book, exchange.prove()
         await send(writer, Proof(mac, signature, book.mesh, book.alone, pack_roster(roster)))
@@ -209,10 +209,17 @@ def _until(invitation: Invitation) -> int:
     return int(time.time()) + invitation.member_s if invitation.member_s else 0
 
 
+def call_itself(trust: Trust) -> None:
+    """The roster calls this device as its peer is called now, where nobody else let it in. Blocks.
+    The mesh of a device that is alone begins with its entry, which may be older than the name.
+    """
+    trust.change(lambda book: book.call_itself(trust.name))
+
+
 def sign_in(trust: Trust, new: NewMember) -> Roster:
     """The roster with a device that is not kept yet: it may vanish before it has it. Blocks."""
     trust.refresh()
-    book = RosterBook(trust.device, own_name(), trust.book.message())
+    book = RosterBook(trust.device, trust.name, trust.book.message())
     book.let_in(new.certificate, new.name, new.until)
     return book.message()
 
@@ -284,8 +291,3 @@ def check_may_shut_out(book: RosterBook, device: DeviceId) -> None:
             "shuts nobody out. Do it on a device that is a member for good; or leave the mesh: "
             "astra-mesh unpair --leave"
         )
-
-
-def own_name() -> str:
-    """Of this device, for people."""
-    return sanitise(platform.node(), limits.NAME_CHARS) or "device"

@@ -98,6 +98,11 @@ class RosterBook:
         return self._mesh
 
     @property
+    def own_name(self) -> str:
+        """How this device is called in it."""
+        return self._entries[self._device.id].name
+
+    @property
     def counts_itself(self) -> bool:
         """False if another member shut this device out, or it leaves."""
         return self._entries[self._device.id].member
@@ -175,6 +180,14 @@ class RosterBook:
         vouched = self._let_in_by(device)
         self._put_out(device)
         self._vouch(vouched)
+
+    def call_itself(self, name: str) -> bool:
+        """Be called so from now on, if nobody else let this device in; whether that is news."""
+        own = self._entries[self._device.id]
+        if own.by != self._device.id or not own.member or own.name == _shown(name):
+            return False
+        self._put(self._signed(own.certificate, name, own.generation + 1, own.until))
+        return True
 
     def say_farewell(self) -> bool:
         """Leave the mesh, for all who hear it; :meth:`begin_anew` follows, once they were told.
@@ -336,7 +349,7 @@ class RosterBook:
     ) -> RosterEntry:
         entry = RosterEntry(
             certificate=certificate,
-            name=sanitise(name, limits.NAME_CHARS) or "device",
+            name=_shown(name),
             generation=min(generation, limits.ROSTER_GENERATIONS),
             member=member,
             until=until,
@@ -362,6 +375,10 @@ class RosterBook:
         ]
         for key in void:
             del self._entries[key]
+
+
+def _shown(name: str) -> str:
+    return sanitise(name, limits.NAME_CHARS) or "device"
 
 
 def _is_own(entry: RosterEntry) -> bool:

@@ -82,27 +82,33 @@ class Trust:
         on_change: Called when the roster has changed, in the thread that read or changed it.
     """
 
-    def __init__(self, folder: Path, device: DeviceKey) -> None:
+    def __init__(self, folder: Path, device: DeviceKey, name: str = "") -> None:
         self.folder, self.device = folder, device
         self.on_change: Callable[[], object] = lambda: None
+        self._given = sanitise(name, limits.NAME_CHARS)
+        self._machine = sanitise(platform.node(), limits.NAME_CHARS) or "device"
         self.version = 0  # counts changes of the roster that this process has seen
-        self._name = sanitise(platform.node(), limits.NAME_CHARS) or "device"
-        self._book = RosterBook(device, self._name)
+        self._book = RosterBook(device, self._given or self._machine)
         self._stamp: tuple[int, int] | None = None
         self._busy = threading.Lock()  # the folder's lock keeps other processes out, not threads
         self._whose: dict[bytes, Known | None] = {}
         self._whose_version = 0
 
     @classmethod
-    def open(cls, folder: Path | None = None) -> Trust:
+    def open(cls, folder: Path | None = None, name: str = "") -> Trust:
         """The trust kept in ``folder``, begun at the first call. Blocks.
+
+        Args:
+            folder: None: that of this user.
+            name: Of the peer that runs on this device; empty: as its mesh calls it, at first as the
+                machine is called.
 
         Raises:
             IdentityError: Its files cannot be used.
         """
         folder = folder or trust_folder()
         close_folder(folder)
-        trust = cls(folder, load_device(folder))
+        trust = cls(folder, load_device(folder), name)
         trust.change(trust._is_unsaved)
         return trust
 
@@ -117,6 +123,16 @@ class Trust:
     def book(self) -> RosterBook:
         """The roster as last read. Change it by :meth:`change` only."""
         return self._book
+
+    @property
+    def name(self) -> str:
+        """How this device is called where it pairs."""
+        return self._given or self._book.own_name
+
+    @name.setter
+    def name(self, name: str) -> None:
+        """As the peer that runs on it; empty: as its mesh calls it."""
+        self._given = sanitise(name, limits.NAME_CHARS)
 
     def members(self) -> dict[DeviceId, RosterEntry]:
         """The devices of the mesh now."""
@@ -188,7 +204,7 @@ class Trust:
                 "copy, or delete the file and pair again"
             ) from exc
         known = message if isinstance(message, Roster) else None
-        return RosterBook(self.device, self._name, known)
+        return RosterBook(self.device, self._given or self._machine, known)
 
     def _take(self, book: RosterBook, path: Path) -> None:
         self._stamp = _stamp(path) if path.exists() else None

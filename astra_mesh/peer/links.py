@@ -200,6 +200,12 @@ class LinkKeeper:
         link = self._membership.link(peer)
         return link if link is not None and link.is_open else None
 
+    def device_of(self, peer: PeerId) -> DeviceId | None:
+        """The device of a linked peer, as its certificate proves; None of a tab, which is lent."""
+        link = self.link(peer)
+        known = self._links.get(link) if link is not None else None
+        return known.device if known is not None and known.via is None else None
+
     def strangers(self) -> list[str]:
         """Names of those near that are not paired with this device, sorted."""
         names = sorted(self._near[peer] for peer in self._strangers)

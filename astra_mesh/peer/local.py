@@ -18,8 +18,9 @@ from astra_mesh import limits
 from astra_mesh.errors import PortInUseError
 from astra_mesh.mesh.connect import Address
 from astra_mesh.mesh.files import make_folder
+from astra_mesh.naming import device_name
 from astra_mesh.peer.places import own_address
-from astra_mesh.wire.messages import PeerId
+from astra_mesh.wire.messages import DeviceId, PeerId
 
 Compute = Callable[[Callable[["LocalPeer"], Path], "LocalPeer"], Awaitable[Path]]
 
@@ -33,6 +34,7 @@ class LocalPeer:
     id: PeerId
     name: str
     listen: str = ""  # the one address that it listens on; "": all
+    device: str = ""  # its id
     problem: str | None = None  # why it finds no others by itself; "": it does; None: too early
     state: str = ""  # the state folder that was chosen for it; "": the user's
 
@@ -106,6 +108,13 @@ def local_peers() -> list[LocalPeer]:
         else:
             _remove(path)
     return [peer for _, peer in sorted(found, key=lambda item: item[0])]
+
+
+def name_of(device: DeviceId) -> str:
+    """How a device of this user is called: by the name of its peers that run here; "" where none
+    does, or they differ.
+    """
+    return device_name("", (peer.name for peer in local_peers() if peer.device == device))
 
 
 def check_own_port(port: int) -> None:

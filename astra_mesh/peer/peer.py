@@ -54,6 +54,7 @@ from astra_mesh.wire.messages import (
     PROTOCOL_VERSION,
     Cancel,
     Device,
+    DeviceId,
     Event,
     Hello,
     ListPeers,
@@ -62,6 +63,7 @@ from astra_mesh.wire.messages import (
     PeerInfo,
     Peers,
     RequestId,
+    RequestNews,
     Role,
     Status,
     Subscribe,
@@ -150,14 +152,15 @@ class Peer:
         )
         await self._links.listen()
         if not self.config.ephemeral:
-            listen = self.config.listen or ""
+            assert self.trust is not None
             chosen = self.config.state_dir
             self._record = LocalPeer(
                 os.getpid(),
                 self._links.port,
                 self.id,
                 self.name,
-                listen,
+                self.config.listen or "",
+                device=self.trust.device.id,
                 state=str(chosen.absolute()) if chosen else "",
             )
             await self._compute(_try_to_write, self._record)
@@ -167,8 +170,9 @@ class Peer:
         return self.config.state_dir or platformdirs.user_state_path("astra-mesh")
 
     def _secured(self) -> Security:
-        self.trust = trust = Trust.open(self.config.trust_dir)
-        if self.config.ephemeral:
+        ephemeral = self.config.ephemeral  # its name goes with it: the device is not called so
+        self.trust = trust = Trust.open(self.config.trust_dir, "" if ephemeral else self.name)
+        if ephemeral:
             return Security(trust, trust.device.issue())
         self._slot = claim(self._state_folder())
         return Security(trust, load_identity(self._slot.folder, trust.device))
@@ -282,6 +286,10 @@ class Peer:
     def link(self, peer: PeerId) -> Link | None:
         """The open link to a peer."""
         return self._links.link(peer) if self._links is not None else None
+
+    def device_of(self, peer: PeerId) -> DeviceId | None:
+        """The device of a linked peer, as its certificate proves; None of a tab."""
+        return self._links.device_of(peer) if self._links is not None else None
 
     def may_be_back(self, peer: PeerId) -> bool:
         """Whether a link to a peer was lost, or fell silent, so lately that it may be a blip."""
@@ -431,10 +439,22 @@ class Peer:
         self._away.discard(hello.peer)
         self.tell("peer-joined", hello.peer, hello.name, link.address)
 
-    def tell(self, kind: str, peer: str = "", name: str = "", text: str = "") -> None:
+    def tell(
+        self,
+        kind: str,
+        peer: str = "",
+        name: str = "",
+        text: str = "",
+        about: RequestNews | None = None,
+    ) -> None:
         """Pass an event to subscribers and the owner of this peer."""
         event = Event(
-            request=RequestId(0), kind=kind, peer=peer, name=sanitise(name), text=sanitise(text)
+            request=RequestId(0),
+            kind=kind,
+            peer=peer,
+            name=sanitise(name),
+            text=sanitise(text),
+            about=about,
         )
         try:
             self._on_event(event)

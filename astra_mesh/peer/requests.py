@@ -252,6 +252,8 @@ class Requests:
         async def emit(message: Planned | Refer | Token | Result) -> None:
             nonlocal answered
             shown.told(message)
+            if shown.is_due():
+                self._peer.tell("request-news", about=shown.news())
             if isinstance(message, Refer):
                 answered = f"referred to {message.name}"
             link.send(message)
@@ -259,7 +261,8 @@ class Requests:
 
         around = self._surroundings(shown)
         answer = Answer(ask, self._peer.models, self._peer.compute, around, emit)
-        self._peer.tell("request-started", text=f"{ask.task.value} with {ask.model}")
+        about = f"{ask.task.value} with {ask.model}"
+        self._peer.tell("request-started", text=about, about=shown.news())
         outcome = "cancelled"
         try:
             async with self._turns.turn(link):
@@ -276,7 +279,7 @@ class Requests:
             self._fail(link, ask.request, InternalError(text))
         finally:
             shown.ended(outcome)
-            self._peer.tell("request-ended", text=outcome)
+            self._peer.tell("request-ended", text=outcome, about=shown.news())
 
     def _fail(self, link: Link, request: RequestId, error: AstraMeshError) -> None:
         text = sanitise(error.message)

@@ -8,7 +8,16 @@ from astra_mesh import limits
 from astra_mesh.mesh.connect import Address, show_address
 from astra_mesh.mesh.link import Link
 from astra_mesh.peer.places import TAB, dial_address, is_link_local
-from astra_mesh.wire.messages import Hello, LinkInfo, ModelId, PeerId, PeerInfo, names_of
+from astra_mesh.wire.codec import sanitise
+from astra_mesh.wire.messages import (
+    DeviceId,
+    Hello,
+    LinkInfo,
+    ModelId,
+    PeerId,
+    PeerInfo,
+    names_of,
+)
 
 if TYPE_CHECKING:
     from astra_mesh.peer.peer import Peer
@@ -26,6 +35,16 @@ def peer_list(peer: Peer) -> list[PeerInfo]:
         port=peer.port,
     )
     return [mine, *(_info(peer, link, hello) for link, hello in _linked(peer))]
+
+
+def names_by_device(peer: Peer) -> dict[DeviceId, list[str]]:
+    """Names of the peers that run now, of this one too, on each device of the mesh."""
+    assert peer.trust is not None
+    found = {peer.trust.device.id: [peer.name]}
+    for other, hello in peer.others().items():
+        if (device := peer.device_of(other)) is not None:
+            found.setdefault(device, []).append(sanitise(hello.name, limits.NAME_CHARS))
+    return found
 
 
 def holders_of(peer: Peer, name: str) -> list[str]:

@@ -6,6 +6,7 @@ requests that start while somebody looks on, on every peer that takes part.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
@@ -14,9 +15,20 @@ from itertools import count
 
 from astra_mesh import limits
 from astra_mesh.engine.timeline import Timeline
+from astra_mesh.naming import Names
 from astra_mesh.peer.exchange import MeshExchange
 from astra_mesh.peer.progress import marks_of
-from astra_mesh.wire.messages import PeerId, Planned, Refer, Report, Result, Task, Token
+from astra_mesh.wire.codec import sanitise
+from astra_mesh.wire.messages import (
+    PeerId,
+    Planned,
+    Refer,
+    Report,
+    RequestNews,
+    Result,
+    Task,
+    Token,
+)
 
 _MARKS_OF_A_BLOCK = 4  # encoded, sent, local, done; and two for each remote part
 
@@ -41,6 +53,8 @@ class Shown:
         self.report: Report | None = None
         self.outcome = ""
         self.version = 0
+        self._began = time.monotonic()
+        self._told = -math.inf  # when its last news were taken
         self._me = PeerId("")
         self._own: Timeline | None = None
         self._others: dict[PeerId, list[int]] = {}
@@ -51,11 +65,35 @@ class Shown:
         """What the client is told."""
         if isinstance(message, Planned):
             self.planned = message
+            self._told = -math.inf
         elif isinstance(message, Token):
             self.new_tokens += 1
         elif isinstance(message, Result):
             self.report = message.report
         self.version += 1
+
+    def is_due(self) -> bool:
+        """Whether there are news: at each plan, then now and then."""
+        return time.monotonic() - self._told >= limits.REQUEST_NEWS_S
+
+    def news(self) -> RequestNews:
+        """How it stands, for those who look on."""
+        self._told = time.monotonic()
+        planned, report = self.planned, self.report
+        names = Names(planned.names if planned is not None else {})
+        shards = planned.plan.shards if planned is not None else []
+        sent = [size for one in report.peers for size in one.sent_bytes.values()] if report else []
+        return RequestNews(
+            key=self.key,
+            task=self.task,
+            model=self.model,
+            took_s=self._told - self._began,
+            new_tokens=self.new_tokens,
+            peers=[names(one.peer) for one in shards if one.stop > one.start],
+            sent_bytes=sum(sent),
+            notes=[sanitise(note) for note in report.notes] if report else [],
+            outcome=sanitise(self.outcome),
+        )
 
     def started(self, me: PeerId, exchange: MeshExchange) -> None:
         """An attempt begins; what an earlier one noted is void."""

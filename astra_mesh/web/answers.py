@@ -199,7 +199,8 @@ class PairedDevice(Struct, frozen=True, kw_only=True):
     """A device of the mesh."""
 
     id: str
-    name: str
+    name: str  # of the peer that runs on it now, else as the mesh keeps it; devices choose theirs
+    peers: list[str]  # names of those that run on it now
     self: bool
     until: float | None  # seconds since 1970 at which its membership ends; None: never
 
@@ -212,6 +213,7 @@ class PairingWindow(Struct, frozen=True, kw_only=True):
     seconds_left: Count
     tries_left: Count
     came: list[str]  # names of devices that came in
+    came_ids: list[str]  # their ids, in the same order
 
 
 class PairingAnswer(Struct, frozen=True, kw_only=True):
@@ -243,6 +245,7 @@ class JoinedAnswer(PairingAnswer, frozen=True, kw_only=True):
     """Of ``/v1/pairing/join``."""
 
     paired: str  # name of the other device
+    paired_id: str  # its id
 
 
 class LeftAnswer(PairingAnswer, frozen=True, kw_only=True):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from aiohttp import web
@@ -23,17 +24,20 @@ from astra_mesh.mesh.invitations import Invitations
 from astra_mesh.mesh.pairing_host import check_may_let_in, check_may_shut_out
 from astra_mesh.mesh.roster import RosterBook
 from astra_mesh.mesh.trust import Trust
+from astra_mesh.naming import device_name
+from astra_mesh.peer.view import names_by_device
 from astra_mesh.web.body import decode
 from astra_mesh.web.errors import ApiError, blaming
 from astra_mesh.web.jsons import json_response
 from astra_mesh.web.qr import drawing
 from astra_mesh.web.requests import JoinRequest, NothingRequest, UnpairRequest
 from astra_mesh.web.state import STATE
+from astra_mesh.wire.messages import DeviceId
 
 
 async def show(request: web.Request) -> web.Response:
     """Handle ``GET /v1/pairing``: the devices, and how the window stands."""
-    return json_response(await asyncio.to_thread(_status, _trust(request)))
+    return json_response(await _status(request))
 
 
 async def open_window(request: web.Request, data: bytes) -> web.Response:
@@ -46,7 +50,7 @@ async def open_window(request: web.Request, data: bytes) -> web.Response:
     post = post_at(peer.config.listen, peer.port)
     uri = as_uri(code, post.far)
     await asyncio.to_thread(Invitations(trust.folder).open_window, read_secret(code))
-    status = await asyncio.to_thread(_status, trust)
+    status = await _status(request)
     return json_response(
         status
         | {"code": code, "uri": uri, "addresses": list(post.near), "note": post.note}
@@ -59,7 +63,7 @@ async def close(request: web.Request, data: bytes) -> web.Response:
     decode(data, NothingRequest)
     trust = _trust(request)
     await asyncio.to_thread(Invitations(trust.folder).close, b"")
-    return json_response(await asyncio.to_thread(_status, trust))
+    return json_response(await _status(request))
 
 
 async def join(request: web.Request, data: bytes) -> web.Response:
@@ -72,7 +76,8 @@ async def join(request: web.Request, data: bytes) -> web.Response:
         secret = read_secret(asked.code)
         beside = "HOST:PORT, in the field beside it"
         paired = await pair_nearby(trust, secret, asked.at, field=beside)
-    return json_response(await asyncio.to_thread(_status, trust) | {"paired": paired.name})
+    about = {"paired": paired.name, "paired_id": paired.device}
+    return json_response(await _status(request) | about)
 
 
 async def unpair(request: web.Request, data: bytes) -> web.Response:
@@ -89,7 +94,7 @@ async def unpair(request: web.Request, data: bytes) -> web.Response:
         return True
 
     await asyncio.to_thread(trust.change, decide)
-    return json_response(await asyncio.to_thread(_status, trust))
+    return json_response(await _status(request))
 
 
 async def leave(request: web.Request, data: bytes) -> web.Response:
@@ -100,7 +105,7 @@ async def leave(request: web.Request, data: bytes) -> web.Response:
     if trust.book.alone and not trust.book.is_leaving:
         raise ApiError(409, NO_MESH, "no_mesh")
     said = what_remains(await farewell.leave(trust), trust.device.id)
-    return json_response(await asyncio.to_thread(_status, trust) | {"said": said})
+    return json_response(await _status(request) | {"said": said})
 
 
 def _trust(request: web.Request) -> Trust:
@@ -110,11 +115,23 @@ def _trust(request: web.Request) -> Trust:
     return trust
 
 
-def _status(trust: Trust) -> dict[str, Any]:
+async def _status(request: web.Request) -> dict[str, Any]:
+    peer, trust = request.app[STATE].peer, _trust(request)
+    return await asyncio.to_thread(_read_status, trust, names_by_device(peer))
+
+
+def _read_status(trust: Trust, running: Mapping[DeviceId, list[str]]) -> dict[str, Any]:
+    """With the names of the peers that run now, by device. Blocks."""
     trust.refresh()
     window = Invitations(trust.folder).window()
     devices = [
-        {"id": key, "name": one.name, "self": key == trust.device.id, "until": one.until or None}
+        {
+            "id": key,
+            "name": device_name(one.name, running.get(key, ())),
+            "peers": running.get(key, []),
+            "self": key == trust.device.id,
+            "until": one.until or None,
+        }
         for key, one in trust.members().items()
     ]
     shown = None
@@ -125,5 +142,6 @@ def _status(trust: Trust) -> dict[str, Any]:
             "seconds_left": max(0, round(window.until - time.time())),
             "tries_left": window.tries,
             "came": window.came,
+            "came_ids": window.devices,
         }
     return {"object": "pairing", "devices": devices, "window": shown}

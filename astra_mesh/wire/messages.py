@@ -559,14 +559,31 @@ class Subscribe(Message, frozen=True):
     request: RequestId
 
 
+class RequestNews(Message, frozen=True):
+    """How a request of the sender stands."""
+
+    key: int  # counts the requests of the sender
+    task: Task
+    model: str
+    took_s: float  # since it was asked
+    new_tokens: int = 0
+    peers: list[str] = []  # names of those that compute it by the last plan; empty: not planned yet
+    sent_bytes: int = 0  # between peers, all together; told at the end
+    notes: list[str] = []  # what was degraded, and what else a person may care for; at the end
+    outcome: str = ""  # "" while it runs; then "answered", "cancelled" or a sentence
+
+
 class Event(Message, frozen=True):
-    """Something happened: kinds "peer-joined", "peer-left", "request-started", "request-ended"."""
+    """Something happened: kinds "peer-joined", "peer-left", "unpaired-found"; "request-started",
+    "request-news" (now and then while it runs), "request-ended".
+    """
 
     request: RequestId  # of the subscription
     kind: str
     peer: str = ""
     name: str = ""
     text: str = ""
+    about: RequestNews | None = None  # of the last three kinds
 
 
 TYPES: dict[int, type[msgspec.Struct]] = {

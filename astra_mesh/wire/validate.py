@@ -286,6 +286,13 @@ _RULES: Final[dict[type[msgspec.Struct], dict[str, Check]]] = {
         "links": _links,
     },
     m.Peers: {"peers": _size(limits.LINKS)},
+    m.RequestNews: {
+        "model": _name,
+        "new_tokens": _between(0, limits.NEW_TOKENS),
+        "peers": _texts(limits.PEERS_PER_PLAN, limits.REASON_CHARS),
+        "notes": _texts(limits.NOTES, limits.REASON_CHARS),
+        "outcome": _text(limits.REASON_CHARS),
+    },
     m.Event: {
         "kind": _word,
         "peer": _is_id_or_empty,

@@ -14,13 +14,16 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 usage() {
     cat <<'END'
-Usage: sudo ./install.sh [--from SOURCE] [--constraints FILE] [--options "..."] [--no-start]
+Usage: sudo ./install.sh [--from SOURCE] [--constraints FILE] [--options "..."]
+                         [--join-key-file FILE] [--no-start]
        sudo ./install.sh --uninstall [--purge]
 
   --from SOURCE       a wheel, a folder with the source, or a name for pip
                       (default: the repository this script lies in, else "astra-mesh")
   --constraints FILE  pip constraints (default: constraints.txt of the repository, if there)
   --options "..."     options of `astra-mesh peer`, kept in /etc/default/astra-mesh
+  --join-key-file FILE  a key of `astra-mesh pair --join-key` (-: from standard input), kept
+                      beside the options, where no list of processes shows it
   --no-start          install only
   --uninstall         remove the program and the service; models and identity stay
   --purge             with --uninstall: remove models, identity and the user too
@@ -34,12 +37,13 @@ say() { printf '%s\n' "$*"; }
 fail() { printf 'install.sh: %s\n' "$*" >&2; exit 1; }
 
 main() {
-    local source='' constraints='' options='' start=yes uninstall=no purge=no
+    local source='' constraints='' options='' key_file='' start=yes uninstall=no purge=no
     while (($#)); do
         case $1 in
             --from) source=${2:?--from needs a value}; shift ;;
             --constraints) constraints=${2:?--constraints needs a value}; shift ;;
             --options) options=${2?--options needs a value}; shift ;;
+            --join-key-file) key_file=${2:?--join-key-file needs a value}; shift ;;
             --no-start) start=no ;;
             --uninstall) uninstall=yes ;;
             --purge) purge=yes ;;
@@ -48,6 +52,8 @@ main() {
         esac
         shift
     done
+    [[ " $options" != *' --join-key'[=\ ]* ]] ||
+        fail 'a key in --options is seen in the list of processes: use --join-key-file FILE'
     [[ $EUID -eq 0 ]] || fail 'run it as root: sudo ./install.sh'
     if [[ $uninstall == yes ]]; then
         remove "$purge"
@@ -60,6 +66,8 @@ main() {
     source=${source:-${repository:-astra-mesh}}
     if [[ -z $constraints && -n $repository ]]; then constraints=$repository/constraints.txt; fi
 
+    local key=''
+    if [[ -n $key_file ]]; then key=$(read_key "$key_file"); fi
     local python=${PYTHON:-python3}
     check_python "$python"
     if [[ -e $prefix && ! -e $marker ]]; then
@@ -67,7 +75,7 @@ main() {
     fi
     make_user
     install_program "$python" "$source" "$constraints"
-    install_service "$options"
+    install_service "$options" "$key"
     if [[ $start == yes ]]; then start_service; fi
 }
 
@@ -114,15 +122,35 @@ install_program() {
     if [[ ! -e $link || -L $link ]]; then ln -sfn "$prefix/bin/astra-mesh" "$link"; fi
 }
 
+read_key() {
+    local file=$1 key=''
+    if [[ $file == - ]]; then file=/dev/stdin; fi
+    read -r key <"$file" || [[ -n $key ]] || fail "$1 holds no join key"
+    [[ $key =~ ^amk-[a-z0-9]+$ ]] ||
+        fail "$1 holds no join key: one begins with amk-; astra-mesh pair --join-key makes one"
+    printf '%s' "$key"
+}
+
+# One line of the file of options; all others stay as they are.
+set_line() {
+    local others
+    others=$(grep -v "^$1=" "$defaults" || true)
+    printf '%s\n%s=%s\n' "$others" "$1" "$2" >"$defaults"
+}
+
 install_service() {
-    local options=$1
-    # The options may hold a join key or the API's token: nobody else reads them.
-    if [[ ! -e $defaults || -n $options ]]; then
+    local options=$1 key=${2:-}
+    # It may hold a join key or the API's token: nobody else reads it.
+    if [[ ! -e $defaults ]]; then
         install -m 0600 /dev/null "$defaults"
-        printf '# Options of the peer; see: astra-mesh peer --help\nASTRA_MESH_OPTIONS="%s"\n' \
-            "$options" >"$defaults"
+        say '# Options of the peer (astra-mesh peer --help), and variables for what nobody else may see' \
+            >"$defaults"
     fi
     chmod 0600 "$defaults"
+    if [[ -n $options ]] || ! grep -q '^ASTRA_MESH_OPTIONS=' "$defaults"; then
+        set_line ASTRA_MESH_OPTIONS "\"$options\""
+    fi
+    if [[ -n $key ]]; then set_line ASTRA_MESH_JOIN_KEY "$key"; fi
     install -m 0644 "$here/$unit" "$unit_file"
     say "installed $unit_file and $defaults"
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import shutil
 import sys
@@ -82,6 +83,70 @@ async def test_a_text_is_asked_answered_and_shown_block_by_block(
         # Of the link between the two others the figures stand in the list and in the picture.
         await tab.until("document.getElementById('devices').textContent.includes('to middle ')")
         await tab.until("document.querySelectorAll('#mesh-picture .label-back').length === 3")
+        await no_complaints(tab, on.url)
+
+
+async def test_why_one_device_answered_alone_is_told(tab: Tab, models: Path, sample: Path) -> None:
+    why = "no other peer here holds this model and codebook"
+    async with shown(models, ["alone"]) as on:
+        await tab.open(on.url)
+        await tab.until(devices(1))
+        await tab.choose("#ask-model", "words")
+        await tab.choose("#ask-use", "all")
+        await tab.type("#ask-text", PROMPT)
+        await tab.click("#ask-go")
+        await tab.until("document.querySelector('#answers .cost')?.textContent.includes('took')")
+        cost = await tab.text("#answers .cost")
+        assert "one device" in cost
+        assert f"Plan: {why}." in cost
+        await tab.choose("#photo-use", "all")
+        await tab.upload("#photo-file", sample)
+        await tab.until("document.getElementById('photo-cost').textContent.includes('took')")
+        assert f"Plan: {why}." in await tab.text("#photo-cost")
+
+
+EMPTY = """(() => {
+    const [card, empty] = ['photo', 'photo-empty'].map((id) =>
+        document.getElementById(id).getBoundingClientRect());
+    return [empty.height / card.height, card.bottom - empty.bottom];
+})()"""
+DROP = """(name, files) => {
+    const event = new DragEvent(name, { bubbles: true, cancelable: true });
+    Object.defineProperty(event, 'dataTransfer', { value: { files } });
+    document.getElementById('photo').dispatchEvent(event);
+}"""
+
+
+async def test_the_photo_card_has_room_to_drop_a_picture(
+    tab: Tab, models: Path, sample: Path
+) -> None:
+    shown_now = "getComputedStyle(document.getElementById('photo-empty')).display !== 'none'"
+    over = "document.getElementById('photo').classList.contains('over')"
+    async with shown(models, ["alone"]) as on:
+        await tab.shape(1280, 900)
+        await tab.open(on.url)
+        await tab.until("document.querySelectorAll('#quality-body svg').length > 0")
+        share, below = await tab.eval(EMPTY)
+        assert share > 0.4, "the card is as high as the one beside it"
+        assert below < 30
+        await tab.eval(f"({DROP})('dragover', [])")
+        assert await tab.eval(over)
+        await tab.eval(f"({DROP})('dragleave', [])")
+        assert not await tab.eval(over)
+        data = base64.b64encode(await asyncio.to_thread(sample.read_bytes)).decode()
+        made = f"Uint8Array.from(atob('{data}'), (one) => one.charCodeAt(0))"
+        file = f"new File([{made}], 'a.jpg', {{ type: 'image/jpeg' }})"
+        await tab.eval(f"({DROP})('drop', [{file}])")
+        await tab.until("document.querySelectorAll('#labels li').length > 0")
+        assert not await tab.eval(shown_now)
+        assert not await tab.eval(over)
+        beside = """['photo-preview', 'labels'].map((id) => document.getElementById(id)
+            .getBoundingClientRect()).reduce((one, two) => two.left >= one.right)"""
+        assert await tab.eval(beside), "the labels stand beside the picture"
+        await tab.shape(320, 640)
+        await tab.open(on.url)
+        await tab.until("document.getElementById('photo-model').value !== ''")
+        assert not await tab.eval(shown_now), "nothing is dropped on a phone"
         await no_complaints(tab, on.url)
 
 
@@ -538,6 +603,17 @@ async def test_text_stands_out_and_nothing_runs_off_a_small_phone(
         assert await tab.eval("document.getElementById('state').getBoundingClientRect().top") >= 0
 
 
+WIDTH = "document.querySelector('#request-picture svg').viewBox.baseVal.width"
+SCALE = f"document.querySelector('#request-picture svg').getBoundingClientRect().width / {WIDTH}"
+CUT = """(() => {
+    const picture = document.querySelector('#request-picture svg').getBoundingClientRect();
+    return [...document.querySelectorAll('#request-picture text')].filter((one) => {
+        const { left, right } = one.getBoundingClientRect();
+        return left < picture.left - 1 || right > picture.right + 1;
+    }).map((one) => one.textContent);
+})()"""
+
+
 async def test_the_timeline_s_figures_fit_a_small_phone(tab: Tab, models: Path) -> None:
     async with shown(models, ["left", "right"]) as on:
         await tab.shape(320, 640)
@@ -551,6 +627,20 @@ async def test_the_timeline_s_figures_fit_a_small_phone(tab: Tab, models: Path) 
         fits = "(({ scrollWidth, clientWidth }) => scrollWidth <= clientWidth)"
         assert await tab.eval("document.documentElement.scrollWidth") <= 320
         assert await tab.eval(f"{fits}(document.getElementById('request-table').parentElement)")
+        assert await tab.eval(f"{fits}(document.getElementById('request-picture'))")
+        assert await tab.eval(SCALE) == pytest.approx(1.0, abs=0.02), (
+            "its text is as large as meant"
+        )
+        assert await tab.eval(CUT) == []
+        names = (
+            "[...document.querySelectorAll('#request-picture text')].map((one) => one.firstChild"
+        )
+        assert {"left", "right"} <= set(await tab.eval(f"{names}.textContent)"))
+        await tab.shape(1280, 900)  # a phone that was turned, or a window made wide
+        await tab.until(f"{WIDTH} === 720")
+        assert await tab.eval(CUT) == []
+        await tab.shape(320, 640)
+        await tab.until(f"{WIDTH} < 320")
         seen = """[...document.querySelectorAll('#request-table td')].every((one) =>
             one.getBoundingClientRect().right <= innerWidth
             && getComputedStyle(one, '::before').content.length > 3)"""

@@ -12,7 +12,6 @@ import pytest
 
 from astra_mesh.mesh.codes import new_code
 from astra_mesh.mesh.identity import DeviceKey
-from astra_mesh.mesh.pairing_host import own_name
 from astra_mesh.mesh.roster import RosterBook
 from astra_mesh.mesh.trust import Trust
 from astra_mesh.naming import labelled
@@ -22,7 +21,6 @@ from tests.integration.web_fixtures import Device, strangers
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
-NAME = own_name()  # of both: devices are called as their machine is
 OPEN = "!document.getElementById('pair-window').hidden"
 CODE = "/^[2-9A-HJKMNP-Z]{4}-[2-9A-HJKMNP-Z]{4}$/"
 PROBLEM = "!document.getElementById('pair-problem').hidden"
@@ -42,9 +40,9 @@ async def devices(tmp_path: Path) -> AsyncIterator[list[Device]]:
 
 
 def called(device: Device) -> str:
-    """On the page: the names are equal, the ids are not."""
+    """On the page."""
     assert device.peer.trust is not None
-    return labelled(NAME, device.peer.trust.device.id)
+    return labelled(device.peer.name, device.peer.trust.device.id)
 
 
 def listed(count: int) -> str:
@@ -95,11 +93,11 @@ async def test_a_code_of_one_page_is_typed_into_the_other(
 
     await give(other_tab, code, kitchen.place)
     await other_tab.until(listed(2))
-    assert await other_tab.text("#pair-state") == f"Paired with {NAME}."
+    assert await other_tab.text("#pair-state") == f"Paired with {called(kitchen)}."
     assert await other_tab.eval("document.getElementById('pair-problem').hidden")
     await tab.until(listed(2))
     assert not await tab.eval(OPEN)
-    assert await tab.text("#pair-state") == f"Paired with {NAME}."
+    assert await tab.text("#pair-state") == f"Paired with {called(attic)}."
     for page, own, other in ((tab, kitchen, attic), (other_tab, attic, kitchen)):
         text = await page.text("#pair-devices")
         assert f"{called(own)}, this one" in text

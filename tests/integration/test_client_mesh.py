@@ -80,11 +80,27 @@ async def test_events_tell_of_requests(two: list[Peer]) -> None:
         events = watcher.events()
         first = asyncio.ensure_future(anext(events))
         await watcher.peers()  # the subscription is there
-        async for _ in mesh.generate("words", PROMPT, max_new_tokens=2):
+        asked = mesh.generate("words", PROMPT, max_new_tokens=2, use="all")
+        async for _ in asked:
             pass
-        kinds = [(await first).kind, (await anext(events)).kind]
+        told = [await first]
+        while told[-1].kind != "request-ended":
+            told.append(await anext(events))
         await events.aclose()
-    assert kinds == ["request-started", "request-ended"]
+    kinds = [event.kind for event in told]
+    assert (kinds[0], set(kinds[1:-1])) == ("request-started", {"request-news"})
+    begun, planned, end = told[0].about, told[1].about, told[-1].about
+    assert begun is not None
+    assert planned is not None
+    assert end is not None
+    assert (begun.peers, begun.outcome) == ([], "")
+    assert (sorted(planned.peers), planned.new_tokens) == (["left", "right"], 0)
+    assert (end.key, end.model, end.new_tokens, end.outcome) == (begun.key, "words", 2, "answered")
+    assert asked.report is not None
+    sent = sum(size for one in asked.report.peers for size in one.sent_bytes.values())
+    assert end.sent_bytes == sent > 0
+    assert end.notes == asked.report.notes
+    assert begun.took_s < planned.took_s < end.took_s
 
 
 async def test_peers_and_models_of_a_mesh(two: list[Peer]) -> None:

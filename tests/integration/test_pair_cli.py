@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,11 +30,12 @@ def environment(trust: Path) -> dict[str, str]:
     return {**os.environ, "ASTRA_MESH_TRUST": str(trust)}
 
 
-def run(trust: Path, *arguments: str, status: int = 0) -> Any:
+def run(trust: Path, *arguments: str, status: int = 0, stdin: str | None = None) -> Any:
     """The JSON that a command prints."""
     done = subprocess.run(
         command(*arguments, "--json"),
         env=environment(trust),
+        input=stdin,
         capture_output=True,
         text=True,
         timeout=patient(WAIT_S),
@@ -115,6 +117,47 @@ def test_a_device_that_leaves_tells_the_other(tmp_path: Path) -> None:
             assert names(left) == names(run(one, "pair", "--list")) == 1
     nobody = run(two, "unpair", "--leave")
     assert (nobody["told"], nobody["untold"]) == ([], []), "it was alone"
+
+
+FIXED = ("--listen", "127.0.0.1", "--port", "0", "--no-api", "--no-discovery")
+
+
+def called(listed: dict[str, Any]) -> dict[bool, str]:
+    """How this device and the other one are called."""
+    return {row["this"]: row["name"] for row in listed["devices"]}
+
+
+def test_devices_are_called_as_their_peers_are(tmp_path: Path) -> None:
+    """Paired while both run; then the first one's peer comes again under another name."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    with started(one, "peer", *FIXED, "--name", "kitchen") as (here, _):
+        at = f"127.0.0.1:{here['port']}"
+        with started(two, "peer", *FIXED, "--name", "attic"), shown_code(one) as (shown, process):
+            paired = run(two, "pair", "-", "--at", at, stdin=f"{shown['code']}\n")
+            assert paired["name"] == "kitchen"
+            assert json.loads(ended(process, 0))["name"] == "attic"
+    assert called(run(one, "pair", "--list")) == {True: "kitchen", False: "attic"}
+    assert called(run(two, "pair", "--list")) == {True: "attic", False: "kitchen"}
+    with started(one, "peer", *FIXED, "--name", "cellar"):
+        listed = run(one, "pair", "--list")
+    assert called(listed) == {True: "cellar", False: "attic"}
+
+
+def test_a_key_from_a_file_joins_and_is_in_no_list_of_processes(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    key = run(one, "pair", "--join-key")["key"]
+    file = tmp_path / "key"
+    file.write_text(f"{key}\n")
+    with started(one, "peer", *FIXED, "--name", "desk") as (here, _):
+        at = ("--peer", f"127.0.0.1:{here['port']}")
+        options = (*FIXED, "--name", "board", *at, "--join-key-file", str(file))
+        with started(two, "peer", *options) as (_, process):
+            seen = Path(f"/proc/{process.pid}/cmdline")
+            assert not seen.exists() or key.encode() not in seen.read_bytes()
+            deadline = time.monotonic() + patient(30.0)
+            while names(run(two, "pair", "--list")) < 2 and time.monotonic() < deadline:
+                time.sleep(0.5)
+    assert called(run(one, "pair", "--list")) == {True: "desk", False: "board"}
 
 
 def place(shown: dict[str, Any]) -> str:

@@ -50,6 +50,14 @@ def test_a_user_s_service_is_written_changed_and_removed() -> None:
     assert "nothing to remove" in text
 
 
+def test_where_the_page_s_address_is_found_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "_start", lambda system: True)
+    said = {options: run("install", "--options", options)[1] for options in ("--lan", "--name x")}
+    assert "the address of its page for other devices is in that log" in said["--lan"]
+    assert f"journalctl --user -u {service.UNIT}" in said["--lan"]
+    assert "page" not in said["--name x"]
+
+
 def test_a_unit_is_printed_as_text_or_json_and_not_written() -> None:
     _, text = run("install", "--print", "--options", "--lan")
     status, printed = run("install", "--print", "--options", "--lan", "--json")
@@ -82,11 +90,16 @@ def test_options_that_cannot_be(options: str) -> None:
         ("--port x", "--options: --port takes a whole number from 0 to 65535, not 'x'"),
         ("kitchen", "--options: Got unexpected extra argument"),
         ("--help", "--options: with --help a peer ends at once"),
+        ("--join-key amk-x", "put ASTRA_MESH_JOIN_KEY=... into ~/.config/astra-mesh/peer.env"),
+        (
+            "--lan --api-token=abc",
+            "put ASTRA_MESH_API_TOKEN=... into ~/.config/astra-mesh/peer.env",
+        ),
     ],
 )
 def test_options_that_the_peer_would_refuse_make_no_service(options: str, said: str) -> None:
     status, text = run("install", "--options", options)
-    assert (status, said in text) == (2, True), text
+    assert (status, said in " ".join(text.split())) == (2, True), text
     assert not service.unit_path(system=False).exists()
 
 
@@ -97,6 +110,7 @@ def test_systemd_takes_the_unit(
     monkeypatch.setattr(sys, "executable", "/bin/true")  # it must exist, outside of homes
     unit = service.unit("--name kitchen", system=system)
     assert "NoNewPrivileges=yes" in unit
+    assert "EnvironmentFile=-%E/astra-mesh/peer.env" in unit
     assert ("ProtectHome=yes" in unit) is system
     analyze = shutil.which("systemd-analyze")
     if analyze is None:

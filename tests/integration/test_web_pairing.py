@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from astra_mesh.client import pairing_search
 from astra_mesh.mesh.codes import new_code, read_secret
 from astra_mesh.mesh.invitations import Invitations
 from astra_mesh.mesh.pairing_guest import pair_at
+from astra_mesh.peer import Peer
 from astra_mesh.web.answers import JoinedAnswer, LeftAnswer, OpenedAnswer, PairingAnswer
 from tests.integration.web_fixtures import Device, strangers
+from tests.timings import patient
 
 
 @pytest.fixture
@@ -54,6 +57,14 @@ async def test_two_devices_pair_and_part(devices: list[Device]) -> None:
         msgspec.convert(joined, JoinedAnswer)
         assert len(joined["devices"]) == 2
         (other,) = (entry for entry in joined["devices"] if not entry["self"])
+        assert (joined["paired"], joined["paired_id"]) == ("one", other["id"])
+        assert other["name"] == "one", "as its peer is called, not as the machine is"
+        async with http.get(f"{one}/v1/pairing") as answer:
+            listed = await answer.json()
+        (came,) = (entry for entry in listed["devices"] if not entry["self"])
+        assert came["name"] == "two"
+        assert listed["window"]["came"] == ["two"]
+        assert listed["window"]["came_ids"] == [came["id"]]
         status, again = await post(
             http, f"{two}/v1/pairing/join", {"code": shown["code"], "at": at}
         )
@@ -61,6 +72,32 @@ async def test_two_devices_pair_and_part(devices: list[Device]) -> None:
         status, left = await post(http, f"{two}/v1/pairing/unpair", {"id": other["id"]})
         assert status == 200, left
         assert [entry["self"] for entry in left["devices"]] == [True]
+
+
+async def test_a_device_is_called_as_its_peer_is_now(devices: list[Device], tmp_path: Path) -> None:
+    """Its peer is started again under another name, which its mesh does not keep."""
+    one, two = devices
+    async with aiohttp.ClientSession() as http:
+        _, shown = await post(http, f"{one.root}/v1/pairing/open", {})
+        body = {"code": shown["code"], "at": [one.place]}
+        await post(http, f"{two.root}/v1/pairing/join", body)
+        assert one.peer.trust is not None
+        assert two.peer.trust is not None
+        other = two.peer.trust.device.id
+        assert one.peer.trust.members()[other].name == "two"
+        config = replace(two.peer.config, name="attic", state_dir=tmp_path / "another")
+        async with Peer(config), asyncio.timeout(patient(20.0)):
+            while (await _named(http, one))[other] != "two":  # as long as both run
+                await asyncio.sleep(0.05)
+            await two.peer.stop()
+            while (await _named(http, one))[other] != "attic":
+                await asyncio.sleep(0.05)
+        assert one.peer.trust.members()[other].name == "two"
+
+
+async def _named(http: aiohttp.ClientSession, device: Device) -> dict[str, str]:
+    async with http.get(f"{device.root}/v1/pairing") as answer:
+        return {one["id"]: one["name"] for one in (await answer.json())["devices"]}
 
 
 async def test_a_device_leaves(devices: list[Device]) -> None:

@@ -90,9 +90,9 @@ async def strangers(folder: Path, *names: str) -> AsyncIterator[list[Device]]:
                 discovery=False,
                 listen="127.0.0.1",
                 threads=1,
-                ephemeral=True,
                 models=(),
-                trust_dir=folder / name,
+                state_dir=folder / name / "state",
+                trust_dir=folder / name / "trust",
             )
             peer = await stack.enter_async_context(Peer(config))
             server = await stack.enter_async_context(serving(peer, ApiConfig(port=0)))

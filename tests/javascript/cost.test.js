@@ -7,6 +7,13 @@ const REPORT = {
   predicted_s: 0.3, actual_s: 0.316, predicted_solo_s: 0.3, lost_s: 8, loading_s: 0, peers: [], notes: [],
 };
 
+test("why one device answers alone is told, as all plans are", () => {
+  const reason = "no other peer here holds this model and codebook";
+  const told = costLine({ ...REPORT, plan: { ...REPORT.plan, reason }, notes: ["A note"] });
+  assert.match(told, /^one device; .*\. Plan: no other peer here holds this model and codebook\. A note\.$/);
+  for (const none of ["", undefined]) assert.doesNotMatch(costLine({ ...REPORT, plan: { ...REPORT.plan, reason: none } }), /Plan/);
+});
+
 test("what lost devices cost is told beside what the answer's plan took", () => {
   assert.match(costLine(REPORT), /took 316 ms after 8\S* s with devices that were lost/);
   for (const lost_s of [0, 0.01, undefined]) assert.doesNotMatch(costLine({ ...REPORT, lost_s }), /lost/);

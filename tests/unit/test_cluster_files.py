@@ -123,6 +123,19 @@ def test_pods_share_the_key_of_one_device(daemon: dict[str, Any], tmp_path: Path
     assert pods[0].device.id == pods[1].device.id
 
 
+def test_a_join_key_comes_from_a_secret(daemon: dict[str, Any]) -> None:
+    (container,) = daemon["spec"]["template"]["spec"]["containers"]
+    assert "key" not in " ".join(container["args"])
+    (source,) = (
+        one["valueFrom"]["secretKeyRef"]
+        for one in container["env"]
+        if one["name"] == "ASTRA_MESH_JOIN_KEY"
+    )
+    assert source["optional"] is True
+    made = f"create secret generic {source['name']} --from-file={source['key']}=/dev/stdin"
+    assert made in (FOLDER / "README.md").read_text()
+
+
 def test_the_image_has_the_user_and_all_that_the_wheel_needs(daemon: dict[str, Any]) -> None:
     text, root = DOCKERFILE.read_text(), FOLDER.parents[1]
     user = daemon["spec"]["template"]["spec"]["securityContext"]["runAsUser"]

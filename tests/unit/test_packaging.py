@@ -72,14 +72,22 @@ def test_scripts_pass_shellcheck(script: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("before", "given"), [(None, "--join-key amk-x"), (0o644, ""), (0o644, "-n x")]
+    ("before", "given", "key"),
+    [
+        (None, "-n x", ""),
+        (None, "", "amk-new"),
+        (0o644, "", ""),
+        (0o644, "-n x", ""),
+        (0o644, "", "amk-new"),
+        (0o600, "-n x", "amk-new"),
+    ],
 )
 def test_options_of_a_board_s_peer_are_for_root_alone(
-    tmp_path: Path, before: int | None, given: str
+    tmp_path: Path, before: int | None, given: str, key: str
 ) -> None:
     defaults = tmp_path / "defaults"
     if before is not None:
-        defaults.write_text("ASTRA_MESH_OPTIONS=old\n")
+        defaults.write_text("# mine\nASTRA_MESH_OPTIONS=old\nASTRA_MESH_JOIN_KEY=amk-old\n")
         defaults.chmod(before)
     board = REPO_ROOT / "peers/board"
     shutil.copy(board / "astra-mesh-peer.service", tmp_path)
@@ -87,15 +95,54 @@ def test_options_of_a_board_s_peer_are_for_root_alone(
     for old, new in (
         ("=/etc/default/astra-mesh\n", f"={defaults}\n"),
         ("=/etc/systemd/system/$unit\n", f"={tmp_path}/installed\n"),
-        ('\nmain "$@"', '\ninstall_service "$1"'),
+        ('\nmain "$@"', '\ninstall_service "$@"'),
     ):
         assert text.count(old) == 1
         text = text.replace(old, new)
     (tmp_path / "script").write_text(text)
-    subprocess.run(["bash", tmp_path / "script", given], check=True, capture_output=True)
+    subprocess.run(["bash", tmp_path / "script", given, key], check=True, capture_output=True)
     assert defaults.stat().st_mode & 0o777 == 0o600
-    kept = defaults.read_text()
-    assert f'ASTRA_MESH_OPTIONS="{given}"' in kept if given else "old" in kept
+    comment, *settings = defaults.read_text().splitlines()
+    assert comment.startswith("# mine" if before is not None else "# Options")
+    old = "old" if before is not None else '""'
+    expected = {"ASTRA_MESH_OPTIONS": f'"{given}"' if given else old}
+    if key or before is not None:
+        expected["ASTRA_MESH_JOIN_KEY"] = key or "amk-old"
+    assert dict(line.split("=", 1) for line in settings) == expected
+
+
+@pytest.mark.parametrize("options", ["--join-key amk-x", "-n x --join-key=amk-x"])
+def test_a_board_s_join_key_is_in_no_list_of_processes(options: str) -> None:
+    script = REPO_ROOT / "peers/board/install.sh"
+    done = subprocess.run(
+        [script, "--options", options], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "use --join-key-file" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "given"),
+    [("amk-abc234\nmore\n", "amk-abc234"), ("  amk-abc\n", "amk-abc"), ("amk-z", "amk-z")]
+    + [(bad, None) for bad in ("", "\n", "K7QM-2XR8\n", "amk-$(id)\n", "amk-a b\n")],
+)
+@pytest.mark.parametrize("source", ["file", "stdin"])
+def test_a_board_s_join_key_is_read(
+    tmp_path: Path, text: str, given: str | None, source: str
+) -> None:
+    script = (REPO_ROOT / "peers/board/install.sh").read_text()
+    (tmp_path / "script").write_text(script.replace('\nmain "$@"', '\nread_key "$1"'))
+    (tmp_path / "key").write_text(text)
+    with (tmp_path / "key").open() as stream:
+        done = subprocess.run(
+            ["bash", tmp_path / "script", "-" if source == "stdin" else tmp_path / "key"],
+            stdin=stream,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert (done.returncode, done.stdout) == ((0, given) if given else (1, ""))
+    assert ("holds no join key" in done.stderr) is (given is None)
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze")

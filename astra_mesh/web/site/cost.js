@@ -17,7 +17,8 @@ export function costLine(report) {
   const waited = Math.max(0, ...(report.peers ?? []).map((one) => one.wait_s));
   if (peers > 1 && report.peers) parts.push(`waited ${seconds(waited)}`);
   if (report.expected_cost) parts.push(`expected loss of ${report.expected_cost.measure}: ${percent(report.expected_cost.loss)}`);
-  return `${parts.join("; ")}.${report.notes?.length ? ` ${report.notes.join(". ")}.` : ""}`;
+  const plan = report.plan.reason ? ` Plan: ${report.plan.reason}.` : "";
+  return `${parts.join("; ")}.${plan}${report.notes?.length ? ` ${report.notes.join(". ")}.` : ""}`;
 }
 
 /** What devices cost that were lost before the answer's plan was made. */

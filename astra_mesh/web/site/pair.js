@@ -64,7 +64,7 @@ async function join() {
     const found = await json("/v1/pairing/join", { code: $("pair-code").value, at: at ? [at] : [] });
     $("pair-code").value = "";
     showStatus(found);
-    say($("pair-state"), `Paired with ${found.paired}.`);
+    say($("pair-state"), `Paired with ${called({ name: found.paired, id: found.paired_id })}.`);
   } catch (error) {
     say($("pair-state"), "");
     throw error;
@@ -136,7 +136,7 @@ function showStatus({ devices, window: state }) {
 }
 
 function ended(state) {
-  if (state?.came.length) return `Paired with ${state.came[0]}.`;
+  if (state?.came.length) return `Paired with ${called({ name: state.came[0], id: state.came_ids[0] ?? "" })}.`;
   if (state && !state.tries_left) return "Three wrong codes were given, so the window is closed.";
   return state || left > 2 ? "The window was closed; the code holds no more." : "Its time was over before a device was paired; the code holds no more.";
 }
@@ -149,17 +149,23 @@ function list(element, devices) {
   element.replaceChildren(...devices.map(item));
 }
 
-/** Its name with the first digits of its id: names may be equal. */
-function called(device) {
-  return `${device.name} (${device.id.slice(0, SHORT_ID)})`;
+/** Its name with the first digits of its id: names may be equal, and devices choose theirs. */
+function called({ name, id }) {
+  return id ? `${name} (${id.slice(0, SHORT_ID)})` : name;
+}
+
+/** What runs on a device, where its name does not say it. */
+function running({ name, peers }) {
+  const others = peers.length > 1 || (peers.length === 1 && peers[0] !== name);
+  return others ? h("small", {}, `runs ${peers.join(", ")}`) : "";
 }
 
 function item(device) {
-  if (device.self) return h("li", {}, `${called(device)}, this one`);
+  if (device.self) return h("li", {}, `${called(device)}, this one `, running(device));
   const button = h("button", { type: "button", "aria-label": `Unpair ${called(device)}` }, "Unpair");
   button.onclick = () => {
     if (!confirm(`Shut ${called(device)} out of the mesh, on all devices?`)) return;
     act(async () => showStatus(await json("/v1/pairing/unpair", { id: device.id })));
   };
-  return h("li", {}, `${called(device)} `, button);
+  return h("li", {}, `${called(device)} `, button, running(device));
 }

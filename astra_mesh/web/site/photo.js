@@ -29,9 +29,15 @@ export function startPhoto() {
   $("photo-model").onchange = () => last && label(last);
   $("photo-use").onchange = () => last && label(last);
   const section = $("photo");
-  section.ondragover = (event) => event.preventDefault();
+  const over = (is) => section.classList.toggle("over", is);
+  section.ondragover = (event) => {
+    event.preventDefault();
+    over(true);
+  };
+  section.ondragleave = (event) => over(section.contains(event.relatedTarget));
   section.ondrop = (event) => {
     event.preventDefault();
+    over(false);
     if (event.dataTransfer.files[0]) label(event.dataTransfer.files[0]);
   };
   document.addEventListener("paste", (event) => {
@@ -59,6 +65,7 @@ async function label(file) {
   URL.revokeObjectURL(preview.src);
   preview.src = URL.createObjectURL(file);
   preview.hidden = false;
+  fit();
   try {
     const found = await asked(await sendable(file));
     if (mine !== count) return;
@@ -77,8 +84,14 @@ function failed(why) {
   last = null;
   $("labels").replaceChildren();
   $("photo-preview").hidden = true;
+  fit();
   say($("photo-cost"), "");
   say($("photo-problem"), why);
+}
+
+/** Where nothing is to be seen yet, there is room to drop a picture. */
+function fit() {
+  $("photo-empty").hidden = !$("photo-preview").hidden || !$("photo-live").hidden;
 }
 
 async function asked(file) {
@@ -130,6 +143,7 @@ async function openCamera() {
     return failed(why);
   }
   $("photo-live").hidden = false;
+  fit();
   $("photo-video").srcObject = camera;
   await $("photo-video").play();
   $("photo-snap").focus();
@@ -147,5 +161,6 @@ function closeCamera() {
   camera?.getTracks().forEach((track) => track.stop());
   camera = null;
   $("photo-live").hidden = true;
+  fit();
   $("photo-camera").focus();
 }

@@ -12,9 +12,13 @@ const KINDS = [
 ];
 const [ENCODED, SENT, LOCAL, ARRIVED, ATTENDED, DONE] = [0, 1, 2, 3, 4, 5]; // marks, as the peer counts them
 const KIND_OF = { [ENCODED]: "encode", [LOCAL]: "compute", [ATTENDED]: "decode", [DONE]: "compute" };
-const [LEFT, RIGHT, TOP, ROW, WIDTH] = [144, 16, 18, 38, 720];
+const [RIGHT, TOP, WIDTH] = [16, 18, 720];
+const NARROW = 480; // of less room the names take too much: they stand above their lanes
+const LEAST = 240;
+const STEP = 72; // at least between two figures of the axis
 const KEPT = 8;
 const NAME = 17; // letters beside a lane
+const LETTER = 7; // of a name above one
 const [DIGIT, GAP] = [6.5, 3]; // of a block's number, as wide as it is drawn
 const EACH = [1, 2, 5, 10, 20, 50, 100];
 
@@ -25,6 +29,11 @@ let due = false;
 export function startTimeline() {
   $("request-legend").replaceChildren(...KINDS.map(([kind, text]) => h("li", {},
     s("svg", { viewBox: "0 0 12 12", "aria-hidden": "true" }, s("rect", { width: 12, height: 12, rx: 2, class: `k-${kind}` })), text)));
+  // Another room, another picture; not while nothing is drawn, and not for a scroll bar's width.
+  new ResizeObserver(() => {
+    const svg = $("request-picture").firstElementChild;
+    if (svg && Math.abs(svg.viewBox.baseVal.width - room()) > 1) drawSoon();
+  }).observe($("request-picture"));
   $("request-choice").onchange = (event) => {
     chosen = event.target.value === "newest" ? null : Number(event.target.value);
     drawSoon();
@@ -126,27 +135,51 @@ export function spansOf(row) {
   return { spans, ends };
 }
 
+/** As wide as there is room: a unit of the picture is about a pixel, so that its text stays large. */
+const room = () => Math.min(WIDTH, Math.max(LEAST, $("request-picture").clientWidth || WIDTH));
+
+/** Where the lanes begin, how high each is, and how much of that is above its bars. */
+const places = (width) => (width < NARROW ? { left: 6, row: 54, above: 18 } : { left: 144, row: 38, above: 0 });
+
 function drawn(rows) {
-  const height = TOP + rows.length * ROW + 22;
+  const width = room();
+  const { left, row: high, above } = places(width);
+  const height = TOP + rows.length * high + 22;
   const most = Math.max(1000, ...rows.flatMap((row) => row.spans.map((one) => one.to)));
-  const x = (us) => LEFT + (us / most) * (WIDTH - LEFT - RIGHT);
+  const x = (us) => left + (us / most) * (width - left - RIGHT);
   const unit = most < 2e6 ? [1e3, "ms"] : [1e6, "s"];
-  const axis = steps(most / unit[0], 8).flatMap((value) => [
+  const axis = steps(most / unit[0], Math.min(8, Math.floor((width - left) / STEP))).flatMap((value) => [
     s("line", { x1: x(value * unit[0]), x2: x(value * unit[0]), y1: TOP - 4, y2: height - 18, class: "axis" }),
-    s("text", { x: x(value * unit[0]), y: height - 5, "text-anchor": "middle", class: "soft" }, `${Number(value.toPrecision(4))}${value ? "" : ` ${unit[1]}`}`),
+    s("text", { x: x(value * unit[0]), y: height - 5, "text-anchor": value || !above ? "middle" : "start", class: "soft" }, `${Number(value.toPrecision(4))}${value ? "" : ` ${unit[1]}`}`),
   ]);
-  const lanes = rows.flatMap((row, i) => lane(row, TOP + i * ROW, x));
+  const lanes = rows.flatMap((row, i) => [
+    ...(above ? nameAbove(row, TOP + i * high, left, width) : nameBeside(row, TOP + i * high, left)),
+    ...lane(row, TOP + i * high + above, x),
+  ]);
   const said = rows.map((row) => `${row.name}: tokens ${row.start} to ${row.stop}, ${row.ends.length} blocks done`).join("; ");
-  return picture(WIDTH, height, "Timeline of the request", said, ...axis, ...lanes);
+  return picture(width, height, "Timeline of the request", said, ...axis, ...lanes);
 }
 
 const plural = (tokens) => `${tokens} ${tokens === 1 ? "token" : "tokens"}`;
 
-function lane(row, y, x) {
-  const parts = [
-    s("text", { x: LEFT - 8, y: y + 13, "text-anchor": "end" }, clipped(row.name, NAME), s("title", {}, row.name)),
-    s("text", { x: LEFT - 8, y: y + 27, "text-anchor": "end", class: "soft" }, plural(row.stop - row.start)),
+function nameBeside(row, y, left) {
+  return [
+    s("text", { x: left - 8, y: y + 13, "text-anchor": "end" }, clipped(row.name, NAME), s("title", {}, row.name)),
+    s("text", { x: left - 8, y: y + 27, "text-anchor": "end", class: "soft" }, plural(row.stop - row.start)),
   ];
+}
+
+function nameAbove(row, y, left, width) {
+  const tokens = plural(row.stop - row.start);
+  const letters = Math.floor((width - left - RIGHT) / LETTER) - tokens.length - 2;
+  return [
+    s("text", { x: left, y: y + 13 }, clipped(row.name, letters), s("title", {}, row.name)),
+    s("text", { x: width - RIGHT, y: y + 13, "text-anchor": "end", class: "soft" }, tokens),
+  ];
+}
+
+function lane(row, y, x) {
+  const parts = [];
   for (const { kind, from, to, block } of row.spans) {
     const width = Math.max(0.4, x(to) - x(from));
     const title = s("title", {}, `${row.name}, block ${block}: ${kind}, ${seconds((to - from) / 1e6)}`);

@@ -241,7 +241,7 @@ def test_peers_as_table_and_json(mesh: StubMesh) -> None:
     assert result.exit_code == 0
     for part in ("here (asked)", "there", "aaaaaaaa", "10.0.0.7:7475", "2.1 ms", "94", "2500"):
         assert part in result.stdout
-    assert "toy  (generate/embed)  on every peer" in result.stdout
+    assert "toy    generate, embed  every peer" in result.stdout
     assert "alone" not in result.stderr
     (document,) = lines(call("peers", "--json"))
     assert [one["name"] for one in document["peers"]] == ["here", "there"]

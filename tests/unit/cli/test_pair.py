@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from astra_mesh.cli.app import app
+from astra_mesh.cli.peer import join_key_of
+from astra_mesh.errors import InputError
 from astra_mesh.mesh.codes import new_code
 from astra_mesh.mesh.invitations import FILE_NAME
 
@@ -63,3 +66,31 @@ def test_nothing_is_silently_left_out(tmp_path: Path, arguments: tuple[str, ...]
     assert result.exit_code == 2
     assert why in " ".join(result.stderr.split())
     assert not (tmp_path / "trust").exists()
+
+
+@pytest.mark.parametrize("typed", ["", "\n", "  \nK7QM-2XR8\n"])
+def test_a_code_from_standard_input_is_its_first_line(typed: str) -> None:
+    result = CliRunner().invoke(app, ["pair", "-"], input=typed, env={"COLUMNS": "200"})
+    assert result.exit_code == 2
+    assert "the first line of standard input is empty" in result.stderr
+    result = CliRunner().invoke(app, ["pair", "-"], input=" 2345-678A\nmore\n")
+    assert result.exit_code == 2
+    assert "2345-678A was mistyped" in " ".join(result.stderr.split())
+
+
+def test_a_join_key_comes_from_one_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "key"
+    file.write_text(" amk-x \nmore\n")
+    assert join_key_of("amk-y", None, stdin_ends=False) == "amk-y"
+    assert join_key_of(None, file, stdin_ends=True) == "amk-x"
+    with pytest.raises(InputError, match="one of them is enough"):
+        join_key_of("amk-y", file, stdin_ends=False)
+    monkeypatch.setattr("sys.stdin", io.StringIO("amk-z\n"))
+    with pytest.raises(InputError, match="does not go with --stop-with-stdin"):
+        join_key_of(None, Path("-"), stdin_ends=True)
+    assert join_key_of(None, Path("-"), stdin_ends=False) == "amk-z"
+    with pytest.raises(InputError, match=r"--join-key-file: .*absent cannot be read: No such file"):
+        join_key_of(None, tmp_path / "absent", stdin_ends=False)
+    file.write_bytes(b"")
+    with pytest.raises(InputError, match=r"first line of .*key is empty"):
+        join_key_of(None, file, stdin_ends=False)

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 from rich.console import Console
 
 from astra_mesh.cli import peers as module
-from astra_mesh.cli.peers import link_lines, peer_table
+from astra_mesh.cli.peers import link_lines, model_table, peer_table
 from astra_mesh.client.holders import holders_of
 from astra_mesh.errors import UnknownModelError
 from astra_mesh.wire.messages import (
@@ -100,3 +100,23 @@ def test_a_usual_terminal_shows_all_columns(address: str) -> None:
     assert head.split()[-1] == "from"
     assert first.split()[:4] == ["right", "(asked)", A[:8], address]
     assert first.split()[-2:] == ["940", "2220"]
+
+
+def test_each_model_has_a_line_of_its_own_in_a_usual_terminal() -> None:
+    offers = [replace(OFFER, name=f"model-{i}", id=ModelId(f"{i:064x}")) for i in range(12)]
+    peers = [
+        replace(HOST, name=f"board-{i}", peer=PeerId(f"{i:064x}"), models=offers) for i in range(6)
+    ]
+    text = io.StringIO()
+    Console(file=text, width=80).print(model_table([*peers, replace(TAB, models=[])]))
+    head, *rows = text.getvalue().splitlines()
+    assert head.split() == ["model", "does", "on"]
+    assert [row.split()[0] for row in rows] == [one.name for one in sorted(offers, key=_name)]
+    assert all("board-0, board-1, board-2 and 3 more" in row for row in rows)
+    text = io.StringIO()
+    Console(file=text, width=80).print(model_table(peers))
+    assert text.getvalue().count("every peer") == 12
+
+
+def _name(offer: ModelOffer) -> str:
+    return offer.name

@@ -76,8 +76,11 @@ def test_a_peer_names_its_device(monkeypatch: pytest.MonkeyPatch, text: str) -> 
     runs(monkeypatch, ("8a928642", "dev-c", OTHER.id), ("11111111", "dev-b", ONE.id))
     listed = call("pair", "--list").stdout
     assert "peers now" in listed
-    assert "dev-c (8a928642)" in next(line for line in listed.splitlines() if "desk" in line)
-    assert f"Shut out desk ({OTHER.id[:8]})." in call("unpair", text).stdout
+    assert "dev-c (8a928642)" in next(line for line in listed.splitlines() if OTHER.id[:8] in line)
+    assert "desk" not in listed, "as its peer is called"
+    result = call("unpair", text)
+    assert f"Shut out dev-c ({OTHER.id[:8]})." in result.stdout
+    assert OTHER.id[:8] not in result.stdout.partition("Shut out")[2].partition("\n")[2]
     assert OTHER.id[:8] not in call("pair", "--list").stdout
 
 
@@ -92,13 +95,49 @@ def test_peers_of_one_name_on_two_devices_or_on_this_one(monkeypatch: pytest.Mon
     result = call("unpair", "dev")
     assert result.exit_code == 2
     assert "'dev' fits 2 devices: " in result.stderr
-    assert f"desk ({OTHER.id[:8]})" in result.stderr
+    assert f"dev ({OTHER.id[:8]})" in result.stderr
     runs(monkeypatch, ("8a928642", "mine", OTHER.id), ("22222222", "mine", own))
     assert "'mine' fits 2 devices: " in call("unpair", "mine").stderr
     runs(monkeypatch, ("22222222", "mine", own))
     assert "runs on this device" in " ".join(call("unpair", "mine").stderr.split())
     assert "no peer that runs now" in " ".join(call("unpair", "nobody").stderr.split())
     assert len(Trust.open().members()) == 4
+
+
+def test_a_name_that_another_device_chose_shuts_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The desk's peer calls itself as the mesh calls the board, and the board's peer is renamed."""
+    call("unpair", TWO.id[:8])
+    runs(monkeypatch, ("8a928642", "board", OTHER.id), ("11111111", "shelf", ONE.id))
+    result = call("unpair", "board")
+    assert result.exit_code == 2
+    assert f"shelf ({ONE.id[:8]})" in result.stderr
+    assert f"board ({OTHER.id[:8]})" in result.stderr
+    assert len(Trust.open().members()) == 3
+    result = call("unpair", "shelf", "--json")
+    assert [row["name"] for row in json.loads(result.stdout)["devices"]].count("board") == 1
+    assert ONE.id not in Trust.open().members()
+
+
+def test_a_name_that_is_another_s_digits_shuts_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs(monkeypatch, ("8a928642", ONE.id[:8], OTHER.id))
+    result = call("unpair", ONE.id[:8])
+    assert result.exit_code == 2
+    assert f"{ONE.id[:8]!a} fits 2 devices" in result.stderr
+    runs(monkeypatch, ("8a928642", ONE.id, OTHER.id))
+    assert call("unpair", ONE.id).exit_code == 0
+    assert ONE.id not in Trust.open().members()
+    assert OTHER.id in Trust.open().members()
+
+
+def test_peers_of_several_names_leave_a_device_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs(monkeypatch, ("8a928642", "dev", OTHER.id), ("11111111", "other", OTHER.id))
+    listed = json.loads(call("pair", "--list", "--json").stdout)["devices"]
+    (desk,) = (row for row in listed if row["id"] == OTHER.id)
+    assert desk["name"] == "desk"
+    assert [one["name"] for one in desk["peers"]] == ["dev", "other"]
+    runs(monkeypatch, ("8a928642", "desk-2-client", OTHER.id))  # a peer inside a command
+    listed = json.loads(call("pair", "--list", "--json").stdout)["devices"]
+    assert "desk" in [row["name"] for row in listed]
 
 
 def test_a_guest_shuts_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -242,6 +242,28 @@ def test_what_was_decided_before_does_not_come_back() -> None:
     assert "d" not in names(c)
 
 
+def test_the_first_member_calls_itself_anew_and_all_follow() -> None:
+    a, b, c = three()
+    assert a.call_itself("kitchen")
+    assert a.own_name == "kitchen"
+    assert not a.call_itself("kitchen"), "no news, so no newer entry"
+    assert b.merge(a.message(), A.id)
+    assert c.merge(b.message(), B.id)
+    assert {one.members()[A.id].name for one in (a, b, c)} == {"kitchen"}
+    assert not b.call_itself("attic"), "A signed for its name, and none would follow"
+    assert b.own_name == "b"
+    assert a.members()[B.id].by == A.id
+
+
+def test_a_device_that_is_out_or_leaves_does_not_call_itself() -> None:
+    a, b, _ = three()
+    a.say_farewell()
+    assert not a.call_itself("kitchen")
+    assert a.is_leaving
+    b.merge(a.message(), A.id)
+    assert "a" not in names(b)
+
+
 def test_a_membership_for_a_time() -> None:
     clock = Clock()
     a = book(A, clock)

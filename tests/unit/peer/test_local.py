@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,10 +20,11 @@ from astra_mesh.peer.local import (
     _folder,
     check_own_port,
     local_peers,
+    name_of,
     remove_record,
     write_record,
 )
-from astra_mesh.wire.messages import PeerId
+from astra_mesh.wire.messages import DeviceId, PeerId
 
 ME = LocalPeer(os.getpid(), 7475, PeerId("a" * 64), "board")
 
@@ -147,3 +149,14 @@ def test_a_corrupt_record_is_ignored(data: bytes) -> None:
 
 def test_without_a_folder_there_are_none() -> None:
     assert local_peers() == []
+
+
+def test_a_device_is_called_as_its_peers_here() -> None:
+    own, other = DeviceId("d" * 64), DeviceId("e" * 64)
+    assert name_of(own) == ""
+    write_record(replace(ME, name="desk", device=own))
+    write_record(replace(ME, name="pod", device=other, port=7477))
+    assert (name_of(own), name_of(other)) == ("desk", "pod")
+    write_record(replace(ME, name="shelf", device=own, port=7478))
+    assert name_of(own) == "", "they differ"
+    assert name_of(other) == "pod"

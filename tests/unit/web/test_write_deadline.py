@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -10,8 +11,10 @@ from aiohttp import web
 
 from astra_mesh.errors import PeerLostError
 from astra_mesh.peer import Peer
+from astra_mesh.web.config import ApiConfig
 from astra_mesh.web.live import Feed, _write
 from astra_mesh.web.sse import EventStream, ReaderGoneError
+from astra_mesh.web.state import State
 from astra_mesh.web.tab_served import Tab
 from astra_mesh.wire.messages import PeerId
 
@@ -66,5 +69,6 @@ async def test_a_tab_that_reads_nothing_is_dropped() -> None:
 
 
 async def test_a_page_that_takes_nothing_is_dropped() -> None:
+    state = cast(State, SimpleNamespace(ending=False, config=ApiConfig(write_s=SOON_S)))
     with pytest.raises(TimeoutError):
-        await _write(cast(web.WebSocketResponse, Stuck()), cast(Feed, News()), SOON_S)
+        await _write(cast(web.WebSocketResponse, Stuck()), cast(Feed, News()), state)
