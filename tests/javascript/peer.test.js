@@ -6,7 +6,7 @@ import { after, test } from "node:test";
 import * as limits from "../../astra_mesh/web/site/peer/limits.js";
 import { make } from "../../astra_mesh/web/site/peer/messages.js";
 import { TabPeer } from "../../astra_mesh/web/site/peer/peer.js";
-import { FakeHost, HOST } from "./fake_host.js";
+import { FakeHost, HOST, OTHER } from "./fake_host.js";
 import { C, R1, R2 } from "./helpers.js";
 
 const MODEL = "e".repeat(64);
@@ -258,6 +258,72 @@ test("refused: no link to another peer of the plan, and no shard of its own", as
   propose.plan.rates = [];
   host.tell(propose);
   assert.match((await host.next("Refuse")).text, /no shard for this peer/);
+});
+
+/** Waits until something holds. */
+async function until(holds) {
+  while (!holds()) await new Promise((done) => setTimeout(done, 5));
+}
+
+/** A tab that was linked to another peer, too, and a plan for both. */
+async function withOther() {
+  const { host, states, posted } = await joined();
+  host.list();
+  await host.next("Hello");
+  await until(() => states.at(-1).linked.includes("other"));
+  const propose = proposal(host);
+  propose.plan.shards[1].peer = propose.plan.answering = OTHER.id;
+  propose.plan.rates = [{ sender: host.tab, receiver: OTHER.id, stages: 1 }];
+  return { host, states, posted, propose };
+}
+const lose = (host) => host.say("closed", { channel: host.other, why: "the line is gone" });
+
+test("links that a blip took are waited for: the proposal may come through first", async () => {
+  const { host, states, propose } = await withOther();
+  const before = host.other;
+  lose(host);
+  host.tell(propose);
+  assert.equal((await host.next("Accept", "Refuse")).type, "Accept");
+  assert.notEqual(host.other, before);
+  await host.next("Done");
+  assert.equal(states.at(-1).done, 1);
+});
+
+test("who does not come back is waited for a little", async () => {
+  const { host, propose } = await withOther();
+  host.isAway = true;
+  lose(host);
+  host.tell(propose);
+  const began = performance.now();
+  const refuse = await host.next("Accept", "Refuse");
+  const tookS = (performance.now() - began) / 1000;
+  assert.deepEqual([refuse.reason, refuse.text], ["not-linked", `no link to peer ${OTHER.id.slice(0, 8)}`]);
+  assert.ok(tookS > limits.BACK_S - 0.1 && tookS < limits.BACK_S + 1.5, `${tookS}`);
+});
+
+test("a request that is cancelled meanwhile waits no more", async () => {
+  const { host, states, posted, propose } = await withOther();
+  lose(host);
+  host.tell(propose);
+  await until(() => posted.length); // the embedded rows are the last thing before it waits
+  host.tell(make("Cancel", { request: propose.request }));
+  await host.next("Hello"); // of the link that is back
+  await new Promise((done) => setTimeout(done, 3000 * limits.BACK_LOOK_S));
+  assert.ok(states.every((state) => !state.now));
+  host.tell(proposal(host, { request: R1 }));
+  assert.equal((await host.next("Accept", "Refuse")).request, R1);
+});
+
+test("who said goodbye is not waited for", async () => {
+  const { host, states, propose } = await withOther();
+  host.isAway = true;
+  host.tell(make("Goodbye", { text: "leaving" }), host.other);
+  await until(() => !states.at(-1).linked.includes("other"));
+  await until(() => host.texts.filter((one) => one.type === "close").length);
+  host.tell(propose);
+  const began = performance.now();
+  assert.equal((await host.next("Accept", "Refuse")).reason, "not-linked");
+  assert.ok(performance.now() - began < 1000 * limits.BACK_S / 2);
 });
 
 test("an error of the engine fails the request by name", async () => {

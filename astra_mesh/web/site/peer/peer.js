@@ -12,6 +12,8 @@ import { Work } from "./work.js";
 const REFRESH_MS = 30_000; // between two looks for new models of the host
 const LOOK_MS = 1_000; // between two looks at the clock, which stands still while a device sleeps
 
+const isRecent = (at) => performance.now() - at < 1000 * limits.LOST_S;
+
 export class TabPeer {
   #mux;
   #http;
@@ -23,6 +25,7 @@ export class TabPeer {
   #host = null; // { id, name }
   #listed = new Map(); // id -> { name, tab }
   #links = new Map(); // id -> Link
+  #lost = new Map(); // id -> when its last link was lost without a goodbye, in milliseconds
   #waits = new Map(); // id -> { timer, waitS } of peers that could not be linked
   #state = { phase: "connecting", why: "", leftOut: null };
   #now = null; // what is computed
@@ -58,6 +61,7 @@ export class TabPeer {
       me: () => this.#mux.me.id,
       models: this.#models,
       findLink: (peer) => this.#link(peer),
+      mayBeBack: (peer) => this.#mayBeBack(peer),
       turns,
       status: (link) => this.#sendStatus(link),
       on: {
@@ -197,6 +201,7 @@ export class TabPeer {
     const { peer } = link;
     if (this.#links.get(peer) !== link) return;
     this.#links.delete(peer);
+    this.#noteLost(peer, error);
     this.#work.linkGone(link, error ?? new PeerLostError(`${link.hello?.name ?? "a peer"} left the mesh`));
     this.#tell();
     if (this.#mux.me === null) return;
@@ -219,6 +224,19 @@ export class TabPeer {
   #link(peer) {
     const link = this.#links.get(peer);
     return link?.isOpen && !link.isSilent ? link : null;
+  }
+
+  /** Who said goodbye will not be back. */
+  #noteLost(peer, error) {
+    this.#lost.delete(peer);
+    for (const [one, at] of this.#lost) if (!isRecent(at)) this.#lost.delete(one);
+    if (error) this.#lost.set(peer, performance.now());
+  }
+
+  /** Whether a peer without a link to use had one a moment ago and did not say goodbye, or is linked for the first time. */
+  #mayBeBack(peer) {
+    const link = this.#links.get(peer);
+    return Boolean(link?.hello || (link && !this.#waits.has(peer))) || isRecent(this.#lost.get(peer) ?? -Infinity);
   }
 
   // --- models and work ------------------------------------------------------------------------------
