@@ -57,6 +57,7 @@ export class FakeHost extends EventEmitter {
   texts = []; // JSON messages of the tab
   number = 0; // of the channel to the coordinator
   other = 0; // of that to another peer
+  device = null; // that both tell of
   isAway = false; // whether the other peer answers nothing
   #ends = new Map(); // channel -> { me, shaking, channel }
   #inbox = [];
@@ -118,7 +119,8 @@ export class FakeHost extends EventEmitter {
     end.channel = end.shaking.finish(payload);
     const name = end.me === HOST ? "host" : "other";
     this[end.me === HOST ? "number" : "other"] = number;
-    this.tell(make("Hello", { magic: "astra-mesh", version: 1, peer: end.me.id, name, role: "peer", window_bytes: 1 << 20 }), number);
+    const { device } = this;
+    this.tell(make("Hello", { magic: "astra-mesh", version: 1, peer: end.me.id, name, role: "peer", window_bytes: 1 << 20, device }), number);
   }
 
   #frame(message, number) {

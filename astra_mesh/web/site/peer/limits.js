@@ -60,6 +60,10 @@ export const LATE_LEAST_S = 0.1;
 export const LATE_START_S = 1.0;
 export const RATE_LEAST_S = 0.03;
 export const PLENTY_BPS = 300e6;
+export const CONTRADICTED = 1.5;
+export const PULSE_S = 20.0;
+export const PULSE_AGAIN_S = 2.0;
+export const PULSE_SHARE = 0.01;
 
 // --- links
 export const PENDING_PONGS = 256;

@@ -27,13 +27,14 @@ export class Participation {
   #turns;
   #on;
   #abort = new AbortController();
+  #layout = null;
   #exchange = null;
   #completed = false;
 
   /**
    * @param around  me: id of this peer; models: Models; findLink(peer): Link or null; mayBeBack(peer): whether one without
    *                a link had one a moment ago; turns: Turns; on: opened(exchange) before it is accepted, began(about),
-   *                block(block), ended(why or null)
+   *                block(block), computed(plan, layout, seconds) once it is done, ended(why or null)
    */
   constructor(propose, link, { me, models, findLink, mayBeBack, turns, on }) {
     this.propose = propose;
@@ -91,7 +92,7 @@ export class Participation {
     const shard = peers.indexOf(this.#me);
     const codec = await this.#orRefuse("unknown-codebook", () => loaded.model.codec(plan.codec, plan.codebook, []));
     if (shard < 0) throw new NotTakingPartError("bad-plan", "the plan has no shard for this peer");
-    const layout = layoutOf(plan, loaded.manifest.spec, task, tokens, codec);
+    const layout = (this.#layout = layoutOf(plan, loaded.manifest.spec, task, tokens, codec));
     for (const stages of stagesOf(layout, shard, plan.late === "wait" ? [] : codec.able)) {
       await this.#orRefuse("unknown-codebook", () => codec.prepare(stages));
     }
@@ -155,6 +156,7 @@ export class Participation {
     };
     this.link.send(make("Done", { request, report }));
     this.#completed = true;
+    this.#on.computed(plan, this.#layout, pipeline.spent.compute_s);
   }
 
   #check() {

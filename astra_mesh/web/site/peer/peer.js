@@ -6,6 +6,7 @@ import * as limits from "./limits.js";
 import { MAGIC, make, PROTOCOL_VERSION, sanitise } from "./messages.js";
 import { Models } from "./models.js";
 import { Mux } from "./mux.js";
+import { Pulse } from "./pace.js";
 import { Turns } from "./pipeline.js";
 import { Work } from "./work.js";
 
@@ -32,6 +33,8 @@ export class TabPeer {
   #done = 0; // shards
   #problem = ""; // of the last shard that was not finished
   #asleep = false; // and said so
+  #visible = true;
+  #pulse;
   #looked = Date.now();
   #looking = null;
   #refreshed = 0;
@@ -67,14 +70,21 @@ export class TabPeer {
       on: {
         began: (about) => this.#tell({ now: { ...about, block: 0 }, leftOut: null }),
         block: (block) => this.#tell({ now: { ...this.#now, block } }),
+        computed: (plan, layout, seconds) => this.#computed(plan, layout, seconds),
         ended: (why) => this.#ended(why),
         leftOut: (link, why) => this.#tell({ leftOut: { by: sanitise(link.hello.name, limits.NAME_CHARS), why } }),
       },
+    });
+    this.#pulse = new Pulse({
+      feel: () => this.#models.feel(() => !this.#work.running),
+      wanted: () => this.#visible && [...this.#links.keys()].some((peer) => this.#link(peer)),
+      threads: device.threads,
     });
   }
 
   start() {
     this.#mux.start();
+    this.#pulse.start();
     this.#looking = setInterval(() => this.#look(), LOOK_MS);
     this.#tell();
   }
@@ -82,6 +92,7 @@ export class TabPeer {
   /** Say goodbye to all and be gone for good. */
   leave() {
     clearInterval(this.#looking);
+    this.#pulse.stop();
     for (const link of this.#links.values()) link.close("leaving");
     for (const { timer } of this.#waits.values()) clearTimeout(timer);
     this.#waits.clear();
@@ -96,6 +107,11 @@ export class TabPeer {
     this.#mux.rest("this device sleeps");
     this.#asleep = true;
     this.#tell({ phase: "waiting", why: "the browser put this page to sleep" });
+  }
+
+  /** Whether a person can see the page: only then it looks how fast it is, for the battery's sake. */
+  set visible(visible) {
+    this.#visible = visible;
   }
 
   /** Somebody looks at the page again, or the network is back. */
@@ -254,6 +270,16 @@ export class TabPeer {
       for (const link of this.#links.values()) this.#sendStatus(link);
     }
     this.#tell();
+  }
+
+  /**
+   * What a share took is told at once; not where another peer of the plan shares the processor, which planners know, nor
+   * while nobody sees the page: a look could not take it back.
+   */
+  #computed({ model, shards }, layout, seconds) {
+    const beside = shards.some(({ peer }) => this.#links.get(peer)?.hello?.device?.host === this.#device.host);
+    const own = shards.findIndex(({ peer }) => peer === this.#mux.me?.id);
+    if (this.#visible && !beside && own >= 0) this.#models.took(model, layout, own, seconds);
   }
 
   #ended(why) {

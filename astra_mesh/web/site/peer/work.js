@@ -15,7 +15,8 @@ export class Work {
 
   /**
    * @param around  me(): id of this peer; models, findLink, mayBeBack, turns: for Participation; status(link): sends
-   *                one; on: began(about), block(block), ended(why or null), of the shard that is computed; leftOut(link, why)
+   *                one; on: began(about), block(block), computed(plan, layout, seconds), ended(why or null), of the shard
+   *                that is computed; leftOut(link, why)
    */
   constructor(around) {
     this.#around = around;
