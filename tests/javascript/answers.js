@@ -7,6 +7,7 @@ import { BadPlanError, checkPlan, partners } from "../../astra_mesh/web/site/pee
 import * as limits from "../../astra_mesh/web/site/peer/limits.js";
 import { decode, encode, sanitise } from "../../astra_mesh/web/site/peer/messages.js";
 import { Meter } from "../../astra_mesh/web/site/peer/meter.js";
+import { shareS } from "../../astra_mesh/web/site/peer/pace.js";
 import { LinkRate, Pacing } from "../../astra_mesh/web/site/peer/rates.js";
 import { bytes, hex } from "./helpers.js";
 
@@ -45,6 +46,11 @@ const ASKED = {
         partners: layout.holds(i) ? partners(layout, i) : null,
       })),
     };
+  },
+  /** Seconds that each shard of a plan computes. */
+  shares({ plan, spec, task, tokens, first_block: firstBlock, able, timing }) {
+    const layout = checkPlan(plan, spec, task, tokens, firstBlock, able);
+    return layout.bounds.map((_, shard) => shareS(timing, layout, shard));
   },
   /** What a meter says to each of many calls. */
   meter({ calls }) {

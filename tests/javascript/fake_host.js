@@ -1,4 +1,4 @@
-// A host for a tab, without sockets: what /tab does, and a coordinator at the end of the tab's first channel.
+// A host for a tab, without sockets: what /tab does, a coordinator at the end of the tab's first channel, and another peer.
 
 import { EventEmitter, once } from "node:events";
 
@@ -8,7 +8,9 @@ import { Answerer } from "../../astra_mesh/web/site/peer/sealed.js";
 import { bytes, vectors } from "./helpers.js";
 
 const { opener, answerer } = vectors("sealed.json").handshake;
-export const HOST = { certificate: bytes(answerer.certificate), secret: bytes(answerer.key), id: answerer.id };
+const identity = ({ certificate, key, id }) => ({ certificate: bytes(certificate), secret: bytes(key), id });
+export const HOST = identity(answerer);
+export const OTHER = identity(opener);
 
 /** A certificate that holds a key; nobody here asks who signed it. */
 export function certificateFor(point) {
@@ -53,7 +55,11 @@ export class FakeHost extends EventEmitter {
   sockets = [];
   tab = null; // id
   texts = []; // JSON messages of the tab
-  #ends = new Map(); // channel -> { answerer, channel }
+  number = 0; // of the channel to the coordinator
+  other = 0; // of that to another peer
+  device = null; // that both tell of
+  isAway = false; // whether the other peer answers nothing
+  #ends = new Map(); // channel -> { me, shaking, channel }
   #inbox = [];
 
   makeSocket = () => {
@@ -79,7 +85,7 @@ export class FakeHost extends EventEmitter {
   #text(message) {
     this.texts.push(message);
     if (message.type === "join") this.joined(message);
-    if (message.type === "open") this.#ends.set(message.channel, { shaking: null, channel: null });
+    if (message.type === "open") this.#ends.set(message.channel, { me: message.to === OTHER.id ? OTHER : HOST, shaking: null, channel: null });
     this.emit("text", message);
   }
 
@@ -94,23 +100,31 @@ export class FakeHost extends EventEmitter {
     this.say("peers", { peers: [{ id: HOST.id, name: "host", tab: false }] });
   }
 
+  /** Let the tab know of another peer. */
+  list() {
+    this.say("peers", { peers: [HOST, OTHER].map(({ id }) => ({ id, name: id === HOST.id ? "host" : "other", tab: false })) });
+  }
+
   #binary(data) {
     const number = new DataView(data.buffer, data.byteOffset).getUint32(0);
     const payload = data.slice(4);
     const end = this.#ends.get(number);
-    if (end.channel !== null) return this.#frame(decode(end.channel.open(payload)));
+    if (end.me === OTHER && this.isAway) return;
+    if (end.channel !== null) return this.#frame(decode(end.channel.open(payload)), number);
     if (end.shaking === null) {
-      end.shaking = new Answerer(HOST, payload);
+      end.shaking = new Answerer(end.me, payload);
       this.#send(number, end.shaking.second);
       return;
     }
     end.channel = end.shaking.finish(payload);
-    this.number = number;
-    this.tell(make("Hello", { magic: "astra-mesh", version: 1, peer: HOST.id, name: "host", role: "peer", window_bytes: 1 << 20 }));
+    const name = end.me === HOST ? "host" : "other";
+    this[end.me === HOST ? "number" : "other"] = number;
+    const { device } = this;
+    this.tell(make("Hello", { magic: "astra-mesh", version: 1, peer: end.me.id, name, role: "peer", window_bytes: 1 << 20, device }), number);
   }
 
-  #frame(message) {
-    if (message.type === "Ping") this.tell(make("Pong", { number: message.number }));
+  #frame(message, number) {
+    if (message.type === "Ping") this.tell(make("Pong", { number: message.number }), number);
     else if (message.type !== "Pong" && message.type !== "Throughput") {
       this.#inbox.push(message);
       this.emit("frame");
@@ -124,9 +138,9 @@ export class FakeHost extends EventEmitter {
     this.socket.hear(new Uint8Array(message));
   }
 
-  /** Send the tab a message as the coordinator. */
-  tell(message) {
-    this.#send(this.number, this.#ends.get(this.number).channel.seal(encode(message)));
+  /** Send the tab a message, as the coordinator unless the channel is another one's. */
+  tell(message, number = this.number) {
+    this.#send(number, this.#ends.get(number).channel.seal(encode(message)));
   }
 
   /** What comes next of one of these types; others are dropped. */

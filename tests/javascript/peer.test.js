@@ -6,7 +6,7 @@ import { after, test } from "node:test";
 import * as limits from "../../astra_mesh/web/site/peer/limits.js";
 import { make } from "../../astra_mesh/web/site/peer/messages.js";
 import { TabPeer } from "../../astra_mesh/web/site/peer/peer.js";
-import { FakeHost, HOST } from "./fake_host.js";
+import { FakeHost, HOST, OTHER } from "./fake_host.js";
 import { C, R1, R2 } from "./helpers.js";
 
 const MODEL = "e".repeat(64);
@@ -35,8 +35,8 @@ class FakeCodec {
 /** Notes the steps; a step may be held back. */
 class FakeRun {
   steps = [];
-  constructor(layout, shard, embedded, hold) {
-    Object.assign(this, { layout, shard, embedded, hold });
+  constructor(layout, shard, embedded, hold, local) {
+    Object.assign(this, { layout, shard, embedded, hold, local });
   }
   async encode(block, stages) {
     this.steps.push(`encode ${block}`);
@@ -47,6 +47,7 @@ class FakeRun {
   }
   async attendLocal(block) {
     this.steps.push(`local ${block}`);
+    await this.local?.();
   }
   async foreseeOwn(block) {
     this.steps.push(`foresee own ${block}`);
@@ -69,7 +70,7 @@ const peers = [];
 after(() => peers.forEach((peer) => peer.leave()));
 
 /** A tab that has joined; `changes` are of the engine and of HTTP. */
-async function joined({ load, hold, json, refused = "", host = new FakeHost() } = {}) {
+async function joined({ load, hold, local, json, compare, refused = "", host = new FakeHost() } = {}) {
   const found = { host, runs: [], posted: [], states: [] };
   const model = {
     async codec(name, book) {
@@ -77,7 +78,7 @@ async function joined({ load, hold, json, refused = "", host = new FakeHost() } 
       return new FakeCodec();
     },
     run(layout, shard, codec, embedded) {
-      const run = new FakeRun(layout, shard, embedded, hold);
+      const run = new FakeRun(layout, shard, embedded, hold, local);
       found.runs.push(run);
       return run;
     },
@@ -92,6 +93,7 @@ async function joined({ load, hold, json, refused = "", host = new FakeHost() } 
   };
   const engine = {
     load: load ?? (async (manifest, progress) => (progress(500, 1000), progress(1000, 1000), model)),
+    compare,
     measure: async () => ({ timing: TIMING, books: { [BOOK]: { encode_token_s: [0.1], decode_token_s: [0.2] } } }),
   };
   const device = { host: "own", cores: 1, host_cores: 8, threads: 1, system: "test", memory_bytes: 0, software: "" };
@@ -258,6 +260,145 @@ test("refused: no link to another peer of the plan, and no shard of its own", as
   propose.plan.rates = [];
   host.tell(propose);
   assert.match((await host.next("Refuse")).text, /no shard for this peer/);
+});
+
+/** Waits until something holds. */
+async function until(holds) {
+  while (!holds()) await new Promise((done) => setTimeout(done, 5));
+}
+
+/** A tab that was linked to another peer, too, and a plan for both. */
+async function withOther() {
+  const { host, states, posted } = await joined();
+  host.list();
+  await host.next("Hello");
+  await until(() => states.at(-1).linked.includes("other"));
+  const propose = proposal(host);
+  propose.plan.shards[1].peer = propose.plan.answering = OTHER.id;
+  propose.plan.rates = [{ sender: host.tab, receiver: OTHER.id, stages: 1 }];
+  return { host, states, posted, propose };
+}
+const lose = (host) => host.say("closed", { channel: host.other, why: "the line is gone" });
+
+test("links that a blip took are waited for: the proposal may come through first", async () => {
+  const { host, states, propose } = await withOther();
+  const before = host.other;
+  lose(host);
+  host.tell(propose);
+  assert.equal((await host.next("Accept", "Refuse")).type, "Accept");
+  assert.notEqual(host.other, before);
+  await host.next("Done");
+  assert.equal(states.at(-1).done, 1);
+});
+
+test("who does not come back is waited for a little", async () => {
+  const { host, propose } = await withOther();
+  host.isAway = true;
+  lose(host);
+  host.tell(propose);
+  const began = performance.now();
+  const refuse = await host.next("Accept", "Refuse");
+  const tookS = (performance.now() - began) / 1000;
+  assert.deepEqual([refuse.reason, refuse.text], ["not-linked", `no link to peer ${OTHER.id.slice(0, 8)}`]);
+  assert.ok(tookS > limits.BACK_S - 0.1 && tookS < limits.BACK_S + 1.5, `${tookS}`);
+});
+
+test("a request that is cancelled meanwhile waits no more", async () => {
+  const { host, states, posted, propose } = await withOther();
+  lose(host);
+  host.tell(propose);
+  await until(() => posted.length); // the embedded rows are the last thing before it waits
+  host.tell(make("Cancel", { request: propose.request }));
+  await host.next("Hello"); // of the link that is back
+  await new Promise((done) => setTimeout(done, 3000 * limits.BACK_LOOK_S));
+  assert.ok(states.every((state) => !state.now));
+  host.tell(proposal(host, { request: R1 }));
+  assert.equal((await host.next("Accept", "Refuse")).request, R1);
+});
+
+test("who said goodbye is not waited for", async () => {
+  const { host, states, propose } = await withOther();
+  host.isAway = true;
+  host.tell(make("Goodbye", { text: "leaving" }), host.other);
+  await until(() => !states.at(-1).linked.includes("other"));
+  await until(() => host.texts.filter((one) => one.type === "close").length);
+  host.tell(propose);
+  const began = performance.now();
+  assert.equal((await host.next("Accept", "Refuse")).reason, "not-linked");
+  assert.ok(performance.now() - began < 1000 * limits.BACK_S / 2);
+});
+
+// --- how fast it is now ---------------------------------------------------------------------------
+
+/** What statuses tell of the time of a token, until one tells of a time that fits. */
+async function told(host, fits) {
+  for (;;) {
+    const tokenS = (await host.next("Status")).models[0]?.timing?.per_token_s;
+    if (tokenS && fits(tokenS)) return tokenS;
+  }
+}
+const own = (tokenS) => tokenS === TIMING.per_token_s;
+const isSlow = (tokenS) => tokenS > 1.5 * TIMING.per_token_s;
+/** 90 ms where 6 should do: a tab that is 15 times slower, of which the first share teaches half. */
+const slowly = () => new Promise((done) => setTimeout(done, 30));
+
+test("what a share took is told at once, in a status", async () => {
+  const { host } = await joined({ local: slowly });
+  host.tell(proposal(host));
+  await host.next("Done");
+  assert.ok((await told(host, isSlow)) < 15 * TIMING.per_token_s);
+});
+
+/** A share that is slow, and then all that is told of the model. */
+async function afterSlowShare(host) {
+  host.tell(proposal(host));
+  await host.next("Done");
+  host.tell(make("Prepare", { request: R1, model: MODEL }));
+  return told(host, () => true);
+}
+
+test("not beside a peer of the same machine: planners know that they share it", async () => {
+  const host = new FakeHost();
+  host.device = { host: "m1", cores: 1, host_cores: 1, threads: 1, system: "", memory_bytes: 0, software: "" };
+  await joined({ local: slowly, host });
+  assert.ok(own(await afterSlowShare(host)));
+});
+
+test("nor while nobody sees the page", async () => {
+  const { host, peer } = await joined({ local: slowly });
+  peer.visible = false;
+  assert.ok(own(await afterSlowShare(host)));
+});
+
+test("it looks while somebody is there and sees the page, and tells what two looks saw", async () => {
+  const real = globalThis.setTimeout;
+  const pulses = [];
+  globalThis.setTimeout = (work, ms) => (ms >= 1000 * limits.PULSE_AGAIN_S ? pulses.push(work) : real(work, ms));
+  try {
+    let looks = 0;
+    const compare = async () => (looks++, 3);
+    const { host, peer } = await joined({ compare });
+    const pulse = pulses.findIndex((work) => /look/.test(work));
+    host.tell(make("Prepare", { request: R1, model: MODEL }));
+    await told(host, own);
+    const beat = async () => {
+      const due = pulses.splice(0).filter((work) => /look/.test(work));
+      assert.equal(due.length, 1);
+      due[0]();
+      await until(() => pulses.some((work) => /look/.test(work)));
+    };
+    peer.visible = false;
+    await beat();
+    assert.equal(looks, 0);
+    peer.visible = true;
+    await beat();
+    assert.equal(looks, 1);
+    await beat();
+    assert.equal(await told(host, isSlow), 3 * TIMING.per_token_s);
+    assert.ok(pulse >= 0);
+  } finally {
+    globalThis.setTimeout = real;
+  }
 });
 
 test("an error of the engine fails the request by name", async () => {

@@ -21,6 +21,7 @@ from astra_mesh.mesh.probe import Backlog, Meter
 from astra_mesh.peer.exchange import partners
 from astra_mesh.peer.rates import LinkRate, Pacing
 from astra_mesh.plan.check import BadPlanError, layout_of
+from astra_mesh.plan.cost import Candidate, Work, predict
 from astra_mesh.plan.layout import Layout
 from astra_mesh.web import files
 from astra_mesh.wire import messages as m
@@ -311,6 +312,36 @@ def test_layouts_of_random_plans_are_the_same() -> None:
             assert theirs == mine
         else:
             assert _words(theirs) == _words(mine)
+
+
+def test_shares_are_predicted_alike() -> None:
+    """What own shares take is compared with what planners think that they take."""
+    rng = random.Random(83)
+    timing = m.Timing(0.02, 0.003, 0.0001, 0.0, 0.0, 0.0, 0.0)
+    asked: list[dict[str, Any]] = []
+    wanted: list[list[float]] = []
+    while len(asked) < 300:
+        plan, spec, task = _plan(rng), _spec(rng), rng.choice(list(m.Task))
+        first_block = rng.choice((0, 1))
+        try:
+            layout = layout_of(plan, spec, task, 12, first_block, (1, 2))
+        except BadPlanError:
+            continue
+        peers = [shard.peer for shard in plan.shards]
+        alone = [m.Device(host=peer, cores=8.0, host_cores=8.0, threads=1) for peer in peers]
+        candidates = [
+            Candidate(peer, "", device, timing) for peer, device in zip(peers, alone, strict=True)
+        ]
+        found = predict(layout, Work({1: 1.0, 2: 2.0}, plan.answering), candidates, {})
+        wanted.append([effort.compute_s for effort in found.efforts])
+        about: dict[str, Any] = {"plan": plan, "spec": spec, "timing": timing}
+        asked.append(
+            {name: _builtins(one) for name, one in about.items()}
+            | {"ask": "shares", "task": task.value, "tokens": 12}
+            | {"first_block": first_block, "able": (1, 2)}
+        )
+    for theirs, mine in zip(answers(asked), wanted, strict=True):
+        assert theirs == pytest.approx(mine)
 
 
 def _builtins(value: object) -> Any:

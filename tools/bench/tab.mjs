@@ -19,13 +19,23 @@ export async function bench(peer, fetched, tokens) {
     for (let i = 0; i < calls; i++) await work();
   };
   const x = random(tokens, size);
-  const found = {
-    block: again(async () => {
-      const n = await model.normalize(x);
-      const part = await model.attend(await model.query(block, n, 0), await model.keyValue(block, n, 0), causal);
-      await model.mix(block, x, part.out);
-    }),
+  const whole = async () => {
+    const n = await model.normalize(x);
+    const part = await model.attend(await model.query(block, n, 0), await model.keyValue(block, n, 0), causal);
+    await model.mix(block, x, part.out);
   };
+  const found = { block: again(whole) };
+  if (model.projects) {
+    const keysAndValues = () => model.keyValue(block, x, 0);
+    const byRuntime = (work) => async (calls) => {
+      model.projects = false;
+      await again(work)(calls);
+      model.projects = true;
+    };
+    found["block, all by the runtime"] = byRuntime(whole);
+    found["keys and values, by the runtime"] = byRuntime(keysAndValues);
+    found["keys and values, by the kernels of codes"] = again(keysAndValues);
+  }
   for (const about of manifest.codebooks) {
     const codec = await model.codec(about.codec, about.id, []);
     for (const stages of new Set([codec.able[0], codec.able.at(-1)])) {

@@ -26,6 +26,7 @@ export function startLending(asked) {
   $("lend-leave").onclick = leave;
   $("lend-invite").onclick = invite;
   document.addEventListener("visibilitychange", () => {
+    tellVisible();
     if (document.visibilityState === "visible") hurry();
   });
   // Only some browsers tell that they are about to stop a page; to the others it is a lost peer.
@@ -78,7 +79,11 @@ function join() {
   worker.onmessage = (event) => show(event.data);
   worker.onerror = () => broken("This browser cannot run the page's compute peer, or the peer was installed without it (`make runtime` there adds it).");
   worker.postMessage({ type: "join", base: location.origin, token: token(), name, device: device() });
+  tellVisible();
 }
+
+/** Who sees nothing needs no measurements: see peer/pace.js. */
+const tellVisible = () => worker?.postMessage({ type: "visible", visible: document.visibilityState === "visible" });
 
 function broken(why) {
   sessionStorage.removeItem(LENT_KEY);

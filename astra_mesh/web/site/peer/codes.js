@@ -240,7 +240,7 @@ export class VectorCodec {
     const looksUp = granted === both;
     const needsN = history || !looksUp;
     if (needsN && granted) await quantizer.tabulate(toN);
-    if (needsN && !this.#projections.has(block)) this.#projections.set(block, await this.model.projection(block, space));
+    if (needsN && !this.#projections.has(block)) this.#projections.set(block, await this.model.keptProjection(block));
     if (!looksUp) return;
     const project = this.#projections.get(block) ?? (await this.model.projection(block, await Workspace.make()));
     this.#tables.set(this.#key(stages, block), await tabulated(space, quantizer, toN, project, history ? null : tensors("center").data));

@@ -7,10 +7,10 @@ import { choose } from "./choice.js";
 import { VectorCodec } from "./codes.js";
 import { PLAIN, PlainCodec } from "./plain.js";
 import { Fetching, filesOf, firstStages } from "./fetching.js";
-import { GPU, Graph, PROCESSOR, fetchRuntime, gpuLost } from "./runtime.js";
+import { GPU, Graph, PROCESSOR, fetchRuntime, gpuLost, threads } from "./runtime.js";
 import { ShardRun } from "./shard.js";
 import { tensorOf } from "./tensors.js";
-import { Panels } from "./workspace.js";
+import { Panels, Workspace, isRelaxed } from "./workspace.js";
 
 export { embedRange } from "./shard.js";
 
@@ -31,8 +31,10 @@ export async function loadModel(manifest, getBlob, progress = () => {}, place = 
   const files = new Files(manifest, getBlob, fetching);
   const chosen = place ? { place, why: "" } : await choose((where) => partOf(manifest, files, where, 1));
   const model = await partOf(manifest, files, chosen.place, manifest.blocks);
+  Object.assign(model, chosen);
+  model.projects = model.place === PROCESSOR && isRelaxed() && (await threads()) === 1;
   for (const about of manifest.codebooks) await prepareFirst(model, about);
-  return Object.assign(model, chosen);
+  return model;
 }
 
 /** What a codebook needs for its default rate, and to be measured. */
@@ -93,10 +95,14 @@ class Files {
 export class Model {
   place = PROCESSOR;
   why = "";
+  projects = false; // whether keys and values come of kept projections, where there are: these can be faster than the runtime
   #shared;
   #blocks;
   #source;
   #codecs = new Map();
+  #space = null; // of projections: a promise
+  #making = new Map(); // by block: promises of them
+  #projections = new Map(); // those that are made
 
   constructor(manifest, shared, blocks, source) {
     this.manifest = manifest;
@@ -140,6 +146,8 @@ export class Model {
 
   /** Keys and values of n, whose first row has position `start`. */
   async keyValue(block, n, start) {
+    const projection = this.projects ? this.#projections.get(block) : null;
+    if (projection) return this.finish(block, projection.times(n), start);
     return (await this.#blocks[block].kv.run({ n, start })).rows;
   }
 
@@ -151,6 +159,19 @@ export class Model {
     const { data, shape: [columns, depth] } = tensor("kv.weight");
     const scale = tensor("scale_1")?.data ?? new Float32Array(depth).fill(1);
     return new Panels(space, depth, columns, (row, column) => data[column * depth + row] * scale[row], tensor("kv.bias")?.data);
+  }
+
+  /** The same, made once for all that need it, and kept. */
+  async keptProjection(block) {
+    this.#space ??= Workspace.make();
+    if (!this.#making.has(block)) this.#making.set(block, this.#space.then((space) => this.projection(block, space)));
+    try {
+      this.#projections.set(block, await this.#making.get(block));
+    } catch (error) {
+      this.#making.delete(block); // it can be tried again
+      throw error;
+    }
+    return this.#projections.get(block);
   }
 
   /** What `keyValue` makes of raw keys and values. */
@@ -190,5 +211,7 @@ export class Model {
   async release() {
     for (const graph of [this.#shared, ...this.#blocks].flatMap(Object.values)) await graph.release();
     for (const codec of this.#codecs.values()) await codec.release();
+    for (const one of [this.#making, this.#projections]) one.clear();
+    this.#space = null;
   }
 }

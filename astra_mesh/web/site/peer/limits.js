@@ -49,6 +49,8 @@ export const HELLO_TIMEOUT_S = 5.0;
 export const HEARTBEAT_S = 1.0;
 export const SILENCE_S = 4.0;
 export const LOST_S = 8.0;
+export const BACK_S = 3.0;
+export const BACK_LOOK_S = 0.05;
 export const CLOSE_TIMEOUT_S = 1.0;
 export const CODES_PATIENCE = 20.0;
 export const CODES_LEAST_S = 10.0;
@@ -58,6 +60,10 @@ export const LATE_LEAST_S = 0.1;
 export const LATE_START_S = 1.0;
 export const RATE_LEAST_S = 0.03;
 export const PLENTY_BPS = 300e6;
+export const CONTRADICTED = 1.5;
+export const PULSE_S = 20.0;
+export const PULSE_AGAIN_S = 2.0;
+export const PULSE_SHARE = 0.01;
 
 // --- links
 export const PENDING_PONGS = 256;

@@ -6,6 +6,9 @@ const SIZES = [8, 64, 256]; // tokens
 const BLOCKS = 3; // that are run in turn: more would only take longer
 const CODED = 64; // tokens that are coded
 const WINDOW_MS = 40; // that a measurement takes at least
+const CHECKED = 64; // tokens that figures are checked with ...
+const CHECKS = 3; // in so many calls at least ...
+const CHECK_MS = 20; // and for so long: a processor that slept begins slowly
 const WARM_MS = 300; // WebAssembly is compiled again while it runs, for speed
 const LEAST_S = 1e-9;
 const ROUNDS = 5; // of a block's sizes, at most: until two agree
@@ -43,6 +46,32 @@ async function blockS(model, tokens) {
   const x = random(tokens, model.spec.hidden_size);
   let turn = 0;
   return steadyS(() => model.runBlock(turn++ % Math.min(BLOCKS, model.blocks), x));
+}
+
+/** Pairs of a token with one that it attends to. */
+const pairsOf = (spec, tokens) => tokens * tokens * (spec.causal ? 0.5 : 1);
+
+/**
+ * How many times what `timing` says a block takes now: the best of some calls, three blocks or 20 ms of work; null if
+ * something disturbed it.
+ *
+ * @param undisturbed  () => whether nothing else runs
+ */
+export async function compare(model, timing, undisturbed) {
+  const { spec } = model;
+  const tokens = Math.min(CHECKED, spec.max_tokens);
+  const said = timing.fixed_s + timing.per_token_s * tokens + timing.per_pair_s * pairsOf(spec, tokens);
+  const x = random(tokens, spec.hidden_size);
+  const began = now();
+  let best = Infinity;
+  for (let call = 0; call < CHECKS || now() - began < CHECK_MS; call++) {
+    const before = now();
+    await model.runBlock(call % Math.min(BLOCKS, model.blocks), x);
+    best = Math.min(best, now() - before);
+    await pause();
+    if (!undisturbed()) return null;
+  }
+  return Math.max(best / 1000, LEAST_S) / Math.max(said, LEAST_S);
 }
 
 /** Solves a small system of equations; null where it has no one solution. */
@@ -169,7 +198,7 @@ export async function measure(model, worked = () => 0, again = false) {
   }
   await pause();
   const sizes = [...new Set(SIZES.map((size) => Math.min(size, spec.max_tokens)))].sort((a, b) => a - b);
-  const pairs = sizes.map((size) => size * size * (spec.causal ? 0.5 : 1));
+  const pairs = sizes.map((size) => pairsOf(spec, size));
   const round = async () => {
     const times = [];
     for (const size of sizes) {

@@ -4,6 +4,7 @@
 import { FetchError, ModelError } from "./errors.js";
 import { embedBody } from "./messages.js";
 import { Matrix } from "./matrix.js";
+import { bounded, differ, learned, shareS, slowed } from "./pace.js";
 
 const AGAIN_MS = 30_000; // after which a model is offered again whose files did not arrive
 const MEASURE_AGAIN_MS = 20_000; // after a measurement that says little
@@ -36,11 +37,13 @@ export class Models {
   #changed;
   #worked;
   #timers = new Set();
-  #known = new Map(); // id -> { about, loading, loaded, timing, books, state, done, total, why, againAt }
+  #known = new Map(); // id -> { about, loading, model, timing, books, state, done, total, why, againAt, pace, felt, shares }
+  #busy = 0; // models that are loaded or measured
 
   /**
    * @param http     json(path), post(path, bytes): to the host
-   * @param engine   load(manifest, progress): a model; measure(model, worked, again): as in measure.js
+   * @param engine   load(manifest, progress): a model; measure(model, worked, again), compare(model, timing, undisturbed): as in
+   *                 measure.js
    * @param changed  called when an offer, or what state() tells, is another
    * @param worked   a number that changes when a request computes
    */
@@ -86,8 +89,8 @@ export class Models {
 
   /** For people. */
   states() {
-    return [...this.#known.values()].map(({ about, state, done = 0, total = about.bytes ?? 0, why = "", timing = null, place }) => ({
-      id: about.id, name: about.name, state, done, total, why, tokenS: timing && timing.per_token_s, place,
+    return [...this.#known.values()].map(({ about, state, done = 0, total = about.bytes ?? 0, why = "", timing = null, place, pace }) => ({
+      id: about.id, name: about.name, state, done, total, why, tokenS: timing && pace * timing.per_token_s, place,
     }));
   }
 
@@ -104,13 +107,14 @@ export class Models {
   }
 
   async #load(known) {
+    this.#busy++;
     try {
       this.#say(known, { state: "loading", done: 0, total: 0, why: "" });
       const manifest = await this.#http.json(`/tab/models/${known.about.id}`);
       const model = await this.#engine.load(manifest, (done, total) => this.#say(known, { done, total }));
       this.#say(known, { state: "measuring" });
       const { timing, books, sure } = await this.#engine.measure(model, this.#worked);
-      this.#say(known, { state: "ready", timing, books, place: model.place, why: model.why });
+      this.#say(known, { state: "ready", model, timing, books, place: model.place, why: model.why, ...AS_MEASURED });
       if (sure === false) this.#measureLater(known, model, MEASURED_AGAIN);
       return new Loaded(this.#http, manifest, model);
     } catch (error) {
@@ -118,6 +122,8 @@ export class Models {
       const state = error instanceof FetchError ? "interrupted" : "failed";
       this.#say(known, { state, why: error.message, againAt: Date.now() + AGAIN_MS });
       throw error;
+    } finally {
+      this.#busy--;
     }
   }
 
@@ -126,11 +132,52 @@ export class Models {
     const timer = setTimeout(async () => {
       this.#timers.delete(timer);
       if (this.#known.get(known.about.id) !== known || known.state !== "ready" || model.isLost) return;
+      this.#busy++;
       const found = await this.#engine.measure(model, this.#worked, true).catch(() => null);
-      if (found !== null && known.state === "ready") this.#say(known, { timing: found.timing, books: found.books });
+      this.#busy--;
+      if (found !== null && known.state === "ready") this.#say(known, { timing: found.timing, books: found.books, ...AS_MEASURED });
       if (!found?.sure && left > 1) this.#measureLater(known, model, left - 1);
     }, MEASURE_AGAIN_MS);
     this.#timers.add(timer);
+  }
+
+  // --- how fast it is now ---------------------------------------------------------------------------
+
+  /**
+   * Look how fast the models that are ready run now, as long as nothing else does, and tell others if two looks say that it
+   * changed. Whether none of them has to be looked at again soon.
+   *
+   * @param idle  () => whether no request is here; also asked while it looks, and then a request is let first
+   */
+  async feel(idle) {
+    const worked = this.#worked();
+    const undisturbed = () => idle() && !this.#busy && this.#worked() === worked;
+    for (const known of this.#known.values()) {
+      if (known.state === "ready" && !known.model.isLost && undisturbed()) await this.#feel(known, undisturbed);
+    }
+    return undisturbed() && ![...this.#known.values()].some((one) => one.felt);
+  }
+
+  async #feel(known, undisturbed) {
+    const { timing } = known;
+    const ratio = await this.#engine.compare(known.model, timing, undisturbed).catch(() => null);
+    if (ratio === null || known.timing !== timing) return;
+    const pace = bounded(ratio);
+    if (!differ(pace, known.pace)) known.felt = null;
+    else if (known.felt === null || differ(pace, known.felt)) known.felt = pace;
+    else this.#changePace(known, pace);
+  }
+
+  /** A shard of this tab took so long to compute: told at once where shares contradict what it tells of itself. */
+  took(id, layout, shard, seconds) {
+    const known = this.#known.get(id);
+    if (known?.state !== "ready") return;
+    known.shares = learned(known.shares, known.pace * shareS(known.timing, layout, shard), seconds);
+    if (differ(known.shares, 1)) this.#changePace(known, bounded(known.shares * known.pace));
+  }
+
+  #changePace(known, pace) {
+    this.#say(known, { ...AS_MEASURED, pace });
   }
 
   #say(known, news) {
@@ -139,15 +186,18 @@ export class Models {
   }
 }
 
-/** A model that was not loaded yet; the host says so if a tab cannot run it. */
-const fresh = (about) => (about.why ? { about, state: "failed", why: about.why } : { about, state: "offered" });
+/** A pace of which nothing was seen: `felt` by one look, `shares` showed beside what is told. */
+const AS_MEASURED = { pace: 1, felt: null, shares: 1 };
 
-function offerOf({ about, state, timing = null, books = {} }) {
+/** A model that was not loaded yet; the host says so if a tab cannot run it. */
+const fresh = (about) => ({ about, ...AS_MEASURED, ...(about.why ? { state: "failed", why: about.why } : { state: "offered" }) });
+
+function offerOf({ about, state, timing = null, books = {}, pace }) {
   return {
-    id: about.id, name: about.name, family: about.family, tasks: about.tasks, timing, loaded: state === "ready", precision: "fp32", divergence: 0, also: [],
+    id: about.id, name: about.name, family: about.family, tasks: about.tasks, timing: slowed(timing, pace), loaded: state === "ready", precision: "fp32", divergence: 0, also: [],
     codebooks: about.codebooks.map(({ id, codec, rates, default_rate }) => {
       const times = Object.fromEntries(TIMES.map((name) => [name, books[id]?.[name] ?? []]));
-      return { id, codec, rates, default_rate, ...times };
+      return { id, codec, rates, default_rate, ...slowed(times, pace) };
     }),
   };
 }

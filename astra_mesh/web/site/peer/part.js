@@ -5,6 +5,7 @@ import { embedRange } from "./engine.js";
 import { CancelledError, MeshError } from "./errors.js";
 import { Exchange, Patience } from "./exchange.js";
 import { BadPlanError, checkPlan, partners } from "./layout.js";
+import { BACK_LOOK_S, BACK_S } from "./limits.js";
 import { make, sanitise } from "./messages.js";
 import { Pipeline, Timeline } from "./pipeline.js";
 import { telling } from "./progress.js";
@@ -22,22 +23,26 @@ export class Participation {
   #me;
   #models;
   #findLink;
+  #mayBeBack;
   #turns;
   #on;
   #abort = new AbortController();
+  #layout = null;
   #exchange = null;
   #completed = false;
 
   /**
-   * @param around  me: id of this peer; models: Models; findLink(peer): Link or null; turns: Turns;
-   *                on: opened(exchange) before it is accepted, began(about), block(block), ended(why or null)
+   * @param around  me: id of this peer; models: Models; findLink(peer): Link or null; mayBeBack(peer): whether one without
+   *                a link had one a moment ago; turns: Turns; on: opened(exchange) before it is accepted, began(about),
+   *                block(block), computed(plan, layout, seconds) once it is done, ended(why or null)
    */
-  constructor(propose, link, { me, models, findLink, turns, on }) {
+  constructor(propose, link, { me, models, findLink, mayBeBack, turns, on }) {
     this.propose = propose;
     this.link = link;
     this.#me = me;
     this.#models = models;
     this.#findLink = findLink;
+    this.#mayBeBack = mayBeBack;
     this.#turns = turns;
     this.#on = on;
   }
@@ -87,14 +92,14 @@ export class Participation {
     const shard = peers.indexOf(this.#me);
     const codec = await this.#orRefuse("unknown-codebook", () => loaded.model.codec(plan.codec, plan.codebook, []));
     if (shard < 0) throw new NotTakingPartError("bad-plan", "the plan has no shard for this peer");
-    const layout = layoutOf(plan, loaded.manifest.spec, task, tokens, codec);
+    const layout = (this.#layout = layoutOf(plan, loaded.manifest.spec, task, tokens, codec));
     for (const stages of stagesOf(layout, shard, plan.late === "wait" ? [] : codec.able)) {
       await this.#orRefuse("unknown-codebook", () => codec.prepare(stages));
     }
-    const links = this.#links(layout, peers, shard);
     const patience = new Patience(plan.predicted_s, layout.blocks, plan.late);
     const embedded = await loaded.embed(inputs, ...embedRange(layout, shard));
     this.#check();
+    const links = await this.#linked(partners(layout, shard).map((i) => peers[i]));
     const run = loaded.model.run(layout, shard, codec, embedded);
     this.#exchange = new Exchange({ request, layout, peers, shard, codec, links, patience });
     if (watch) this.#exchange.timeline = new Timeline();
@@ -117,14 +122,21 @@ export class Participation {
     return found;
   }
 
-  #links(layout, peers, shard) {
-    const links = new Map();
-    for (const peer of partners(layout, shard).map((i) => peers[i])) {
-      const link = this.#findLink(peer);
-      if (!link) throw new NotTakingPartError("not-linked", `no link to peer ${peer.slice(0, 8)}`);
-      links.set(peer, link);
+  /**
+   * The links to these peers, once they are back: a proposal may come through before them when a network was away.
+   * NotTakingPartError where one is missing.
+   */
+  async #linked(peers) {
+    const end = performance.now() + 1000 * BACK_S;
+    for (;;) {
+      const links = new Map(peers.map((peer) => [peer, this.#findLink(peer)]));
+      const missing = peers.filter((peer) => !links.get(peer));
+      if (!missing.length) return links;
+      const gone = missing.find((peer) => !this.#mayBeBack(peer));
+      if (gone || performance.now() > end) throw new NotTakingPartError("not-linked", `no link to peer ${(gone ?? missing[0]).slice(0, 8)}`);
+      await new Promise((done) => setTimeout(done, 1000 * BACK_LOOK_S));
+      this.#check();
     }
-    return links;
   }
 
   async #compute(pipeline) {
@@ -144,6 +156,7 @@ export class Participation {
     };
     this.link.send(make("Done", { request, report }));
     this.#completed = true;
+    this.#on.computed(plan, this.#layout, pipeline.spent.compute_s);
   }
 
   #check() {

@@ -6,11 +6,14 @@ import * as limits from "./limits.js";
 import { MAGIC, make, PROTOCOL_VERSION, sanitise } from "./messages.js";
 import { Models } from "./models.js";
 import { Mux } from "./mux.js";
+import { Pulse } from "./pace.js";
 import { Turns } from "./pipeline.js";
 import { Work } from "./work.js";
 
 const REFRESH_MS = 30_000; // between two looks for new models of the host
 const LOOK_MS = 1_000; // between two looks at the clock, which stands still while a device sleeps
+
+const isRecent = (at) => performance.now() - at < 1000 * limits.LOST_S;
 
 export class TabPeer {
   #mux;
@@ -23,12 +26,15 @@ export class TabPeer {
   #host = null; // { id, name }
   #listed = new Map(); // id -> { name, tab }
   #links = new Map(); // id -> Link
+  #lost = new Map(); // id -> when its last link was lost without a goodbye, in milliseconds
   #waits = new Map(); // id -> { timer, waitS } of peers that could not be linked
   #state = { phase: "connecting", why: "", leftOut: null };
   #now = null; // what is computed
   #done = 0; // shards
   #problem = ""; // of the last shard that was not finished
   #asleep = false; // and said so
+  #visible = true;
+  #pulse;
   #looked = Date.now();
   #looking = null;
   #refreshed = 0;
@@ -58,19 +64,27 @@ export class TabPeer {
       me: () => this.#mux.me.id,
       models: this.#models,
       findLink: (peer) => this.#link(peer),
+      mayBeBack: (peer) => this.#mayBeBack(peer),
       turns,
       status: (link) => this.#sendStatus(link),
       on: {
         began: (about) => this.#tell({ now: { ...about, block: 0 }, leftOut: null }),
         block: (block) => this.#tell({ now: { ...this.#now, block } }),
+        computed: (plan, layout, seconds) => this.#computed(plan, layout, seconds),
         ended: (why) => this.#ended(why),
         leftOut: (link, why) => this.#tell({ leftOut: { by: sanitise(link.hello.name, limits.NAME_CHARS), why } }),
       },
+    });
+    this.#pulse = new Pulse({
+      feel: () => this.#models.feel(() => !this.#work.running),
+      wanted: () => this.#visible && [...this.#links.keys()].some((peer) => this.#link(peer)),
+      threads: device.threads,
     });
   }
 
   start() {
     this.#mux.start();
+    this.#pulse.start();
     this.#looking = setInterval(() => this.#look(), LOOK_MS);
     this.#tell();
   }
@@ -78,6 +92,7 @@ export class TabPeer {
   /** Say goodbye to all and be gone for good. */
   leave() {
     clearInterval(this.#looking);
+    this.#pulse.stop();
     for (const link of this.#links.values()) link.close("leaving");
     for (const { timer } of this.#waits.values()) clearTimeout(timer);
     this.#waits.clear();
@@ -92,6 +107,11 @@ export class TabPeer {
     this.#mux.rest("this device sleeps");
     this.#asleep = true;
     this.#tell({ phase: "waiting", why: "the browser put this page to sleep" });
+  }
+
+  /** Whether a person can see the page: only then it looks how fast it is, for the battery's sake. */
+  set visible(visible) {
+    this.#visible = visible;
   }
 
   /** Somebody looks at the page again, or the network is back. */
@@ -197,6 +217,7 @@ export class TabPeer {
     const { peer } = link;
     if (this.#links.get(peer) !== link) return;
     this.#links.delete(peer);
+    this.#noteLost(peer, error);
     this.#work.linkGone(link, error ?? new PeerLostError(`${link.hello?.name ?? "a peer"} left the mesh`));
     this.#tell();
     if (this.#mux.me === null) return;
@@ -221,6 +242,19 @@ export class TabPeer {
     return link?.isOpen && !link.isSilent ? link : null;
   }
 
+  /** Who said goodbye will not be back. */
+  #noteLost(peer, error) {
+    this.#lost.delete(peer);
+    for (const [one, at] of this.#lost) if (!isRecent(at)) this.#lost.delete(one);
+    if (error) this.#lost.set(peer, performance.now());
+  }
+
+  /** Whether a peer without a link to use had one a moment ago and did not say goodbye, or is linked for the first time. */
+  #mayBeBack(peer) {
+    const link = this.#links.get(peer);
+    return Boolean(link?.hello || (link && !this.#waits.has(peer))) || isRecent(this.#lost.get(peer) ?? -Infinity);
+  }
+
   // --- models and work ------------------------------------------------------------------------------
 
   #sendStatus(link) {
@@ -236,6 +270,16 @@ export class TabPeer {
       for (const link of this.#links.values()) this.#sendStatus(link);
     }
     this.#tell();
+  }
+
+  /**
+   * What a share took is told at once; not where another peer of the plan shares the processor, which planners know, nor
+   * while nobody sees the page: a look could not take it back.
+   */
+  #computed({ model, shards }, layout, seconds) {
+    const beside = shards.some(({ peer }) => this.#links.get(peer)?.hello?.device?.host === this.#device.host);
+    const own = shards.findIndex(({ peer }) => peer === this.#mux.me?.id);
+    if (this.#visible && !beside && own >= 0) this.#models.took(model, layout, own, seconds);
   }
 
   #ended(why) {

@@ -14,8 +14,9 @@ export class Work {
   #preparing = new Map(); // link -> Map of model to the requests that wait for it
 
   /**
-   * @param around  me(): id of this peer; models, findLink, turns: for Participation; status(link): sends one;
-   *                on: began(about), block(block), ended(why or null), of the shard that is computed; leftOut(link, why)
+   * @param around  me(): id of this peer; models, findLink, mayBeBack, turns: for Participation; status(link): sends
+   *                one; on: began(about), block(block), computed(plan, layout, seconds), ended(why or null), of the shard
+   *                that is computed; leftOut(link, why)
    */
   constructor(around) {
     this.#around = around;
@@ -63,9 +64,9 @@ export class Work {
 
   #propose(link, propose) {
     const { request } = propose;
-    const { me, models, findLink, turns, on } = this.#around;
+    const { me, models, findLink, mayBeBack, turns, on } = this.#around;
     const opened = (exchange) => this.#open(request, exchange);
-    const part = new Participation(propose, link, { me: me(), models, findLink, turns, on: { ...on, opened } });
+    const part = new Participation(propose, link, { me: me(), models, findLink, mayBeBack, turns, on: { ...on, opened } });
     if (this.#parts.has(request)) return part.refuse("bad-plan", "another request has this id");
     if (this.#parts.size >= REQUESTS_PER_PEER) {
       part.refuse("busy");

@@ -1,9 +1,9 @@
-// The worker in which a tab is a peer: the page says join, leave, sleep and hurry, and is told what a person may see.
+// The worker in which a tab is a peer: the page says join, leave, sleep, hurry and visible, and is told what a person may see.
 
 import { socket } from "../api.js";
 import { loadModel } from "./engine.js";
 import { hostAt } from "./host.js";
-import { measure } from "./measure.js";
+import { compare, measure } from "./measure.js";
 import { TabPeer } from "./peer.js";
 import { threads } from "./runtime.js";
 import { openStore } from "./store.js";
@@ -12,6 +12,7 @@ const TOLD_MS = 100; // between two tellings of the page
 
 let peer = null;
 let wanted = null; // the token that the page has now
+let visible = true; // whether a person can see the page
 let news = null;
 let timer = 0;
 
@@ -33,7 +34,7 @@ async function join({ base, token, name, device }) {
   peer = new TabPeer({
     makeSocket: () => socket("/tab", "astra-mesh.tab", wanted),
     http,
-    engine: { load: (manifest, progress) => loadModel(manifest, store.get, progress), measure },
+    engine: { load: (manifest, progress) => loadModel(manifest, store.get, progress), measure, compare },
     device: {
       host: device.host, cores: used, host_cores: device.cores, threads: used, system: device.system,
       memory_bytes: device.memory * 2 ** 30, software: "browser",
@@ -41,17 +42,20 @@ async function join({ base, token, name, device }) {
     name,
     show,
   });
+  peer.visible = visible;
   peer.start();
 }
 
 onmessage = async ({ data }) => {
   if (data.type === "leave") peer?.leave();
   else if (data.type === "sleep") peer?.sleep();
-  else if (data.type === "hurry") {
+  else if (data.type === "visible") {
+    ({ visible } = data);
+    if (peer) peer.visible = visible;
+  } else if (data.type === "hurry") {
     wanted = data.token;
     peer?.hurry();
-  }
-  else {
+  } else {
     try {
       await join(data);
     } catch (error) {
