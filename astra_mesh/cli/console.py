@@ -33,7 +33,16 @@ USAGE_STATUS: Final = 2  # what was typed cannot be used: options, names, files,
 INTERRUPTED_STATUS: Final = 130
 _USAGE: Final = (InputError, UnknownModelError, UnsupportedModelError, CalibrationError)
 
-out = Console(highlight=False, soft_wrap=False)
+
+class _Output(Console):
+    """Standard output. Where nobody reads it any more that is an error, as of plain writes."""
+
+    def on_broken_pipe(self) -> None:
+        """Rich would end the program."""
+        raise BrokenPipeError
+
+
+out = _Output(highlight=False, soft_wrap=False)
 
 
 class _Errors(Console):
@@ -71,9 +80,16 @@ def reporting(as_json: bool) -> Iterator[None]:
     except (KeyboardInterrupt, asyncio.CancelledError):
         raise typer.Exit(INTERRUPTED_STATUS) from None
     except BrokenPipeError:  # whoever read the output has enough
-        with suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        drop_output()
         raise typer.Exit(FAILED_STATUS) from None
+
+
+def drop_output() -> None:
+    """Nobody reads standard output any more: what is written yet, also at the exit, is lost."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def _first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -16,7 +16,16 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from astra_mesh.cli.console import clean, err, hint, out, print_json, reporting, run_async
+from astra_mesh.cli.console import (
+    clean,
+    drop_output,
+    err,
+    hint,
+    out,
+    print_json,
+    reporting,
+    run_async,
+)
 from astra_mesh.cli.lan import api_addresses, closed_to_others, page_addresses
 from astra_mesh.cli.lan import api_config as make_api_config
 from astra_mesh.cli.options import STDIN, Json, Typed, first_line
@@ -263,7 +272,7 @@ async def _serve(
     with on_signals(stop.set, signal.SIGINT, *ENDING):
         async with AsyncExitStack() as stack:
             running = await stack.enter_async_context(
-                Peer(config, on_event=lambda event: show_event(event, as_json))
+                Peer(config, on_event=lambda event: _tell(event, as_json))
             )
             url = await _serve_api(stack, running, api)
             _introduce(running, url, api, as_json)
@@ -354,6 +363,14 @@ def _introduce(peer: Peer, api: str | None, config: ApiConfig | None, as_json: b
     if config is not None and (why := closed_to_others(peer, config)):
         hint(why)
     out.print("  Ctrl-C ends it.", style="dim")
+
+
+def _tell(event: Event, as_json: bool) -> None:
+    """Show an event; a peer whose output nobody reads any more goes on without a word."""
+    try:
+        show_event(event, as_json)
+    except BrokenPipeError:
+        drop_output()
 
 
 def _beside(label: str, text: str) -> Table:

@@ -126,6 +126,31 @@ def test_a_service_manager_and_a_closed_terminal_end_a_peer_too(
         assert process.wait(patient(10.0)) == 0  # it said goodbye
 
 
+@pytest.mark.parametrize("form", [(), ("--json",)])
+def test_a_peer_whose_output_nobody_reads_any_more_goes_on(form: tuple[str, ...]) -> None:
+    options = ("--port", "0", "--threads", "1", "--no-discovery", "--no-api", "--model", "words")
+    with subprocess.Popen(
+        [sys.executable, "-m", "astra_mesh", "peer", *form, *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            while (line := process.stdout.readline()) and "started" not in line:
+                if "Ctrl-C" in line:
+                    break
+            process.stdout.close()
+            for _ in range(2):  # each is two events
+                call("run", "words", "w1 w2", "-n", "1")
+            process.send_signal(signal.SIGINT)
+            assert process.stderr is not None
+            assert process.stderr.read().split() == ["leaving"]
+            assert process.wait(patient(10.0)) == 0
+        finally:
+            process.kill()
+
+
 @pytest.mark.parametrize("command", [("peers",), ("run", "words", "w1 w2"), ("pair", "--list")])
 def test_who_asks_a_peer_of_this_machine_waits_for_no_torch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
