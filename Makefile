@@ -29,7 +29,8 @@ INSTALL := $(PIP) install --quiet --constraint constraints.txt
 
 PYTEST_ARGS ?=
 PYTEST := $(BIN)/python -m pytest
-# Three at a time are not too many for two cores: tests beside each other often wait (tests/conftest.py has their kinds).
+# Three at a time are not too many for two cores: tests beside each other often wait, those of faults most of their time
+# (tests/conftest.py has the kinds).
 WORKERS := $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 3 ? 3 : n > 6 ? 6 : n)))
 OR_NONE := || [ $$? -eq 5 ]
 DATA := $(or $(ASTRA_MESH_DATA),../shared/data)
@@ -46,7 +47,7 @@ demo: $(RUN_STAMP) ## three peers on this machine find each other and answer
 test: lint $(RUNTIME_IF_ABLE) ## style, types and all tests (PYTEST_ARGS="-k session" for some)
 	@failed=0; \
 	run() { $(PYTEST) "$$@" $(PYTEST_ARGS) $(OR_NONE) || failed=1; }; \
-	run --kind beside -n $(WORKERS); run --kind faults -n $(WORKERS); \
+	run --kind beside -n $(WORKERS); run --kind faults -n $$(($(WORKERS) + 1)); \
 	run --kind browsers -n 2; run --kind alone; \
 	exit $$failed
 
