@@ -73,6 +73,20 @@ class Guard:
             )
 
 
+def check_protocol(headers: Mapping[str, str], protocol: str) -> None:
+    """ApiError where a WebSocket's words lack its protocol, as those of a client that sends the
+    token alone: aiohttp would write them to the log.
+    """
+    words = headers.get("Sec-WebSocket-Protocol")
+    if words is not None and protocol not in (word.strip() for word in words.split(",")):
+        raise ApiError(
+            400,
+            f"this WebSocket speaks {protocol}: name it in Sec-WebSocket-Protocol too, besides the "
+            "word with the token",
+            "wrong_protocol",
+        )
+
+
 def _of_protocols(headers: Mapping[str, str]) -> str:
     """The token of a WebSocket as an Authorization header would have it; "" if there is none."""
     for word in headers.get("Sec-WebSocket-Protocol", "").split(","):

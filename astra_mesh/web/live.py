@@ -25,6 +25,7 @@ from astra_mesh.errors import AstraMeshError
 from astra_mesh.peer import Peer, tasks
 from astra_mesh.peer.watch import Shown
 from astra_mesh.web.errors import busy
+from astra_mesh.web.guard import check_protocol
 from astra_mesh.web.jsons import encode
 from astra_mesh.web.mesh import peer_entry
 from astra_mesh.web.reports import Summary
@@ -47,6 +48,7 @@ async def live(request: web.Request) -> web.WebSocketResponse:
         compress=False,
         max_msg_size=_MESSAGE_BYTES,
     )
+    check_protocol(request.headers, PROTOCOL)
     if not socket.can_prepare(request):
         raise web.HTTPUpgradeRequired(reason="this address speaks WebSocket: open the page at /")
     with _place(state), state.peer.watch.looking():

@@ -25,6 +25,7 @@ from astra_mesh.mesh.interfaces import own_addresses
 from astra_mesh.mesh.sockets import close_soon, tune
 from astra_mesh.peer import Peer
 from astra_mesh.web.errors import busy
+from astra_mesh.web.guard import check_protocol
 from astra_mesh.web.state import STATE, State
 from astra_mesh.web.tab_messages import CHANNEL_BYTES, VERSION, Join, read, read_key, text_of
 from astra_mesh.web.tab_served import Tab
@@ -49,6 +50,7 @@ async def tab(request: web.Request) -> web.WebSocketResponse:
         writer_limit=limits.UNSENT_BYTES // 4,
     )
     with _place(state):  # checked first: a tab asks here over HTTP why its WebSocket was refused
+        check_protocol(request.headers, PROTOCOL)
         if not socket.can_prepare(request):
             raise web.HTTPUpgradeRequired(
                 reason="this address speaks WebSocket: open the page at /"

@@ -147,13 +147,20 @@ async def test_what_a_page_says_is_not_heard_and_long_words_end_it(models: Path)
         await until(lambda: not peers[0].watch.active)
 
 
-async def test_a_token_goes_as_a_protocol_and_the_files_need_none(models: Path) -> None:
+async def test_a_token_goes_as_a_protocol_and_the_files_need_none(
+    models: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     coded = base64.urlsafe_b64encode(TOKEN.encode()).decode().rstrip("=")
     async with live(models, 1, token=TOKEN) as (_, _, http):
         for word in ("bearer.bm90IGl0", "bearer.%", f"basic.{coded}"):
             with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
                 await http.ws_connect("/live", protocols=("astra-mesh.live", word))
             assert refused.value.status == 401
+        for path in ("/live", "/tab"):  # aiohttp would log the token
+            with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+                await http.ws_connect(path, protocols=(f"bearer.{coded}",))
+            assert refused.value.status == 400
+        assert coded not in caplog.text
         protocols = ("astra-mesh.live", f"bearer.{coded}")
         async with http.ws_connect("/live", protocols=protocols) as socket:
             assert socket.protocol == "astra-mesh.live"
