@@ -286,7 +286,7 @@ class LinkKeeper:
 
     async def _dial(self, candidate: Candidate) -> None:
         assert self._http is not None
-        secure = self._security.dialling()
+        secure, roster = self._security.dialling(), self._security.trust.version
         timings = self._config.timings
         dial_s = min(timings.dial_s, limits.DIAL_KNOWN_S) if candidate.brief else timings.dial_s
         brief = replace(timings, dial_s=dial_s)
@@ -301,7 +301,7 @@ class LinkKeeper:
                 raise
             told = self._is_to_be_told(candidate, error)
             if isinstance(error, NotPairedError) and (told or not is_of_member(error)):
-                self._note_stranger(candidate.expected)
+                self._note_stranger(candidate.expected, roster)
             if told:
                 self._complaints.make(error.message)
             else:
@@ -352,7 +352,11 @@ class LinkKeeper:
         announced = self._membership.addresses(peer)
         return [*announced, told] if told is not None and told not in announced else [*announced]
 
-    def _note_stranger(self, peer: PeerId | None) -> None:
+    def _note_stranger(self, peer: PeerId | None, roster: int) -> None:
+        """Somebody near was no member by that version of the roster; by a newer one, or by its own
+        dial, it may be one."""
+        if peer is None or roster != self._security.trust.version or self.link(peer) is not None:
+            return
         if peer in self._near and peer not in self._strangers:
             self._strangers.add(peer)
             self._on_stranger(peer, self._near[peer])
@@ -402,6 +406,7 @@ class LinkKeeper:
             self._on_message(link, message)
 
     def _opened(self, link: Link, hello: Hello, key: str | None) -> None:
+        self._strangers.discard(hello.peer)
         extra = self._membership.opened(link, hello.peer, dialled=link.dialled, now=_now(), key=key)
         assert self._group is not None  # links are driven from run on
         if extra:

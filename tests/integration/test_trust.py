@@ -469,6 +469,21 @@ async def test_a_client_is_told_who_is_near_and_not_paired(tmp_path: Path) -> No
             assert await mesh.strangers() == []
 
 
+async def test_who_was_paired_while_its_dial_failed_is_no_stranger(tmp_path: Path) -> None:
+    async with devices(tmp_path, 2) as (a, b):
+        await pair(a, b)
+        await until(lambda: a.link(b.id) is not None)
+        links, now = a._links, trust_of(a).version
+        assert links is not None
+        links._near[b.id] = "b"
+        links._note_stranger(b.id, now)  # it dialled this one meanwhile
+        links._near[PeerId("f" * 64)] = "other"
+        links._note_stranger(PeerId("f" * 64), now - 1)  # the dial began before the roster changed
+        assert links.strangers() == []
+        links._note_stranger(PeerId("f" * 64), now)
+        assert links.strangers() == ["other"]
+
+
 async def test_a_peer_that_trusts_us_but_whom_we_do_not_trust(tmp_path: Path) -> None:
     """Each end checks for itself: a mesh that took our certificate in without being asked."""
     async with devices(tmp_path, 2) as (a, b):
