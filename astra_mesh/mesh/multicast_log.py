@@ -13,8 +13,14 @@ from typing import Final
 log = logging.getLogger(__name__)
 
 _LIBRARY: Final = "zeroconf"
-# How its warnings of sockets begin: an error of one, and an address that is not there any more.
-_OF_SOCKETS: Final = ("Error with socket", "Address not available", "Interface ")
+# How its warnings of sockets begin: an error of one, an address that is not there any more, and a
+# program that ends before they are open.
+_OF_SOCKETS: Final = (
+    "Error with socket",
+    "Address not available",
+    "Interface ",
+    "unregister_all_services skipped",
+)
 _GONE: Final = frozenset(
     {
         errno.EADDRNOTAVAIL,

@@ -10,6 +10,7 @@ from aiohttp import web
 
 from astra_mesh.errors import PortInUseError
 from astra_mesh.mesh.doorman import Doorman
+from astra_mesh.mesh.http_log import without_bad_requests
 from astra_mesh.mesh.listening import listen, port_of
 from astra_mesh.mesh.pairing_host import PairingHost
 from astra_mesh.peer.config import DEFAULT_PORT, PeerConfig
@@ -40,6 +41,7 @@ class Port:
             app,
             keepalive_timeout=_KEEPALIVE_S,
             access_log=None,
+            logger=without_bad_requests(__name__),
             shutdown_timeout=_HANDLERS_S,
         )
         await self._runner.setup()

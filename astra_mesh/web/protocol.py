@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import Final
 
 from aiohttp import web
-from aiohttp.http_exceptions import ContentEncodingError, HttpProcessingError
+from aiohttp.http_exceptions import ContentEncodingError
 
+from astra_mesh.mesh.http_log import without_bad_requests
 from astra_mesh.web.body import unknown_coding
 from astra_mesh.web.errors import INTERNAL, ApiError
 
@@ -34,7 +34,7 @@ class Speaker(web.RequestHandler):
             keepalive_timeout=_KEEPALIVE_S,
             lingering_time=_LINGER_S,
             access_log=None,  # type: ignore[arg-type]  # it takes none
-            logger=_http_log(),
+            logger=without_bad_requests(__name__),
         )
 
     def handle_error(
@@ -61,16 +61,3 @@ def refused(status: int, message: str | None) -> ApiError:
     detail = " ".join((message or "").split())[:_DETAIL_CHARS]
     text = f"this is no HTTP request that can be read: {detail}"
     return ApiError(status, text, "bad_http")
-
-
-def _http_log() -> logging.Logger:
-    """For aiohttp, which logs a traceback for every malformed request that a stranger sends."""
-    logger = logging.getLogger(__name__)
-    if not logger.filters:
-        logger.addFilter(lambda record: not _is_bad_http(record))
-    return logger
-
-
-def _is_bad_http(record: logging.LogRecord) -> bool:
-    bad = (HttpProcessingError, web.RequestPayloadError)
-    return record.exc_info is not None and isinstance(record.exc_info[1], bad)

@@ -415,6 +415,16 @@ async def test_a_knock_without_a_window(tmp_path: Path) -> None:
             assert isinstance(_message(said), Closed)
 
 
+async def test_what_a_member_sends_that_is_no_http_is_no_line_of_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with Peer(config(tmp_path / "a")) as peer:
+        member = await with_certificate_of(tmp_path / "a")
+        for data in (b"\0\1\2 no http\r\n\r\n", b"GET / HTTP/1.1\r\nX: " + b"x" * 10_000):
+            assert (await answer_to(peer, member, data)).startswith(b"HTTP/1.0 400")
+    assert [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING] == []
+
+
 async def test_what_a_stranger_says_is_not_repeated(tmp_path: Path) -> None:
     async with Peer(config(tmp_path / "a")) as peer:
         data = msgspec.msgpack.encode(Closed("said\x1b[2J by a stranger"))
