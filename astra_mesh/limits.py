@@ -242,6 +242,7 @@ PAIR_TRIES: Final = 3  # wrong codes that close it; 1 in 27,000 million is right
 PAIR_CONNECTIONS: Final = 8  # of unpaired devices at once
 PAIR_EXCHANGE_S: Final = 10.0  # a whole pairing: four messages, 0.2 s of arithmetic on a slow board
 PAIR_DIALS: Final = 16  # peers that a code is tried with at once: each takes a connection or two
+PAIR_AGAIN_S: Final = (0.3, 0.7, 1.5)  # until a connection that was ended at once is tried again
 PAIR_FRAME_BYTES: Final = 1024 * KIB  # the largest message of it holds a roster
 PLACES: Final = 64  # addresses of paired devices that were typed, in all; each is dialled for ever
 PLACES_PER_DEVICE: Final = 4  # a device that moved keeps the last of them

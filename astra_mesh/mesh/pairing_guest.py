@@ -213,12 +213,21 @@ class Attempts:
 
 
 async def _connect(address: Address) -> Connection:
+    """Once more where a connection is ended at once, as by a peer at which many knock."""
     with _naming(address, limits.HANDSHAKE_S):
-        async with asyncio.timeout(limits.HANDSHAKE_S):
-            host, port = await resolved(address)
-            return await asyncio.open_connection(
-                host, port, ssl=pairing_tls(), server_hostname=TLS_NAME
-            )
+        for pause_s in limits.PAIR_AGAIN_S:
+            with suppress(ConnectionResetError, ConnectionAbortedError):
+                return await _connect_once(address)
+            await asyncio.sleep(pause_s)
+        return await _connect_once(address)
+
+
+async def _connect_once(address: Address) -> Connection:
+    async with asyncio.timeout(limits.HANDSHAKE_S):
+        host, port = await resolved(address)
+        return await asyncio.open_connection(
+            host, port, ssl=pairing_tls(), server_hostname=TLS_NAME
+        )
 
 
 async def _drop(connection: Connection) -> None:
@@ -255,7 +264,7 @@ def _naming(address: Address, patience_s: float) -> Iterator[None]:
     except EOFError:
         why = "it ended the conversation"
     except OSError as error:
-        why = no_tls(error) or error.strerror or str(error)
+        why = no_tls(error) or error.strerror or str(error) or "it ended the connection at once"
     raise PairingError(f"cannot pair with what listens at {host}, port {port}: {why}")
 
 

@@ -17,12 +17,13 @@ class Relay:
         port: Where it listens.
         deaf: Whether it drops what comes.
         delay_s: How much later a caller's bytes arrive.
+        ends: How many connections it ends at once from now on.
         ended: Set once a caller's connection is over.
     """
 
     def __init__(self, to: int) -> None:
         self._to = to
-        self.port, self.deaf, self.delay_s = 0, False, 0.0
+        self.port, self.deaf, self.delay_s, self.ends = 0, False, 0.0, 0
         self.ended = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -46,6 +47,9 @@ class Relay:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writers = [writer]
         try:
+            if self.ends > 0:
+                self.ends -= 1
+                return
             far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._to)
             writers.append(far_writer)
             ways = (self._pass(reader, far_writer, self.delay_s), self._pass(far_reader, writer))

@@ -15,6 +15,7 @@ from astra_mesh.mesh.codes import new_code, read_secret
 from astra_mesh.mesh.invitations import Invitation, Invitations
 from astra_mesh.mesh.pairing import Welcome, pack_roster, send
 from astra_mesh.peer import Peer
+from tests.integration.between import Relay
 from tests.integration.mesh_fixtures import until
 from tests.integration.test_trust import devices, linked, pair, pair_with, trust_of
 from tests.timings import patient
@@ -91,6 +92,18 @@ async def test_a_host_that_cannot_keep_its_guest_says_so_and_neither_is_paired(
         assert await alone(a)
         assert await alone(b)
         assert trust_of(b).book.message() == before
+
+
+async def test_a_connection_that_is_ended_at_once_is_tried_again(tmp_path: Path) -> None:
+    """As by a peer at whose port many knock."""
+    async with devices(tmp_path, 2) as (host, guest), Relay(host.port) as between:
+        code, place = read_secret(await open_window(host)), ("127.0.0.1", between.port)
+        between.ends = 99
+        with pytest.raises(PairingError, match=": (Connection reset|it ended)"):
+            await pairing_guest.pair_at(trust_of(guest), code, place)
+        between.ends = 2
+        await pairing_guest.pair_at(trust_of(guest), code, place)
+        await until(linked(host, guest))
 
 
 async def test_a_code_whose_time_ends_during_the_pairing_says_so(
