@@ -26,7 +26,7 @@ from astra_mesh.client.keys import mend_modes
 from astra_mesh.client.reach import who_answers
 from astra_mesh.errors import AstraMeshError, PortInUseError
 from astra_mesh.mesh import discovery
-from astra_mesh.mesh.connect import Address, forgotten, show_address
+from astra_mesh.mesh.connect import Address, forgotten, over, show_address
 from astra_mesh.mesh.discovery import Discovery
 from astra_mesh.mesh.identity import DEVICE_FILE_NAME
 from astra_mesh.mesh.interfaces import Outside, is_loopback, outside
@@ -396,16 +396,6 @@ def why_silent(found: Mapping[str, Outside]) -> str:
     return (
         "is `astra-mesh peer` running there, in this network? Where multicast is dropped, pair by "
         "address once: astra-mesh pair CODE --at HOST:PORT"
-    )
-
-
-def over(until: int) -> str:
-    """What to say where this device's time as a guest is over: no other answers it."""
-    moment = time.strftime("%Y-%m-%d %H:%M", time.localtime(until))
-    return (
-        f"this device was a guest until {moment} (by its own clock), so the others let it in no "
-        "more. To come back: `astra-mesh pair` on one of them, and here `astra-mesh pair CODE` "
-        "with the code that it shows"
     )
 
 

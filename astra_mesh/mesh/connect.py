@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket as sockets
 import ssl
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -371,6 +372,16 @@ def forgotten(who: str) -> str:
         "device any more (somebody shut it out by `astra-mesh unpair`, or that device left the "
         "mesh), or not yet. If it stays so, pair again: `astra-mesh pair` there, and here "
         "`astra-mesh pair CODE` with the code that it shows"
+    )
+
+
+def over(until: int) -> str:
+    """What to say where this device's time as a guest is over: no other answers it."""
+    moment = time.strftime("%Y-%m-%d %H:%M", time.localtime(until))
+    return (
+        f"this device was a guest until {moment} (by its own clock), so the others let it in no "
+        "more. To come back: `astra-mesh pair` on one of them, and here `astra-mesh pair CODE` "
+        "with the code that it shows"
     )
 
 

@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from astra_mesh import limits
 from astra_mesh.errors import MeshError, PairingError
+from astra_mesh.mesh.connect import over
 from astra_mesh.mesh.identity import Identity, device_id
 from astra_mesh.mesh.invitations import Invitation, Invitations
 from astra_mesh.mesh.pairing import (
@@ -272,6 +273,8 @@ def check_may_let_in(trust: Trust) -> None:
     Raises:
         PairingError: This device lets nobody in.
     """
+    if trust.book.ended:
+        raise PairingError(over(trust.book.ended))
     if not trust.book.may_decide(trust.device.id):
         raise PairingError(
             "this device is a member for a limited time only, so it lets nobody in. Show the code "

@@ -26,6 +26,7 @@ from astra_mesh.mesh.connect import (
     Places,
     dial_any,
     is_of_member,
+    over,
     show_address,
     websocket_handler,
 )
@@ -303,7 +304,8 @@ class LinkKeeper:
             if isinstance(error, NotPairedError) and (told or not is_of_member(error)):
                 self._note_stranger(candidate.expected, roster)
             if told:
-                self._complaints.make(error.message)
+                ended = self._security.trust.book.ended
+                self._complaints.make(over(ended) if ended else error.message)
             else:
                 log.debug("%s", error.message)
             return

@@ -32,6 +32,7 @@ from astra_mesh.mesh.invitations import Invitations
 from astra_mesh.mesh.link import Link
 from astra_mesh.mesh.pairing import Closed, Knock, Message
 from astra_mesh.mesh.pairing_guest import Paired, pair_at
+from astra_mesh.mesh.pairing_host import check_may_let_in
 from astra_mesh.mesh.roster import RosterBook
 from astra_mesh.mesh.session import Session
 from astra_mesh.mesh.trust import Trust, pairing_tls
@@ -330,6 +331,8 @@ async def test_a_guest_is_out_when_its_time_is_over(
         assert told.level is checks.Level.BAD
         assert "this device was a guest until" in told.text
         assert "astra-mesh pair CODE" in told.text
+        with pytest.raises(PairingError, match="this device was a guest until"):
+            check_may_let_in(trust_of(b))
 
 
 # --- strangers ------------------------------------------------------------------------------------
