@@ -12,6 +12,7 @@ from astra_mesh.client.nearby import search
 from astra_mesh.errors import AstraMeshError, PairingError
 from astra_mesh.mesh.codes import Secret, read_key
 from astra_mesh.mesh.connect import Address, show_address
+from astra_mesh.mesh.invitations import Invitations
 from astra_mesh.mesh.meeting import MeetingPlaces
 from astra_mesh.mesh.pairing_guest import Paired, pair_any, pair_first
 from astra_mesh.mesh.trust import Trust
@@ -39,6 +40,7 @@ async def pair_nearby(
         PairingError: Nobody is here, or none of them knows it.
         IdentityError: The address cannot be kept.
     """
+    await asyncio.to_thread(_check_not_own, trust, secret)
     said = [parse_address(text) for text in (*at, *secret.addresses)]
     if said:
         paired = await pair_any(trust, secret, said)
@@ -52,6 +54,14 @@ async def pair_nearby(
         f"no other device was found on this network; give its address too ({field}): it shows that "
         "beside the code. And check that both are in the same Wi-Fi"
     )
+
+
+def _check_not_own(trust: Trust, secret: Secret) -> None:
+    window = Invitations(trust.folder).window()
+    if window is not None and window.password == secret.password:
+        raise PairingError(
+            "this device itself shows that code: give it to `astra-mesh pair CODE` on the other one"
+        )
 
 
 async def join_by_key(

@@ -136,6 +136,15 @@ async def test_a_peer_of_this_device_is_no_other_device(
             await pair_within(alone, new_code(), SILENCE_S)
 
 
+async def test_a_code_that_this_device_shows_itself_says_so(
+    tmp_path: Path,
+) -> None:
+    async with Peer(config(tmp_path)) as peer:
+        code = await open_window(peer)
+        with pytest.raises(PairingError, match="this device itself shows that code"):
+            await pair_nearby(trust_of(peer), read_secret(code))
+
+
 async def test_the_other_window_of_two_is_found(
     tmp_path: Path, announced: list[list[Address]]
 ) -> None:
