@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import logging
 import os
@@ -108,6 +109,15 @@ def show_error(error: AstraMeshError, as_json: bool) -> None:
 def hint(text: str) -> None:
     """A dim line on standard error."""
     err.print(Text(text, style="dim"), soft_wrap=True)
+
+
+def print_qr(text: str) -> None:
+    """A code that phones scan, on standard output: half as many lines as it has rows."""
+    import segno
+
+    drawing = io.StringIO()
+    segno.make(text, error="l", micro=False).terminal(drawing, compact=True)
+    out.file.write(drawing.getvalue())
 
 
 def print_json(document: object) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 from rich.text import Text
 
-from astra_mesh.cli.console import clean, err, hint, out, print_json, reporting, run_async
+from astra_mesh.cli.console import clean, err, hint, out, print_json, print_qr, reporting, run_async
 from astra_mesh.cli.options import STDIN, Json, first_line
 from astra_mesh.cli.signals import ENDING, on_signals
 from astra_mesh.cli.unpair import list_devices, running_now
@@ -226,11 +225,7 @@ def _print_code(code: str, post: Post, as_json: bool) -> None:
         print_json({"type": "code", **about, "valid_s": limits.PAIR_CODE_S})
         return
     if not post.note:  # else nobody who scans it gets here
-        import segno
-
-        drawing = io.StringIO()
-        segno.make(uri, error="l", micro=False).terminal(drawing, compact=True)
-        out.file.write(drawing.getvalue())
+        print_qr(uri)
     out.print(Text(f"  {code}", style="bold"))
     out.print(f"  on the other device:  astra-mesh pair {code}", style="dim")
     if post.far:

@@ -23,6 +23,7 @@ from astra_mesh.cli.console import (
     hint,
     out,
     print_json,
+    print_qr,
     reporting,
     run_async,
 )
@@ -360,6 +361,9 @@ def _introduce(peer: Peer, api: str | None, config: ApiConfig | None, as_json: b
         out.print(f"  API     {', '.join(apis)}", markup=False, soft_wrap=True)
     for page in pages:
         out.print(f"  page    {page}", markup=False, soft_wrap=True)
+    if pages and config is not None and config.token is not None and out.is_terminal:
+        out.print("  scanned by a phone, this opens the page:", style="dim")
+        print_qr(pages[0])
     if config is not None and (why := closed_to_others(peer, config)):
         hint(why)
     out.print("  Ctrl-C ends it.", style="dim")

@@ -126,6 +126,28 @@ def test_a_service_manager_and_a_closed_terminal_end_a_peer_too(
         assert process.wait(patient(10.0)) == 0  # it said goodbye
 
 
+def test_a_page_for_phones_is_drawn_on_a_terminal() -> None:
+    master, terminal = os.openpty()
+    options = ("--lan", "--api-port", "0", "--port", "0", "--threads", "1", "--no-discovery")
+    with subprocess.Popen(
+        [sys.executable, "-m", "astra_mesh", "peer", *options, "--model", "words"],
+        stdout=terminal,
+    ) as process:
+        try:
+            os.close(terminal)
+            said = b""
+            while b"Ctrl-C" not in said:
+                said += os.read(master, 1 << 16)
+            before, _, drawn = said.decode().partition("scanned by a phone")
+            assert "#token=" in before
+            assert drawn.count("\u2584") > 50, "half blocks"
+            process.send_signal(signal.SIGINT)
+            assert process.wait(patient(10.0)) == 0
+        finally:
+            process.kill()
+            os.close(master)
+
+
 @pytest.mark.parametrize("form", [(), ("--json",)])
 def test_a_peer_whose_output_nobody_reads_any_more_goes_on(form: tuple[str, ...]) -> None:
     options = ("--port", "0", "--threads", "1", "--no-discovery", "--no-api", "--model", "words")
