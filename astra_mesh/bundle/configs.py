@@ -35,9 +35,13 @@ def bad_file(path: Path, problem: str, remedy: str = "") -> BadBundleError:
         problem: what is said of the file ("is empty"), or of a part of it ("its header ...").
         remedy: what to do; "" to copy it again.
     """
+    return BadBundleError(f"{about_file(path, problem)}; {remedy or again(path)}")
+
+
+def again(path: Path) -> str:
+    """What to do about a file that is not as it came."""
     name = path.parent.name
-    remedy = remedy or (_COPY_AGAIN if name.startswith(".") else _PULL_AGAIN.format(name=name))
-    return BadBundleError(f"{about_file(path, problem)}; {remedy}")
+    return _COPY_AGAIN if name.startswith(".") else _PULL_AGAIN.format(name=name)
 
 
 def about_file(path: Path, problem: str) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from astra_mesh.bundle.configs import again
+from astra_mesh.bundle.manifest import check_file, read_manifest
 from astra_mesh.bundle.preprocessor import NAME as PREPROCESSOR
 from astra_mesh.bundle.preprocessor import read_preprocessor
 from astra_mesh.bundle.specs import spec_of
@@ -28,16 +30,36 @@ def fault_of(bundle: Bundle) -> str:
     if lacking_file(bundle):
         return ""
     size = spec_of(bundle).vocab_size
+    name = TOKENIZER if size else PREPROCESSOR
     try:
         if not size:
             read_preprocessor(bundle.optional_json(PREPROCESSOR))
             return ""
         known = TextTokenizer.from_bundle(bundle).vocab_size
     except AstraMeshError as error:
-        return error.message
+        return _with_remedy(error.message, bundle, name)
     if abs(known - size) <= _SPARE * size:
         return ""
     return (
         f"{bundle.name}: its {TOKENIZER} has {known} tokens and the model {size}, so it belongs to "
         f"another model: copy this model's {TOKENIZER} into {bundle.path}"
+    )
+
+
+def _with_remedy(message: str, bundle: Bundle, name: str) -> str:
+    """The sentence about a file. Peers give anew only what is not as the manifest lists it."""
+    path = bundle.path / name
+    about = message.removesuffix(f"; {again(path)}")
+    if about == message:
+        return message
+    try:
+        entry = (read_manifest(bundle.path) or {}).get(name)
+        if entry is None:
+            return f"{about}; copy this model's {name} into {bundle.path}"
+        check_file(path, entry)
+    except AstraMeshError:
+        return message
+    return (
+        f"{about}, and came so with the model; delete {bundle.path} and add the model again with "
+        f"a right {name}"
     )

@@ -5,15 +5,37 @@ from __future__ import annotations
 import os
 import secrets
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from astra_mesh.errors import MeshError
+from astra_mesh.errors import InputError, MeshError
 
 if TYPE_CHECKING:
     from astra_mesh.peer import Peer
     from astra_mesh.web import ApiConfig
 
 _BYTES: Final = 15  # 120 random bits: 20 characters
+
+
+def check_api(context: Any, where: str = "") -> None:
+    """Whether the options of the page and the API go together; variables may be set for others.
+
+    Args:
+        context: Of the command `peer`, with its options.
+        where: Put before the sentence.
+
+    Raises:
+        InputError: There is to be no API, and something was typed that is for it.
+    """
+    if context.params["api"]:
+        return
+    for name in ("lan", "api_token", "api_port"):
+        source = context.get_parameter_source(name)
+        if context.params[name] not in (None, False) and source.name == "COMMANDLINE":
+            option = "--" + name.replace("_", "-")
+            raise InputError(
+                f"{where}--no-api does not go with {option}: there will be no page and no API; "
+                "say one of them"
+            )
 
 
 def api_config(port: int | None, token: str | None, lan: bool, state: Path | None) -> ApiConfig:

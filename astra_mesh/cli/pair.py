@@ -102,7 +102,7 @@ def pair(
         if show:
             list_devices(trust, as_json, run_async(running_now(trust)))
         elif close:
-            Invitations(trust.folder).close()
+            _say_closed(Invitations(trust.folder).close(), as_json)
         elif code is not None and member_s:
             raise InputError(
                 "--for goes with showing a code, not with using one: on the device that lets the "
@@ -122,6 +122,16 @@ def pair(
         else:
             trust.settle()
             run_async(_show_code(trust, member_s, as_json))
+
+
+def _say_closed(closed: list[Invitation], as_json: bool) -> None:
+    keys = sum(bool(one.id) for one in closed)
+    window = keys < len(closed)
+    if as_json:
+        print_json({"type": "closed", "window": window, "join_keys": keys})
+        return
+    what = ["the window"] * window + ([f"{keys} join key{'s' * (keys > 1)}"] if keys else [])
+    out.print(f"closed {' and '.join(what)}" if what else "nothing was open")
 
 
 def _paired(name: str, device: str) -> dict[str, object]:

@@ -27,7 +27,7 @@ from astra_mesh.cli.console import (
     reporting,
     run_async,
 )
-from astra_mesh.cli.lan import api_addresses, closed_to_others, page_addresses
+from astra_mesh.cli.lan import api_addresses, check_api, closed_to_others, page_addresses
 from astra_mesh.cli.lan import api_config as make_api_config
 from astra_mesh.cli.options import STDIN, Json, Typed, first_line
 from astra_mesh.cli.signals import ENDING, on_signals
@@ -66,6 +66,7 @@ def _port(of: str, usual: int) -> Any:
 
 
 def peer(
+    context: typer.Context,
     name: Annotated[
         str, typer.Option(metavar="NAME", help="Name shown to people. Default: the host name.")
     ] = "",
@@ -197,6 +198,7 @@ def peer(
 ) -> None:
     """Run a peer until Ctrl-C: it finds the others, and takes its share of every request."""
     with reporting(as_json):
+        check_api(context)
         import logging
 
         from astra_mesh.client.addresses import parse_address

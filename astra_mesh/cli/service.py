@@ -15,6 +15,7 @@ import typer
 
 from astra_mesh.cli.console import clean, hint, out, print_json, reporting
 from astra_mesh.cli.options import Json
+from astra_mesh.cli.service_paths import SECRETS_FILE, carried, check_paths, set_here
 from astra_mesh.cli.wording import sentence
 from astra_mesh.errors import AstraMeshError, InputError
 
@@ -24,11 +25,6 @@ _WAIT_S: Final = 30.0  # for systemctl
 _SECRETS: Final = {
     "--join-key": "ASTRA_MESH_JOIN_KEY",
     "--api-token": "ASTRA_MESH_API_TOKEN",
-}
-# As service.unit names it.
-_SECRETS_FILE: Final = {
-    False: "~/.config/astra-mesh/peer.env",
-    True: "/etc/astra-mesh/peer.env",
 }
 EXAMPLE: Final = 'Example:  astra-mesh service install --options "--name kitchen --lan"'
 
@@ -52,6 +48,11 @@ def install(
     with reporting(as_json):
         text = unit(options, system)
         path = unit_path(system)
+        if system and (names := set_here(os.environ)):
+            hint(
+                f"{' and '.join(names)} do{'' if len(names) > 1 else 'es'} not count for a service "
+                "of the system: its identity and models lie in /var/lib/astra-mesh"
+            )
         if show:
             if as_json:
                 print_json({"unit": str(path), "text": text})
@@ -109,33 +110,36 @@ def unit(options: str, system: bool) -> str:
     return template.format(
         command=" ".join(map(_quoted, command)),
         target="multi-user.target" if system else "default.target",
-        state=_SYSTEM_STATE if system else _USER_STATE,
+        state=_SYSTEM_STATE if system else _USER_STATE + _environment(),
     )
 
 
 def _check(words: list[str], system: bool) -> None:
-    """InputError for what `astra-mesh peer` would refuse, at every start of the service, and for
-    secrets.
+    """InputError for what `astra-mesh peer` would refuse, at every start of the service, for
+    secrets, and for files that it could not use.
     """
     from astra_mesh.cli.app import app as everything
+    from astra_mesh.cli.lan import check_api
 
     for option, variable in _SECRETS.items():
         if any(word == option or word.startswith(f"{option}=") for word in words):
             raise InputError(
                 f"--options: everybody on this machine can read {option} in the unit file and in "
-                f"the list of processes; put {variable}=... into {_SECRETS_FILE[system]} instead, "
+                f"the list of processes; put {variable}=... into {SECRETS_FILE[system]} instead, "
                 "a file for its owner only (chmod 600)"
             )
     command = getattr(typer.main.get_command(everything), "commands")["peer"]  # noqa: B009
     if "--help" in words:
         raise InputError("--options: with --help a peer ends at once, so it would make no service")
     try:
-        command.make_context("peer", list(words))
+        context = command.make_context("peer", list(words))
     except Exception as error:
         if not hasattr(error, "format_message"):  # what typer raises differs by its version
             raise
         text = sentence(error) or error.format_message()
         raise InputError(f"--options: {text}") from error
+    check_api(context, "--options: ")
+    check_paths(context.params, system)
 
 
 _USER_STATE: Final = """\
@@ -160,6 +164,20 @@ ProtectClock=yes
 ProtectHostname=yes
 ProtectControlGroups=yes
 ProtectProc=invisible"""
+
+
+def _environment() -> str:
+    """The lines of a user's unit for the variables that are set here."""
+    lines = [f"\nEnvironment={_assigned(*one)}" for one in carried(os.environ).items()]
+    return "".join(["\n# As they were at the installation.", *lines]) if lines else ""
+
+
+def _assigned(name: str, value: str) -> str:
+    """One variable for Environment, which unlike ExecStart knows no dollar sign."""
+    if not value.isprintable():
+        raise InputError(f"{name}: control characters cannot be part of a unit file")
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
+    return f'"{name}={escaped}"'
 
 
 def _program(system: bool) -> list[str]:

@@ -97,11 +97,11 @@ class Invitations:
             if kept is not None and not kept.guessed_out:
                 del found[invitation.id]
 
-    def close(self, *ids: bytes) -> None:
-        """Close these, or all."""
+    def close(self, *ids: bytes) -> list[Invitation]:
+        """Close these, or all; those of them by which somebody could still come in."""
         with self._all() as found:
-            for name in ids or list(found):
-                found.pop(name, None)
+            gone = [found.pop(name) for name in ids or list(found) if name in found]
+        return [one for one in gone if one.uses > 0 and one.tries > 0 and not self.is_over(one)]
 
     def window(self, name: bytes = b"") -> Invitation | None:
         """How one stands; None if it is over and nobody came."""

@@ -16,7 +16,9 @@ from typer.testing import CliRunner
 
 from astra_mesh.cli import service
 from astra_mesh.cli.app import app
+from astra_mesh.cli.service_paths import SHARED
 from astra_mesh.client import Mesh
+from astra_mesh.errors import InputError
 from tests.integration.mesh_fixtures import mesh_of
 
 
@@ -27,8 +29,10 @@ def run(*argv: str) -> tuple[int, str]:
 
 @pytest.fixture(autouse=True)
 def without_systemd(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is started on the machine that runs the tests."""
+    """Nothing is started on the machine that runs the tests, whose folders no unit names."""
     monkeypatch.setattr(service, "_has_systemd", lambda system: False)
+    for name in SHARED:
+        monkeypatch.delenv(name, raising=False)
 
 
 def test_a_user_s_service_is_written_changed_and_removed() -> None:
@@ -95,12 +99,121 @@ def test_options_that_cannot_be(options: str) -> None:
             "--lan --api-token=abc",
             "put ASTRA_MESH_API_TOKEN=... into ~/.config/astra-mesh/peer.env",
         ),
+        ("--no-api --lan", "--options: --no-api does not go with --lan"),
+        ("--state-dir mesh", f"--options: --state-dir mesh is no whole path: .* {Path.cwd()}/mesh"),
+        ("--record ./times", f"--record times is no whole path: .* {Path.cwd()}/times"),
+        ("--model models/toy", f"--model models/toy is no whole path: .* {Path.cwd()}/models/toy"),
+        ("--join-key-file key", f"--join-key-file key is no whole path: .* {Path.cwd()}/key"),
+        ("--join-key-file -", "no standard input .* put ASTRA_MESH_JOIN_KEY=... into ~/.config/"),
+        ("--record /var/tmp/x", "a service has a /tmp and /var/tmp of its own"),
     ],
 )
-def test_options_that_the_peer_would_refuse_make_no_service(options: str, said: str) -> None:
+def test_options_that_cannot_work_make_no_service(options: str, said: str) -> None:
     status, text = run("install", "--options", options)
-    assert (status, said in " ".join(text.split())) == (2, True), text
+    assert (status, bool(re.search(said, " ".join(text.split())))) == (2, True), text
     assert not service.unit_path(system=False).exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--state-dir /srv/mesh", "writes only in /var/lib/astra-mesh, so not to --state-dir"),
+        ("--state-dir /var/lib/astra-mesh/../x", "writes only in /var/lib/astra-mesh"),
+        ("--record /tmp/times", "writes only in /var/lib/astra-mesh, so not to --record"),
+        ("--record times", "give one that begins with /var/lib/astra-mesh/"),
+        ("--join-key-file /root/key", r"KEY=\.\.\. into /etc/astra-mesh/peer.env"),
+        ("--model /home/u/toy", "copy that folder into /var/lib/astra-mesh/models .* --model toy"),
+        ("--model ~/toy", "no whole path"),
+        ("--model tiny-gpt2 --model /tmp/toy", "a service has a /tmp and /var/tmp of its own"),
+    ],
+)
+def test_files_that_a_service_of_the_system_cannot_use_make_none(
+    options: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/true")
+    status, text = run("install", "--system", "--print", "--options", options)
+    assert (status, bool(re.search(said, " ".join(text.split())))) == (2, True), text
+
+
+@pytest.mark.parametrize(
+    ("options", "system"),
+    [
+        ("--state-dir /srv/mesh --join-key-file /srv/key --model ~/toy --record '/srv/m n'", False),
+        ("--state-dir /var/lib/astra-mesh/b --record /var/cache/astra-mesh/times", True),
+        ("--model tiny-gpt2 --model /srv/toy", True),
+    ],
+)
+def test_files_that_a_service_can_use_are_taken(
+    options: str, system: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/true")
+    monkeypatch.setenv("HOME", "/home/u")
+    assert f"peer {options}\n".replace("'", '"') in service.unit(options, system)
+
+
+def test_a_link_into_a_home_is_no_way_around(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/true")
+    (tmp_path / "toy").symlink_to("/home/u/toy")
+    with pytest.raises(InputError, match="sees no home folders"):
+        service.unit(f"--model {tmp_path / 'toy'}", system=True)
+
+
+def test_where_identity_and_models_lie_is_carried_over(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert "installation" not in service.unit("", system=False)
+    monkeypatch.setenv("HOME", "/home/u")
+    monkeypatch.chdir("/usr")
+    monkeypatch.setenv("ASTRA_MESH_TRUST", 'my "own" \\ 50%')
+    monkeypatch.setenv("ASTRA_MESH_MODELS", "~/a:/srv/b c:$d")
+    monkeypatch.setenv("XDG_STATE_HOME", "/srv/state")
+    monkeypatch.setenv("XDG_DATA_HOME", "")
+    text = service.unit("--lan", system=False)
+    assert (
+        "# As they were at the installation.\n"
+        'Environment="ASTRA_MESH_TRUST=/usr/my \\"own\\" \\\\ 50%%"\n'
+        'Environment="ASTRA_MESH_MODELS=/home/u/a:/srv/b c:/usr/$d"\n'
+        'Environment="XDG_STATE_HOME=/srv/state"\n'
+    ) in text
+    assert "XDG_DATA_HOME" not in text
+    if analyze := shutil.which("systemd-analyze"):
+        monkeypatch.setattr(sys, "executable", "/bin/true")
+        path = tmp_path / service.UNIT
+        path.write_text(service.unit("", system=False))
+        done = subprocess.run(
+            [analyze, "verify", str(path)], check=False, capture_output=True, text=True, timeout=50
+        )
+        assert service.UNIT not in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("/srv/a\nExecStart=/bin/sh", "control characters"),
+        ("/tmp/x", "/tmp and /var/tmp of its own"),
+    ],
+)
+def test_folders_that_no_unit_can_name(
+    value: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ASTRA_MESH_TRUST", value)
+    with pytest.raises(InputError, match=f"ASTRA_MESH_TRUST.*{said}"):
+        service.unit("", system=False)
+
+
+def test_that_they_do_not_count_for_the_system_s_service_is_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/true")
+    assert "not count" not in run("install", "--system", "--print")[1]
+    monkeypatch.setenv("ASTRA_MESH_TRUST", "/srv/mine")
+    monkeypatch.setenv("XDG_DATA_HOME", "/srv/data")
+    result = CliRunner().invoke(app, ["service", "install", "--system", "--print"])
+    said = " ".join(result.stderr.split())
+    assert "ASTRA_MESH_TRUST and XDG_DATA_HOME do not count for a service of the system" in said
+    assert "/srv/" not in result.stdout
 
 
 @pytest.mark.parametrize("system", [False, True])

@@ -7,14 +7,36 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
-from astra_mesh.cli.lan import api_addresses, closed_to_others
+from astra_mesh.cli.app import app
+from astra_mesh.cli.lan import api_addresses, check_api, closed_to_others
 from astra_mesh.peer import places
 from astra_mesh.web import ApiConfig
 
 TOKEN = "a-token-of-the-tests"
 ALONE = ["127.0.0.1", "::1"]
 NEAR = ["192.168.1.20", "fe80::1"]
+
+
+@pytest.mark.parametrize(
+    "option", [("--lan",), ("--api-token", TOKEN), ("--api-port", "0"), ("--api-port=7476",)]
+)
+def test_what_is_for_the_api_does_not_go_without_one(option: tuple[str, ...]) -> None:
+    result = CliRunner().invoke(app, ["peer", "--no-api", *option])
+    assert result.exit_code == 2
+    name = option[0].partition("=")[0]
+    assert f"--no-api does not go with {name}:" in " ".join(result.stderr.split())
+
+
+def test_a_token_in_a_variable_may_be_meant_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ASTRA_MESH_API_TOKEN", TOKEN)
+    command: Any = getattr(typer.main.get_command(app), "commands")["peer"]  # noqa: B009
+    context = command.make_context("peer", ["--no-api"])
+    assert context.params["api_token"] == TOKEN
+    check_api(context)
+    check_api(command.make_context("peer", ["--lan", "--api-port", "1"]))
 
 
 @pytest.mark.parametrize(

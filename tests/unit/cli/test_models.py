@@ -189,6 +189,24 @@ def test_a_tokenizer_that_cannot_be_the_model_s_is_told(words: Path, kind: str) 
     assert re.search(sentence, json.loads(out)["fault"])
 
 
+def test_no_pull_is_recommended_of_what_came_unfit_from_here(words: Path) -> None:
+    (words / "tokenizer.json").write_text('{"version": "1.0"}')
+    _, said = call("add", str(words), "--name", "mine")
+    folder = user_models_path() / "mine"
+    assert "models pull" not in said
+    assert re.search(r"mine/tokenizer\.json is no tokenizer that can be used \(.*model", said)
+    assert f"came so with the model; delete {folder} and add the model again" in said
+    assert "came so with the model" in call("list")[1]
+    (folder / "tokenizer.json").write_text("{")  # not as it came: others may have it
+    assert "`astra-mesh models pull mine`" in call("list")[1]
+    (folder / "tokenizer.json").unlink()
+    write_manifest(folder)
+    (folder / "tokenizer.json").write_text("{")
+    _, said = call("list")
+    assert f"copy this model's tokenizer.json into {folder}" in said
+    assert "models pull" not in said
+
+
 def test_tokens_that_were_added_and_rows_to_spare_are_no_fault(words: Path) -> None:
     for name, count in (("padded", 59), ("added", 66)):
         (words / "tokenizer.json").write_text(word_tokenizer(count))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ from typer.testing import CliRunner, Result
 from astra_mesh.cli.app import app
 from astra_mesh.cli.peer import join_key_of
 from astra_mesh.errors import InputError
-from astra_mesh.mesh.codes import new_code
-from astra_mesh.mesh.invitations import FILE_NAME
+from astra_mesh.mesh.codes import new_code, new_key, read_secret
+from astra_mesh.mesh.invitations import FILE_NAME, Invitations
+from astra_mesh.mesh.trust import Trust
 
 
 @pytest.fixture(autouse=True)
@@ -66,6 +68,44 @@ def test_nothing_is_silently_left_out(tmp_path: Path, arguments: tuple[str, ...]
     assert result.exit_code == 2
     assert why in " ".join(result.stderr.split())
     assert not (tmp_path / "trust").exists()
+
+
+def opened(folder: Path, window: bool, keys: int) -> Invitations:
+    found = Invitations(folder)
+    for _ in range(keys):
+        found.open_key(read_secret(new_key()), 60.0)
+    if window:
+        found.open_window(read_secret(new_code()))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("window", "keys", "said"),
+    [
+        (False, 0, "nothing was open"),
+        (True, 0, "closed the window"),
+        (False, 1, "closed 1 join key"),
+        (True, 2, "closed the window and 2 join keys"),
+    ],
+)
+def test_what_was_closed_is_said(window: bool, keys: int, said: str) -> None:
+    folder = Trust.open().folder
+    opened(folder, window, keys)
+    assert call("--close").stdout == f"{said}\n"
+    assert call("--close").stdout == "nothing was open\n"
+    opened(folder, window, keys)
+    told = json.loads(call("--close", "--json").stdout)
+    assert told == {"type": "closed", "window": window, "join_keys": keys}
+
+
+def test_a_key_that_is_used_up_was_not_closed_now() -> None:
+    folder = Trust.open().folder
+    invitations, secret = opened(folder, True, 1), read_secret(new_key())
+    invitations.open_key(secret, 60.0)
+    used = invitations.try_one(secret.id)
+    assert used is not None
+    assert invitations.enter(used)
+    assert call("--close").stdout == "closed the window and 1 join key\n"
 
 
 @pytest.mark.parametrize("typed", ["", "\n", "  \nK7QM-2XR8\n"])
