@@ -29,8 +29,9 @@ def check_api(context: Any, where: str = "") -> None:
     if context.params["api"]:
         return
     for name in ("lan", "api_token", "api_port"):
-        source = context.get_parameter_source(name)
-        if context.params[name] not in (None, False) and source.name == "COMMANDLINE":
+        value, source = context.params[name], context.get_parameter_source(name)
+        is_given = value is not None and value is not False  # 0 is a port
+        if is_given and source.name == "COMMANDLINE":
             option = "--" + name.replace("_", "-")
             raise InputError(
                 f"{where}--no-api does not go with {option}: there will be no page and no API; "
