@@ -23,7 +23,7 @@ from astra_mesh.peer.measured import Conditions, Figures
 from astra_mesh.peer.shelf import Read, Shelf
 from astra_mesh.wire.messages import ModelId, ModelOffer, Task, names_of
 
-_NAMED = 3  # peers in a sentence
+_NAMED = 3  # peers or models in a sentence
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,8 @@ class Offers:
     def require(self, model: ModelId, task: Task) -> None:
         """WrongTaskError unless a model that is offered does a task."""
         offer = self._entry(model).offer
-        require(offer.family, [one.value for one in offer.tasks], task.value)
+        others = sorted(one.name for one in self.offers() if task in one.tasks)[:_NAMED]
+        require(offer.family, [one.value for one in offer.tasks], task.value, others)
 
     def check_tokens(self, model: ModelId, tokens: Sequence[int]) -> None:
         """InputError, or its kin, if a model that reads text cannot take these token ids."""
