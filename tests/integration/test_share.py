@@ -27,7 +27,10 @@ from astra_mesh.errors import BadBundleError, InputError, MeshError, ModelError,
 from astra_mesh.mesh.connect import TLS_NAME
 from astra_mesh.peer import Peer, PeerConfig
 from astra_mesh.peer.share import Listing, Share, SharedFile
+from tests.bundles import word_tokenizer
 from tests.integration.mesh_fixtures import mesh_of, until
+from tests.integration.test_share_codebooks import giving
+from tests.timings import patient
 
 PIECE = 16_000
 
@@ -158,6 +161,27 @@ async def test_a_peer_that_goes_away_is_done_without(models: Path) -> None:
             await asyncio.sleep(0.001)
         await peers[0].stop()
         bundle = await running
+    same_files(bundle.path, models / "words")
+
+
+async def test_a_copy_with_other_files_gives_what_is_the_same_and_holds_nothing_up(
+    models: Path, words: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch, "_PAUSE_S", 600.0)  # nobody is asked twice for what it has not
+    copy = shutil.copytree(models / "words", tmp_path / "copy")
+    (copy / "manifest.json").unlink(missing_ok=True)
+    (copy / "tokenizer.json").write_text(word_tokenizer(60))
+    for path in copy.glob("codebook*"):
+        path.unlink()
+    other = await asyncio.to_thread(open_bundle, copy)
+    assert await asyncio.to_thread(lambda: other.model_id) == words.model_id
+    async with mesh_of(["left"], models) as peers, giving(other) as copied:
+        found = await holders(peers[0])
+        both = Holders(found.model, found.name, (*found.peers, copied))
+        wanted = Fetch(both, "mine", PIECE)
+        async with asyncio.timeout(patient(60)):
+            await wanted.look()
+            bundle = await wanted.run()
     same_files(bundle.path, models / "words")
 
 
