@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shutil
 import sys
 from collections.abc import AsyncIterator
@@ -406,3 +407,37 @@ async def test_who_asks_for_a_model_that_another_peer_has_is_told_how_to_get_it(
             await mesh.embed("plain", "w1")
         with pytest.raises(UnknownModelError, match=r"it has: lonely\. `astra-mesh models` lists"):
             await mesh.embed("nowhere", "w1")
+
+
+async def test_who_has_a_model_by_another_name_is_told_what_brings_its_tokenizer(
+    models: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(models / "words", tmp_path / "left" / "chatty")
+    (tmp_path / "left" / "chatty" / "manifest.json").unlink(missing_ok=True)
+    (tmp_path / "left" / "chatty" / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    await asyncio.to_thread(install.add, models / "words", "plain")
+    async with mesh_of(["left", "right"], [tmp_path / "left", user_models_path()]) as peers:
+        async with Mesh(("127.0.0.1", peers[1].port)) as mesh:
+            with pytest.raises(UnknownModelError) as unknown:
+                await mesh.embed("chatty", "w1")
+        text = unknown.value.message
+        assert "left has it, with the weights of plain here: ask for plain, or " in text
+        (command,) = re.findall(r"`astra-mesh (.*)`", text)
+        here = await pulled(peers[1], "models", "pull", "chatty")
+        assert "it is here already" in here
+        assert "it is called plain here" in here
+        assert f"`astra-mesh {command}`" in " ".join(here.split())
+        await pulled(peers[1], *command.split())
+    same_files(user_models_path() / "chatty", tmp_path / "left" / "chatty")
+
+
+async def pulled(peer: Peer, *argv: str) -> str:
+    """What the command says beside its output."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "astra_mesh", *argv, "--connect", f"127.0.0.1:{peer.port}"),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    _, err = await process.communicate()
+    assert process.returncode == 0, err.decode()
+    return err.decode()
