@@ -29,7 +29,7 @@ async def main() -> None:
     known: dict[Path, int | None] = {}  # path -> bytes when it was labelled, or last looked at
     async with astra_mesh.connect() as mesh:
         while True:
-            for path in sorted(given.folder.iterdir()):
+            for path in files_of(given.folder):
                 size = size_of(path)
                 if path.suffix.lower() not in SUFFIXES or size in (None, known.get(path)):
                     continue
@@ -42,8 +42,18 @@ async def main() -> None:
                 best = found.labels[0]
                 print(f"{path.name}: {best.label} ({best.probability:.0%})", flush=True)
             if not given.watch:
-                return
+                break
             await asyncio.sleep(LOOK_S)
+    if not known:
+        parser.error(f"{given.folder} holds no pictures: files *{', *'.join(sorted(SUFFIXES))}")
+
+
+def files_of(folder: Path) -> list[Path]:
+    """In order; ends the program if the folder went or cannot be read."""
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        sys.exit(f"error: {folder} cannot be read: {error.strerror}")
 
 
 def size_of(path: Path) -> int | None:

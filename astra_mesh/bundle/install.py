@@ -81,9 +81,9 @@ def check_room(folder: Path, size: int) -> None:
     free = shutil.disk_usage(folder).free
     if size + _SPARE_BYTES > free:
         raise ModelError(
-            f"the model needs {size / 1e6:.0f} MB and the disk of {folder.parent} has "
-            f"{free / 1e6:.0f} MB free, of which {_SPARE_BYTES / 1e6:.0f} MB are kept for all "
-            "else: free some, or put models elsewhere with XDG_DATA_HOME"
+            f"the model needs {size / 1e6:.0f} MB, and {_SPARE_BYTES / 1e6:.0f} MB are to stay "
+            f"free for all else, but the disk of {folder.parent} has only {free / 1e6:.0f} MB "
+            "free: free some, or put models elsewhere with XDG_DATA_HOME"
         )
 
 

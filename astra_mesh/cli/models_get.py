@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
@@ -92,6 +93,7 @@ async def _from_mesh(
         secure, peers = await asyncio.to_thread(own_way), await mesh.peers()
         holders = await seek(model, mesh, secure)
         fetch, damaged = Fetch(holders, name), list[str]()
+        called = fetch.name
         broken = await asyncio.to_thread(damage_of, fetch.name, holders.model)
         as_here = not name and broken is None
         here = await asyncio.to_thread(bundle_here, holders.model) if as_here else None
@@ -102,6 +104,7 @@ async def _from_mesh(
             ids, holders = await asyncio.to_thread(lacking, *args)
             if not ids:
                 _report(here, as_json, peers=[])
+                _say_name(here, called, as_json)
                 return
             fetch = CodebookFetch(here, ids, holders)
     await fetch.look()
@@ -109,6 +112,19 @@ async def _from_mesh(
         bundle = await fetch.run()
     names = [one.name for one in holders.peers]
     _report(bundle, as_json, peers=names, **({"repaired": damaged} if damaged else {}))
+    _say_name(bundle, called, as_json)
+
+
+def _say_name(here: Bundle, wanted: str, as_json: bool) -> None:
+    """How a model that is here by other names only also comes by the wanted one."""
+    from astra_mesh.bundle.store import folders_by_name
+
+    if not as_json and wanted not in folders_by_name():
+        hint(
+            f"it is called {clean(here.name)} here: use that name, or `astra-mesh models pull "
+            f"{quote(clean(wanted))} --name {quote(clean(wanted))}` brings the whole model by that "
+            "name, with its tokenizer and chat template"
+        )
 
 
 def add(

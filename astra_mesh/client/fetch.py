@@ -190,9 +190,10 @@ class Fetch:
                 data = await _range(http, holder, self.holders.model, file, first, size)
             except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
                 missing.append(piece)
-                failures += 1
+                failures = _FAILURES if _has_not(error) else failures + 1
                 if failures == _FAILURES:
                     problems[holder] = f"{holder.name}: {_why(error)}"
+                    return
                 await asyncio.sleep(_PAUSE_S * failures)
                 continue
             failures = 0
@@ -266,11 +267,16 @@ class Fetch:
         return bundle
 
 
+def _has_not(error: Exception) -> bool:
+    """Whether a peer has not that file, and so will not give it: its copy may have others."""
+    return isinstance(error, aiohttp.ClientResponseError) and error.status == HTTPStatus.NOT_FOUND
+
+
 def _why(error: Exception) -> str:
     if isinstance(error, aiohttp.ClientConnectorError):
         return f"it does not answer at {show_address((error.host, error.port or 0))}"
     if isinstance(error, aiohttp.ClientResponseError):
-        if error.status == HTTPStatus.NOT_FOUND:
+        if _has_not(error):
             return "it does not have its files any more"
         return f"it answered with status {error.status}"
     if isinstance(error, TimeoutError):

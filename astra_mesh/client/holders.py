@@ -50,6 +50,8 @@ def holders_of(
 ) -> Holders:
     """Who has a model, by one of its names or the first digits of its id.
 
+    Those that call it otherwise come last: their tokenizers and codebooks may be others.
+
     Args:
         wanted: Name or id.
         peers: The mesh as the peer at ``asked`` sees it.
@@ -79,7 +81,23 @@ def holders_of(
         ids = ", ".join(model[:12] for model in found)
         raise InputError(f"several models are called {wanted[:100]!a}; name one by its id: {ids}")
     ((model, (name, holders)),) = found.items()
-    return Holders(model, name, tuple(holders))
+    return Holders(model, name, (*holders, *_others(model, holders, peers, asked, secure)))
+
+
+def _others(
+    model: ModelId,
+    known: Sequence[Holder],
+    peers: Sequence[PeerInfo],
+    asked: Address,
+    secure: Secure | None,
+) -> Iterator[Holder]:
+    """Who also has a model, by whatever name."""
+    places = {one.address for one in known}
+    for peer in peers:
+        address = place_of(peer, asked)
+        held = any(offer.id == model for offer in peer.models)
+        if held and address is not None and address not in places:
+            yield Holder(peer.name, address, secure)
 
 
 def place_of(peer: PeerInfo, asked: Address) -> Address | None:
@@ -136,7 +154,9 @@ async def seek(
     async with aclosing(_beyond(peers, mesh.peer_address, trust_dir)) as others:
         async for further, asked in others:
             with suppress(UnknownModelError):
-                return holders_of(wanted, further, asked, secure)
+                far = holders_of(wanted, further, asked, secure)
+                near = _others(far.model, far.peers, peers, mesh.peer_address, secure)
+                return Holders(far.model, far.name, (*far.peers, *near))
     raise unknown
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -72,12 +72,13 @@ class Model(nn.Module):
         require(self.spec.family, self.spec.tasks, task)
 
 
-def require(family: str, tasks: Collection[str], task: str) -> None:
-    """WrongTaskError unless ``task`` is one of those that a model does."""
+def require(family: str, tasks: Collection[str], task: str, others: Sequence[str] = ()) -> None:
+    """WrongTaskError unless ``task`` is one of those that a model does; it names ``others``."""
     if task not in tasks:
         able = ", ".join(tasks) or "nothing"
+        such = f", such as {', '.join(others)}" if others else ""
         raise WrongTaskError(
-            f"this {family} model cannot {task}; it can {able}: choose another model"
+            f"this {family} model cannot {task}; it can {able}: choose another model{such}"
         )
 
 

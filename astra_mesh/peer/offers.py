@@ -23,7 +23,7 @@ from astra_mesh.peer.measured import Conditions, Figures
 from astra_mesh.peer.shelf import Read, Shelf
 from astra_mesh.wire.messages import ModelId, ModelOffer, Task, names_of
 
-_NAMED = 3  # peers in a sentence
+_NAMED = 3  # peers or models in a sentence
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,8 @@ class Offers:
         self._complaints = Complaints()
         self._shelf = Shelf(names, self._complaints)
         self._entries: dict[ModelId, Entry] = {}
-        self.holders: Callable[[str], list[str]] = lambda name: []  # other peers that have a model
+        # Other peers that have a model of a name, and its id there.
+        self.holders: Callable[[str], list[tuple[str, ModelId]]] = lambda name: []
 
     def offers(self) -> list[ModelOffer]:
         """What this peer tells the others."""
@@ -85,7 +86,8 @@ class Offers:
     def require(self, model: ModelId, task: Task) -> None:
         """WrongTaskError unless a model that is offered does a task."""
         offer = self._entry(model).offer
-        require(offer.family, [one.value for one in offer.tasks], task.value)
+        others = sorted(one.name for one in self.offers() if task in one.tasks)[:_NAMED]
+        require(offer.family, [one.value for one in offer.tasks], task.value, others)
 
     def check_tokens(self, model: ModelId, tokens: Sequence[int]) -> None:
         """InputError, or its kin, if a model that reads text cannot take these token ids."""
@@ -126,11 +128,22 @@ class Offers:
         names = ", ".join(known) or "none"
         hint = "`astra-mesh models` lists them"
         if holders := self.holders(name):
-            verb = "has" if len(holders) == 1 else "have"
-            hint = (
-                f"{_and(holders)} {verb} it: `astra-mesh models pull {quote(name)}` brings it here"
-            )
+            hint = self._how_to_get(name, holders)
         raise UnknownModelError(f"no model {name!r} on this device; it has: {names}. {hint}")
+
+    def _how_to_get(self, name: str, holders: Sequence[tuple[str, ModelId]]) -> str:
+        """What to do for a model that others have by this name."""
+        peers = list(dict.fromkeys(peer for peer, _ in holders))
+        who = f"{_and(peers)} {'has' if len(peers) == 1 else 'have'} it"
+        command = f"astra-mesh models pull {quote(name)}"
+        models = {model for _, model in holders}
+        known = self.offer(next(iter(models))) if len(models) == 1 else None
+        if known is None:
+            return f"{who}: `{command}` brings it here"
+        return (
+            f"{who}, with the weights of {known.name} here: ask for {quote(known.name)}, or "
+            f"`{command} --name {quote(name)}` brings its tokenizer and chat template too"
+        )
 
     def is_loaded(self, model: ModelId) -> bool:
         """Whether a request for a model of this peer need not wait until it is loaded."""

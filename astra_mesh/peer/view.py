@@ -47,12 +47,13 @@ def names_by_device(peer: Peer) -> dict[DeviceId, list[str]]:
     return found
 
 
-def holders_of(peer: Peer, name: str) -> list[str]:
-    """Names of other peers that offer a model by that name."""
+def holders_of(peer: Peer, name: str) -> list[tuple[str, ModelId]]:
+    """Names of other peers that offer a model by that name, and its id there."""
     return [
-        hello.name
+        (hello.name, offer.id)
         for _, hello in _linked(peer)
-        if not hello.via and any(name in names_of(offer) for offer in hello.models)
+        for offer in (() if hello.via else hello.models)
+        if name in names_of(offer)
     ]
 
 

@@ -155,6 +155,37 @@ class ModelsAnswer(Struct, frozen=True, kw_only=True):
     data: list[ModelAnswer]
 
 
+class QualityRow(Struct, frozen=True, kw_only=True):
+    """One codec at one rate, on one number of peers."""
+
+    codec: str
+    bits: Count  # per token and block
+    peers: Count
+    loss: float
+    metrics: dict[str, float]
+
+
+class QualityOfTask(Struct, frozen=True, kw_only=True):
+    """What one run of ``astra-mesh eval --save`` measured."""
+
+    data: str  # name of the file or folder
+    sequences: Count
+    measure: str  # of the loss
+    limit: float  # what the loss has to stay within
+    baseline: dict[str, float]  # the single device's own figures
+    definitions: dict[str, str]  # of the metrics
+    measured: list[QualityRow]
+    recommended_bits: Count | None  # None: no rate stays within the limit
+
+
+class QualityAnswer(Struct, frozen=True, kw_only=True):
+    """Of ``/v1/models/NAME/quality``, by task; nothing where it was not measured."""
+
+    object: Literal["quality"]
+    model: str
+    tasks: dict[str, QualityOfTask]
+
+
 class MeshLink(Struct, frozen=True, kw_only=True):
     """A link that a peer tells of."""
 

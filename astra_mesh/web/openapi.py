@@ -23,6 +23,7 @@ from astra_mesh.web.answers import (
     ModelsAnswer,
     OpenedAnswer,
     PairingAnswer,
+    QualityAnswer,
 )
 from astra_mesh.web.query import API
 from astra_mesh.web.requests import (
@@ -63,27 +64,29 @@ _LABELS: Final = (
     "`image` is the file in base64. Or send the file itself, with its own Content-Type "
     "(image/jpeg, ...), and name the model in the address: `?model=NAME&top=5`."
 )
+_OF_MODEL: Final[dict[str, Any]] = {
+    "parameters": [
+        {
+            "name": "model",
+            "in": "path",
+            "required": True,
+            "description": "Its name, or the first digits of its id.",
+            "schema": {"type": "string", "minLength": 1},
+        }
+    ]
+}
 # Address, method, title, request, answer, more of the operation.
 _TABLE: Final[tuple[tuple[str, str, str, Any, Any, dict[str, Any]], ...]] = (
     ("/v1/mesh", "get", "The peers of the mesh, and their links", None, MeshAnswer, {}),
     ("/v1/models", "get", "The models that can be asked for here", None, ModelsAnswer, {}),
+    ("/v1/models/{model}", "get", "One model", None, ModelAnswer, _OF_MODEL),
     (
-        "/v1/models/{model}",
+        "/v1/models/{model}/quality",
         "get",
-        "One model",
+        "What the codes cost a model in quality, by bits",
         None,
-        ModelAnswer,
-        {
-            "parameters": [
-                {
-                    "name": "model",
-                    "in": "path",
-                    "required": True,
-                    "description": "Its name, or the first digits of its id.",
-                    "schema": {"type": "string", "minLength": 1},
-                }
-            ]
-        },
+        QualityAnswer,
+        _OF_MODEL,
     ),
     (
         "/v1/completions",

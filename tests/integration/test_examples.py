@@ -51,6 +51,8 @@ async def ended(peer: Peer, name: str, *argv: str) -> tuple[int | None, str, str
         (["classify_folder.py", "/nope"], "there is no folder /nope"),
         (["search_notes.py", "/nope", "what", "--model", "words"], "there is no folder /nope"),
         (["search_notes.py", ".", "what", "--model", "words"], "holds no notes"),
+        (["summarise_folder.py", "."], "holds no texts: files *.txt"),
+        (["classify_folder.py", "empty"], "holds no pictures: files *.jpeg, *.jpg, *.png, *.webp"),
         (["classify_folder.py", ".", "--model", "none"], "error: no model 'none' on this device"),
     ],
 )
@@ -58,7 +60,9 @@ async def test_what_cannot_be_ends_in_a_sentence(
     peer: Peer, tmp_path: Path, argv: list[str], wanted: str
 ) -> None:
     (tmp_path / "a.png").write_bytes(picture(1))
-    name, *rest = [str(tmp_path) if word == "." else word for word in argv]
+    (tmp_path / "empty").mkdir()
+    places = {".": str(tmp_path), "empty": str(tmp_path / "empty")}
+    name, *rest = [places.get(word, word) for word in argv]
     code, _, err = await ended(peer, name, *rest)
     assert code
     assert wanted in err
@@ -73,6 +77,37 @@ async def test_every_text_of_a_folder_is_gone_on_with(peer: Peer, tmp_path: Path
     )
     assert [line.split(":")[0] for line in lines] == [f"{place}.txt" for place in range(5)]
     assert all(re.fullmatch(r"\d\.txt: w\d+( w\d+)*", line) for line in lines), lines
+
+
+async def test_texts_that_cannot_be_gone_on_with_are_named(peer: Peer, tmp_path: Path) -> None:
+    (tmp_path / "a_folder.txt").mkdir()
+    (tmp_path / "gone.txt").symlink_to(tmp_path / "nowhere.txt")
+    (tmp_path / "long.txt").write_text("w1 " * 1000)  # the model's context holds fewer
+    argv = (str(tmp_path), "--model", "words", "--tokens", "4", "--characters", "5000")
+    code, out, err = await ended(peer, "summarise_folder.py", *argv)
+    assert (code, out) == (1, "")
+    assert "none of the 3 texts" in err
+    (tmp_path / "short.txt").write_text("w1 w8 w9")
+    code, out, err = await ended(peer, "summarise_folder.py", *argv)
+    assert code == 0, err
+    assert re.fullmatch(r"short\.txt: w\d+( w\d+)*\n", out)
+    assert "a_folder.txt cannot be read: Is a directory" in err
+    assert "gone.txt cannot be read: No such file" in err
+    assert re.search(r"^long\.txt: .*context", err, re.MULTILINE)
+    assert "Traceback" not in err
+    code, _, err = await ended(peer, "summarise_folder.py", str(tmp_path), "--model", "none")
+    assert code == 1
+    assert err.count("no model 'none' on this device") == 1
+
+
+async def test_a_folder_that_is_named_as_a_picture_and_one_that_goes(
+    peer: Peer, tmp_path: Path
+) -> None:
+    (tmp_path / "a.png").mkdir()
+    (tmp_path / "b.png").write_bytes(picture(1))
+    lines = await run(peer, "classify_folder.py", str(tmp_path), "--model", "pictures")
+    assert "Is a directory" in lines[0]
+    assert lines[1].startswith("b.png: ")
 
 
 async def test_pictures_are_labelled_and_broken_ones_named(peer: Peer, tmp_path: Path) -> None:

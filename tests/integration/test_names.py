@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from astra_mesh import limits
 from astra_mesh.peer import Peer, PeerConfig
+from astra_mesh.peer.config import DEFAULT_PORT
 from tests.integration.mesh_fixtures import until
+
+DAEMON = Path(__file__).parents[2] / "peers" / "cluster" / "daemonset.yaml"
 
 
 def free_port() -> int:
@@ -63,3 +69,27 @@ async def test_peers_behind_one_name_meet_as_they_come(addresses: list[str]) -> 
             addresses.remove("127.0.0.4")
         await until(lambda: len(first.others()) == len(second.others()) == 1)
         assert first.others()[second.id].name == "pod3"
+
+
+async def test_the_probe_of_a_cluster_passes_only_where_a_peer_runs() -> None:
+    text = await asyncio.to_thread(DAEMON.read_text)
+    (container,) = yaml.safe_load(text)["spec"]["template"]["spec"]["containers"]
+    port = free_port()
+    _, *words = container["startupProbe"]["exec"]["command"]
+    argv = [word.replace(str(DEFAULT_PORT), str(port)) for word in words]
+    assert await status_of(argv) != 0
+    config = PeerConfig(
+        name="pod", listen="127.0.0.1", port=port, discovery=False, ephemeral=True, models=()
+    )
+    async with Peer(config):
+        assert await status_of(argv) == 0
+    assert await status_of(argv) != 0
+
+
+async def status_of(argv: list[str]) -> int | None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "astra_mesh", *argv),
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    return await process.wait()

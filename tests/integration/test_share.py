@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shutil
 import sys
 from collections.abc import AsyncIterator
@@ -27,7 +28,10 @@ from astra_mesh.errors import BadBundleError, InputError, MeshError, ModelError,
 from astra_mesh.mesh.connect import TLS_NAME
 from astra_mesh.peer import Peer, PeerConfig
 from astra_mesh.peer.share import Listing, Share, SharedFile
+from tests.bundles import word_tokenizer
 from tests.integration.mesh_fixtures import mesh_of, until
+from tests.integration.test_share_codebooks import giving
+from tests.timings import patient
 
 PIECE = 16_000
 
@@ -158,6 +162,27 @@ async def test_a_peer_that_goes_away_is_done_without(models: Path) -> None:
             await asyncio.sleep(0.001)
         await peers[0].stop()
         bundle = await running
+    same_files(bundle.path, models / "words")
+
+
+async def test_a_copy_with_other_files_gives_what_is_the_same_and_holds_nothing_up(
+    models: Path, words: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch, "_PAUSE_S", 600.0)  # nobody is asked twice for what it has not
+    copy = shutil.copytree(models / "words", tmp_path / "copy")
+    (copy / "manifest.json").unlink(missing_ok=True)
+    (copy / "tokenizer.json").write_text(word_tokenizer(60))
+    for path in copy.glob("codebook*"):
+        path.unlink()
+    other = await asyncio.to_thread(open_bundle, copy)
+    assert await asyncio.to_thread(lambda: other.model_id) == words.model_id
+    async with mesh_of(["left"], models) as peers, giving(other) as copied:
+        found = await holders(peers[0])
+        both = Holders(found.model, found.name, (*found.peers, copied))
+        wanted = Fetch(both, "mine", PIECE)
+        async with asyncio.timeout(patient(60)):
+            await wanted.look()
+            bundle = await wanted.run()
     same_files(bundle.path, models / "words")
 
 
@@ -382,3 +407,37 @@ async def test_who_asks_for_a_model_that_another_peer_has_is_told_how_to_get_it(
             await mesh.embed("plain", "w1")
         with pytest.raises(UnknownModelError, match=r"it has: lonely\. `astra-mesh models` lists"):
             await mesh.embed("nowhere", "w1")
+
+
+async def test_who_has_a_model_by_another_name_is_told_what_brings_its_tokenizer(
+    models: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(models / "words", tmp_path / "left" / "chatty")
+    (tmp_path / "left" / "chatty" / "manifest.json").unlink(missing_ok=True)
+    (tmp_path / "left" / "chatty" / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    await asyncio.to_thread(install.add, models / "words", "plain")
+    async with mesh_of(["left", "right"], [tmp_path / "left", user_models_path()]) as peers:
+        async with Mesh(("127.0.0.1", peers[1].port)) as mesh:
+            with pytest.raises(UnknownModelError) as unknown:
+                await mesh.embed("chatty", "w1")
+        text = unknown.value.message
+        assert "left has it, with the weights of plain here: ask for plain, or " in text
+        (command,) = re.findall(r"`astra-mesh (.*)`", text)
+        here = await pulled(peers[1], "models", "pull", "chatty")
+        assert "it is here already" in here
+        assert "it is called plain here" in here
+        assert f"`astra-mesh {command}`" in " ".join(here.split())
+        await pulled(peers[1], *command.split())
+    same_files(user_models_path() / "chatty", tmp_path / "left" / "chatty")
+
+
+async def pulled(peer: Peer, *argv: str) -> str:
+    """What the command says beside its output."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "astra_mesh", *argv, "--connect", f"127.0.0.1:{peer.port}"),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    _, err = await process.communicate()
+    assert process.returncode == 0, err.decode()
+    return err.decode()

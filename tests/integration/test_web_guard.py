@@ -145,7 +145,7 @@ async def test_schemathesis_finds_nothing(models: Path, tmp_path: Path) -> None:
                 process.kill()
                 await process.wait()
     assert process.returncode == 0, output.decode()[-3000:]
-    assert b"15 selected / 15 total" in output
+    assert b"16 selected / 16 total" in output
 
 
 # --- hostile bytes --------------------------------------------------------------------------------

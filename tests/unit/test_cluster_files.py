@@ -78,7 +78,10 @@ def test_the_options_are_those_of_the_command(daemon: dict[str, Any]) -> None:
     assert result.exit_code == 0
     for option in options:
         assert option.partition("=")[0] in result.output
-    assert container["startupProbe"]["exec"]["command"][0] == "astra-mesh"
+    program, *words = container["startupProbe"]["exec"]["command"]
+    assert program == "astra-mesh"
+    assert f"--connect=127.0.0.1:{DEFAULT_PORT}" in words
+    assert "readinessProbe" not in container, "then service.yaml would say what ready means"
 
 
 def test_the_pods_may_do_nothing_that_they_need_not(daemon: dict[str, Any]) -> None:

@@ -17,5 +17,8 @@ def test_a_full_disk_names_what_is_free_and_what_is_kept(
     real = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: real._replace(free=102_000_000))
     check_room(tmp_path, 30_000_000)
-    with pytest.raises(ModelError, match="102 MB free, of which 67 MB are kept for all else"):
+    with pytest.raises(ModelError, match=r"needs 50 MB, and 67 MB are to stay.*only 102 MB free: "):
         check_room(tmp_path, 50_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: real._replace(free=63_000_000))
+    with pytest.raises(ModelError, match=r"67 MB are to stay free for all else.*only 63 MB free"):
+        check_room(tmp_path, 1_000)

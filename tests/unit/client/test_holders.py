@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -54,6 +55,23 @@ def test_copies_have_several_names() -> None:
         holders_of(OFFER.id[:7], peers, ASKED)
 
 
+def test_whoever_has_the_same_model_by_another_name_holds_it_too() -> None:
+    third = replace(
+        OTHER,
+        peer=PeerId("c" * 64),
+        name="third",
+        address="192.0.2.9:7000",
+        models=[replace(OFFER, name="prose", also=[])],
+    )
+    peers = [ME, third, replace(OTHER, models=[OFFER])]
+    found = holders_of("words", peers, ASKED)
+    assert (found.model, found.name) == (OFFER.id, "words")
+    assert [one.name for one in found.peers] == ["other", "third"], "whoever has the name first"
+    unlike = replace(third, models=[replace(OFFER, id=ModelId("d" * 64), name="prose", also=[])])
+    found = holders_of("words", [ME, unlike, replace(OTHER, models=[OFFER])], ASKED)
+    assert [one.name for one in found.peers] == ["other"]
+
+
 class FakeMesh:
     """Of a peer inside this process, that meets the other one only later."""
 
@@ -82,3 +100,25 @@ async def test_the_search_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     mesh: Any = FakeMesh(after=10**9)
     with pytest.raises(UnknownModelError, match="no peer here has"):
         await seek("words", mesh)
+
+
+async def test_near_peers_help_with_what_only_a_far_one_calls_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    near = replace(OTHER, name="near", models=[replace(OFFER, name="prose", also=[])])
+    far = replace(OTHER, peer=PeerId("c" * 64), name="far", address="192.0.2.9:1", models=[OFFER])
+
+    async def beyond(*_: Any) -> AsyncIterator[tuple[list[PeerInfo], tuple[str, int]]]:
+        yield [far], ("192.0.2.8", 7000)
+
+    monkeypatch.setattr(module, "_beyond", beyond)
+
+    class Asked(FakeMesh):
+        embedded = False
+
+        async def peers(self) -> list[PeerInfo]:
+            return [ME, near]
+
+    asked: Any = Asked(after=0)
+    found = await seek("words", asked)
+    assert [one.name for one in found.peers] == ["far", "near"]

@@ -16,6 +16,7 @@ from astra_mesh.errors import (
     InputError,
     UnknownModelError,
     UnsupportedModelError,
+    WrongTaskError,
 )
 from astra_mesh.peer import models as module
 from astra_mesh.peer import offers
@@ -24,7 +25,7 @@ from astra_mesh.peer.loading import loading
 from astra_mesh.peer.measured import Figures
 from astra_mesh.peer.models import Loaded, ModelHost, choose_stages
 from astra_mesh.peer.parts import Parts
-from astra_mesh.wire.messages import CodebookId
+from astra_mesh.wire.messages import CodebookId, Task
 from tests.bundles import GPT2, VIT, gpt2_tensors, vit_tensors, word_tokenizer, write_bundle
 from tests.integration.mesh_fixtures import fit_small
 from tests.timings import patient
@@ -176,6 +177,21 @@ async def test_of_copies_that_with_a_chat_template_reads_texts(
     await host._rescan()
     assert (loaded.words.name, loaded.tokenizer.vocab_size) == ("words", 64)
     assert not host.holds_conversations(model)
+
+
+async def test_who_asks_a_model_for_what_it_cannot_is_told_of_those_that_can(
+    folder: Path, compute: ComputeThread
+) -> None:
+    host = ModelHost(None, compute)
+    await host.start()
+    with pytest.raises(WrongTaskError, match=r": choose another model$"):
+        host.require(host.find("words"), Task.CLASSIFY)
+    for name in "dabc":
+        await asyncio.to_thread(write_bundle, folder / name, VIT, vit_tensors(VIT, ord(name)))
+    await host._rescan()
+    host.require(host.find("a"), Task.CLASSIFY)
+    with pytest.raises(WrongTaskError, match=r": choose another model, such as a, b, c$"):
+        host.require(host.find("words"), Task.CLASSIFY)
 
 
 async def test_a_copy_that_reads_no_texts_after_all_does_not_matter(

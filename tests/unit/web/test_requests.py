@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from astra_mesh import errors, limits
+from astra_mesh.bundle.quality import Measured, Recommended, TaskQuality
 from astra_mesh.errors import InputError
+from astra_mesh.web.answers import QualityAnswer
 from astra_mesh.web.body import Budget, decode
 from astra_mesh.web.config import ApiConfig
 from astra_mesh.web.errors import INTERNAL, ApiError, api_error, bad, blaming
@@ -19,7 +23,9 @@ from astra_mesh.web.guard import Guard
 from astra_mesh.web.openapi import description
 from astra_mesh.web.page import page
 from astra_mesh.web.pictures import picture_bytes
+from astra_mesh.web.quality import _of_task
 from astra_mesh.web.requests import ChatRequest, CompletionRequest
+from astra_mesh.web.server import make_app
 from astra_mesh.web.side import side_by_side
 from astra_mesh.web.templates import plain_message
 from astra_mesh.web.texts import prompts_of
@@ -289,6 +295,40 @@ def test_the_page_has_every_address_and_loads_nothing() -> None:
     assert "http://" not in text.replace("http://127.0.0.1", "")
     assert "<script" not in text
     assert "src=" not in text
+
+
+def test_every_address_of_the_api_is_described() -> None:
+    state: Any = SimpleNamespace(config=ApiConfig(), peer=None)
+    app = make_app(state, [])
+    served = {
+        (one.resource.canonical, one.method.lower())
+        for one in app.router.routes()
+        if one.resource is not None and one.resource.canonical.startswith("/v1/")
+    }
+    paths = description()["paths"]
+    told = {(path, one) for path in paths for one in paths[path] if path.startswith("/v1/")}
+    assert {one for one in served if one[1] != "head"} == told
+
+
+def test_a_models_quality_is_as_described() -> None:
+    best = Recommended("astra", "ab" * 32, 2, 16, 4, 0.01)
+    row = Measured("astra", "ab" * 32, 0, 2, 16, 4, {"nats_increase": 0.01})
+    run = TaskQuality(
+        data="valid.txt",
+        sequences=9,
+        tokens=900,
+        class_token="none",
+        shards="even",
+        measure="perplexity",
+        limit=0.02,
+        baseline={"perplexity": 5.0},
+        definitions={},
+        measured=[row],
+    )
+    best_of = msgspec.structs.replace(run, recommended=best)
+    tasks = {"generate": _of_task(best_of), "embed": _of_task(run)}
+    answer = {"object": "quality", "model": "words", "tasks": tasks}
+    assert msgspec.to_builtins(msgspec.convert(answer, QualityAnswer)) == answer
 
 
 def test_the_description_tells_which_addresses_may_refuse_a_field() -> None:
