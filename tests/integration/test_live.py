@@ -19,6 +19,7 @@ from astra_mesh.client import Mesh
 from astra_mesh.peer import Peer
 from astra_mesh.web import ApiConfig, ApiServer, serving
 from astra_mesh.web.answers import MeshAnswer
+from astra_mesh.web.live import Feed
 from tests.integration.mesh_fixtures import WAIT_S, mesh_of, until
 
 PROMPT = " ".join(f"w{7 * i % 64}" for i in range(40))
@@ -216,6 +217,21 @@ async def test_a_file_that_comes_to_a_model_is_seen(
         await until(lambda: loaded.tokenizer is not None)
         async with http.post("/v1/completions", json=body) as answer:
             assert answer.status == 200
+
+
+async def test_a_page_hears_something_where_nothing_changes(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "API_LIVE_WORD_S", 0.05)
+
+    async def slow(feed: Feed) -> None:
+        """A folder of models on a card that hangs."""
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Feed, "look", slow)
+    async with live(models, 1) as (_, _, http), http.ws_connect("/live") as socket:
+        for _ in range(3):
+            assert await told(socket, "beat") == {"type": "beat"}
 
 
 async def test_a_peer_that_stops_sends_its_pages_away(models: Path) -> None:
