@@ -208,6 +208,7 @@ def _request(shown: Shown) -> dict[str, Any]:
         "began_s": shown.began_s,
         "new_tokens": shown.new_tokens,
         "outcome": shown.outcome,
+        "noted": shown.noted,
         "shards": [],
     }
     if planned is None:

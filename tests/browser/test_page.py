@@ -17,6 +17,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from PIL import Image
 
@@ -432,9 +433,72 @@ async def test_spaces_are_refused_as_no_text_is(tab: Tab, models: Path) -> None:
         await tab.key("Enter", 13, modifiers=2)
         assert await tab.eval("document.getElementById('ask-form').matches(':invalid')") is True
         assert await tab.eval("document.getElementById('answers').childElementCount") == 0
+        assert await tab.text("#ask-problem") == "Type a text first."
+        assert await tab.eval("document.activeElement.id") == "ask-text"
         await tab.type("#ask-text", " w9")
+        assert await tab.eval("document.getElementById('ask-problem').hidden") is True
         assert await tab.eval("document.getElementById('ask-form').matches(':valid')") is True
         await no_complaints(tab, on.url)
+
+
+async def test_an_empty_field_says_what_it_wants(tab: Tab, models: Path) -> None:
+    async with shown(models, ["alone"]) as on:
+        await tab.open(on.url)
+        await tab.until("document.getElementById('ask-model').value === 'words'")
+        await tab.click("#ask-go")
+        assert await tab.text("#ask-problem") == "Type a text first."
+
+
+async def test_why_a_model_holds_no_conversation_is_told(
+    tab: Tab, models: Path, tmp_path: Path
+) -> None:
+    chat = "document.querySelector('#ask-as [value=chat]')"
+    await asyncio.to_thread(shutil.copytree, models / "words", tmp_path / "plain")
+    for name in ("tokenizer_config.json", "manifest.json"):
+        (tmp_path / "plain" / name).unlink(missing_ok=True)
+    async with shown(tmp_path, ["alone"]) as on:
+        await tab.open(on.url)
+        await tab.until("document.getElementById('ask-model').value === 'plain'")
+        why = "conversation: the model has no chat template"
+        assert await tab.eval(f"[{chat}.disabled, {chat}.textContent]") == [True, why]
+    async with shown(models, ["alone"]) as on:
+        await tab.open(on.url)
+        await tab.until("document.getElementById('ask-model').value === 'words'")
+        assert await tab.eval(f"[{chat}.disabled, {chat}.textContent]") == [False, "conversation"]
+
+
+async def test_buttons_of_paired_devices_lie_apart(tab: Tab, models: Path) -> None:
+    boxes = """['pair-open', 'pair-leave'].map((id) =>
+        document.getElementById(id).getBoundingClientRect())"""
+    async with shown(models, ["alone"]) as on:
+        await tab.open(on.url)
+        await tab.until("document.getElementById('pair-devices').childElementCount > 0")
+        await tab.eval("document.getElementById('pair-leave').hidden = false")  # as with others
+        for width in (320, 390, 1280):
+            await tab.shape(width, 800)
+            gap = f"(([a, b]) => Math.max(b.left - a.right, b.top - a.bottom))({boxes})"
+            assert await tab.eval(gap) >= 8
+
+
+async def test_a_request_that_nobody_saw_says_why_it_has_no_steps(tab: Tab, models: Path) -> None:
+    body = {"model": "words", "prompt": PROMPT, "max_tokens": 2}
+    seen = "document.getElementById('request-picture').offsetParent !== null"
+    async with shown(models, ["alone"]) as on:
+        async with (
+            aiohttp.ClientSession() as http,
+            http.post(f"{on.url}v1/completions", json=body) as answer,
+        ):
+            assert answer.status == 200
+        await tab.open(on.url)
+        await tab.until("!document.getElementById('request-unseen').hidden")
+        said = await tab.text("#request-unseen")
+        assert said == "Its steps were not recorded, because no page was open when it began."
+        assert await tab.eval(seen) is False
+        await tab.type("#ask-text", PROMPT)
+        await tab.click("#ask-go")
+        await tab.until("document.querySelectorAll('#request-picture rect').length > 0")
+        assert await tab.eval("document.getElementById('request-unseen').hidden") is True
+        assert await tab.eval(seen) is True
 
 
 async def test_a_link_on_another_site_leads_to_the_page(tab: Tab, models: Path) -> None:

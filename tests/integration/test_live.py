@@ -74,6 +74,7 @@ async def test_a_page_sees_the_mesh_and_a_request_on_all_its_peers(models: Path)
                 marks.setdefault(found["peer"], []).extend(found["marks"])
         await asking
     assert about["new_tokens"] == 4
+    assert about["noted"] is True
     assert [one["id"] for one in about["shards"]]
     assert set(marks) == {one.id for one in peers}
     took_us = about["cost"]["actual_s"] * 1e6
@@ -107,7 +108,8 @@ async def test_nothing_is_noted_while_nobody_looks_on(models: Path) -> None:
     async with live(models) as (peers, _, http):
         await ask(peers[-1])
         async with http.ws_connect("/live") as socket:
-            assert (await told(socket, "request"))["outcome"] == "answered"
+            about = await told(socket, "request")
+            assert (about["outcome"], about["noted"]) == ("answered", False)
             (shown,) = peers[-1].watch.shown()
             assert shown.marks({}) == {}
             assert peers[-1].watch.active
