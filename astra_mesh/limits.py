@@ -312,6 +312,7 @@ API_LIVE: Final = 16  # pages that look on at once, beside API_REQUESTS
 REQUEST_NEWS_S: Final = 0.5  # between two events of one request: 64 at once are 128 a second
 API_LIVE_S: Final = 0.1  # between two looks for news; marks come as often
 API_LIVE_MESH_S: Final = 1.0  # the figures of links, which change all the time
+API_LIVE_WORD_S: Final = 2.0  # a word to a page: it takes a peer without one for 5 s as gone
 API_LIVE_BEAT_S: Final = 5.0  # a ping to a page; its phone went to sleep if no pong comes in half
 API_TOKEN_CHARS: Final = 16  # a shorter token could be guessed
 CHAT_TEMPLATE_BYTES: Final = 256 * KIB  # the longest in use are about 20 KB

@@ -72,6 +72,11 @@ class Shown:
             self.report = message.report
         self.version += 1
 
+    @property
+    def noted(self) -> bool:
+        """Whether the steps of its last attempt are noted."""
+        return self._own is not None
+
     def is_due(self) -> bool:
         """Whether there are news: at each plan, then now and then."""
         return time.monotonic() - self._told >= limits.REQUEST_NEWS_S

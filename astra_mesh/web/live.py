@@ -4,6 +4,7 @@
              goes, else each second
 ``request``  one of the last requests this peer answers, whenever something of it changed
 ``marks``    new steps of a request on one peer, as in :class:`astra_mesh.wire.messages.Progress`
+``beat``     nothing, every two seconds: a page that hears no word takes its peer for gone
 """
 
 from __future__ import annotations
@@ -56,7 +57,9 @@ async def live(request: web.Request) -> web.WebSocketResponse:
         try:
             async with asyncio.TaskGroup() as group:
                 tasks.start(group, "a page's end", _read, socket)
+                beats = tasks.start(group, "words to a page", _beat, socket, state)
                 await _write(socket, Feed(state.peer), state)
+                beats.cancel()
         except* (ConnectionError, TimeoutError):
             if request.transport is not None:
                 request.transport.abort()
@@ -84,10 +87,22 @@ async def _write(socket: web.WebSocketResponse, feed: Feed, state: State) -> Non
     while not socket.closed and not state.ending:
         await feed.look()
         for message in feed.news():
-            async with asyncio.timeout(state.config.write_s):
-                await socket.send_str(encode(message).decode())
+            await _send(socket, message, state)
         await asyncio.sleep(limits.API_LIVE_S)
     await socket.close(code=aiohttp.WSCloseCode.GOING_AWAY)  # nothing, where it is closed
+
+
+async def _beat(socket: web.WebSocketResponse, state: State) -> None:
+    """Beside what happens, so that slow looks at folders of models do not hold it up."""
+    with suppress(ConnectionError, TimeoutError):  # whoever writes or pings next finds out
+        while True:
+            await asyncio.sleep(limits.API_LIVE_WORD_S)
+            await _send(socket, {"type": "beat"}, state)
+
+
+async def _send(socket: web.WebSocketResponse, message: dict[str, Any], state: State) -> None:
+    async with asyncio.timeout(state.config.write_s):
+        await socket.send_str(encode(message).decode())
 
 
 class Feed:
@@ -195,6 +210,7 @@ def _request(shown: Shown) -> dict[str, Any]:
         "began_s": shown.began_s,
         "new_tokens": shown.new_tokens,
         "outcome": shown.outcome,
+        "noted": shown.noted,
         "shards": [],
     }
     if planned is None:

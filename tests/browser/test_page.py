@@ -5,14 +5,19 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import re
 import shutil
+import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from asyncio.subprocess import Process
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from PIL import Image
 
@@ -428,9 +433,72 @@ async def test_spaces_are_refused_as_no_text_is(tab: Tab, models: Path) -> None:
         await tab.key("Enter", 13, modifiers=2)
         assert await tab.eval("document.getElementById('ask-form').matches(':invalid')") is True
         assert await tab.eval("document.getElementById('answers').childElementCount") == 0
+        assert await tab.text("#ask-problem") == "Type a text first."
+        assert await tab.eval("document.activeElement.id") == "ask-text"
         await tab.type("#ask-text", " w9")
+        assert await tab.eval("document.getElementById('ask-problem').hidden") is True
         assert await tab.eval("document.getElementById('ask-form').matches(':valid')") is True
         await no_complaints(tab, on.url)
+
+
+async def test_an_empty_field_says_what_it_wants(tab: Tab, models: Path) -> None:
+    async with shown(models, ["alone"]) as on:
+        await tab.open(on.url)
+        await tab.until("document.getElementById('ask-model').value === 'words'")
+        await tab.click("#ask-go")
+        assert await tab.text("#ask-problem") == "Type a text first."
+
+
+async def test_why_a_model_holds_no_conversation_is_told(
+    tab: Tab, models: Path, tmp_path: Path
+) -> None:
+    chat = "document.querySelector('#ask-as [value=chat]')"
+    await asyncio.to_thread(shutil.copytree, models / "words", tmp_path / "plain")
+    for name in ("tokenizer_config.json", "manifest.json"):
+        (tmp_path / "plain" / name).unlink(missing_ok=True)
+    async with shown(tmp_path, ["alone"]) as on:
+        await tab.open(on.url)
+        await tab.until("document.getElementById('ask-model').value === 'plain'")
+        why = "conversation: the model has no chat template"
+        assert await tab.eval(f"[{chat}.disabled, {chat}.textContent]") == [True, why]
+    async with shown(models, ["alone"]) as on:
+        await tab.open(on.url)
+        await tab.until("document.getElementById('ask-model').value === 'words'")
+        assert await tab.eval(f"[{chat}.disabled, {chat}.textContent]") == [False, "conversation"]
+
+
+async def test_buttons_of_paired_devices_lie_apart(tab: Tab, models: Path) -> None:
+    boxes = """['pair-open', 'pair-leave'].map((id) =>
+        document.getElementById(id).getBoundingClientRect())"""
+    async with shown(models, ["alone"]) as on:
+        await tab.open(on.url)
+        await tab.until("document.getElementById('pair-devices').childElementCount > 0")
+        await tab.eval("document.getElementById('pair-leave').hidden = false")  # as with others
+        for width in (320, 390, 1280):
+            await tab.shape(width, 800)
+            gap = f"(([a, b]) => Math.max(b.left - a.right, b.top - a.bottom))({boxes})"
+            assert await tab.eval(gap) >= 8
+
+
+async def test_a_request_that_nobody_saw_says_why_it_has_no_steps(tab: Tab, models: Path) -> None:
+    body = {"model": "words", "prompt": PROMPT, "max_tokens": 2}
+    seen = "document.getElementById('request-picture').offsetParent !== null"
+    async with shown(models, ["alone"]) as on:
+        async with (
+            aiohttp.ClientSession() as http,
+            http.post(f"{on.url}v1/completions", json=body) as answer,
+        ):
+            assert answer.status == 200
+        await tab.open(on.url)
+        await tab.until("!document.getElementById('request-unseen').hidden")
+        said = await tab.text("#request-unseen")
+        assert said == "Its steps were not recorded, because no page was open when it began."
+        assert await tab.eval(seen) is False
+        await tab.type("#ask-text", PROMPT)
+        await tab.click("#ask-go")
+        await tab.until("document.querySelectorAll('#request-picture rect').length > 0")
+        assert await tab.eval("document.getElementById('request-unseen').hidden") is True
+        assert await tab.eval(seen) is True
 
 
 async def test_a_link_on_another_site_leads_to_the_page(tab: Tab, models: Path) -> None:
@@ -503,6 +571,62 @@ async def test_the_page_says_that_its_peer_is_gone_and_comes_back(tab: Tab, mode
     async with shown(models, ["second"], port=port):
         await tab.until("document.getElementById('me').textContent === 'second'")
         assert await tab.text("#state") == "1 device"
+
+
+@asynccontextmanager
+async def process(models: Path, folder: Path) -> AsyncIterator[tuple[Process, str]]:
+    """A peer that can be frozen, and where its page is."""
+    argv = ["--name", "frozen", "--port", "0", "--listen", "127.0.0.1", "--no-discovery"]
+    argv += ["--api-port", "0", "--model", str(models / "words"), "--state-dir", str(folder)]
+    peer = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "astra_mesh", "peer", *argv, stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        assert peer.stdout is not None
+        while not (found := re.search(rb"http://[^ ]+:\d+/", line := await peer.stdout.readline())):
+            assert line, "it ended"
+        yield peer, found[0].decode()
+    finally:
+        peer.kill()
+        await peer.wait()
+
+
+async def test_a_peer_that_says_nothing_any_more_is_told_and_ends_what_was_asked(
+    tab: Tab, models: Path, tmp_path: Path
+) -> None:
+    """Frozen, it closes nothing; neither does a network that was cut."""
+    async with process(models, tmp_path) as (peer, url):
+        await tab.open(url)
+        await tab.until("document.getElementById('ask-model').value === 'words'")
+        await tab.type("#ask-text", PROMPT)
+        peer.send_signal(signal.SIGSTOP)
+        frozen = time.monotonic()
+        await tab.click("#ask-go")
+        await tab.until("document.getElementById('state').classList.contains('bad')")
+        assert time.monotonic() - frozen < patient(8.0)
+        await tab.until("!document.getElementById('ask-problem').hidden", within_s=1.0)
+        for place in ("#state", "#ask-problem"):
+            assert (await tab.text(place)).startswith("The peer does not answer")
+        assert await tab.eval("document.getElementById('ask-go').disabled") is False
+        await tab.click("#ask-go")  # while it is known to be silent
+        await tab.until("!document.getElementById('ask-go').disabled", within_s=patient(10.0))
+        assert (await tab.text("#ask-problem")).startswith("The peer does not answer")
+        peer.send_signal(signal.SIGCONT)
+        await tab.until("document.getElementById('state').textContent === '1 device'")
+        await tab.click("#ask-go")
+        await tab.until("document.querySelector('#answers .cost') !== null")
+
+
+async def test_a_page_that_stood_still_does_not_blame_its_peer(tab: Tab, models: Path) -> None:
+    async with shown(models, ["alone"]) as on:
+        await tab.open(on.url)
+        await tab.until(devices(1))
+        await tab.eval("""window.bad = 0; new MutationObserver(() => (window.bad += 1))
+            .observe(document.getElementById('state'), { attributes: true, childList: true });
+            for (const end = Date.now() + 8000; Date.now() < end;);""")
+        await asyncio.sleep(2.0)
+        assert await tab.eval("window.bad") == 0
+        await no_complaints(tab, on.url)
 
 
 async def test_a_token_is_asked_for_once(tab: Tab, models: Path) -> None:

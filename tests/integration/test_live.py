@@ -19,6 +19,7 @@ from astra_mesh.client import Mesh
 from astra_mesh.peer import Peer
 from astra_mesh.web import ApiConfig, ApiServer, serving
 from astra_mesh.web.answers import MeshAnswer
+from astra_mesh.web.live import Feed
 from tests.integration.mesh_fixtures import WAIT_S, mesh_of, until
 
 PROMPT = " ".join(f"w{7 * i % 64}" for i in range(40))
@@ -73,6 +74,7 @@ async def test_a_page_sees_the_mesh_and_a_request_on_all_its_peers(models: Path)
                 marks.setdefault(found["peer"], []).extend(found["marks"])
         await asking
     assert about["new_tokens"] == 4
+    assert about["noted"] is True
     assert [one["id"] for one in about["shards"]]
     assert set(marks) == {one.id for one in peers}
     took_us = about["cost"]["actual_s"] * 1e6
@@ -106,7 +108,8 @@ async def test_nothing_is_noted_while_nobody_looks_on(models: Path) -> None:
     async with live(models) as (peers, _, http):
         await ask(peers[-1])
         async with http.ws_connect("/live") as socket:
-            assert (await told(socket, "request"))["outcome"] == "answered"
+            about = await told(socket, "request")
+            assert (about["outcome"], about["noted"]) == ("answered", False)
             (shown,) = peers[-1].watch.shown()
             assert shown.marks({}) == {}
             assert peers[-1].watch.active
@@ -223,6 +226,21 @@ async def test_a_file_that_comes_to_a_model_is_seen(
         await until(lambda: loaded.tokenizer is not None)
         async with http.post("/v1/completions", json=body) as answer:
             assert answer.status == 200
+
+
+async def test_a_page_hears_something_where_nothing_changes(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "API_LIVE_WORD_S", 0.05)
+
+    async def slow(feed: Feed) -> None:
+        """A folder of models on a card that hangs."""
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Feed, "look", slow)
+    async with live(models, 1) as (_, _, http), http.ws_connect("/live") as socket:
+        for _ in range(3):
+            assert await told(socket, "beat") == {"type": "beat"}
 
 
 async def test_a_peer_that_stops_sends_its_pages_away(models: Path) -> None:

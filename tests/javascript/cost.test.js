@@ -14,6 +14,12 @@ test("why one device answers alone is told, as all plans are", () => {
   for (const none of ["", undefined]) assert.doesNotMatch(costLine({ ...REPORT, plan: { ...REPORT.plan, reason: none } }), /Plan/);
 });
 
+test("a loss of accuracy is told in points, others in percent", () => {
+  const told = (measure) => costLine({ ...REPORT, expected_cost: { measure, loss: 0.001 } });
+  assert.match(told("accuracy"), /expected loss of accuracy: 0\.1 points\./);
+  assert.match(told("perplexity"), /expected loss of perplexity: 0\.1 %\./);
+});
+
 test("what lost devices cost is told beside what the answer's plan took", () => {
   assert.match(costLine(REPORT), /took 316 ms after 8\S* s with devices that were lost/);
   for (const lost_s of [0, 0.01, undefined]) assert.doesNotMatch(costLine({ ...REPORT, lost_s }), /lost/);

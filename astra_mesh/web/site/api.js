@@ -40,6 +40,18 @@ export class Refused extends Error {
   }
 }
 
+const GONE = "The peer does not answer: it has stopped, or this device left its network.";
+const gone = () => new Refused(GONE, "gone", 0);
+
+let patience = new AbortController(); // of all that is asked now
+
+/** The peer says nothing any more: whatever waits for it ends with this sentence. */
+export function giveUp() {
+  patience.abort();
+  patience = new AbortController();
+  return GONE;
+}
+
 /** The answer to a request; `body` is an object (sent as JSON) or a Blob. */
 export async function ask(path, body, signal) {
   const headers = {};
@@ -48,28 +60,37 @@ export async function ask(path, body, signal) {
   if (body && !isBlob) headers["Content-Type"] = "application/json";
   if (isBlob) headers["Content-Type"] = body.type;
   const data = body && !isBlob ? JSON.stringify(body) : body;
+  const over = patience.signal;
+  const either = signal ? AbortSignal.any([signal, over]) : over;
   let response;
   try {
-    response = await fetch(path, { method: body ? "POST" : "GET", headers, body: data, signal });
+    response = await fetch(path, { method: body ? "POST" : "GET", headers, body: data, signal: either });
   } catch (error) {
-    if (error.name === "AbortError") throw error;
-    throw new Refused("The peer does not answer: it has stopped, or this device left its network.", "gone", 0);
+    throw error.name === "AbortError" && !over.aborted ? error : gone();
   }
   if (response.ok) return response;
   const { error } = await response.json().catch(() => ({ error: {} }));
   throw new Refused(error?.message ?? `the peer answers with status ${response.status}`, error?.code, response.status);
 }
 
-export const json = async (path, body, signal) => (await ask(path, body, signal)).json();
+export async function json(path, body, signal) {
+  const over = patience.signal;
+  const response = await ask(path, body, signal);
+  return response.json().catch((error) => {
+    throw over.aborted ? gone() : error;
+  });
+}
 
 const cutOff = () => new Refused("The answer was cut off: the peer went away.", "gone", 0);
 
 /** The JSON values of a stream of server-sent events, until [DONE]; `heard` gets the comments between them. */
 export async function* events(response, heard) {
+  const over = patience.signal;
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";
   for (;;) {
     const { value, done } = await reader.read().catch((error) => {
+      if (over.aborted) throw gone();
       throw error.name === "AbortError" ? error : cutOff(); // a browser says "network error"
     });
     if (done) throw cutOff();

@@ -5,6 +5,7 @@ import { costLine } from "./cost.js";
 import { $, choices, h, say } from "./dom.js";
 
 const SHIPPED = "tiny-gpt2"; // goes on with the text that the empty field shows
+const NO_TEXT = "Type a text first.";
 
 let models = [];
 let running = null; // AbortController of the question that is being answered
@@ -14,9 +15,15 @@ export function startAsk() {
   $("ask-form").onsubmit = submit;
   // A browser shows what is wrong with a field only where the field is to be seen.
   $("ask-form").addEventListener("invalid", (event) => event.target.closest("details")?.setAttribute("open", ""), true);
+  $("ask-text").oninvalid = (event) => {
+    event.preventDefault(); // a browser's own words go after a moment, and some show none
+    say($("ask-problem"), NO_TEXT);
+    $("ask-text").focus();
+  };
   $("ask-text").oninput = () => {
     const { value } = $("ask-text");
-    $("ask-text").setCustomValidity(value && !value.trim() ? "Write something besides spaces." : ""); // as `required`
+    $("ask-text").setCustomValidity(value && !value.trim() ? NO_TEXT : ""); // as `required`
+    if ($("ask-problem").textContent === NO_TEXT) say($("ask-problem"), "");
   };
   $("ask-stop").onclick = () => running?.abort();
   $("ask-model").onchange = fit;
@@ -46,11 +53,12 @@ function likeliest() {
   return [...models].sort((one, other) => rank(other) - rank(one))[0]?.name;
 }
 
-/** A model without a chat template holds no conversation. */
+/** A model without a chat template holds no conversation, and its option says why. */
 function fit() {
   const model = models.find((one) => one.name === $("ask-model").value);
   const chat = $("ask-as").querySelector("[value=chat]");
   chat.disabled = !model?.chat;
+  chat.textContent = model && !model.chat ? "conversation: the model has no chat template" : "conversation";
   if (chat.disabled) $("ask-as").value = "text";
   $("ask-go").disabled = !model || running !== null;
   $("answers").hidden = $("answers").childElementCount === 0;

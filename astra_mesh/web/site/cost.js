@@ -1,6 +1,6 @@
 // What an answer cost, in a line.
 
-import { bytes, percent, seconds } from "./dom.js";
+import { bytes, lossOf, seconds } from "./dom.js";
 
 const CARED_S = 0.05; // that loading or lost devices took and a person may care for
 
@@ -16,7 +16,7 @@ export function costLine(report) {
   if (sent) parts.push(`${bytes(sent)} between devices`);
   const waited = Math.max(0, ...(report.peers ?? []).map((one) => one.wait_s));
   if (peers > 1 && report.peers) parts.push(`waited ${seconds(waited)}`);
-  if (report.expected_cost) parts.push(`expected loss of ${report.expected_cost.measure}: ${percent(report.expected_cost.loss)}`);
+  if (report.expected_cost) parts.push(`expected loss of ${report.expected_cost.measure}: ${lossOf(report.expected_cost.measure, report.expected_cost.loss)}`);
   const plan = report.plan.reason ? ` Plan: ${report.plan.reason}.` : "";
   return `${parts.join("; ")}.${plan}${report.notes?.length ? ` ${report.notes.join(". ")}.` : ""}`;
 }

@@ -81,7 +81,12 @@ export function rate(value) {
   return value < 1e6 ? `${three(value / 1e3)} kbit/s` : value < 1e9 ? `${three(value / 1e6)} Mbit/s` : `${three(value / 1e9)} Gbit/s`;
 }
 
-export const percent = (value) => `${(value * 100).toFixed(value < 0.1 ? 1 : 0)} %`;
+const hundredths = (value) => (value * 100).toFixed(value < 0.1 ? 1 : 0);
+
+export const percent = (value) => `${hundredths(value)} %`;
+
+/** A loss of quality: of accuracy in points, of anything else in percent. */
+export const lossOf = (measure, value) => `${hundredths(value)} ${measure === "accuracy" ? "points" : "%"}`;
 
 /** Round steps of an axis from 0 to `most`, about `count` of them. */
 export function steps(most, count) {

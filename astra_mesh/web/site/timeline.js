@@ -21,6 +21,7 @@ const NAME = 17; // letters beside a lane
 const LETTER = 7; // of a name above one
 const [DIGIT, GAP] = [6.5, 3]; // of a block's number, as wide as it is drawn
 const EACH = [1, 2, 5, 10, 20, 50, 100];
+const UNSEEN = "Its steps were not recorded, because no page was open when it began.";
 
 const requests = new Map(); // key -> {about, marks: peer id -> {start_us, marks}}
 let chosen = null; // a key; null: always the newest
@@ -90,6 +91,9 @@ function draw() {
   const { about } = request;
   say($("request-said"), sentence(about));
   showShares(about.shards);
+  const unseen = about.attempt > 0 && !about.noted;
+  say($("request-unseen"), unseen ? UNSEEN : "");
+  $("request-picture").hidden = $("request-legend").hidden = unseen;
   const names = labels(about.shards);
   const rows = about.shards.map((shard) => ({ ...shard, name: names.get(shard.id), ...spansOf(request.marks.get(shard.id)) }));
   $("request-picture").replaceChildren(drawn(rows));
