@@ -141,12 +141,14 @@ function ended(state) {
   return state || left > 2 ? "The window was closed; the code holds no more." : "Its time was over before a device was paired; the code holds no more.";
 }
 
-/** Made anew only if something changed, so that the focus stays. */
+/** Made anew only if something changed; the focus stays with its device. */
 function list(element, devices) {
   const wanted = JSON.stringify(devices);
   if (element.dataset.devices === wanted) return;
   element.dataset.devices = wanted;
+  const focused = element.contains(document.activeElement) ? document.activeElement.dataset.device : "";
   element.replaceChildren(...devices.map(item));
+  if (focused) element.querySelector(`[data-device="${focused}"]`)?.focus();
 }
 
 /** Its name with the first digits of its id: names may be equal, and devices choose theirs. */
@@ -162,7 +164,7 @@ function running({ name, peers }) {
 
 function item(device) {
   if (device.self) return h("li", {}, `${called(device)}, this one `, running(device));
-  const button = h("button", { type: "button", "aria-label": `Unpair ${called(device)}` }, "Unpair");
+  const button = h("button", { type: "button", "data-device": device.id, "aria-label": `Unpair ${called(device)}` }, "Unpair");
   button.onclick = () => {
     if (!confirm(`Shut ${called(device)} out of the mesh, on all devices?`)) return;
     act(async () => showStatus(await json("/v1/pairing/unpair", { id: device.id })));
