@@ -52,6 +52,17 @@ export function giveUp() {
   return GONE;
 }
 
+/** Aborted with the first of two. */
+function either(...signals) {
+  if (AbortSignal.any) return AbortSignal.any(signals); // Safari since 17.4
+  const both = new AbortController();
+  for (const one of signals) {
+    if (one.aborted) both.abort(one.reason);
+    one.addEventListener("abort", () => both.abort(one.reason), { once: true });
+  }
+  return both.signal;
+}
+
 /** The answer to a request; `body` is an object (sent as JSON) or a Blob. */
 export async function ask(path, body, signal) {
   const headers = {};
@@ -61,10 +72,10 @@ export async function ask(path, body, signal) {
   if (isBlob) headers["Content-Type"] = body.type;
   const data = body && !isBlob ? JSON.stringify(body) : body;
   const over = patience.signal;
-  const either = signal ? AbortSignal.any([signal, over]) : over;
+  const until = signal ? either(signal, over) : over;
   let response;
   try {
-    response = await fetch(path, { method: body ? "POST" : "GET", headers, body: data, signal: either });
+    response = await fetch(path, { method: body ? "POST" : "GET", headers, body: data, signal: until });
   } catch (error) {
     throw error.name === "AbortError" && !over.aborted ? error : gone();
   }
