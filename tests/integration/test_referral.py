@@ -73,7 +73,7 @@ async def test_the_faster_one_answers(models: Path, monkeypatch: pytest.MonkeyPa
         wanted = await alone(mesh)
         lines = []
         told_events: list[str] = []
-        monkeypatch.setattr(board, "tell", lambda kind, *peer, text="": told_events.append(text))
+        monkeypatch.setattr(board, "tell", lambda *_, text="", **more: told_events.append(text))
         for _ in range(2):
             generation = mesh.generate("words", PROMPT, max_new_tokens=NEW, codec="fp32")
             assert await told(generation) == wanted
