@@ -234,7 +234,7 @@ async def test_a_link_that_does_not_come_back_is_waited_for_a_while(
     room.away.add(D)
     began = time.monotonic()
     (refusal,) = await room.run(propose_of(room, **BAD_PLANS["a peer without a link"][0]))
-    assert 0.2 <= time.monotonic() - began < patient(1.0)
+    assert 0.2 <= time.monotonic() - began < patient(10.0)
     assert refusal.reason is Reason.NOT_LINKED
 
 
