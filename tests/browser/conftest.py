@@ -8,9 +8,11 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from astra_mesh.peer.steps import StepQueue
 from tests.browser.chrome import PATH, Chromium, Tab, chrome, stranger
 from tests.integration.mesh_fixtures import make_models
 
@@ -71,3 +73,15 @@ def _check_chromium() -> None:
 @pytest.fixture(scope="module")
 def sample() -> Path:
     return Path(__file__).parents[2] / "models" / "vit-tiny" / "sample.jpg"
+
+
+@pytest.fixture
+def slow_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each new token takes 0.1 s longer."""
+    original = StepQueue.step
+
+    async def slow(self: StepQueue, *args: Any) -> int | None:
+        await asyncio.sleep(0.1)
+        return await original(self, *args)
+
+    monkeypatch.setattr(StepQueue, "step", slow)

@@ -75,3 +75,16 @@ async def no_complaints(tab: Tab, url: str) -> None:
     """Nothing in the console, and nothing was loaded from anywhere but the peer."""
     assert tab.complaints == []
     assert [one for one in tab.loaded if not one.startswith((url, f"blob:{url}", "data:"))] == []
+
+
+def devices(count: int) -> str:
+    return f"document.querySelectorAll('#devices li').length === {count}"
+
+
+async def begin(tab: Tab, kind: str) -> None:
+    """Ask, and wait for the first letters of the answer."""
+    await tab.until("document.getElementById('ask-model').value === 'words'")
+    await tab.choose("#ask-as", kind)
+    await tab.type("#ask-text", "w9 w8")
+    await tab.click("#ask-go")
+    await tab.until("document.querySelector('#answers p:last-child .made')?.textContent")
