@@ -222,18 +222,18 @@ KNOWN_CERTIFICATES: Final = 64  # answers to "whose is it?"; each start of a pro
 HANDSHAKES: Final = 64  # TLS handshakes at once
 HANDSHAKES_PER_HOST: Final = 16  # of these from one address (a host's peers, clients and retries)
 # Each takes 0.3 to 0.7 ms of OpenSSL, and 1 ms in all with a member's certificate, of the thread
-# that requests are planned in: 16 are 2 % of a core. This machine's own are not counted.
-HANDSHAKES_PER_S: Final = 16  # of a host that members come from; more wait for their turn
+# that requests are planned in: 8 are 1 % of a core. This machine's own are not counted.
+HANDSHAKES_PER_S: Final = 8  # of a host that members come from; more wait for their turn
 HANDSHAKES_BURST: Final = 16  # and at once
 # Of hosts from which no member has come yet; more are closed. A new device begins one or two.
-STRANGER_HANDSHAKES_PER_S: Final = 8  # of one of them
+STRANGER_HANDSHAKES_PER_S: Final = 4  # of one of them
 STRANGER_HANDSHAKES_BURST: Final = 16
-STRANGERS_HANDSHAKES_PER_S: Final = 12  # of all of them: one machine may have many addresses
+STRANGERS_HANDSHAKES_PER_S: Final = 8  # of all of them: one machine may have many addresses
 STRANGERS_HANDSHAKES_BURST: Final = 24
 RATED_HOSTS: Final = 1_024  # whose handshakes are counted: 200 KB
 # To take a connection and to close it costs 50 us, half of it in the kernel. So no flood costs more
-# than 1,280 of them a second: 6 % of a core.
-ACCEPTS: Final = 64  # connections that are taken in one go
+# than 640 of them a second: 3 % of a core.
+ACCEPTS: Final = 32  # connections that are taken in one go
 ACCEPT_REST_S: Final = 0.05  # until the next go, if one of them was one too many
 HANDSHAKE_S: Final = 5.0  # TLS handshake: 0.1 s on a slow board, 2 s on a bad Wi-Fi
 UPGRADE_S: Final = 5.0  # from the end of the handshake to the upgrade to a WebSocket

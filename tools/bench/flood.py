@@ -189,7 +189,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.bench.flood", description=__doc__)
     parser.add_argument("--kind", action="append", choices=KINDS, help="default: all")
     parser.add_argument("--pairs", type=int, default=20, help="of each kind")
-    parser.add_argument("--tokens", type=int, default=64, help="that a request makes")
+    parser.add_argument("--tokens", type=int, default=128, help="that a request makes")
     parser.add_argument(
         "--cores", type=float, default=0.5, help="of each peer's device; 0: no quota"
     )
