@@ -23,15 +23,17 @@ from astra_mesh.cli.console import (
     write,
 )
 from astra_mesh.cli.options import (
+    Classifier,
     ClassToken,
     Codec,
     Connect,
+    Embedder,
+    Generator,
     Json,
     Late,
     LateOption,
     Loss,
     MaxPeers,
-    Model,
     PlanOptions,
     Rate,
     Typed,
@@ -54,7 +56,7 @@ _SHOWN: Final = 6  # numbers of a vector
 
 
 def run(
-    model: Model,
+    model: Generator,
     prompt: Annotated[str, typer.Argument(help="Text to continue; - reads standard input.")],
     max_new_tokens: Annotated[
         int, typer.Option("-n", "--max-new-tokens", min=1, help="At most so many new tokens.")
@@ -136,7 +138,7 @@ async def _run(
 
 
 def classify(
-    model: Model,
+    model: Classifier,
     what: Annotated[
         str, typer.Argument(metavar="FILE|TEXT", help="An image file; with --text, a text.")
     ],
@@ -213,7 +215,7 @@ def show_labels(answer: Classification) -> None:
 
 
 def embed(
-    model: Model,
+    model: Embedder,
     text: Annotated[str, typer.Argument(help="The text; - reads standard input.")],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write the vector to this .npy file.")

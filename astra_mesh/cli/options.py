@@ -5,12 +5,14 @@ from __future__ import annotations
 import enum
 import os
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Literal, TypedDict
 
 import typer
 
-from astra_mesh.errors import InputError
+from astra_mesh.errors import AstraMeshError, InputError
 
 if TYPE_CHECKING:
     from astra_mesh.client.inputs import LateName, UseName
@@ -48,14 +50,36 @@ def model_names(incomplete: str) -> list[str]:
     return [name for name in sorted(folders_by_name()) if name.startswith(incomplete)]
 
 
+def able_to(task: str) -> Callable[[str], list[str]]:
+    """Completes names of those models of this device that do a task."""
+
+    def names(incomplete: str) -> list[str]:
+        from astra_mesh.bundle import find_named
+        from astra_mesh.bundle.specs import spec_of
+
+        found = []
+        for name in model_names(incomplete):
+            with suppress(AstraMeshError):  # a folder that is no whole model
+                found += [name] * (task in spec_of(find_named(name)).tasks)
+        return found
+
+    return names
+
+
 def codec_names(incomplete: str) -> list[str]:
     """The codecs whose names begin so, for the shell."""
     return [name for name in _CODECS if name.startswith(incomplete)]
 
 
-Model = Annotated[
-    str,
-    typer.Argument(help="Name of a model (see `astra-mesh models`).", autocompletion=model_names),
+_MODEL_HELP: Final = "Name of a model (see `astra-mesh models`)."
+Generator = Annotated[
+    str, typer.Argument(metavar="MODEL", help=_MODEL_HELP, autocompletion=able_to("generate"))
+]
+Classifier = Annotated[
+    str, typer.Argument(metavar="MODEL", help=_MODEL_HELP, autocompletion=able_to("classify"))
+]
+Embedder = Annotated[
+    str, typer.Argument(metavar="MODEL", help=_MODEL_HELP, autocompletion=able_to("embed"))
 ]
 Bundle = Annotated[
     str,

@@ -71,7 +71,9 @@ def pair(
             "--for", metavar="TIME", help="Let it in for so long only: a guest's phone, say 12h."
         ),
     ] = None,
-    show: Annotated[bool, typer.Option("--list", help="List the devices of this mesh.")] = False,
+    show: Annotated[
+        bool, typer.Option("--list", help="List the devices of this mesh, and what is open.")
+    ] = False,
     close: Annotated[
         bool, typer.Option("--close", help="Close all windows and join keys.")
     ] = False,
@@ -100,7 +102,8 @@ def pair(
         trust = Trust.open()
         trust.name = name_of(trust.device.id)
         if show:
-            list_devices(trust, as_json, run_async(running_now(trust)))
+            ways_in = Invitations(trust.folder).still_open()
+            list_devices(trust, as_json, run_async(running_now(trust)), ways_in)
         elif close:
             _say_closed(Invitations(trust.folder).close(), as_json)
         elif code is not None and member_s:

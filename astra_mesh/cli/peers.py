@@ -14,7 +14,7 @@ from astra_mesh.cli.options import Connect, Json, Typed
 from astra_mesh.naming import SHORT_ID, Names, listed
 
 if TYPE_CHECKING:
-    from astra_mesh.wire.messages import PeerInfo
+    from astra_mesh.wire.messages import ModelId, PeerInfo
 
 EXAMPLE: Final = "Example:  astra-mesh peers --json"
 _LINKS: Final = 20  # lines
@@ -110,17 +110,21 @@ def link_lines(found: list[PeerInfo]) -> list[Text]:
 
 
 def model_table(found: list[PeerInfo]) -> Table:
-    """One row for each model: what it does, and who holds it."""
+    """One row for each model with all its names: what it does, and who holds it."""
     from astra_mesh.client.answers import models_of
 
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     for column in ("model", "does", "on"):
         table.add_column(column, overflow="fold")
+    names: dict[ModelId, list[str]] = {}
     for model in models_of(found):
-        everyone = len(model.peers) == len(found)
-        holders = "every peer" if everyone and len(found) > 1 else listed(model.peers, _HOLDERS)
-        tasks = ", ".join(task.value for task in model.tasks)
-        table.add_row(*(Text(clean(text)) for text in (model.name, tasks, holders)))
+        names.setdefault(model.id, []).append(model.name)
+    for key, called in names.items():
+        having = [(one.name, model) for one in found for model in one.models if model.id == key]
+        everyone = len(having) == len(found) > 1
+        holders = "every peer" if everyone else listed([name for name, _ in having], _HOLDERS)
+        tasks = ", ".join(task.value for task in having[0][1].tasks)
+        table.add_row(*(Text(clean(text)) for text in (", ".join(called), tasks, holders)))
     return table
 
 

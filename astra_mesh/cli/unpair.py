@@ -17,6 +17,7 @@ from astra_mesh.naming import SHORT_ID, device_name, labelled
 if TYPE_CHECKING:
     from astra_mesh.client.farewell import Farewell
     from astra_mesh.client.reach import Running
+    from astra_mesh.mesh.invitations import Invitation
     from astra_mesh.mesh.roster import RosterBook
     from astra_mesh.mesh.trust import Trust
     from astra_mesh.wire.messages import DeviceId
@@ -183,8 +184,14 @@ def device_rows(trust: Trust, running: Sequence[Running] = ()) -> list[dict[str,
     ]
 
 
-def list_devices(trust: Trust, as_json: bool, running: Sequence[Running] | None = None) -> None:
-    """The devices; with ``running``, also which peers run on each now."""
+def list_devices(
+    trust: Trust,
+    as_json: bool,
+    running: Sequence[Running] | None = None,
+    invitations: Sequence[Invitation] | None = None,
+) -> None:
+    """The devices; with ``running``, also which peers run on each now, and with ``invitations`` by
+    what others can still come in."""
     peers: dict[str, list[dict[str, str]]] = {}
     for one in running or ():
         peers.setdefault(one.device, []).append({"id": one.peer, "name": one.name})
@@ -192,7 +199,8 @@ def list_devices(trust: Trust, as_json: bool, running: Sequence[Running] | None 
     for row in rows if running is not None else ():
         row["peers"] = peers.get(str(row["id"]), [])
     if as_json:
-        print_json({"devices": rows})
+        ways = {} if invitations is None else {"open": [_way_in(one) for one in invitations]}
+        print_json({"devices": rows} | ways)
         return
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in ("device", "id", "until"):
@@ -208,7 +216,21 @@ def list_devices(trust: Trust, as_json: bool, running: Sequence[Running] | None 
             texts.append(clean(", ".join(labelled(one["name"], one["id"]) for one in here)))
         table.add_row(name, *(Text(text) for text in texts))
     out.print(table)
+    for way in invitations or ():
+        more = f" for {way.uses} devices" if way.uses > 1 else ""
+        what = f"a join key{more}" if way.id else "a code"
+        hint(f"open until {_moment(way.until)}: {what}; `astra-mesh pair --close` closes it")
 
 
-def _moment(seconds: int) -> str:
+def _way_in(invitation: Invitation) -> dict[str, object]:
+    """For programs; neither code nor key can be told from it."""
+    return {
+        "type": "join-key" if invitation.id else "code",
+        "until": int(invitation.until),
+        "uses": invitation.uses,
+        "member_s": invitation.member_s or None,
+    }
+
+
+def _moment(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))

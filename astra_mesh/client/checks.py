@@ -23,7 +23,7 @@ from astra_mesh._version import __version__
 from astra_mesh.client.addresses import DEFAULT_PORT
 from astra_mesh.client.clocks import compare
 from astra_mesh.client.keys import mend_modes
-from astra_mesh.client.reach import who_answers
+from astra_mesh.client.reach import Reach, who_answers
 from astra_mesh.errors import AstraMeshError, PortInUseError
 from astra_mesh.mesh import discovery
 from astra_mesh.mesh.connect import Address, forgotten, over, show_address
@@ -34,7 +34,7 @@ from astra_mesh.mesh.listening import close_all, listen
 from astra_mesh.mesh.trust import Trust
 from astra_mesh.naming import Names
 from astra_mesh.peer.local import LocalPeer, local_peers
-from astra_mesh.wire.messages import PeerId
+from astra_mesh.wire.messages import DeviceId, PeerId
 
 PACKAGES: Final = ("torch", "aiohttp", "cryptography", "zeroconf", "msgspec", "msgpack", "uvloop")
 _BORN: Final = 1_735_689_600  # 2025: a clock before it was never set
@@ -374,6 +374,13 @@ async def _members() -> list[Finding]:
     if not others:
         return [_note("devices", "this device is paired with no other: astra-mesh pair")]
     reach = await who_answers(trust)
+    names = Names({str(device): name for device, name in others.items()})
+    ahead = {names(key): one.ahead_s for key, one in reach.answered.items() if key in others}
+    return [*reached(others, reach), clocks(ahead)]
+
+
+def reached(others: Mapping[DeviceId, str], reach: Reach) -> list[Finding]:
+    """How each device of the mesh answered: one that is off is no fault while another answers."""
     there, found = reach.answered, []
     for device, name in others.items():
         shown = f"{name} ({device[:8]})"
@@ -383,10 +390,9 @@ async def _members() -> list[Finding]:
         elif device in reach.ended:
             found.append(_bad("devices", forgotten(shown)))
         else:
-            found.append(_bad("devices", f"{shown} does not answer: {why_silent(outside())}"))
-    names = Names({str(device): name for device, name in others.items()})
-    ahead = {names(key): one.ahead_s for key, one in there.items() if key in others}
-    return [*found, clocks(ahead)]
+            silent = _note if there.keys() & others.keys() else _bad
+            found.append(silent("devices", f"{shown} does not answer: {why_silent(outside())}"))
+    return found
 
 
 def why_silent(found: Mapping[str, Outside]) -> str:

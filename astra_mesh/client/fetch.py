@@ -140,11 +140,17 @@ class Fetch:
         await self._get_from(http, file, self.holders.peers)
         if await asyncio.to_thread(self._settle, file):
             return
+        gave = []
         for holder in self.holders.peers if len(self.holders.peers) > 1 else ():
-            await self._get_from(http, file, (holder,))
+            try:
+                await self._get_from(http, file, (holder,))
+            except MeshError:  # it has not this file, or went away: another one may give it
+                await asyncio.to_thread(self._forget, file)
+                continue
             if await asyncio.to_thread(self._settle, file):
                 return
-        names = ", ".join(holder.name for holder in self.holders.peers)
+            gave.append(holder)
+        names = ", ".join(holder.name for holder in gave or self.holders.peers)
         raise BadBundleError(
             f"{file.name} as {names} gives it is not the model's: its SHA-256 differs; verify the "
             "model there (`astra-mesh models verify`)"
@@ -245,10 +251,15 @@ class Fetch:
             if file_sha256(part) == file.sha256:
                 part.replace(self._folder / file.name)
                 return True
-            part.unlink()
-        self._came.pop(file.sha256, None)
-        self.done_bytes = max(0, self.done_bytes - file.size)
+        self._forget(file)
         return False
+
+    def _forget(self, file: SharedFile) -> None:
+        """What came of a file is not what it should be, or is not known to be."""
+        self.done_bytes -= self._have(file)
+        with explained(self._folder):
+            self._part(file).unlink()
+        self._came.pop(file.sha256, None)
 
     def _finish(self) -> Bundle:
         with explained(self._folder):

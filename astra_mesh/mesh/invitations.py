@@ -101,7 +101,15 @@ class Invitations:
         """Close these, or all; those of them by which somebody could still come in."""
         with self._all() as found:
             gone = [found.pop(name) for name in ids or list(found) if name in found]
-        return [one for one in gone if one.uses > 0 and one.tries > 0 and not self.is_over(one)]
+        return [one for one in gone if self._lets_in(one)]
+
+    def still_open(self) -> list[Invitation]:
+        """All by which somebody can come in now."""
+        with self._all() as found:
+            return [one for one in found.values() if self._lets_in(one)]
+
+    def _lets_in(self, invitation: Invitation) -> bool:
+        return invitation.uses > 0 and invitation.tries > 0 and not self.is_over(invitation)
 
     def window(self, name: bytes = b"") -> Invitation | None:
         """How one stands; None if it is over and nobody came."""

@@ -54,6 +54,8 @@ main() {
     done
     [[ " $options" != *' --join-key'[=\ ]* ]] ||
         fail 'a key in --options is seen in the list of processes: use --join-key-file FILE'
+    [[ ! " $options" =~ [\ =](~|/home/|/root/) ]] ||
+        fail '--options names a home folder, which the service does not see: use another, which the user astra-mesh may read'
     [[ $EUID -eq 0 ]] || fail 'run it as root: sudo ./install.sh'
     if [[ $uninstall == yes ]]; then
         remove "$purge"

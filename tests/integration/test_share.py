@@ -240,6 +240,26 @@ async def test_a_peer_that_gives_wrong_bytes_cannot_spoil_a_model(
     assert not (user_models_path() / "other").exists()
 
 
+async def test_whom_it_asks_after_wrong_bytes_may_lack_the_file(
+    models: Path, words: Bundle, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(models / "words", tmp_path / "copy")
+    (copy / "manifest.json").unlink(missing_ok=True)
+    (copy / "tokenizer.json").write_text(word_tokenizer(60))
+    other = await asyncio.to_thread(open_bundle, copy)
+    async with (
+        mesh_of(["honest"], models) as peers,
+        liar(words) as bad,
+        giving(other) as lacking,
+    ):
+        found = await holders(peers[0])
+        wanted = Fetch(Holders(found.model, found.name, (bad, lacking, *found.peers)), "mine")
+        await wanted.look()
+        bundle = await wanted.run()
+        assert wanted.done_bytes == wanted.size_bytes
+    same_files(bundle.path, models / "words")
+
+
 @pytest.mark.parametrize(
     ("name", "size"), [("../../evil.json", 1), ("model.py", 1), ("config.json", -1)]
 )

@@ -122,6 +122,18 @@ def test_a_board_s_join_key_is_in_no_list_of_processes(options: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "options", ["--models /home/pi/models", "-n x --models=/root/m", "--m ~/m"]
+)
+def test_a_board_s_options_name_no_home_folder(options: str) -> None:
+    script = REPO_ROOT / "peers/board/install.sh"
+    done = subprocess.run(
+        [script, "--options", options], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "names a home folder" in done.stderr
+
+
+@pytest.mark.parametrize(
     ("text", "given"),
     [("amk-abc234\nmore\n", "amk-abc234"), ("  amk-abc\n", "amk-abc"), ("amk-z", "amk-z")]
     + [(bad, None) for bad in ("", "\n", "K7QM-2XR8\n", "amk-$(id)\n", "amk-a b\n")],

@@ -14,8 +14,10 @@ from astra_mesh.quant.codecs import PLAIN, VECTOR
     ("words", "found"),
     [
         ("run tiny", ["tiny-gpt2"]),
-        ("embed vit", ["vit-tiny"]),
+        ("run v", []),
+        ("embed vit", []),
         ("classify v", ["vit-tiny"]),
+        ("classify t", []),
         ("models verify ti", ["tiny-gpt2"]),
         ("fit tiny", ["tiny-gpt2"]),
         ("run tiny-gpt2 --codec f", ["fp32", "fp16"]),

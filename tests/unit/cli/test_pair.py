@@ -134,3 +134,20 @@ def test_a_join_key_comes_from_one_place(tmp_path: Path, monkeypatch: pytest.Mon
     file.write_bytes(b"")
     with pytest.raises(InputError, match=r"first line of .*key is empty"):
         join_key_of(None, file, stdin_ends=False)
+
+
+def test_what_is_open_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def nobody(_: object) -> list[object]:
+        return []
+
+    monkeypatch.setattr("astra_mesh.cli.pair.running_now", nobody)
+    invitations = opened(Trust.open().folder, True, 0)
+    invitations.open_key(read_secret(new_key()), 60.0, uses=3)
+    told = json.loads(call("--list", "--json").stdout)
+    assert [(one["type"], one["uses"]) for one in told["open"]] == [("code", 1), ("join-key", 3)]
+    said = " ".join(call("--list").stderr.split())
+    assert ": a code; `astra-mesh pair --close` closes it" in said
+    assert ": a join key for 3 devices;" in said
+    invitations.close()
+    assert json.loads(call("--list", "--json").stdout)["open"] == []
+    assert "open until" not in call("--list").stderr

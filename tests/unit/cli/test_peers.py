@@ -118,5 +118,13 @@ def test_each_model_has_a_line_of_its_own_in_a_usual_terminal() -> None:
     assert text.getvalue().count("every peer") == 12
 
 
+def test_a_model_with_two_names_is_one_model() -> None:
+    other = replace(HOST, name="attic", peer=B, models=[replace(OFFER, name="doll")])
+    text = io.StringIO()
+    Console(file=text, width=80).print(model_table([replace(HOST, models=[OFFER]), other]))
+    _, row = text.getvalue().splitlines()
+    assert row.split() == ["doll,", "toy", "generate", "every", "peer"]
+
+
 def _name(offer: ModelOffer) -> str:
     return offer.name

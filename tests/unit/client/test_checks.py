@@ -17,15 +17,17 @@ from astra_mesh.client.checks import (
     clocks,
     heard_of,
     networks,
+    reached,
     searching,
     speed_beside,
     why_silent,
 )
 from astra_mesh.client.clocks import _ahead_s
+from astra_mesh.client.reach import Answered, Reach
 from astra_mesh.mesh import discovery
 from astra_mesh.mesh.interfaces import Outside
 from astra_mesh.peer.local import LocalPeer
-from astra_mesh.wire.messages import PeerId
+from astra_mesh.wire.messages import DeviceId, PeerId
 
 
 @pytest.mark.parametrize(
@@ -116,6 +118,15 @@ def test_a_silent_device_is_not_blamed_where_the_cable_is_out() -> None:
     for found in ({}, {"eth0": Outside((NEAR,), connected=False)}):
         assert why_silent(found) == "this machine is in no network"
     assert "running there" in why_silent({"eth0": Outside((NEAR,))})
+
+
+def test_a_device_that_is_off_is_a_fault_only_where_none_answers() -> None:
+    on, off, lost = (DeviceId(digit * 64) for digit in "abc")
+    others = {on: "desk", off: "kitchen", lost: "attic"}
+    some = reached(others, Reach({on: Answered(0.01, 0.0)}, {lost}))
+    assert [one.level for one in some] == [Level.FINE, Level.NOTE, Level.BAD]
+    none = reached({off: "kitchen"}, Reach({}, set()))
+    assert [one.level for one in none] == [Level.BAD]
 
 
 async def test_what_the_findings_say_is_not_in_the_log_too(

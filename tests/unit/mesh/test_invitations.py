@@ -321,3 +321,18 @@ def test_who_is_coming_in_as_the_program_ends_comes_in(
     window = invitations.window()
     assert window is not None
     assert window.came == ["phone"]
+
+
+def test_what_is_open_is_told_until_it_is_not(tmp_path: Path) -> None:
+    clock = Clock()
+    invitations = Invitations(tmp_path, clock)
+    key = read_secret(new_key())
+    invitations.open_key(key, 3600, uses=1)
+    invitations.open_window(read_secret(new_code()))
+    assert {bool(one.id) for one in invitations.still_open()} == {True, False}
+    clock.now += limits.PAIR_CODE_S + 1
+    assert [one.id for one in invitations.still_open()] == [key.id]
+    found = invitations.try_one(key.id)
+    assert found is not None
+    assert invitations.enter(found)
+    assert invitations.still_open() == [], "its one use is taken"
