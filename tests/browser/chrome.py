@@ -103,6 +103,10 @@ class Tab:
         await self.call("Page.navigate", url=url)
         await self.until("document.readyState === 'complete'")
 
+    async def before_pages(self, script: str) -> None:
+        """Runs in each page that is opened from now on, before its own programs."""
+        await self.call("Page.addScriptToEvaluateOnNewDocument", source=script)
+
     async def eval(self, script: str) -> Any:
         """The value of an expression."""
         answer = await self.call(
@@ -144,11 +148,12 @@ class Tab:
         says whether the next press met something else."""
         x, y, reachable = await self.eval(
             f"""(async () => {{
-            const one = document.querySelector({json.dumps(selector)});
+            const found = () => document.querySelector({json.dumps(selector)});
             const frame = () => new Promise((resolve) => setTimeout(resolve, {1000 * STILL_S}));
             const until = performance.now() + {500 * WAIT_S};
             let x, y, still, reachable;
-            do {{  // what is shown above it may push it out of view again
+            do {{  // what is shown above it may push it out of view again, or it is made anew
+                const one = found();
                 one.scrollIntoView({{block: 'center'}});
                 const last = one.getBoundingClientRect();
                 await frame();
@@ -159,7 +164,7 @@ class Tab:
                 reachable = one === top || one.contains(top);
             }} while (!(still && reachable) && performance.now() < until);
             window.pressedElse = false;
-            const met = (event) => (window.pressedElse = !one.contains(event.target));
+            const met = (event) => (window.pressedElse = !found()?.contains(event.target));
             document.addEventListener('pointerdown', met, {{capture: true, once: true}});
             return [x, y, still && reachable];
         }})()"""

@@ -10,7 +10,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from astra_mesh.mesh.codes import new_code
+from astra_mesh.mesh.codes import as_uri, new_code
 from astra_mesh.mesh.identity import DeviceKey
 from astra_mesh.mesh.roster import RosterBook
 from astra_mesh.mesh.trust import Trust
@@ -24,6 +24,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 OPEN = "!document.getElementById('pair-window').hidden"
 CODE = "/^[2-9A-HJKMNP-Z]{4}-[2-9A-HJKMNP-Z]{4}$/"
 PROBLEM = "!document.getElementById('pair-problem').hidden"
+SEEN = "document.getElementById('pair-state').textContent"
+READER = """
+    window.qrs = [];
+    window.BarcodeDetector = class {
+        static getSupportedFormats() { return Promise.resolve(["qr_code"]); }
+        detect() { return Promise.resolve(window.qrs.map((rawValue) => ({ rawValue }))); }
+    };
+"""
 REFRESHED = """(async () => {
     const asked = () => performance.getEntriesByType('resource')
         .filter((one) => one.name.endsWith('/v1/pairing')).length;
@@ -108,6 +116,49 @@ async def test_a_code_of_one_page_is_typed_into_the_other(
     await other_tab.until(listed(1))
     assert other_tab.questions == [f"Shut {called(kitchen)} out of the mesh, on all devices?"]
     await no_complaints(tab, f"{kitchen.root}/")
+
+
+async def test_a_qr_is_scanned_where_the_browser_reads_them(
+    tab: Tab, other_tab: Tab, devices: list[Device]
+) -> None:
+    """Chromium plays a camera but reads no QRs on Linux: what it would read is told to it."""
+    kitchen, attic = devices
+    await start(tab, kitchen)
+    await start(other_tab, attic)
+    assert await other_tab.eval("document.getElementById('pair-scan').hidden")
+    await other_tab.before_pages(READER)
+    await start(other_tab, attic)
+    await other_tab.until("!document.getElementById('pair-scan').hidden")
+    await other_tab.click("#pair-scan")
+    playing = "document.getElementById('pair-video').srcObject?.active === true"
+    await other_tab.until(f"{SEEN}.startsWith('Hold it') && {playing}")
+    await other_tab.eval("window.qrs = ['https://example.org']")
+    await other_tab.until(f"{SEEN}.startsWith('This QR is none')")
+    await other_tab.click("#pair-scan-stop")
+    assert not await other_tab.eval(playing)
+    assert await other_tab.eval("document.getElementById('pair-live').hidden")
+
+    code = await open_window(tab)
+    await other_tab.click("#pair-scan")
+    await other_tab.eval(f"window.qrs = {json.dumps([as_uri(code, [kitchen.place])])}")
+    await other_tab.until(listed(2))
+    assert await other_tab.text("#pair-state") == f"Paired with {called(kitchen)}."
+    assert not await other_tab.eval(playing)
+    await tab.until(listed(2))
+
+
+async def test_a_camera_that_may_not_be_used_is_said(tab: Tab, devices: list[Device]) -> None:
+    await tab.before_pages(READER)
+    await start(tab, devices[0])
+    await tab.until("!document.getElementById('pair-scan').hidden")
+    await tab.eval(
+        "navigator.mediaDevices.getUserMedia ="
+        " () => Promise.reject(new DOMException('', 'NotAllowedError'))"
+    )
+    await tab.click("#pair-scan")
+    await tab.until(PROBLEM)
+    assert "allow it beside the address" in await tab.text("#pair-problem")
+    assert await tab.eval("document.getElementById('pair-live').hidden")
 
 
 async def test_a_device_leaves_by_its_page(tab: Tab, other_tab: Tab, devices: list[Device]) -> None:

@@ -2,6 +2,7 @@
 
 import { json } from "./api.js";
 import { $, h, picture, s, say } from "./dom.js";
+import { startScan } from "./scan.js";
 
 const KEPT = "astra-mesh-window"; // the window that this page opened, until its tab is closed
 const REFRESH_MS = 1000;
@@ -28,6 +29,10 @@ export function startPairing() {
     event.preventDefault();
     act(join);
   };
+  startScan((text) => {
+    $("pair-code").value = text;
+    act(join);
+  });
 }
 
 /** The devices of the mesh as the peer lists them. What was said stays, errors too. */

@@ -1,6 +1,7 @@
 // A picture from a file, the clipboard or the camera, and what the model says it shows.
 
 import { json } from "./api.js";
+import { closeCamera, mayAsk, openCamera } from "./camera.js";
 import { costLine } from "./cost.js";
 import { $, choices, h, percent, say } from "./dom.js";
 
@@ -12,14 +13,13 @@ const SIDE = 1024;
 
 let count = 0; // of pictures; the answer to an older one is dropped
 let models = []; // that label pictures
-let camera = null;
 let last = null;
 
 export function startPhoto() {
   $("photo-choose").onclick = () => $("photo-file").click();
-  $("photo-camera").onclick = openCamera;
+  $("photo-camera").onclick = startCamera;
   $("photo-snap").onclick = snap;
-  $("photo-cancel").onclick = closeCamera;
+  $("photo-cancel").onclick = stopCamera;
   for (const id of ["photo-file", "photo-shot"]) {
     $(id).onchange = (event) => {
       if (event.target.files[0]) label(event.target.files[0]);
@@ -132,20 +132,17 @@ function drawn(source, width, height) {
 
 // --- the camera -------------------------------------------------------------------------------------
 
-/** A browser shows a page the camera only from this machine or by HTTPS; elsewhere its own camera app takes the photo. */
-async function openCamera() {
+/** Where a page gets no camera, the browser's own takes the photo. */
+async function startCamera() {
   say($("photo-problem"), "");
-  if (!navigator.mediaDevices) return $("photo-shot").click();
+  if (!mayAsk()) return $("photo-shot").click();
   try {
-    camera = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
+    await openCamera($("photo-video"));
   } catch (error) {
-    const why = error.name === "NotAllowedError" ? "The browser may not use the camera; allow it beside the address." : "No camera was found on this device.";
-    return failed(why);
+    return failed(error.message);
   }
   $("photo-live").hidden = false;
   fit();
-  $("photo-video").srcObject = camera;
-  await $("photo-video").play();
   $("photo-snap").focus();
 }
 
@@ -153,13 +150,12 @@ async function snap() {
   const video = $("photo-video");
   if (!video.videoWidth) return; // nothing came from the camera yet
   const file = await drawn(video, video.videoWidth, video.videoHeight);
-  closeCamera();
+  stopCamera();
   label(file);
 }
 
-function closeCamera() {
-  camera?.getTracks().forEach((track) => track.stop());
-  camera = null;
+function stopCamera() {
+  closeCamera($("photo-video"));
   $("photo-live").hidden = true;
   fit();
   $("photo-camera").focus();
