@@ -34,9 +34,14 @@ def block_graphs(block: Block, entries: Entries) -> dict[str, bytes]:
 
     ``norm``  x to n (absent where n is x)
     ``q``, ``kv``  n, and where there are rotations the position of its first row, to query and rows
-    ``finish``  what comes in ``kv`` after the projection, where something does
     ``attend``, ``attend_causal``  query and rows to out and lse; causal: of the same tokens
     ``mix``  x and the merged heads to the block's output
+
+    And what is left of them for a caller that multiplies with the weights by itself:
+
+    ``finish_q``, ``finish``  of ``q`` and ``kv``, where anything follows the product
+    ``between``, ``act``, ``end``  of ``mix``: x and the projected heads to ``middle`` and ``n`` (T, D),
+    the first product of that (T, up) to ``fed`` (T, down), ``middle`` and the second product to ``y``
     """
     spec = block.spec
     found = {} if block.post_norm else {"norm": norm_graph(block.norm_1, spec.hidden_size)}
@@ -45,7 +50,12 @@ def block_graphs(block: Block, entries: Entries) -> dict[str, bytes]:
         "kv": _key_value_graph(block, entries),
         "attend": _attention_graph(spec, causal=False),
         "mix": _mix_graph(block, entries),
+        "between": _between_graph(block, entries),
+        "act": _act_graph(block),
+        "end": _end_graph(block, entries),
     }
+    if block.q_norm is not None or block.rope is not None:
+        found["finish_q"] = _finish_query_graph(block, entries)
     if block.k_norm is not None or block.rope is not None:
         found["finish"] = _finish_graph(block, entries)
     if spec.causal:
@@ -86,11 +96,22 @@ def _affine_norm(graph: Graph, x: str, norm: Norm, name: str, size: int) -> str:
 def _query_graph(block: Block, entries: Entries) -> bytes:
     spec, graph = block.spec, Graph(entries)
     n = graph.input("n", ("T", spec.hidden_size))
-    query = graph.linear(n, "q", "scale_1")
-    heads = graph.shaped(query, 0, spec.num_attention_heads, spec.head_dim)
-    heads = _finish(graph, block, heads, block.q_norm, "q_norm")
-    graph.output("query", graph.shaped(heads, 0, -1), ("T", spec.q_size))
+    query = _finish_query(graph, block, graph.linear(n, "q", "scale_1"))
+    graph.output("query", query, ("T", spec.q_size))
     return graph.data()
+
+
+def _finish_query_graph(block: Block, entries: Entries) -> bytes:
+    spec, graph = block.spec, Graph(entries)
+    raw = graph.input("raw", ("T", spec.q_size))
+    graph.output("query", _finish_query(graph, block, raw), ("T", spec.q_size))
+    return graph.data()
+
+
+def _finish_query(graph: Graph, block: Block, raw: str) -> str:
+    spec = block.spec
+    heads = graph.shaped(raw, 0, spec.num_attention_heads, spec.head_dim)
+    return graph.shaped(_finish(graph, block, heads, block.q_norm, "q_norm"), 0, -1)
 
 
 def _key_value_graph(block: Block, entries: Entries) -> bytes:
@@ -184,28 +205,58 @@ def _masked(graph: Graph, scores: str) -> str:
 
 def _mix_graph(block: Block, entries: Entries) -> bytes:
     spec, graph = block.spec, Graph(entries)
-    size = spec.hidden_size
-    x = graph.input("x", ("T", size))
+    x = graph.input("x", ("T", spec.hidden_size))
     attended = graph.linear(graph.input("attended", ("T", spec.q_size)), "out")
-    x = graph.op("Add", x, attended)
-    if block.post_norm:
-        x = _affine_norm(graph, x, block.norm_1, "norm_1", size)
-        fed = graph.op("Add", x, _feed_forward(graph, block, x))
-        fed = _affine_norm(graph, fed, block.norm_2, "norm_2", size)
-    else:
-        n = _affine_norm(graph, x, block.norm_2, "norm_2", size)
-        fed = graph.op("Add", x, _feed_forward(graph, block, n))
-    graph.output("y", fed, ("T", size))
+    middle, n = _between(graph, block, x, attended)
+    fed = _act(graph, block, graph.linear(n, "up", "scale_2"))
+    graph.output("y", _end(graph, block, middle, graph.linear(fed, "down")), ("T", spec.hidden_size))
     return graph.data()
 
 
-def _feed_forward(graph: Graph, block: Block, x: str) -> str:
-    wide = graph.linear(x, "up", "scale_2")
+def _between_graph(block: Block, entries: Entries) -> bytes:
+    graph, shape = Graph(entries), ("T", block.spec.hidden_size)
+    middle, n = _between(graph, block, graph.input("x", shape), graph.input("attended", shape))
+    graph.output("middle", middle, shape)
+    graph.output("n", n, shape)
+    return graph.data()
+
+
+def _between(graph: Graph, block: Block, x: str, attended: str) -> tuple[str, str]:
+    """What goes on beside the layers between, and what goes into them."""
+    size, middle = block.spec.hidden_size, graph.op("Add", x, attended)
+    if block.post_norm:
+        middle = _affine_norm(graph, middle, block.norm_1, "norm_1", size)
+        return middle, middle
+    return middle, _affine_norm(graph, middle, block.norm_2, "norm_2", size)
+
+
+def _act_graph(block: Block) -> bytes:
+    graph, ffn = Graph(), block.ffn
+    wide = graph.input("wide", ("T", ffn.up.weight.shape[0]))
+    graph.output("fed", _act(graph, block, wide), ("T", ffn.down.weight.shape[1]))
+    return graph.data()
+
+
+def _act(graph: Graph, block: Block, wide: str) -> str:
     act = _activation(block)
-    if block.ffn.gated:
-        gate, value = graph.ops("Split", 2, wide, axis=1)
-        return graph.linear(graph.op("Mul", act(graph, gate), value), "down")
-    return graph.linear(act(graph, wide), "down")
+    if not block.ffn.gated:
+        return act(graph, wide)
+    gate, value = graph.ops("Split", 2, wide, axis=1)
+    return graph.op("Mul", act(graph, gate), value)
+
+
+def _end_graph(block: Block, entries: Entries) -> bytes:
+    graph, shape = Graph(entries), ("T", block.spec.hidden_size)
+    y = _end(graph, block, graph.input("middle", shape), graph.input("down", shape))
+    graph.output("y", y, shape)
+    return graph.data()
+
+
+def _end(graph: Graph, block: Block, middle: str, down: str) -> str:
+    y = graph.op("Add", middle, down)
+    if block.post_norm:
+        y = _affine_norm(graph, y, block.norm_2, "norm_2", block.spec.hidden_size)
+    return y
 
 
 def _gelu(graph: Graph, x: str) -> str:

@@ -25,6 +25,8 @@ from tests.unit.families.making import make_model
 
 FLAGS = ("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader")
 TOKENS = 13
+GPU = '{ place: "webgpu", kernels: false }'
+KERNELS = '{ place: "wasm", kernels: true }'
 KINDS = ("gpt2", "vit", "llama", "qwen3", "bert")
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]
@@ -35,7 +37,7 @@ _LOAD = """(async () => {
   const file = async (name) => (await fetch(`/files/KIND/${name}`)).arrayBuffer();
   const manifest = JSON.parse(new TextDecoder().decode(await file("manifest.json")));
   const getBlob = async (name) => new Uint8Array(await file(name));
-  const model = await loadModel(manifest, getBlob, undefined, PLACE);
+  const model = await loadModel(manifest, getBlob, undefined, HOW);
   const size = model.spec.hidden_size;
   const rows = Float32Array.from({ length: TOKENS * size }, (_, i) => Math.sin(i + 1));
   const y = await model.runBlock(1, new Matrix(rows, size));
@@ -81,8 +83,8 @@ async def page(made: Path) -> AsyncIterator[Tab]:
         yield tab
 
 
-async def _run(page: Tab, kind: str, place: str) -> dict[str, Any]:
-    script = _LOAD.replace("KIND", kind).replace("PLACE", place).replace("TOKENS", str(TOKENS))
+async def _run(page: Tab, kind: str, how: str) -> dict[str, Any]:
+    script = _LOAD.replace("KIND", kind).replace("HOW", how).replace("TOKENS", str(TOKENS))
     await page.eval(f"{{ globalThis.found = null; {script}.then((one) => {{ found = one; }}); 0 }}")
     await page.until("found !== null", 120)  # a GPU that is a program compiles slowly
     found: dict[str, Any] = json.loads(await page.eval("found"))
@@ -102,10 +104,18 @@ def _wanted(model: Model) -> np.ndarray:
 async def test_blocks_of_all_families_on_the_gpu(page: Tab) -> None:
     for kind in KINDS:
         wanted = _wanted(make_model(kind)).ravel()
-        found = await _run(page, kind, '"webgpu"')
+        found = await _run(page, kind, GPU)
         assert found["place"] == "webgpu"
         off = np.abs(np.array(found["y"]) - wanted).max() / np.abs(wanted).max()
         assert off <= 1e-3, kind
+
+
+async def test_blocks_of_all_families_by_kernels_with_relaxed_simd(page: Tab) -> None:
+    for kind in KINDS:
+        wanted = _wanted(make_model(kind)).ravel()
+        found = await _run(page, kind, KERNELS)
+        off = np.abs(np.array(found["y"]) - wanted).max() / np.abs(wanted).max()
+        assert off <= 1e-5, kind
 
 
 async def test_a_gpu_that_is_slower_is_not_taken_and_the_tab_says_so(page: Tab) -> None:
@@ -129,13 +139,13 @@ async def test_a_gpu_that_is_lost_is_not_used_again(page: Tab) -> None:
         return (device = await get.apply(this, given));
       };
       const getBlob = async (name) => new Uint8Array(await file(name));
-      const model = await loadModel(manifest, getBlob, undefined, "webgpu");
+      const model = await loadModel(manifest, getBlob, undefined, HOW);
       const before = [model.isLost, await gpuMissing()];
       device.destroy();
       await device.lost;
       await new Promise((done) => setTimeout(done));
       return JSON.stringify([...before, model.isLost, await gpuMissing()]);
-    })()"""
+    })()""".replace("HOW", GPU)
     before, missing, after, why = json.loads(await page.eval(script))
     assert (before, missing, after) == (False, "", True)
     assert why.startswith("the browser took the GPU away")

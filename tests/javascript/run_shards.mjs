@@ -7,17 +7,19 @@ import { readFileSync, writeFileSync } from "node:fs";
 import { embedRange, loadModel } from "../../astra_mesh/web/site/peer/engine.js";
 import { Layout, pair } from "../../astra_mesh/web/site/peer/layout.js";
 import { Matrix } from "../../astra_mesh/web/site/peer/matrix.js";
+import { PROCESSOR } from "../../astra_mesh/web/site/peer/runtime.js";
 
 const [from, to] = process.argv.slice(2);
 const models = new Map();
 
-async function modelOf(folder) {
-  if (!models.has(folder)) {
+async function modelOf(folder, kernels) {
+  const key = `${folder} ${kernels}`;
+  if (!models.has(key)) {
     const manifest = JSON.parse(readFileSync(`${folder}/manifest.json`, "utf8"));
     const getBlob = async (sha256) => new Uint8Array(readFileSync(`${folder}/${sha256}`));
-    models.set(folder, await loadModel(manifest, getBlob));
+    models.set(key, await loadModel(manifest, getBlob, () => {}, { place: PROCESSOR, kernels }));
   }
-  return models.get(folder);
+  return models.get(key);
 }
 
 const bytesOf = (text) => new Uint8Array(Buffer.from(text, "base64"));
@@ -63,11 +65,10 @@ async function runShard(model, one, layout, shard) {
 
 const results = [];
 for (const one of JSON.parse(readFileSync(from, "utf8"))) {
-  const model = await modelOf(one.folder);
   const layout = layoutOf(one.layout);
   const shards = [];
   for (let shard = 0; shard < layout.bounds.length; shard++) {
-    model.projects = shard % 2 === 0; // as on one thread and on several
+    const model = await modelOf(one.folder, shard % 2 === 0); // as on one thread and on several
     shards.push(await runShard(model, one, layout, shard));
   }
   results.push(shards);

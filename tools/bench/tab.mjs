@@ -10,31 +10,21 @@
 export async function bench(peer, fetched, tokens) {
   const { loadModel } = await import(`${peer}/engine.js`);
   const { Matrix } = await import(`${peer}/matrix.js`);
+  const { PROCESSOR } = await import(`${peer}/runtime.js`);
+  const { isRelaxed } = await import(`${peer}/workspace.js`);
   const manifest = JSON.parse(new TextDecoder().decode(await fetched("manifest.json")));
   const model = await loadModel(manifest, fetched);
-  const { hidden_size: size, causal } = model.spec;
+  const { hidden_size: size } = model.spec;
   const block = model.blocks - 1;
   const random = (rows, columns) => new Matrix(Float32Array.from({ length: rows * columns }, () => Math.random() - 0.5), columns);
   const again = (work) => async (calls) => {
     for (let i = 0; i < calls; i++) await work();
   };
   const x = random(tokens, size);
-  const whole = async () => {
-    const n = await model.normalize(x);
-    const part = await model.attend(await model.query(block, n, 0), await model.keyValue(block, n, 0), causal);
-    await model.mix(block, x, part.out);
-  };
-  const found = { block: again(whole) };
-  if (model.projects) {
-    const keysAndValues = () => model.keyValue(block, x, 0);
-    const byRuntime = (work) => async (calls) => {
-      model.projects = false;
-      await again(work)(calls);
-      model.projects = true;
-    };
-    found["block, all by the runtime"] = byRuntime(whole);
-    found["keys and values, by the runtime"] = byRuntime(keysAndValues);
-    found["keys and values, by the kernels of codes"] = again(keysAndValues);
+  const found = { block: again(() => model.runBlock(block, x)) };
+  for (const kernels of isRelaxed() ? [false, true] : []) {
+    const other = await loadModel({ ...manifest, codebooks: [] }, fetched, () => {}, { place: PROCESSOR, kernels });
+    found[`block, products by ${kernels ? "our kernels" : "the runtime"}`] = again(() => other.runBlock(block, x));
   }
   for (const about of manifest.codebooks) {
     const codec = await model.codec(about.codec, about.id, []);

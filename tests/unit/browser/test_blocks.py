@@ -51,6 +51,9 @@ def _check_block(block: Block, packed: Packed) -> None:
     if "finish" in made:
         raw = block.project_key_value(n)
         _close(made["finish"](raw=raw.numpy(), start=START)["rows"], flat_rows)
+    if "finish_q" in made:
+        raw = block.qkv(n)[:, : block.spec.q_size]
+        _close(made["finish_q"](raw=raw.numpy(), start=START)["query"], flat_query)
     for name in ("attend", "attend_causal"):
         if name in made:
             part = attend(query, rows, causal=name == "attend_causal")
@@ -59,6 +62,17 @@ def _check_block(block: Block, packed: Packed) -> None:
             _close(found["out"], out)
             _close(found["lse"], part.lse.permute(2, 0, 1).reshape(TOKENS, -1))
             _close(made["mix"](x=x.numpy(), attended=out.numpy())["y"], block.mix(x, out))
+            _close(_mixed_in_pieces(made, block, x, out), block.mix(x, out))
+
+
+def _mixed_in_pieces(made: dict[str, Session], block: Block, x: Tensor, out: Tensor) -> Array:
+    """As ``mix``, with the products outside of the graphs."""
+    found = made["between"](x=x.numpy(), attended=block.out(out).numpy())
+    wide = block.ffn.up(torch.from_numpy(found["n"]))
+    fed = made["act"](wide=wide.numpy())["fed"]
+    down = block.ffn.down(torch.from_numpy(fed))
+    y: Array = made["end"](middle=found["middle"], down=down.numpy())["y"]
+    return y
 
 
 @pytest.mark.parametrize("kind", KINDS)

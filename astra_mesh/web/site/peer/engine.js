@@ -3,19 +3,18 @@
 // The tab holds the blocks only: what goes in (embedded rows) comes from the peer that served the page, and the
 // answer's head is another peer's work.
 
+import { KernelBlock, PIECES, RuntimeBlock, WHOLE, panelsOf } from "./block.js";
 import { choose } from "./choice.js";
 import { VectorCodec } from "./codes.js";
 import { PLAIN, PlainCodec } from "./plain.js";
 import { Fetching, filesOf, firstStages } from "./fetching.js";
 import { GPU, Graph, PROCESSOR, fetchRuntime, gpuLost, threads } from "./runtime.js";
 import { ShardRun } from "./shard.js";
-import { tensorOf } from "./tensors.js";
-import { Panels, Workspace, isRelaxed } from "./workspace.js";
+import { Workspace, isRelaxed } from "./workspace.js";
 
 export { embedRange } from "./shard.js";
 
 const SHARED = ["norm", "attend", "attend_causal", "final"]; // without a block's weights
-const OWN = ["q", "kv", "mix", "finish"]; // of each block
 
 /**
  * Load a model.
@@ -23,16 +22,17 @@ const OWN = ["q", "kv", "mix", "finish"]; // of each block
  * @param manifest what GET /tab/models/{model} says.
  * @param getBlob (sha256, bytes, arrived) => Promise of a Uint8Array, verified; `arrived` is told how many bytes came.
  * @param progress (done, total) => void, in bytes of all that is fetched until the model is ready: the runtime, blocks and codebooks.
- * @param place where to compute: PROCESSOR or GPU; null: where its first block is faster.
+ * @param how where to compute: { place: PROCESSOR or GPU, kernels: whether with those of kernels.js }; null: as its first block is fastest.
  */
-export async function loadModel(manifest, getBlob, progress = () => {}, place = null) {
-  const fetching = new Fetching(filesOf(manifest, [...SHARED, ...OWN]), progress);
+export async function loadModel(manifest, getBlob, progress = () => {}, how = null) {
+  const kernels = how ? how.kernels : isRelaxed() && (await threads()) === 1;
+  const names = [...SHARED, ...(how && kernels ? [] : WHOLE), ...(kernels ? PIECES : [])];
+  const fetching = new Fetching(filesOf(manifest, names), progress);
   await fetchRuntime((done, total) => fetching.runtime(done, total));
   const files = new Files(manifest, getBlob, fetching);
-  const chosen = place ? { place, why: "" } : await choose((where) => partOf(manifest, files, where, 1));
-  const model = await partOf(manifest, files, chosen.place, manifest.blocks);
+  const chosen = how ? { ...how, why: "" } : await choose((one) => partOf(manifest, files, one, 1), kernels);
+  const model = await partOf(manifest, files, chosen, manifest.blocks);
   Object.assign(model, chosen);
-  model.projects = model.place === PROCESSOR && isRelaxed() && (await threads()) === 1;
   for (const about of manifest.codebooks) await prepareFirst(model, about);
   return model;
 }
@@ -46,11 +46,14 @@ async function prepareFirst(model, about) {
 }
 
 /** A model of the first blocks. */
-async function partOf(manifest, files, place, count) {
+async function partOf(manifest, files, { place, kernels }, count) {
   const shared = await files.graphs(SHARED, null, place);
+  const space = kernels ? await Workspace.make() : null;
   const blocks = [];
   for (const weights of manifest.weights.slice(0, count)) {
-    blocks.push(await files.graphs(OWN, await files.fetched(weights), place));
+    const bytes = await files.fetched(weights);
+    const graphs = await files.graphs(kernels ? PIECES : WHOLE, bytes, place);
+    blocks.push(kernels ? new KernelBlock(graphs, space, weights, bytes) : new RuntimeBlock(graphs));
   }
   return new Model(manifest, shared, blocks, files);
 }
@@ -89,20 +92,19 @@ class Files {
 }
 
 /**
- * A loaded model; `place` is where it computes, `why` what speaks against the GPU. Rows of tokens are `Matrix`es; heads lie
- * within a row.
+ * A loaded model; `place` is where it computes, `kernels` whether products are those of kernels.js, `why` what speaks
+ * against the GPU. Rows of tokens are `Matrix`es; heads lie within a row.
  */
 export class Model {
   place = PROCESSOR;
+  kernels = false;
   why = "";
-  projects = false; // whether keys and values come of kept projections, where there are: these can be faster than the runtime
   #shared;
   #blocks;
   #source;
   #codecs = new Map();
   #space = null; // of projections: a promise
-  #making = new Map(); // by block: promises of them
-  #projections = new Map(); // those that are made
+  #projections = new Map(); // by block: promises of them
 
   constructor(manifest, shared, blocks, source) {
     this.manifest = manifest;
@@ -141,43 +143,37 @@ export class Model {
 
   /** Queries of n, whose first row has position `start`. */
   async query(block, n, start) {
-    return (await this.#blocks[block].q.run({ n, start })).query;
+    return this.#blocks[block].query(n, start);
   }
 
   /** Keys and values of n, whose first row has position `start`. */
   async keyValue(block, n, start) {
-    const projection = this.projects ? this.#projections.get(block) : null;
-    if (projection) return this.finish(block, projection.times(n), start);
-    return (await this.#blocks[block].kv.run({ n, start })).rows;
+    return this.#blocks[block].keyValue(n, start);
   }
 
   /** The projection of n to keys and values before `finish`: Panels in a Workspace. */
   async projection(block, space) {
     const about = this.manifest.weights[block];
-    const bytes = await this.#source.fetched(about);
-    const tensor = (name) => tensorOf(about, bytes, name);
-    const { data, shape: [columns, depth] } = tensor("kv.weight");
-    const scale = tensor("scale_1")?.data ?? new Float32Array(depth).fill(1);
-    return new Panels(space, depth, columns, (row, column) => data[column * depth + row] * scale[row], tensor("kv.bias")?.data);
+    return panelsOf(space, about, await this.#source.fetched(about), "kv", "scale_1");
   }
 
   /** The same, made once for all that need it, and kept. */
   async keptProjection(block) {
+    const own = this.#blocks[block].keysValues;
+    if (own) return own;
     this.#space ??= Workspace.make();
-    if (!this.#making.has(block)) this.#making.set(block, this.#space.then((space) => this.projection(block, space)));
+    if (!this.#projections.has(block)) this.#projections.set(block, this.#space.then((space) => this.projection(block, space)));
     try {
-      this.#projections.set(block, await this.#making.get(block));
+      return await this.#projections.get(block);
     } catch (error) {
-      this.#making.delete(block); // it can be tried again
+      this.#projections.delete(block); // it can be tried again
       throw error;
     }
-    return this.#projections.get(block);
   }
 
   /** What `keyValue` makes of raw keys and values. */
   async finish(block, raw, start) {
-    const { finish } = this.#blocks[block];
-    return finish ? (await finish.run({ raw, start })).rows : raw;
+    return this.#blocks[block].finish(raw, start);
   }
 
   /** One block's output of its input, when nobody else takes part. */
@@ -194,7 +190,7 @@ export class Model {
 
   /** A block's output of its input and the merged heads. */
   async mix(block, x, attended) {
-    return (await this.#blocks[block].mix.run({ x, attended })).y;
+    return this.#blocks[block].mix(x, attended);
   }
 
   /** What the heads read of the last block's output. */
@@ -209,9 +205,10 @@ export class Model {
 
   /** Give all memory back. */
   async release() {
-    for (const graph of [this.#shared, ...this.#blocks].flatMap(Object.values)) await graph.release();
+    for (const one of [...Object.values(this.#shared), ...this.#blocks]) await one.release();
     for (const codec of this.#codecs.values()) await codec.release();
-    for (const one of [this.#making, this.#projections]) one.clear();
+    this.#blocks = [];
+    this.#projections.clear();
     this.#space = null;
   }
 }

@@ -98,7 +98,7 @@ export class Panels {
    * @param space    where it lies
    * @param depth    its rows
    * @param columns  as many as there are
-   * @param number   (row, column) => a number of it
+   * @param number   (row, column) => a number of it; null: they are filled in later
    * @param start    (columns,) to which products are added; null: zeros
    */
   constructor(space, depth, columns, number, start = null) {
@@ -109,10 +109,26 @@ export class Panels {
     this.address = space.reserve(4 * this.width * depth);
     this.#start = space.reserve(4 * this.width);
     space.floats(this.#start, columns).set(start ?? new Float32Array(columns));
-    const found = space.floats(this.address, this.width * depth);
-    for (let column = 0; column < columns; column++) {
-      const begin = (column - (column % COLUMNS)) * depth + (column % COLUMNS);
+    if (number) this.#fill((found, begin, column) => {
       for (let row = 0; row < depth; row++) found[begin + row * COLUMNS] = number(row, column);
+    });
+  }
+
+  /** Of weights (columns, depth), whose columns are multiplied with `factors` (depth,): faster than number by number. */
+  static ofWeights(space, { data, shape: [columns, depth] }, factors, start = null) {
+    const made = new Panels(space, depth, columns, null, start);
+    made.#fill((found, begin, column) => {
+      const at = column * depth;
+      for (let row = 0; row < depth; row++) found[begin + row * COLUMNS] = data[at + row] * factors[row];
+    });
+    return made;
+  }
+
+  /** `fill` gets all numbers, the place of a column's first one, and which column; its next one is COLUMNS further. */
+  #fill(fill) {
+    const found = this.#space.floats(this.address, this.width * this.depth);
+    for (let column = 0; column < this.columns; column++) {
+      fill(found, (column - (column % COLUMNS)) * this.depth + (column % COLUMNS), column);
     }
   }
 
