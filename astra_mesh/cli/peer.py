@@ -202,7 +202,9 @@ def peer(
         import logging
 
         from astra_mesh.client.addresses import parse_address
+        from astra_mesh.memory import share_one_heap
 
+        share_one_heap()
         logging.basicConfig(
             level=log_level.value.upper(),
             format="%(asctime)s %(levelname)s %(name)s: %(message)s",
@@ -265,8 +267,8 @@ async def _serve(
     stop_with_stdin: bool,
 ) -> None:
     """One peer until a signal ends it (or the end of stdin); then it says goodbye."""
+    from astra_mesh.memory import settle
     from astra_mesh.peer import Peer
-    from astra_mesh.peer.memory import settle
 
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 from astra_mesh import limits
 from astra_mesh.engine.timeline import Timeline
 from astra_mesh.errors import AstraMeshError, BusyError, InternalError, MeshError, ProtocolError
+from astra_mesh.memory import give_back
 from astra_mesh.mesh.link import Link
 from astra_mesh.peer import tasks
 from astra_mesh.peer.answer import Answer, new_request
 from astra_mesh.peer.candidates import Candidates
 from astra_mesh.peer.early import EarlyCodes
 from astra_mesh.peer.exchange import MeshExchange
-from astra_mesh.peer.memory import give_back
 from astra_mesh.peer.part import Participation
 from astra_mesh.peer.participants import Participants
 from astra_mesh.peer.recorder import Recorder

@@ -153,6 +153,9 @@ def _kill_on(
             next_sample += SAMPLE_S
             if asking.is_set():
                 found.sample(house, kept, now, calm=False)
+        if gone := {*kept, *killed} - house.running() - {name for _, name in back}:
+            found.wrong += [f"{one} ended by itself: {house.peers[one].log()}" for one in gone]
+            return
         if back and now >= back[0][0]:
             house.start(back.pop(0)[1])
         if now >= next_kill:
