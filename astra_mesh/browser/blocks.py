@@ -40,8 +40,8 @@ def block_graphs(block: Block, entries: Entries) -> dict[str, bytes]:
     And what is left of them for a caller that multiplies with the weights by itself:
 
     ``finish_q``, ``finish``  of ``q`` and ``kv``, where anything follows the product
-    ``between``, ``act``, ``end``  of ``mix``: x and the projected heads to ``middle`` and ``n`` (T, D),
-    the first product of that (T, up) to ``fed`` (T, down), ``middle`` and the second product to ``y``
+    ``between``, ``act``, ``end``  of ``mix``: x and the projected heads to ``middle`` and ``n``
+    (T, D), the product of that (T, up) to ``fed`` (T, down), ``middle`` and the last product to ``y``
     """
     spec = block.spec
     found = {} if block.post_norm else {"norm": norm_graph(block.norm_1, spec.hidden_size)}
@@ -209,7 +209,9 @@ def _mix_graph(block: Block, entries: Entries) -> bytes:
     attended = graph.linear(graph.input("attended", ("T", spec.q_size)), "out")
     middle, n = _between(graph, block, x, attended)
     fed = _act(graph, block, graph.linear(n, "up", "scale_2"))
-    graph.output("y", _end(graph, block, middle, graph.linear(fed, "down")), ("T", spec.hidden_size))
+    graph.output(
+        "y", _end(graph, block, middle, graph.linear(fed, "down")), ("T", spec.hidden_size)
+    )
     return graph.data()
 
 
