@@ -41,7 +41,8 @@ def block_graphs(block: Block, entries: Entries) -> dict[str, bytes]:
 
     ``finish_q``, ``finish``  of ``q`` and ``kv``, where anything follows the product
     ``between``, ``act``, ``end``  of ``mix``: x and the projected heads to ``middle`` and ``n``
-    (T, D), the product of that (T, up) to ``fed`` (T, down), ``middle`` and the last product to ``y``
+    (T, D), ``wide`` (T, up), a product of n, to ``fed`` (T, down), ``middle`` and a product of that
+    to ``y``
     """
     spec = block.spec
     found = {} if block.post_norm else {"norm": norm_graph(block.norm_1, spec.hidden_size)}
