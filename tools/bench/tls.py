@@ -22,6 +22,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from tools.bench.medians import interval
 from tools.bench.sizes import default_cache, ensure, random_picture
 from tools.lab.house import House
 from tools.lab.process import environment_of
@@ -32,7 +33,6 @@ PLAIN: Final = ("p0", "p1")
 PORT: Final = 7475
 LARGE: Final = "gpt2-124m"  # with random weights
 WARM: Final = 5  # rounds that do not count
-_DRAWS: Final = 10_000
 _MEET_S: Final = 120.0
 
 
@@ -153,14 +153,11 @@ def measure(house: House, case: Case, rounds: int) -> list[tuple[float, float]]:
 def figure(times: Sequence[tuple[float, float]]) -> Figure:
     """From the rounds of a case to its figure."""
     ratios = [secure / plain for secure, plain in times]
-    chance = random.Random(0)
-    drawn = sorted(statistics.median(chance.choices(ratios, k=len(ratios))) for _ in range(_DRAWS))
     return Figure(
         statistics.median(secure for secure, _ in times),
         statistics.median(plain for _, plain in times),
         statistics.median(ratios),
-        drawn[int(0.025 * _DRAWS)],
-        drawn[int(0.975 * _DRAWS)],
+        *interval(ratios),
         len(times),
     )
 

@@ -13,17 +13,24 @@ def pair(quiet_s: float, attacked_s: float, opened: int = 100) -> Pair:
 
 
 def test_ratios_are_of_pairs() -> None:
-    """What slows a whole pair down cancels out; one odd pair shows in the range only."""
+    """What slows a whole pair down cancels out; one odd pair shows in the interval only."""
     pairs = [pair(load, 1.1 * load) for load in (1.0, 4.0, 2.0, 8.0)] + [pair(1.0, 9.0)]
     found = figure(pairs)
     assert found.ratio == pytest.approx(1.1)
-    assert (found.least, found.most) == pytest.approx((1.1, 9.0))
+    assert (found.low, found.high) == pytest.approx((1.1, 9.0))
     assert (found.quiet_s, found.attacked_s) == pytest.approx((2.0, 4.4))
-    assert found.is_met
 
 
-def test_the_target_is_missed_above_it() -> None:
-    assert not figure([pair(1.0, TARGET + 0.01)]).is_met
+@pytest.mark.parametrize(
+    ("ratios", "told"),
+    [
+        ([TARGET - 0.01] * 9, "within the target"),
+        ([1.0] * 5 + [TARGET + 0.5] * 4, "within it by the median only"),
+        ([TARGET + 0.01] * 9, "more than the target"),
+    ],
+)
+def test_what_is_told_of_the_target(ratios: list[float], told: str) -> None:
+    assert figure([pair(1.0, one) for one in ratios]).told == told
 
 
 def test_connections_are_counted_while_the_attack_ran() -> None:
