@@ -30,8 +30,10 @@ export async function loadModel(manifest, getBlob, progress = () => {}, how = nu
   const fetching = new Fetching(filesOf(manifest, names), progress);
   await fetchRuntime((done, total) => fetching.runtime(done, total));
   const files = new Files(manifest, getBlob, fetching);
+  await files.hold(manifest.weights[0]); // some ways to compute it are tried
   const chosen = how ? { ...how, why: "" } : await choose((one) => partOf(manifest, files, one, 1), kernels);
   const model = await partOf(manifest, files, chosen, manifest.blocks);
+  files.letGo();
   Object.assign(model, chosen);
   for (const about of manifest.codebooks) await prepareFirst(model, about);
   return model;
@@ -64,6 +66,7 @@ class Files {
   #getBlob;
   #fetching;
   #texts = new Map(); // graphs' bytes: they are small, and many blocks share one
+  #held = null; // { sha256, data }: of a browser that keeps no files they would be fetched each time
 
   constructor({ graphs }, getBlob, fetching) {
     this.#graphs = graphs;
@@ -71,8 +74,18 @@ class Files {
     this.#fetching = fetching;
   }
 
+  /** Fetch a file that is wanted several times until `letGo`. */
+  async hold(about) {
+    this.#held = { sha256: about.sha256, data: await this.fetched(about) };
+  }
+
+  letGo() {
+    this.#held = null;
+  }
+
   /** The bytes that a manifest describes. */
   async fetched({ sha256, bytes }) {
+    if (this.#held?.sha256 === sha256) return this.#held.data;
     const data = await this.#getBlob(sha256, bytes, (done) => this.#fetching.file(sha256, done));
     this.#fetching.file(sha256, bytes); // the browser may have had it
     return data;
