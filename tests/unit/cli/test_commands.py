@@ -30,6 +30,7 @@ from astra_mesh.errors import (
     PromptTooLongError,
     UnknownModelError,
     UnsupportedModelError,
+    WrongTaskError,
 )
 from astra_mesh.naming import Names
 from astra_mesh.wire.messages import CodebookId, CodebookOffer
@@ -215,6 +216,19 @@ def test_classify_of_a_folder_says_what_it_takes(mesh: StubMesh, tmp_path: Path)
     assert "is a folder, and classify takes one picture: a file in JPEG, PNG" in result.stderr
     assert all(one in result.stderr.upper() for one in FORMATS)
     assert call("classify", "toy", "x" * 5000).exit_code == 2
+
+
+def test_a_picture_for_a_model_of_texts_is_told_how_to_label_a_text(
+    mesh: StubMesh, tmp_path: Path
+) -> None:
+    photo = tmp_path / "photo.jpg"
+    photo.write_bytes(b"data")
+    mesh.error = WrongTaskError("film reads text: give a text, not an image")
+    result = call("classify", "film", str(photo))
+    assert result.exit_code == 2
+    assert "not an image; a text: `astra-mesh classify film --text TEXT`" in result.stderr
+    mesh.error = WrongTaskError("this vit model cannot embed")
+    assert "--text" not in call("classify", "film", str(photo)).stderr
 
 
 def test_classify_as_json_and_its_error(mesh: StubMesh) -> None:
