@@ -238,6 +238,14 @@ def test_classify_as_json_and_its_error(mesh: StubMesh) -> None:
     assert call("classify", "toy", "words", "--text").exit_code == 2
 
 
+def test_peers_says_where_the_peer_that_is_listed_is_its_own(mesh: StubMesh) -> None:
+    assert "no peer runs" not in call("peers").stderr
+    mesh.embedded = True
+    told = "no peer runs on this machine: here is this command's own"
+    assert told in call("peers").stderr
+    assert told in call("peers", "--json").stderr
+
+
 def test_embed_prints_or_saves(mesh: StubMesh, tmp_path: Path) -> None:
     result = call("embed", "toy", "words", "--no-normalize")
     assert result.stdout.startswith("8 numbers: 0.0000 1.0000")
