@@ -138,18 +138,27 @@ def add(
     name: Name = "",
     as_json: Json = False,
 ) -> None:
-    """Copy a model's folder, or the model in a GGUF file, to this device's models."""
+    """Copy a model's folder, or the model in a GGUF file, to this device's models. Of a damaged
+    model that is here by that name, the damaged files come anew.
+    """
     with reporting(as_json):
         path = _source(path)
         if path.is_file():
             _report(_add_gguf(path, name), as_json)
             return
-        from astra_mesh.bundle import install
+        from astra_mesh.bundle import install, open_bundle
         from astra_mesh.bundle.store import user_models_path
         from astra_mesh.cli.progress import following
+        from astra_mesh.client.repair import damage_of
 
         source = install.check_usable(path)
         name = name or source.name
+        broken = damage_of(name, source.model_id)
+        if broken is not None:
+            folder, damaged = broken
+            files = install.mend(source.path, folder, damaged)
+            _report(open_bundle(folder), as_json, repaired=files, peers=[str(source.path)])
+            return
         size = sum(path.stat().st_size for path in source.path.iterdir() if path.is_file())
         staging = user_models_path() / f".{name}.partial"
         with following(clean(name), size, lambda: _size(staging)):
