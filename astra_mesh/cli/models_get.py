@@ -13,6 +13,7 @@ import typer
 
 from astra_mesh.cli.connecting import opened
 from astra_mesh.cli.console import clean, err, hint, out, print_json, reporting, run_async
+from astra_mesh.cli.ending import ending_soon, telling
 from astra_mesh.cli.options import Connect, Json, Typed
 from astra_mesh.cli.report import amount
 from astra_mesh.errors import AstraMeshError, InputError
@@ -29,6 +30,7 @@ ADD_EXAMPLE: Final = (
 )
 
 _GGUF: Final = ".gguf"
+_KEPT: Final = "interrupted: what came is kept, and the same command goes on there"
 
 Name = Annotated[
     str, typer.Option("--name", help="What the model is called here. Default: as over there.")
@@ -54,7 +56,7 @@ def pull(
     as_json: Json = False,
 ) -> None:
     """Get a model from the hub, or from the other peers of the mesh. Run it again to go on."""
-    with reporting(as_json):
+    with reporting(as_json), ending_soon():
         if "/" in model:
             _from_hub(model, revision, name, as_json)
         else:
@@ -74,7 +76,10 @@ def _from_hub(repository: str, revision: str | None, name: str, as_json: bool) -
             _report(bundle, as_json, **origin, already=True)
             return
         folder = hub.staged(remote, name)
-    with following(clean(name), remote.size_bytes, lambda: hub.gathered_bytes(folder)):
+    with (
+        telling(lambda: _KEPT),
+        following(clean(name), remote.size_bytes, lambda: hub.gathered_bytes(folder)),
+    ):
         bundle = hub.download(remote, name)
     _report(bundle, as_json, **origin, already=False)
 
@@ -108,7 +113,10 @@ async def _from_mesh(
                 return
             fetch = CodebookFetch(here, ids, holders)
     await fetch.look()
-    with following(clean(fetch.name), fetch.size_bytes, lambda: fetch.done_bytes):
+    with (
+        telling(lambda: _KEPT if fetch.done_bytes else ""),
+        following(clean(fetch.name), fetch.size_bytes, lambda: fetch.done_bytes),
+    ):
         bundle = await fetch.run()
     names = [one.name for one in holders.peers]
     _report(bundle, as_json, peers=names, **({"repaired": damaged} if damaged else {}))

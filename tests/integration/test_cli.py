@@ -301,3 +301,30 @@ def test_the_demonstration_answers_and_leaves_nothing(tmp_path: Path, models: Pa
         assert len(one["mesh"]["report"]["peers"]) >= 3
         assert len(one["one_device"]["report"]["peers"]) == 1
     assert text["mesh"]["answer"]
+
+
+SLOW_IMPORT = """
+import asyncio, sys, time
+from astra_mesh.cli import main
+from astra_mesh.client import finding
+
+async def slow(target):
+    print("looking", flush=True)
+    await asyncio.to_thread(time.sleep, 60)  # as torch is imported
+
+finding._make_embedded = slow
+sys.argv = ["astra-mesh", "models", "pull", "absent"]
+main()
+"""
+
+
+def test_a_pull_that_is_interrupted_ends_at_once() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", SLOW_IMPORT], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"looking\n"
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=patient(10.0))
+    assert process.returncode == 130
+    assert b"Traceback" not in said
