@@ -14,7 +14,7 @@ import typer
 from astra_mesh.cli.connecting import opened
 from astra_mesh.cli.console import clean, err, hint, out, print_json, reporting, run_async
 from astra_mesh.cli.ending import ending_soon, telling
-from astra_mesh.cli.options import Connect, Json, Typed
+from astra_mesh.cli.options import Connect, Json, Typed, elsewhere_names
 from astra_mesh.cli.report import amount
 from astra_mesh.errors import AstraMeshError, InputError
 
@@ -44,6 +44,7 @@ def pull(
             metavar="ORG/NAME or NAME",
             help="A repository of the hub (with a slash), or a model that another peer holds: "
             "its name, or the first 8 digits of its id.",
+            autocompletion=elsewhere_names,
         ),
     ],
     revision: Annotated[

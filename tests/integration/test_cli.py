@@ -21,7 +21,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from astra_mesh.bundle import write_manifest
+from astra_mesh.cli import completing
 from astra_mesh.cli.app import app
+from astra_mesh.cli.options import elsewhere_names
 from astra_mesh.quant.codebook import load_codebook
 from tests.integration.mesh_fixtures import picture
 from tests.timings import patient
@@ -301,6 +303,20 @@ def test_the_demonstration_answers_and_leaves_nothing(tmp_path: Path, models: Pa
         assert len(one["mesh"]["report"]["peers"]) >= 3
         assert len(one["one_device"]["report"]["peers"]) == 1
     assert text["mesh"]["answer"]
+
+
+def test_models_of_other_peers_are_completed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert elsewhere_names("") == []  # no peer runs
+    with running_peer(tmp_path):
+        assert elsewhere_names("") == []  # it has no others, and its models are here
+        monkeypatch.setenv("ASTRA_MESH_MODELS", str(tmp_path / "none"))
+        # Where it answers too late, nothing is completed.
+        monkeypatch.setattr(completing, "_ASK_S", patient(5.0))
+        assert elsewhere_names("w") == ["words"]
+        monkeypatch.setattr(completing, "_ASK_S", 0.0)
+        assert elsewhere_names("w") == []
 
 
 SLOW_IMPORT = """
