@@ -176,7 +176,13 @@ PROBE_FAST_BPS: Final = 30e6  # bits per second
 PLENTY_BPS: Final = 300e6  # bits per second; how much more a link carries changes no plan
 PING_PADDING_BYTES: Final = 64 * KIB
 PROBE_TIMEOUT_S: Final = 3.0
-PROBE_EVERY_S: Final = 60.0  # of a link that carries too little to be measured by: 0.1 % of 10 Mbps
+# Between two probes of a link that nothing else measures: what a busy moment told is soon gone,
+# and where two agree the wait doubles up to PROBE_EVERY_S, 0.1 % of 10 Mbps.
+PROBE_AGAIN_S: Final = 15.0
+PROBE_EVERY_S: Final = 60.0
+PROBE_SHARE: Final = 0.01  # of the time of a thin link, at most: 1 Mbps is probed every 80 s ...
+PROBE_RARELY_S: Final = 90.0  # ... and thinner ones every so often
+PROBE_IDLE_S: Final = 2.0  # between two looks whether this peer's requests are over
 CANDIDATES: Final = 256  # addresses and announcements kept; more are ignored (mDNS can be flooded)
 DIAL_ADDRESSES: Final = 8  # addresses of one candidate that are tried
 DIAL_TIMEOUT_S: Final = 3.0  # TCP and upgrade to one address on a bad Wi-Fi

@@ -9,18 +9,19 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Final
 
 from astra_mesh.bundle.configs import save_json
 from astra_mesh.bundle.header import read_header
-from astra_mesh.bundle.manifest import check_all, read_manifest, write_manifest
+from astra_mesh.bundle.manifest import check_all, check_file, read_manifest, write_manifest
 from astra_mesh.bundle.specs import spec_of
 from astra_mesh.bundle.store import Bundle, folders_by_name, open_bundle, user_models_path
-from astra_mesh.errors import InputError, ModelError
+from astra_mesh.errors import BadBundleError, InputError, ModelError
 
 if TYPE_CHECKING:
     from astra_mesh.bundle.gguf import GgufFile
@@ -156,6 +157,32 @@ def add_gguf(source: GgufFile, name: str) -> Bundle:
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+def mend(source: Path, folder: Path, damaged: Collection[str]) -> list[str]:
+    """Put damaged files of a model anew from another folder with the same model, those that are
+    there as the damaged folder's manifest lists them; their names.
+
+    Raises:
+        BadBundleError: Not all of them are: those that are have been put.
+        ModelError: The folder cannot be written.
+    """
+    entries, put = read_manifest(folder) or {}, []
+    for name in sorted(damaged):
+        with suppress(BadBundleError):
+            check_file(source / name, entries[name])
+            beside = folder / f".{name}.partial"
+            with explained(folder):
+                shutil.copyfile(source / name, beside)
+                beside.replace(folder / name)
+            put.append(name)
+    if rest := sorted({*damaged} - {*put}):
+        raise BadBundleError(
+            f"{', '.join(rest)} of {folder} stays damaged: {source} has no such file as its "
+            f"manifest lists it; `astra-mesh models pull {quote(folder.name)}` gets it from peers "
+            "that have the model"
+        )
+    return put
 
 
 def add(source: Path, name: str) -> Bundle:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -43,7 +45,7 @@ from astra_mesh.cli.options import (
     plan_options,
 )
 from astra_mesh.cli.progress import waiting
-from astra_mesh.errors import AstraMeshError, BadImageError, InputError
+from astra_mesh.errors import AstraMeshError, BadImageError, InputError, WrongTaskError
 
 if TYPE_CHECKING:
     from astra_mesh.client import Classification, Embedding, Mesh
@@ -191,7 +193,7 @@ async def _classify(
     as_json: bool,
 ) -> None:
     async with opened(connect, typed) as mesh:
-        with waiting(await _what_happens(mesh, model)):
+        with waiting(await _what_happens(mesh, model)), _naming_text(model, given):
             answer = await mesh.classify(model, given, top=top, class_token=class_token, **options)
         if as_json:
             print_json(
@@ -200,6 +202,18 @@ async def _classify(
         else:
             show_labels(answer)
         await _explain(mesh, answer.planned, answer.report, options, as_json)
+
+
+@contextmanager
+def _naming_text(model: str, given: str | os.PathLike[str]) -> Iterator[None]:
+    """With the error that a model takes no picture goes how it takes a text."""
+    try:
+        yield
+    except WrongTaskError as error:
+        if isinstance(given, str) or " reads text" not in error.message:
+            raise
+        how = f"`astra-mesh classify {quote(model)} --text TEXT`"
+        raise WrongTaskError(f"{error.message}; a text: {how}") from error
 
 
 def show_labels(answer: Classification) -> None:

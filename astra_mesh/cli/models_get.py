@@ -13,7 +13,8 @@ import typer
 
 from astra_mesh.cli.connecting import opened
 from astra_mesh.cli.console import clean, err, hint, out, print_json, reporting, run_async
-from astra_mesh.cli.options import Connect, Json, Typed
+from astra_mesh.cli.ending import ending_soon, telling
+from astra_mesh.cli.options import Connect, Json, Typed, elsewhere_names
 from astra_mesh.cli.report import amount
 from astra_mesh.errors import AstraMeshError, InputError
 
@@ -29,6 +30,7 @@ ADD_EXAMPLE: Final = (
 )
 
 _GGUF: Final = ".gguf"
+_KEPT: Final = "interrupted: what came is kept, and the same command goes on there"
 
 Name = Annotated[
     str, typer.Option("--name", help="What the model is called here. Default: as over there.")
@@ -42,6 +44,7 @@ def pull(
             metavar="ORG/NAME or NAME",
             help="A repository of the hub (with a slash), or a model that another peer holds: "
             "its name, or the first 8 digits of its id.",
+            autocompletion=elsewhere_names,
         ),
     ],
     revision: Annotated[
@@ -54,7 +57,7 @@ def pull(
     as_json: Json = False,
 ) -> None:
     """Get a model from the hub, or from the other peers of the mesh. Run it again to go on."""
-    with reporting(as_json):
+    with reporting(as_json), ending_soon():
         if "/" in model:
             _from_hub(model, revision, name, as_json)
         else:
@@ -74,7 +77,10 @@ def _from_hub(repository: str, revision: str | None, name: str, as_json: bool) -
             _report(bundle, as_json, **origin, already=True)
             return
         folder = hub.staged(remote, name)
-    with following(clean(name), remote.size_bytes, lambda: hub.gathered_bytes(folder)):
+    with (
+        telling(lambda: _KEPT),
+        following(clean(name), remote.size_bytes, lambda: hub.gathered_bytes(folder)),
+    ):
         bundle = hub.download(remote, name)
     _report(bundle, as_json, **origin, already=False)
 
@@ -108,7 +114,10 @@ async def _from_mesh(
                 return
             fetch = CodebookFetch(here, ids, holders)
     await fetch.look()
-    with following(clean(fetch.name), fetch.size_bytes, lambda: fetch.done_bytes):
+    with (
+        telling(lambda: _KEPT if fetch.done_bytes else ""),
+        following(clean(fetch.name), fetch.size_bytes, lambda: fetch.done_bytes),
+    ):
         bundle = await fetch.run()
     names = [one.name for one in holders.peers]
     _report(bundle, as_json, peers=names, **({"repaired": damaged} if damaged else {}))
@@ -138,18 +147,27 @@ def add(
     name: Name = "",
     as_json: Json = False,
 ) -> None:
-    """Copy a model's folder, or the model in a GGUF file, to this device's models."""
+    """Copy a model's folder, or the model in a GGUF file, to this device's models. Of a damaged
+    model that is here by that name, the damaged files come anew.
+    """
     with reporting(as_json):
         path = _source(path)
         if path.is_file():
             _report(_add_gguf(path, name), as_json)
             return
-        from astra_mesh.bundle import install
+        from astra_mesh.bundle import install, open_bundle
         from astra_mesh.bundle.store import user_models_path
         from astra_mesh.cli.progress import following
+        from astra_mesh.client.repair import damage_of
 
         source = install.check_usable(path)
         name = name or source.name
+        broken = damage_of(name, source.model_id)
+        if broken is not None:
+            folder, damaged = broken
+            files = install.mend(source.path, folder, damaged)
+            _report(open_bundle(folder), as_json, repaired=files, peers=[str(source.path)])
+            return
         size = sum(path.stat().st_size for path in source.path.iterdir() if path.is_file())
         staging = user_models_path() / f".{name}.partial"
         with following(clean(name), size, lambda: _size(staging)):

@@ -50,6 +50,20 @@ def model_names(incomplete: str) -> list[str]:
     return [name for name in sorted(folders_by_name()) if name.startswith(incomplete)]
 
 
+def elsewhere_names(incomplete: str) -> list[str]:
+    """The models of other peers that this device does not have, as a peer of this user tells."""
+    from astra_mesh.cli.completing import models_elsewhere
+
+    return [name for name in models_elsewhere() if name.startswith(incomplete)]
+
+
+def device_names(incomplete: str) -> list[str]:
+    """The devices that are paired with this one, for the shell."""
+    from astra_mesh.cli.completing import paired_names
+
+    return [name for name in paired_names() if name.startswith(incomplete)]
+
+
 def able_to(task: str) -> Callable[[str], list[str]]:
     """Completes names of those models of this device that do a task."""
 

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from astra_mesh.wire.messages import ModelId, PeerInfo
 
 EXAMPLE: Final = "Example:  astra-mesh peers --json"
+_PASSING: Final = (
+    "no peer runs on this machine: {} is this command's own, which looked for the others and is "
+    'gone now; "astra-mesh peer" starts one that stays'
+)
 _LINKS: Final = 20  # lines
 _HOLDERS: Final = 3  # of a model that are named
 _NAME_WIDTH, _PLACE_WIDTH = 14, 21  # names and addresses up to so long stay in one line
@@ -33,6 +37,8 @@ async def _list(connect: str | None, typed: list[str] | None, as_json: bool) -> 
     async with opened(connect, typed) as mesh:
         found = await mesh.peers()
         hints = [await alone(mesh)] if len(found) == 1 else []
+        if mesh.embedded:
+            hints.append(_PASSING.format(clean(mesh.peer.name)))
     if as_json:
         print_json({"peers": found})
     else:

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from astra_mesh.cli.console import clean, err, hint, out, print_json, reporting, run_async
-from astra_mesh.cli.options import Json
+from astra_mesh.cli.options import Json, device_names
 from astra_mesh.naming import SHORT_ID, device_name, labelled
 
 if TYPE_CHECKING:
@@ -30,7 +30,8 @@ def unpair(
         str | None,
         typer.Argument(
             help="Its name or the first digits of its id, or those of a peer that runs on it now "
-            "(see `pair --list`)."
+            "(see `pair --list`).",
+            autocompletion=device_names,
         ),
     ] = None,
     leave: Annotated[

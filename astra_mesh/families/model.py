@@ -76,10 +76,15 @@ def require(family: str, tasks: Collection[str], task: str, others: Sequence[str
     """WrongTaskError unless ``task`` is one of those that a model does; it names ``others``."""
     if task not in tasks:
         able = ", ".join(tasks) or "nothing"
-        such = f", such as {', '.join(others)}" if others else ""
         raise WrongTaskError(
-            f"this {family} model cannot {task}; it can {able}: choose another model{such}"
+            f"this {family} model cannot {task}; it can {able}: choose another model"
+            f"{such_as(others)}"
         )
+
+
+def such_as(names: Sequence[str]) -> str:
+    """The end of a sentence that asks for another one."""
+    return f", such as {', '.join(names)}" if names else ""
 
 
 def check_tokens(spec: ModelSpec, inputs: ModelInput) -> int:

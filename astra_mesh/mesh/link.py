@@ -201,8 +201,8 @@ class Link:
 
     @property
     def is_measured(self) -> bool:
-        """Whether real traffic or a probe measured it not long ago: a probe would tell no more."""
-        return _now() - self._meter.measured < limits.PROBE_EVERY_S / 2
+        """Whether real traffic or a probe measured it just now: a probe would tell no more."""
+        return _now() - self._meter.measured < limits.PROBE_AGAIN_S / 2
 
     async def wait_closed(self, wait_s: float) -> bool:
         """Whether the link ends within this time."""

@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
+from astra_mesh import limits
+
 _LEAST_BYTES: Final = 2 * 1024  # of a run: 3.3 ms at 5 Mbit/s; less is not worth a ping
 _MOST_BYTES: Final = 256 * 1024  # of a run: then it is marked while it goes on
 _EVERY_S: Final = 0.05  # between two marks
@@ -26,6 +28,7 @@ _COMPARABLE: Final = (
     0.25  # of the size of slow runs: smaller ones may fit into a buffer, and contradict none
 )
 _GAIN: Final = 0.5  # of a run that was faster
+_TELLING: Final = 2.0  # times: a run says how fast a link is if its bounds are no further apart
 
 
 def train_bps(pongs: Sequence[float], size: int) -> float:
@@ -60,6 +63,16 @@ class _Run(NamedTuple):
     ceiling: float  # at most; inf: it took too short a time to tell
 
 
+def _tells(run: _Run, bps: float) -> bool:
+    """Whether a run says that the link is as fast as estimated: most are too short to tell more
+    than that it is not slower than something, and of a slow estimate all of them say so.
+    """
+    if run.floor >= limits.PLENTY_BPS:
+        return bps >= limits.PLENTY_BPS
+    fits = run.floor / _NEAR <= bps <= run.ceiling * _NEAR
+    return fits and run.ceiling <= _TELLING * run.floor
+
+
 class Meter:
     """Throughput of a link from its real traffic.
 
@@ -73,7 +86,7 @@ class Meter:
 
     def __init__(self) -> None:
         self.bps: float | None = None  # bits per second
-        self.measured = -math.inf  # when it was last confirmed or changed
+        self.measured = -math.inf  # when a probe or a run last said how fast it is
         self._since = 0.0
         self._bytes = 0
         self._mark: tuple[float, int] | None = None  # the run that waits for its pong
@@ -129,16 +142,22 @@ class Meter:
         run = _Run(size, 8 * size / longest_s, 8 * size / least_s if least_s > 0 else math.inf)
         self._runs.append(run)
         self._agreed = self.bps is not None and run.floor / _NEAR <= self.bps <= run.ceiling * _NEAR
-        self.measured = now
-        before, most = self.bps, self._most_bps()
-        if before is None:
-            self.bps = run.floor
-            return True
-        if most < before:
-            self.bps = most
-        elif run.floor > before:
-            self.bps = before + _GAIN * (min(run.floor, most) - before)
+        before = self.bps
+        self.bps = self._follow(run)
+        if _tells(run, self.bps):
+            self.measured = now
         return self.bps != before
+
+    def _follow(self, run: _Run) -> float:
+        """The estimate after a run."""
+        most = self._most_bps()
+        if self.bps is None:
+            return run.floor
+        if most < self.bps:
+            return most
+        if run.floor > self.bps:
+            return self.bps + _GAIN * (min(run.floor, most) - self.bps)
+        return self.bps
 
     def _most_bps(self) -> float:
         """What the last runs agree that the link carries at most; inf: they do not."""

@@ -88,7 +88,8 @@ class Answer:
         """
         ask = self.ask
         model = self._models.find(ask.model)
-        self._models.require(model, ask.task)  # before it is loaded, which takes seconds
+        # Before it is loaded, which takes seconds.
+        self._models.require(model, ask.task, picture=ask.image is not None)
         if ask.tokens is not None:
             self._models.check_tokens(model, ask.tokens)
         if ask.options.use is not Use.SOLO:

@@ -70,10 +70,7 @@ def _checked(loaded: Loaded, ask: Ask) -> bytes | None:
         raise InputError("give exactly one of a text, token ids and an image")
     name = loaded.bundle.name
     if ask.image is not None and loaded.processor is None:
-        how = "give a text, not an image"
-        if ask.task is Task.CLASSIFY:
-            how += f": `astra-mesh classify {name} --text TEXT`"
-        raise InputError(f"{name} reads text; {how}")
+        raise InputError(f"{name} reads text; give a text, not an image")
     if ask.image is None and loaded.processor is not None:
         raise InputError(f"{name} reads images; give an image file")
     if ask.image is not None and ask.answered:

@@ -71,6 +71,7 @@ class LinkKeeper:
         on_silence: called when nothing is heard on a link any more, or something is again.
         add_routes: adds what else is served at the port.
         tabs: that this peer serves.
+        is_busy: whether this peer works on requests.
     """
 
     def __init__(
@@ -84,12 +85,13 @@ class LinkKeeper:
         on_silence: Callable[[Link], None] = lambda link: None,
         add_routes: Callable[[web.Application], None] = lambda app: None,
         tabs: Tabs | None = None,
+        is_busy: Callable[[], bool] = lambda: False,
     ) -> None:
         self._config, self._security, self._make_hello = config, security, make_hello
         self._me = security.identity.peer_id
         self._on_message, self._on_closed = on_message, on_closed
         self._on_stranger, self._on_silence = on_stranger, on_silence
-        self._add_routes, self._tabs = add_routes, tabs or Tabs()
+        self._add_routes, self._tabs, self._is_busy = add_routes, tabs or Tabs(), is_busy
         self._membership: Membership[Link] = Membership(self._me)
         self._hearsay = Hearsay(self._membership)
         self._links: dict[Link, Known] = {}  # and who is there, by its certificate
@@ -414,7 +416,7 @@ class LinkKeeper:
         if extra:
             tasks.start(self._group, "duplicates", self._refuse_extra, hello.peer)
         if link not in extra and not self._leaving:
-            tasks.start(self._group, "a probe", probe, link)
+            tasks.start(self._group, "a probe", probe, link, self._is_busy)
             self._rosters.tell(link, self._links[link])
 
     async def _refuse_extra(self, peer: PeerId) -> None:

@@ -13,9 +13,9 @@ from msgspec.structs import replace
 
 from astra_mesh.bundle import Bundle
 from astra_mesh.bundle.copies import Words, best_words
-from astra_mesh.errors import UnknownModelError
+from astra_mesh.errors import UnknownModelError, WrongTaskError
 from astra_mesh.families import ModelSpec
-from astra_mesh.families.model import check_ids, require
+from astra_mesh.families.model import check_ids, require, such_as
 from astra_mesh.limits import MODELS_PER_PEER, NAMES_PER_MODEL
 from astra_mesh.peer.complaints import Complaints
 from astra_mesh.peer.loaded import Loaded
@@ -83,11 +83,26 @@ class Offers:
         entry = self._entries.get(model)
         return None if entry is None else entry.offer
 
-    def require(self, model: ModelId, task: Task) -> None:
-        """WrongTaskError unless a model that is offered does a task."""
-        offer = self._entry(model).offer
-        others = sorted(one.name for one in self.offers() if task in one.tasks)[:_NAMED]
-        require(offer.family, [one.value for one in offer.tasks], task.value, others)
+    def require(self, model: ModelId, task: Task, *, picture: bool = False) -> None:
+        """WrongTaskError unless a model that is offered does a task, and with pictures if such is
+        given. Others that can are named.
+        """
+        entry = self._entry(model)
+        reads_text = bool(entry.spec.vocab_size)
+        others = self._able(task, picture=picture)
+        require(entry.offer.family, [one.value for one in entry.offer.tasks], task.value, others)
+        if picture and reads_text:
+            such = f", or choose a model that reads pictures{such_as(others)}"
+            raise WrongTaskError(f"{entry.offer.name} reads text: give a text, not an image{such}")
+
+    def _able(self, task: Task, *, picture: bool) -> list[str]:
+        """Names of some models that do a task with pictures, or with texts."""
+        able = [
+            one.offer.name
+            for one in self._entries.values()
+            if task in one.offer.tasks and picture is not bool(one.spec.vocab_size)
+        ]
+        return sorted(able)[:_NAMED]
 
     def check_tokens(self, model: ModelId, tokens: Sequence[int]) -> None:
         """InputError, or its kin, if a model that reads text cannot take these token ids."""

@@ -149,6 +149,7 @@ class Peer:
             self._on_silence,
             share.add_routes,
             self.tabs,
+            self._is_busy,
         )
         await self._links.listen()
         if not self.config.ephemeral:

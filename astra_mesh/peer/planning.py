@@ -44,6 +44,7 @@ class Planning:
         self._ask, self._loaded = ask, loaded
         self._around, self._compute, self._notes = around, compute, notes
         self._jobs: list[Job] = []
+        self._alone = ""  # why nobody else could be planned with, where that is known
         self.loading_s = 0.0  # that others were waited for
         self.left_out = ""  # who has no part of the last plan, and why
         self._refers = ask.may_refer and ask.options.use is Use.AUTO and not ask.answered
@@ -68,6 +69,9 @@ class Planning:
             told = self._around.left_out if everybody else self._around.loading
             self._notes += told(loaded, *books)
             self.others = self._trusted(others)
+            if not self.others:
+                without = self._around.left_out(loaded, *books)
+                self._alone = _why_alone(others, without)
         inputs = await self._compute(read.for_others) if self.others else read.inputs
         self._jobs = [self._job(code, inputs, read.tokens) for code in codes]
         return inputs
@@ -166,6 +170,14 @@ class Planning:
             input_bytes=input_bytes(inputs),
             tables=tables_serve(options.late),
             label=code.label,
+            alone=self._alone,
         )
         drifts = self._around.lessons.drifts.known(job.codes, time.monotonic())
         return dataclasses.replace(job, drifts=drifts)
+
+
+def _why_alone(shunned: list[Candidate], without: list[str]) -> str:
+    """Why nobody else can be planned with, though others have the model; "" if none has it."""
+    if shunned:
+        return "the other peers with this model sent false codes before"
+    return "no other peer here is ready for this model and codebook" if without else ""

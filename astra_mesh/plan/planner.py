@@ -118,7 +118,7 @@ def _only_one(job: Job, others: Sequence[Candidate], limit: int) -> str:
     if job.use is Use.SOLO:
         return "one device was asked for"
     if not others:
-        return "no other peer here holds this model and codebook"
+        return job.alone or "no other peer here holds this model and codebook"
     if job.max_peers == 1:
         return "at most one peer was asked for"
     return "the input is a single token" if limit <= 1 else ""

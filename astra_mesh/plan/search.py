@@ -41,6 +41,7 @@ class Job:
     tables: bool = True  # whether receivers may look codes up
     drifts: Mapping[Group, float] = field(default_factory=dict)  # how much longer groups took
     label: str = ""  # of the codes, for people: "predictive"
+    alone: str = ""  # why there are no other candidates, where it is not that nobody has the model
 
     @property
     def bits(self) -> int:

@@ -20,6 +20,7 @@ from astra_mesh import limits
 from astra_mesh.peer.loading import loading
 from tests.browser.chrome import Tab
 from tests.browser.pages import begin, devices, no_complaints, shown
+from tests.bundles import BERT, bert_tensors, write_bundle
 from tests.integration.mesh_fixtures import until
 from tests.integration.web_fixtures import busy
 from tests.timings import patient
@@ -359,6 +360,20 @@ async def test_a_peer_without_models_says_so(tab: Tab, tmp_path: Path) -> None:
         assert await tab.text("#photo-none") == "No model here labels pictures."
         assert await tab.text("#quality-body") == "No model is here."
         assert await tab.eval("document.getElementById('quality-model').offsetParent") is None
+        await no_complaints(tab, on.url)
+
+
+async def test_a_classifier_of_texts_is_told_of_with_where_it_is_used(
+    tab: Tab, tmp_path: Path
+) -> None:
+    write_bundle(tmp_path / "film", BERT, bert_tensors(BERT))
+    async with shown(tmp_path, ["one"]) as on:
+        await tab.open(on.url)
+        await tab.until(devices(1))
+        await tab.until("!document.getElementById('ask-elsewhere').hidden")
+        said = await tab.text("#ask-elsewhere")
+        assert said.startswith("Not on this page: film (")
+        assert "astra-mesh classify NAME --text TEXT" in said
         await no_complaints(tab, on.url)
 
 

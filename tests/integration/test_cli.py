@@ -21,7 +21,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from astra_mesh.bundle import write_manifest
+from astra_mesh.cli import completing
 from astra_mesh.cli.app import app
+from astra_mesh.cli.options import elsewhere_names
 from astra_mesh.quant.codebook import load_codebook
 from tests.integration.mesh_fixtures import picture
 from tests.timings import patient
@@ -301,3 +303,44 @@ def test_the_demonstration_answers_and_leaves_nothing(tmp_path: Path, models: Pa
         assert len(one["mesh"]["report"]["peers"]) >= 3
         assert len(one["one_device"]["report"]["peers"]) == 1
     assert text["mesh"]["answer"]
+
+
+def test_models_of_other_peers_are_completed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert elsewhere_names("") == []  # no peer runs
+    with running_peer(tmp_path):
+        assert elsewhere_names("") == []  # it has no others, and its models are here
+        monkeypatch.setenv("ASTRA_MESH_MODELS", str(tmp_path / "none"))
+        # Where it answers too late, nothing is completed.
+        monkeypatch.setattr(completing, "_ASK_S", patient(5.0))
+        assert elsewhere_names("w") == ["words"]
+        monkeypatch.setattr(completing, "_ASK_S", 0.0)
+        assert elsewhere_names("w") == []
+
+
+SLOW_IMPORT = """
+import asyncio, sys, time
+from astra_mesh.cli import main
+from astra_mesh.client import finding
+
+async def slow(target):
+    print("looking", flush=True)
+    await asyncio.to_thread(time.sleep, 60)  # as torch is imported
+
+finding._make_embedded = slow
+sys.argv = ["astra-mesh", "models", "pull", "absent"]
+main()
+"""
+
+
+def test_a_pull_that_is_interrupted_ends_at_once() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", SLOW_IMPORT], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"looking\n"
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=patient(10.0))
+    assert process.returncode == 130
+    assert b"Traceback" not in said

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from astra_mesh.bundle import write_manifest
+from astra_mesh.bundle import hub, write_manifest
 from astra_mesh.bundle.hub import Remote
 from astra_mesh.bundle.store import user_models_path
 from astra_mesh.bundle.tensors import open_tensors, save_tensors
@@ -138,6 +138,19 @@ def test_a_person_is_told_that_it_is_here_already(
     result = CliRunner().invoke(app, ["models", "pull", "org/words"])
     assert result.exit_code == 0
     assert "it is here already" in result.stderr
+
+
+def test_who_interrupts_a_pull_is_told_that_what_came_is_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def download(remote: Remote, name: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(hub, "look_up", lambda *_: Remote("org/words", SHA, {}, {}))
+    monkeypatch.setattr(hub, "download", download)
+    result = CliRunner().invoke(app, ["models", "pull", "org/words"])
+    assert result.exit_code == 130
+    assert "what came is kept, and the same command goes on there" in result.stderr
 
 
 async def test_a_cut_connection_is_gone_on_with(source: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -91,4 +92,52 @@ async def test_another_model_of_that_name_is_left_alone(models: Path, own: Path)
         status, about, _ = await pull(peers[0].port)
     assert status == 2
     assert "there is a model words in " in about["error"]["message"]
+    assert (own / WEIGHTS).read_bytes() == before
+
+
+def add(source: Path) -> tuple[int, dict[str, Any]]:
+    done = subprocess.run(
+        [sys.executable, "-m", "astra_mesh", "models", "add", source, "--name", "words", "--json"],
+        stdout=subprocess.PIPE,
+        check=False,
+    )
+    return done.returncode, json.loads(done.stdout)
+
+
+def test_adding_a_model_again_mends_it(models: Path, own: Path) -> None:
+    damage(own / WEIGHTS)
+    (own / "tokenizer.json").unlink()
+    kept = (own / "config.json").stat().st_ino
+    status, about = add(models / "words")
+    assert status == 0
+    assert (about["path"], about["repaired"]) == (str(own), [WEIGHTS, "tokenizer.json"])
+    assert about["peers"] == [str(models / "words")]
+    assert (own / "config.json").stat().st_ino == kept
+    assert WEIGHTS in verify(open_bundle(own))
+    status, about = add(models / "words")  # whole again: there is one of this name
+    assert status == 2
+    assert "there is a model words" in about["error"]["message"]
+
+
+def test_a_source_that_lacks_a_damaged_file_names_what_else_mends(
+    models: Path, own: Path, tmp_path: Path
+) -> None:
+    source = shutil.copytree(models / "words", tmp_path / "words")
+    for folder in (own, source):
+        damage(folder / "tokenizer.json")
+    damage(own / WEIGHTS)
+    (source / "manifest.json").unlink(missing_ok=True)
+    status, about = add(source)
+    assert status == 1
+    assert "tokenizer.json of" in about["error"]["message"]
+    assert "`astra-mesh models pull words`" in about["error"]["message"]
+    assert (own / WEIGHTS).read_bytes() == (source / WEIGHTS).read_bytes()
+
+
+def test_another_model_of_that_name_is_not_mended_by_adding(models: Path, own: Path) -> None:
+    damage(own / WEIGHTS)
+    before = (own / WEIGHTS).read_bytes()
+    status, about = add(models / "pictures")
+    assert status == 2
+    assert "there is a model words" in about["error"]["message"]
     assert (own / WEIGHTS).read_bytes() == before

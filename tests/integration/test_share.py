@@ -402,6 +402,37 @@ async def test_the_command_pulls_from_the_mesh(models: Path, tmp_path: Path) -> 
     same_files(Path(about["path"]), models / "words")
 
 
+INTERRUPTED = """
+import asyncio, os
+from astra_mesh.cli import main
+from astra_mesh.client import fetch
+
+async def run(self):
+    self.done_bytes = int(os.environ["CAME"])
+    raise asyncio.CancelledError
+
+fetch.Fetch.run = run
+main()
+"""
+
+
+@pytest.mark.parametrize("came", ["0", "1"])
+async def test_who_interrupts_a_pull_is_told_what_is_kept(
+    models: Path, monkeypatch: pytest.MonkeyPatch, came: str
+) -> None:
+    monkeypatch.setenv("CAME", came)
+    async with mesh_of(["left"], models) as peers:
+        argv = ["models", "pull", "words", "--name", "mine"]
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", INTERRUPTED, *argv),
+            *("--connect", f"127.0.0.1:{peers[0].port}"),
+            stderr=asyncio.subprocess.PIPE,
+        )
+        _, said = await process.communicate()
+    assert process.returncode == 130
+    assert (b"what came is kept" in said) == (came == "1")
+
+
 async def test_a_model_that_comes_is_offered_without_a_new_start(
     models: Path, words: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from astra_mesh.bundle.store import ENVIRONMENT
 from astra_mesh.cli.app import app
 from astra_mesh.mesh.identity import DEVICE_FILE_NAME
 from astra_mesh.mesh.trust import Trust
@@ -148,3 +149,21 @@ def test_the_image_has_the_user_and_all_that_the_wheel_needs(daemon: dict[str, A
         if line.startswith("COPY ") and "--from" not in line:
             for word in line.split()[1:-1]:
                 assert (root / word).exists(), word
+
+
+def test_models_of_a_volume_are_patched_in_as_the_text_says(daemon: dict[str, Any]) -> None:
+    _, block = (FOLDER / "README.md").read_text().split("```yaml", 1)
+    (patch,) = yaml.safe_load(block.split("```")[0])["patches"]
+    assert patch["target"] == {"kind": daemon["kind"], "name": daemon["metadata"]["name"]}
+    for step in yaml.safe_load(patch["patch"]):
+        *steps, end = step["path"].strip("/").split("/")
+        assert (step["op"], end) == ("add", "-")
+        place: Any = daemon
+        for one in steps:
+            place = place[int(one) if one.isdigit() else one]
+        place.append(step["value"])
+    kubernetes_validate.validate(daemon, kubernetes_validate.latest_version(), strict=True)
+    (container,) = daemon["spec"]["template"]["spec"]["containers"]
+    mounts = {one["name"]: one["mountPath"] for one in container["volumeMounts"]}
+    chosen = {one["name"]: one.get("value") for one in container["env"]}
+    assert chosen[ENVIRONMENT] == mounts["models"]

@@ -3,6 +3,7 @@
 import { ask, events } from "./api.js";
 import { costLine } from "./cost.js";
 import { $, choices, h, say } from "./dom.js";
+import { elsewhere } from "./elsewhere.js";
 
 const SHIPPED = "tiny-gpt2"; // goes on with the text that the empty field shows
 const NO_TEXT = "Type a text first.";
@@ -44,6 +45,8 @@ export function showModels(found) {
   models = writers.filter((one) => !one.lacks); // without a tokenizer it takes token ids but no text
   const none = writers.length ? `${writers[0].name} has no ${writers[0].lacks}` : "no model here writes texts";
   choices($("ask-model"), models.length ? models.map((one) => [one.name, one.name]) : [["", none]], likeliest());
+  const others = elsewhere(found);
+  say($("ask-elsewhere"), others && `Not on this page: ${others}`);
   fit();
 }
 

@@ -118,7 +118,7 @@ class StubMesh:
         self.near: list[str] = []  # who is not paired
         self.count = 2
         self.asked: dict[str, Any] = {}
-        self.closed = False
+        self.closed = self.embedded = False
         self.peer = Hello(
             magic="astra-mesh", version=1, peer=ME, name="here", role=Role.PEER, window_bytes=1
         )

@@ -30,6 +30,7 @@ from astra_mesh.errors import (
     PromptTooLongError,
     UnknownModelError,
     UnsupportedModelError,
+    WrongTaskError,
 )
 from astra_mesh.naming import Names
 from astra_mesh.wire.messages import CodebookId, CodebookOffer
@@ -217,11 +218,32 @@ def test_classify_of_a_folder_says_what_it_takes(mesh: StubMesh, tmp_path: Path)
     assert call("classify", "toy", "x" * 5000).exit_code == 2
 
 
+def test_a_picture_for_a_model_of_texts_is_told_how_to_label_a_text(
+    mesh: StubMesh, tmp_path: Path
+) -> None:
+    photo = tmp_path / "photo.jpg"
+    photo.write_bytes(b"data")
+    mesh.error = WrongTaskError("film reads text: give a text, not an image")
+    result = call("classify", "film", str(photo))
+    assert result.exit_code == 2
+    assert "not an image; a text: `astra-mesh classify film --text TEXT`" in result.stderr
+    mesh.error = WrongTaskError("this vit model cannot embed")
+    assert "--text" not in call("classify", "film", str(photo)).stderr
+
+
 def test_classify_as_json_and_its_error(mesh: StubMesh) -> None:
     (document,) = lines(call("classify", "toy", "words", "--text", "--json"))
     assert document["labels"] == [{"label": "[bold]cat[/bold]", "probability": 0.75}]
     mesh.error = BadImageError("no image")
     assert call("classify", "toy", "words", "--text").exit_code == 2
+
+
+def test_peers_says_where_the_peer_that_is_listed_is_its_own(mesh: StubMesh) -> None:
+    assert "no peer runs" not in call("peers").stderr
+    mesh.embedded = True
+    told = "no peer runs on this machine: here is this command's own"
+    assert told in call("peers").stderr
+    assert told in call("peers", "--json").stderr
 
 
 def test_embed_prints_or_saves(mesh: StubMesh, tmp_path: Path) -> None:

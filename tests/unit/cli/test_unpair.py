@@ -12,6 +12,7 @@ from typer.testing import CliRunner, Result
 
 from astra_mesh import limits
 from astra_mesh.cli.app import app
+from astra_mesh.cli.options import device_names
 from astra_mesh.client import farewell, reach
 from astra_mesh.client.farewell import Farewell
 from astra_mesh.client.farewell_words import what_remains
@@ -257,3 +258,17 @@ def test_a_leave_that_was_cut_short_is_over_before_the_next_pairing() -> None:
     assert trust.settle()
     assert not trust.settle()
     assert Trust.open().book.alone
+
+
+def test_names_of_paired_devices_are_completed() -> None:
+    assert device_names("") == ["board", "desk"]
+    assert device_names("d") == ["desk"]
+    assert device_names("x") == []
+
+
+def test_nothing_is_completed_where_the_mesh_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("ASTRA_MESH_TRUST", str(tmp_path / "file"))
+    assert device_names("") == []

@@ -5,6 +5,7 @@ import random
 
 import pytest
 
+from astra_mesh import limits
 from astra_mesh.mesh.probe import Meter, train_bps
 
 
@@ -114,6 +115,37 @@ def test_a_few_that_are_late_are_no_slow_link_where_others_are_fast() -> None:
         wire.run(64 * 1024, 0.05 if number % 3 == 0 else 0.0)
     assert wire.meter.bps is not None
     assert wire.meter.bps > 200e6
+
+
+def test_short_runs_do_not_confirm_what_was_measured_under_load() -> None:
+    """News of a few KiB are there within 2 ms, on a link of 13.7 Mbit/s as on one of 430."""
+    wire = Wire(430e6)
+    wire.meter.probed(13.7e6, 0.0)
+    for _ in range(20):
+        wire.run(3 * 1024)
+    assert wire.meter.measured == 0.0
+    wire.run(3 * 1024, late_s=0.013)  # nor does one that a busy device answers late
+    assert wire.meter.measured == 0.0
+
+
+@pytest.mark.parametrize("bps", [2e6, 20e6])
+def test_long_runs_of_codes_confirm_the_rate(bps: float) -> None:
+    wire = Wire(bps)
+    wire.meter.probed(bps, 0.0)
+    wire.run(128 * 1024)
+    assert wire.meter.measured > 0.0
+
+
+def test_a_run_that_is_faster_than_any_plan_needs_confirms_such_a_rate_only() -> None:
+    wire = Wire(5e9)
+    wire.meter.probed(5e9, 0.0)
+    wire.run(250 * 1024)
+    assert wire.meter.measured > 0.0
+    slow = Wire(5e9)
+    slow.meter.probed(1e6, 0.0)
+    slow.run(250 * 1024)
+    assert slow.meter.bps is not None
+    assert (slow.meter.measured > 0.0) == (slow.meter.bps >= limits.PLENTY_BPS)
 
 
 def test_a_run_of_a_few_bytes_says_nothing() -> None:

@@ -26,7 +26,16 @@ from astra_mesh.peer.measured import Figures
 from astra_mesh.peer.models import Loaded, ModelHost, choose_stages
 from astra_mesh.peer.parts import Parts
 from astra_mesh.wire.messages import CodebookId, Task
-from tests.bundles import GPT2, VIT, gpt2_tensors, vit_tensors, word_tokenizer, write_bundle
+from tests.bundles import (
+    BERT,
+    GPT2,
+    VIT,
+    bert_tensors,
+    gpt2_tensors,
+    vit_tensors,
+    word_tokenizer,
+    write_bundle,
+)
 from tests.integration.mesh_fixtures import fit_small
 from tests.timings import patient
 
@@ -185,13 +194,33 @@ async def test_who_asks_a_model_for_what_it_cannot_is_told_of_those_that_can(
     host = ModelHost(None, compute)
     await host.start()
     with pytest.raises(WrongTaskError, match=r": choose another model$"):
-        host.require(host.find("words"), Task.CLASSIFY)
+        host.require(host.find("words"), Task.CLASSIFY, picture=True)
     for name in "dabc":
         await asyncio.to_thread(write_bundle, folder / name, VIT, vit_tensors(VIT, ord(name)))
     await host._rescan()
-    host.require(host.find("a"), Task.CLASSIFY)
+    host.require(host.find("a"), Task.CLASSIFY, picture=True)
     with pytest.raises(WrongTaskError, match=r": choose another model, such as a, b, c$"):
+        host.require(host.find("words"), Task.CLASSIFY, picture=True)
+    with pytest.raises(WrongTaskError, match=r": choose another model$"):  # for a text none
         host.require(host.find("words"), Task.CLASSIFY)
+
+
+async def test_of_pictures_only_models_that_read_them_are_named(
+    folder: Path, compute: ComputeThread
+) -> None:
+    tensors = bert_tensors(BERT)
+    await asyncio.to_thread(write_bundle, folder / "sentiment", BERT, tensors)
+    await asyncio.to_thread(write_bundle, folder / "photos", VIT, vit_tensors(VIT))
+    host = ModelHost(None, compute)
+    await host.start()
+    with pytest.raises(WrongTaskError, match=r": choose another model, such as photos$"):
+        host.require(host.find("words"), Task.CLASSIFY, picture=True)
+    with pytest.raises(WrongTaskError, match=r": choose another model, such as sentiment$"):
+        host.require(host.find("words"), Task.CLASSIFY)
+    text = "sentiment reads text: give a text, not an image, or choose a model that reads pictures"
+    with pytest.raises(WrongTaskError, match=rf"^{text}, such as photos$"):
+        host.require(host.find("sentiment"), Task.CLASSIFY, picture=True)
+    host.require(host.find("sentiment"), Task.CLASSIFY)
 
 
 async def test_a_copy_that_reads_no_texts_after_all_does_not_matter(

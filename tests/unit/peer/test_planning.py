@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import AsyncMock
+
+import pytest
 
 from astra_mesh.peer.planning import Planning
 from astra_mesh.wire.messages import Ask, PeerId, Task
@@ -18,6 +21,32 @@ def planning(*gone: str) -> Planning:
     found = Planning(ask, nothing, around, nothing, [])
     found.others = [device(name) for name in "abcd"]
     return found
+
+
+@pytest.mark.parametrize(
+    ("found", "shuns", "told", "reason"),
+    [
+        ([], False, [], ""),
+        ([], False, ["planned without pad: this tab is still loading the model"], "ready for"),
+        (["b"], True, [], "false codes"),
+        (["b"], False, [], ""),
+    ],
+)
+async def test_why_nobody_else_is_planned_with_is_told_as_it_is(
+    found: list[str], shuns: bool, told: list[str], reason: str
+) -> None:
+    """A tab that loads the model holds it: that nobody does would contradict the note on it."""
+    ours = planning()
+    around: Any = ours._around
+    around.candidates = AsyncMock(return_value=[device(name) for name in found])
+    around.left_out = around.loading = lambda *_: told
+    around.checks = SimpleNamespace(shuns=lambda _: shuns)
+    ours._loaded = SimpleNamespace(problems=[])  # type: ignore[assignment]
+    ours._compute = AsyncMock(return_value=([], []))
+    await ours.look_around(SimpleNamespace(inputs=None, for_others=None))  # type: ignore[arg-type]
+    assert reason in ours._alone
+    assert bool(reason) == bool(ours._alone)
+    assert set(told) <= set(ours._notes)
 
 
 def test_all_who_went_with_a_lost_peer_are_named() -> None:

@@ -158,7 +158,7 @@ def test_what_others_have_to_be_sent_first_counts() -> None:
     ("change", "others", "reason"),
     [
         ({"use": Use.SOLO}, 2, "asked for"),
-        ({}, 0, "no other peer"),
+        ({}, 0, "no other peer here holds"),
         ({"max_peers": 1}, 2, "at most one"),
         ({"max_peers": 1, "use": Use.ALL}, 2, "at most one"),
         ({"tokens": 1}, 2, "single token"),
@@ -169,6 +169,13 @@ def test_reasons_for_one_device(change: dict, others: int, reason: str) -> None:
     choice = choose(job(**change), peers[0], peers[1:], links(peers))
     assert list(sizes(choice)) == ["peer0"]
     assert reason in choice.reason
+
+
+def test_why_there_are_no_others_is_told_where_it_is_known() -> None:
+    told = replace(job(use=Use.ALL), alone="no other peer here is ready")
+    peers = [device("a"), device("b")]
+    assert choose(told, peers[0], [], {}).reason == "no other peer here is ready"
+    assert "ready" not in choose(told, peers[0], peers[1:], links(peers)).reason
 
 
 def test_peers_of_one_machine_share_its_cores() -> None:

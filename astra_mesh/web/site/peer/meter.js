@@ -1,5 +1,7 @@
 // How fast a link is, from what was seen on it, without I/O; the same rules as astra_mesh/mesh/probe.py.
 
+import * as limits from "./limits.js";
+
 const LEAST_BYTES = 2 * 1024; // of a run: less is not worth a ping
 const MOST_BYTES = 256 * 1024; // of a run: then it is marked while it goes on
 const EVERY_S = 0.05; // between two marks
@@ -10,6 +12,8 @@ const AGREEING = 6; // runs that must be slower than the estimate, before it fal
 const REMEMBERED = 4 * AGREEING; // runs
 const COMPARABLE = 0.25; // of the size of slow runs: smaller ones may fit into a buffer, and contradict none
 const GAIN = 0.5; // of a run that was faster
+const NEAR = 1.05; // a run so close to the estimate says what is known already
+const TELLING = 2; // times: a run says how fast a link is if its bounds are no further apart
 
 /** Bits per second of a train of pings: the lower one of the whole train's rate and its second half's. */
 export function trainBps(pongs, size) {
@@ -20,10 +24,16 @@ export function trainBps(pongs, size) {
   return Math.min(whole, second);
 }
 
+/** Whether a run says that the link is as fast as estimated: most are too short to tell that. */
+function tells(floor, ceiling, bps) {
+  if (floor >= limits.PLENTY_BPS) return bps >= limits.PLENTY_BPS;
+  return floor / NEAR <= bps && bps <= ceiling * NEAR && ceiling <= TELLING * floor;
+}
+
 /** Throughput of a link from its real traffic; see the Python class. */
 export class Meter {
   bps = null; // bits per second
-  measured = -Infinity; // when it was last confirmed or changed
+  measured = -Infinity; // when a probe or a run last said how fast it is
   #since = 0;
   #bytes = 0;
   #mark = null; // { since, size } of the run that waits for its pong
@@ -71,13 +81,14 @@ export class Meter {
     const longestS = Math.max(now - since - (leastTripS ?? 0), RESOLUTION_S);
     const leastS = now - since - tripS - SLACK_S;
     const floor = (8 * size) / longestS;
-    this.#runs = [...this.#runs, { size, floor, ceiling: leastS > 0 ? (8 * size) / leastS : Infinity }].slice(-REMEMBERED);
-    this.measured = now;
+    const ceiling = leastS > 0 ? (8 * size) / leastS : Infinity;
+    this.#runs = [...this.#runs, { size, floor, ceiling }].slice(-REMEMBERED);
     const before = this.bps;
     const most = this.#mostBps();
     if (before === null) this.bps = floor;
     else if (most < before) this.bps = most;
     else if (floor > before) this.bps += GAIN * (Math.min(floor, most) - before);
+    if (tells(floor, ceiling, this.bps)) this.measured = now;
     return this.bps !== before;
   }
 
