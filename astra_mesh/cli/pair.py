@@ -105,7 +105,9 @@ def pair(
             ways_in = Invitations(trust.folder).still_open()
             list_devices(trust, as_json, run_async(running_now(trust)), ways_in)
         elif close:
-            _say_closed(Invitations(trust.folder).close(), as_json)
+            invitations = Invitations(trust.folder)
+            damaged = invitations.replace_damaged()
+            _say_closed(invitations.close(), damaged, as_json)
         elif code is not None and member_s:
             raise InputError(
                 "--for goes with showing a code, not with using one: on the device that lets the "
@@ -127,11 +129,15 @@ def pair(
             run_async(_show_code(trust, member_s, as_json))
 
 
-def _say_closed(closed: list[Invitation], as_json: bool) -> None:
+def _say_closed(closed: list[Invitation], damaged: bool, as_json: bool) -> None:
     keys = sum(bool(one.id) for one in closed)
     window = keys < len(closed)
     if as_json:
-        print_json({"type": "closed", "window": window, "join_keys": keys})
+        about = {"window": window, "join_keys": keys, "damaged": damaged}
+        print_json({"type": "closed", **about})
+        return
+    if damaged:
+        out.print("nothing is open: the list of what was is damaged, and an empty one is there now")
         return
     what = ["the window"] * window + ([f"{keys} join key{'s' * (keys > 1)}"] if keys else [])
     out.print(f"closed {' and '.join(what)}" if what else "nothing was open")

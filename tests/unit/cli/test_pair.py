@@ -95,7 +95,20 @@ def test_what_was_closed_is_said(window: bool, keys: int, said: str) -> None:
     assert call("--close").stdout == "nothing was open\n"
     opened(folder, window, keys)
     told = json.loads(call("--close", "--json").stdout)
-    assert told == {"type": "closed", "window": window, "join_keys": keys}
+    assert told == {"type": "closed", "window": window, "join_keys": keys, "damaged": False}
+
+
+def test_what_is_damaged_is_closed_too() -> None:
+    file = Trust.open().folder / FILE_NAME
+    for as_json in (False, True):
+        file.write_text("garbage")
+        said = " ".join(call("--list").stderr.split())
+        assert "`astra-mesh pair --close` begins an empty one" in said
+        if as_json:
+            assert json.loads(call("--close", "--json").stdout)["damaged"]
+        else:
+            assert "is damaged, and an empty one is there now" in call("--close").stdout
+        assert call("--close").stdout == "nothing was open\n"
 
 
 def test_a_key_that_is_used_up_was_not_closed_now() -> None:

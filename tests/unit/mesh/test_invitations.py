@@ -233,10 +233,42 @@ def test_keys_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         invitations.open_key(read_secret(new_key()), 60)
 
 
-def test_a_damaged_file(tmp_path: Path) -> None:
-    (tmp_path / FILE_NAME).write_bytes(b"\x91\x93")
-    with pytest.raises(IdentityError, match="delete it"):
-        Invitations(tmp_path).window()
+def test_keys_that_are_used_up_count_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And make room, the oldest first; one by which a device comes in may be free again."""
+    monkeypatch.setattr(limits, "JOIN_KEYS", 2)
+    clock = Clock()
+    invitations = Invitations(tmp_path, clock)
+    keys = [read_secret(new_key()) for _ in range(5)]
+    for key in keys:
+        invitations.open_key(key, 600)
+        coming = invitations.try_one(key.id)
+        assert coming is not None
+        assert invitations.enter(coming)
+        clock.now += limits.PAIR_EXCHANGE_S
+    assert [key for key in keys if invitations.window(key.id)] == keys[-2:]
+    invitations.open_window(read_secret(new_code()))
+    for _ in range(2):
+        invitations.open_key(key := read_secret(new_key()), 600)
+        coming = invitations.try_one(key.id)
+        assert coming is not None
+        assert invitations.enter(coming)
+    with pytest.raises(PairingError, match="--close"):
+        invitations.open_key(read_secret(new_key()), 600)
+    assert invitations.window(key.id), "a device is coming in by it"
+    assert invitations.window(), "a window is no key"
+
+
+@pytest.mark.parametrize("content", [b"\x91\x93", b"garbage\n", b"\x91\x81\xa1\xff\x00"])
+def test_a_damaged_file(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / FILE_NAME).write_bytes(content)
+    invitations = Invitations(tmp_path)
+    with pytest.raises(IdentityError, match="it is damaged; `astra-mesh pair --close`"):
+        invitations.window()
+    assert invitations.replace_damaged()
+    assert invitations.still_open() == []
+    assert not invitations.replace_damaged()
 
 
 def test_a_window_that_was_guessed_out_says_so_for_its_time(tmp_path: Path) -> None:
