@@ -49,6 +49,8 @@ class Invitation(msgspec.Struct):
     judging: int = 0  # how many tries are not known to be wrong or right yet
     coming: float = 0.0  # a device is coming in by it: kept until then, though its time be over
     opener: Program | None = None  # which shows the code of a window: it is over with that
+    port: int = 0  # at which the opener answers to pairings itself; 0: a peer does
+    wanted: bool = False  # a peer that starts waits for that port, and answers there then
 
     @property
     def guessed_out(self) -> bool:
@@ -69,14 +71,14 @@ class Invitations:
     def __init__(self, folder: Path, clock: Callable[[], float] = time.time) -> None:
         self._folder, self._clock = folder, clock
 
-    def open_window(self, secret: Secret, member_s: int = 0) -> Invitation:
+    def open_window(self, secret: Secret, member_s: int = 0, port: int = 0) -> Invitation:
         """Take one device in by a code, from now on and while this program runs; an older window
-        is closed by it.
+        is closed by it. ``port``: at which this program answers itself, as no peer does.
         """
         until = self._clock() + limits.PAIR_CODE_S
         with self._all() as found:
             opened = Invitation(b"", secret.password, until, 1, limits.PAIR_TRIES, member_s)
-            opened.opener = Program.own()
+            opened.opener, opened.port = Program.own(), port
             found[b""] = opened
         return opened
 
@@ -145,6 +147,21 @@ class Invitations:
     def is_over(self, invitation: Invitation) -> bool:
         """Whether its time is."""
         return invitation.until <= self._clock()
+
+    def want_port(self, port: int) -> bool:
+        """A peer that starts wants a port that is taken; whether who opened a window answers there,
+        and so gives it up.
+        """
+        with self._all() as found:
+            window = found.get(b"")
+            if window is None or not port or window.port != port:
+                return False
+            window.wanted = True
+            return True
+
+    def is_to_give_up_port(self, window: Invitation) -> bool:
+        """Whether a peer waits for the port of who opened a window, and nobody comes in there."""
+        return window.wanted and not window.judging and window.coming <= self._clock()
 
     def try_one(self, name: bytes) -> Invitation | None:
         """Somebody wants to come in by it, and counts as wrong until :meth:`was_right`."""

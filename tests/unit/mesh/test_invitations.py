@@ -224,6 +224,34 @@ def test_closing(tmp_path: Path) -> None:
     assert invitations.try_one(key.id) is None
 
 
+def test_the_port_of_a_window_is_given_up_between_two_tries(tmp_path: Path) -> None:
+    clock = Clock()
+    invitations = Invitations(tmp_path, clock)
+    assert not invitations.want_port(7475), "nobody is there"
+    invitations.open_window(read_secret(new_code()))
+    assert not invitations.want_port(7475), "a peer answers"
+    assert not invitations.want_port(0)
+    invitations.open_window(read_secret(new_code()), port=7475)
+    assert not invitations.want_port(7476)
+
+    def given_up() -> bool:
+        window = invitations.window()
+        assert window is not None
+        return invitations.is_to_give_up_port(window)
+
+    assert not given_up(), "nobody wants it"
+    assert invitations.want_port(7475)
+    assert given_up()
+    tried = invitations.try_one(b"")
+    assert tried is not None
+    assert not given_up(), "somebody may know the code"
+    assert invitations.enter(tried)
+    invitations.judged(tried)
+    assert not given_up(), "a device comes in"
+    invitations.give_back(tried)
+    assert given_up()
+
+
 def test_keys_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "JOIN_KEYS", 2)
     invitations = Invitations(tmp_path)
