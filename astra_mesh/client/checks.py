@@ -33,7 +33,7 @@ from astra_mesh.mesh.interfaces import Outside, is_loopback, outside
 from astra_mesh.mesh.invitations import Invitations
 from astra_mesh.mesh.listening import close_all, listen
 from astra_mesh.mesh.trust import Trust, trust_folder
-from astra_mesh.naming import Names
+from astra_mesh.naming import Names, device_name
 from astra_mesh.peer.local import LocalPeer, local_peers
 from astra_mesh.wire.messages import DeviceId, PeerId
 
@@ -390,6 +390,7 @@ async def _members() -> list[Finding]:
     if not others:
         return [_note("devices", "this device is paired with no other: astra-mesh pair")]
     reach = await who_answers(trust)
+    others = {key: device_name(name, reach.names.get(key, ())) for key, name in others.items()}
     names = Names({str(device): name for device, name in others.items()})
     ahead = {names(key): one.ahead_s for key, one in reach.answered.items() if key in others}
     return [*reached(others, reach), clocks(ahead)]
