@@ -249,6 +249,9 @@ PAIR_CONNECTIONS: Final = 8  # of unpaired devices at once
 PAIR_EXCHANGE_S: Final = 10.0  # a whole pairing: four messages, 0.2 s of arithmetic on a slow board
 PAIR_DIALS: Final = 16  # peers that a code is tried with at once: each takes a connection or two
 PAIR_AGAIN_S: Final = (0.3, 0.7, 1.5)  # until a connection that was ended at once is tried again
+# That a peer which starts waits for the port of a `pair` that shows a code: a look every 0.2 s, and
+# the last second of a pairing. An exchange that is under way is not cut short for it.
+PAIR_PORT_S: Final = 3.0
 PAIR_FRAME_BYTES: Final = 1024 * KIB  # the largest message of it holds a roster
 PLACES: Final = 64  # addresses of paired devices that were typed, in all; each is dialled for ever
 PLACES_PER_DEVICE: Final = 4  # a device that moved keeps the last of them

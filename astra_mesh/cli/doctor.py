@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -22,7 +23,7 @@ from astra_mesh.cli.console import (
     to_plain,
 )
 from astra_mesh.cli.options import Json, check_output
-from astra_mesh.errors import AstraMeshError
+from astra_mesh.errors import AstraMeshError, InputError
 
 if TYPE_CHECKING:
     from astra_mesh.client.checks import Finding
@@ -54,12 +55,16 @@ def diagnostics(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write an archive that others may see: no names, addresses, keys or prompts are in it."""
+    """Write an archive that others may see: no names of people and devices, addresses, keys or
+    prompts are in it; names of models are.
+    """
     with reporting(as_json):
         from astra_mesh.client.diagnostics import write_archive
 
         path = path or Path(time.strftime("astra-mesh-%Y%m%d-%H%M%S.zip"))
         check_output(path)
+        if path.exists():
+            raise InputError(f"{path} exists already: name another file, or delete it")
         found = run_async(_examine(quiet=True))
         peers, names = run_async(_mesh())
         try:
@@ -88,20 +93,25 @@ async def _examine(quiet: bool, state: Path | None = None) -> list[Finding]:
 
 
 async def _mesh() -> tuple[Any, list[str]]:
-    """What a peer of this machine lists, and all names that are in it."""
+    """What the newest peer of this machine lists, and all names that may be in what is found."""
     from astra_mesh.client import Mesh
-    from astra_mesh.errors import AstraMeshError
     from astra_mesh.mesh.trust import Trust
     from astra_mesh.peer.local import local_peers
 
-    trust = await asyncio.to_thread(Trust.open)
-    names = [entry.name for entry in trust.members().values()]
+    names: list[str] = []
+    with suppress(AstraMeshError):  # the findings say why
+        trust = await asyncio.to_thread(Trust.open)
+        names = [entry.name for entry in trust.members().values()]
     running = await asyncio.to_thread(local_peers)
-    if not running:
-        return None, names
-    try:
-        async with Mesh(running[-1].address) as mesh:
-            peers = await mesh.peers()
-    except AstraMeshError as error:
-        return {"error": error.message}, names
-    return to_plain(peers), names + [peer.name for peer in peers]
+    names += [peer.name for peer in running]
+    listed: Any = None
+    for one in running:
+        try:
+            async with Mesh(one.address) as mesh:
+                peers = await mesh.peers()
+        except AstraMeshError as error:
+            listed = {"error": error.message}
+            continue
+        listed = to_plain(peers)
+        names += [peer.name for peer in peers]
+    return listed, names

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -105,7 +105,9 @@ def pair(
             ways_in = Invitations(trust.folder).still_open()
             list_devices(trust, as_json, run_async(running_now(trust)), ways_in)
         elif close:
-            _say_closed(Invitations(trust.folder).close(), as_json)
+            invitations = Invitations(trust.folder)
+            damaged = invitations.replace_damaged()
+            _say_closed(invitations.close(), damaged, as_json)
         elif code is not None and member_s:
             raise InputError(
                 "--for goes with showing a code, not with using one: on the device that lets the "
@@ -127,11 +129,15 @@ def pair(
             run_async(_show_code(trust, member_s, as_json))
 
 
-def _say_closed(closed: list[Invitation], as_json: bool) -> None:
+def _say_closed(closed: list[Invitation], damaged: bool, as_json: bool) -> None:
     keys = sum(bool(one.id) for one in closed)
     window = keys < len(closed)
     if as_json:
-        print_json({"type": "closed", "window": window, "join_keys": keys})
+        about = {"window": window, "join_keys": keys, "damaged": damaged}
+        print_json({"type": "closed", **about})
+        return
+    if damaged:
+        out.print("nothing is open: the list of what was is damaged, and an empty one is there now")
         return
     what = ["the window"] * window + ([f"{keys} join key{'s' * (keys > 1)}"] if keys else [])
     out.print(f"closed {' and '.join(what)}" if what else "nothing was open")
@@ -210,11 +216,13 @@ async def _show_code(trust: Trust, member_s: int, as_json: bool) -> None:
     code = new_code()
     async with AsyncExitStack() as stack:
         stack.enter_context(_ended_by_signals())
-        post = await pairing_post(stack, trust)
-        own = await asyncio.to_thread(invitations.open_window, read_secret(code), member_s)
+        own_post = await stack.enter_async_context(AsyncExitStack())
+        post = await pairing_post(own_post, trust)
+        args = (read_secret(code), member_s, post.port)
+        own = await asyncio.to_thread(invitations.open_window, *args)
         try:
             _print_code(code, post, as_json)
-            await _wait(invitations, own, as_json)
+            await _wait(invitations, own, as_json, own_post.aclose)
         finally:
             await asyncio.to_thread(invitations.close_own, own)
 
@@ -248,8 +256,14 @@ def _print_code(code: str, post: Post, as_json: bool) -> None:
         hint(f"but {post.note}")
 
 
-async def _wait(invitations: Invitations, own: Invitation, as_json: bool) -> None:
-    """Until somebody came in, or the window is closed.
+async def _wait(
+    invitations: Invitations,
+    own: Invitation,
+    as_json: bool,
+    give_up_port: Callable[[], Awaitable[None]],
+) -> None:
+    """Until somebody came in, or the window is closed. A peer that starts meanwhile gets the port,
+    at which the other device may look for this one from now on, and answers there.
 
     Raises:
         PairingError: It closed.
@@ -284,6 +298,8 @@ async def _wait(invitations: Invitations, own: Invitation, as_json: bool) -> Non
                 "three wrong codes were given, so the window is closed. Somebody mistyped, or "
                 "guesses; try again for a new code"
             )
+        if invitations.is_to_give_up_port(window):
+            await give_up_port()
         await asyncio.sleep(_LOOK_S)
 
 

@@ -6,9 +6,10 @@ import asyncio
 import enum
 import os
 import signal
+import stat
 import sys
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -255,7 +256,24 @@ def join_key_of(key: str | None, file: Path | None, stdin_ends: bool) -> str | N
         )
     if str(file) == STDIN and stdin_ends:
         raise InputError("--join-key-file - does not go with --stop-with-stdin")
-    return first_line(file, "--join-key-file")
+    key = first_line(file, "--join-key-file")
+    if str(file) != STDIN:
+        _warn_of_readers(file)
+    return key
+
+
+def _warn_of_readers(file: Path) -> None:
+    """It is no file of this program's own, so its mode is left as it is. A group may be meant."""
+    import logging
+
+    with suppress(OSError):
+        mode = file.stat().st_mode
+        if os.name == "posix" and stat.S_ISREG(mode) and mode & stat.S_IROTH:
+            logging.getLogger(__name__).warning(
+                "other users can read the join key in %s (mode %04o): `chmod 600` it",
+                file,
+                stat.S_IMODE(mode),
+            )
 
 
 async def _serve(
@@ -272,13 +290,17 @@ async def _serve(
 
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
+
+    def tell(event: Event) -> None:
+        if not (join_key and _is_of_whom_it_joins(running, event)):
+            _tell(event, as_json)
+
     if stop_with_stdin:
         loop.add_reader(sys.stdin.fileno(), _read_stdin, stop)
     with on_signals(stop.set, signal.SIGINT, *ENDING):
         async with AsyncExitStack() as stack:
-            running = await stack.enter_async_context(
-                Peer(config, on_event=lambda event: _tell(event, as_json))
-            )
+            running = Peer(config, on_event=tell)
+            await stack.enter_async_context(running)
             url = await _serve_api(stack, running, api)
             _introduce(running, url, api, as_json)
             settle()
@@ -371,6 +393,14 @@ def _introduce(peer: Peer, api: str | None, config: ApiConfig | None, as_json: b
     if config is not None and (why := closed_to_others(peer, config)):
         hint(why)
     out.print("  Ctrl-C ends it.", style="dim")
+
+
+def _is_of_whom_it_joins(peer: Peer, event: Event) -> bool:
+    """Whether somebody near is a stranger only because this peer, which has a join key, has not
+    joined yet. Whoever still is one afterwards is told then.
+    """
+    trust = peer.trust
+    return event.kind == "unpaired-found" and trust is not None and trust.book.alone
 
 
 def _tell(event: Event, as_json: bool) -> None:

@@ -30,9 +30,10 @@ from astra_mesh.mesh.connect import Address, forgotten, over, show_address
 from astra_mesh.mesh.discovery import Discovery
 from astra_mesh.mesh.identity import DEVICE_FILE_NAME
 from astra_mesh.mesh.interfaces import Outside, is_loopback, outside
+from astra_mesh.mesh.invitations import Invitations
 from astra_mesh.mesh.listening import close_all, listen
-from astra_mesh.mesh.trust import Trust
-from astra_mesh.naming import Names
+from astra_mesh.mesh.trust import Trust, trust_folder
+from astra_mesh.naming import Names, device_name
 from astra_mesh.peer.local import LocalPeer, local_peers
 from astra_mesh.wire.messages import DeviceId, PeerId
 
@@ -86,6 +87,7 @@ async def examine(tell: Callable[[Finding], None], state: Path | None = None) ->
         for check in (_versions, _clock, _interfaces, _multicast, _port, _firewall):
             found += await _guarded(check, tell)
         found += await _guarded(_keys, tell, state)
+        found += await _guarded(_pairing, tell)
         found += await _guarded(_numbers, tell)
         found += await _guarded(_memory, tell)
         found += await _guarded(_members, tell)
@@ -301,6 +303,20 @@ def _look_at_keys(state: Path | None = None) -> list[Finding]:
     return found or [_fine("keys", text)]
 
 
+async def _pairing() -> list[Finding]:
+    return await asyncio.to_thread(_look_at_invitations)
+
+
+def _look_at_invitations() -> list[Finding]:
+    """Whether what is open to pairing can be read."""
+    folder = trust_folder()
+    if not folder.is_dir():  # why stands at the keys
+        return []
+    ways_in = Invitations(folder).still_open()
+    text = f"{len(ways_in)} open: astra-mesh pair --list" if ways_in else "nothing is open"
+    return [_fine("pairing", text)]
+
+
 async def _numbers() -> list[Finding]:
     return await asyncio.to_thread(_time_formats)
 
@@ -374,6 +390,7 @@ async def _members() -> list[Finding]:
     if not others:
         return [_note("devices", "this device is paired with no other: astra-mesh pair")]
     reach = await who_answers(trust)
+    others = {key: device_name(name, reach.names.get(key, ())) for key, name in others.items()}
     names = Names({str(device): name for device, name in others.items()})
     ahead = {names(key): one.ahead_s for key, one in reach.answered.items() if key in others}
     return [*reached(others, reach), clocks(ahead)]

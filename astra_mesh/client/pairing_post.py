@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from astra_mesh.client.addresses import DEFAULT_PORT
@@ -32,11 +32,13 @@ class Post:
         near: Addresses at which it really answers, the likeliest first.
         far: Those of them that other devices can dial.
         note: What a person has to know if there are none of these; else empty.
+        port: Of this program, which answers itself; 0: a peer does.
     """
 
     near: tuple[str, ...]
     far: tuple[str, ...]
     note: str = ""
+    port: int = 0
 
 
 def post_at(host: str | None, port: int) -> Post:
@@ -57,10 +59,13 @@ def post_at(host: str | None, port: int) -> Post:
 
 
 async def pairing_post(stack: AsyncExitStack, trust: Trust) -> Post:
-    """Where a guest finds this device; ``stack`` ends what was started for it."""
+    """Where a guest finds this device; ``stack`` ends what was started for it, as is to be done
+    when a peer starts that waits for the port.
+    """
     posts = [post_at(*place) for place in await asyncio.to_thread(_peers_here)]
     if not posts:
-        return post_at(None, await _open_post(stack, trust))
+        port = await _open_post(stack, trust)
+        return replace(post_at(None, port), port=port)
     return next((post for post in posts if post.far), posts[0])
 
 

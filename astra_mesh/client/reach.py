@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import aiohttp
 
@@ -15,7 +15,7 @@ from astra_mesh.client.addresses import parse_address
 from astra_mesh.client.clocks import Clocks
 from astra_mesh.client.nearby import dial_all, nearby_places
 from astra_mesh.errors import AstraMeshError, NotPairedError
-from astra_mesh.mesh.connect import Address, Secure, dial_any
+from astra_mesh.mesh.connect import Address, Secure, dial_any, show_address
 from astra_mesh.mesh.sockets import close_soon
 from astra_mesh.mesh.trust import Known, Trust
 from astra_mesh.wire.messages import DeviceId, PeerId, PeerInfo
@@ -36,10 +36,12 @@ class Reach:
     Attributes:
         answered: Those that did.
         ended: Those that only ended the connection: they probably do not know this device any more.
+        names: Of peers that run on them, with which peers of this machine are linked.
     """
 
     answered: dict[DeviceId, Answered]
     ended: set[DeviceId]
+    names: dict[DeviceId, set[str]] = field(default_factory=dict)
 
 
 async def who_answers(trust: Trust) -> Reach:
@@ -49,6 +51,8 @@ async def who_answers(trust: Trust) -> Reach:
     secure = Secure(tls.client, trust.whose_connection)
     found: dict[DeviceId, Answered] = {}
     ended: set[DeviceId] = set()
+    names: dict[DeviceId, set[str]] = {}
+    called = {one.address: one.name for one in await _linked()}
     clocks = Clocks()
     async with clocks.session() as http:
 
@@ -59,11 +63,13 @@ async def who_answers(trust: Trust) -> Reach:
             await close_soon(socket, limits.CLOSE_TIMEOUT_S)
             if known is not None:
                 found.setdefault(known.device, Answered(after_s, clocks.ahead_s(address)))
+                if name := called.get(show_address(address)):
+                    names.setdefault(known.device, set()).add(name)
 
         with suppress(TimeoutError):
             async with asyncio.timeout(limits.REACH_S):
                 await dial_all(member_places(trust), ask)
-    return Reach(found, ended - found.keys())
+    return Reach(found, ended - found.keys(), names)
 
 
 async def dial_member(
@@ -142,15 +148,15 @@ async def _known(http: aiohttp.ClientSession, secure: Secure, text: str) -> Know
 
 async def member_places(trust: Trust) -> AsyncGenerator[list[Address], None]:
     """Where members may be, those first with which peers here are linked. One may come twice."""
-    for address in await _linked():
-        yield [address]
+    for one in await _linked():
+        yield [parse_address(one.address)]
     async with aclosing(nearby_places(trust)) as found:
         async for addresses in found:
             yield addresses
 
 
-async def _linked() -> list[Address]:
-    """Addresses of the peers with which peers of this machine are linked."""
+async def _linked() -> list[PeerInfo]:
+    """The peers with which peers of this machine are linked."""
     from astra_mesh.client.mesh import Mesh
     from astra_mesh.peer.local import local_peers
 
@@ -158,6 +164,5 @@ async def _linked() -> list[Address]:
     for local in await asyncio.to_thread(local_peers):
         with suppress(AstraMeshError):
             async with Mesh(local.address) as mesh:
-                texts = [one.address for one in await mesh.peers() if not (one.self or one.via)]
-            found += [parse_address(text) for text in texts]
+                found += [one for one in await mesh.peers() if not (one.self or one.via)]
     return found

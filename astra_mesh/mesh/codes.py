@@ -99,13 +99,20 @@ def _read_uri(text: str) -> Secret:
         query = parse_qs(urlsplit(text).query, max_num_fields=16)
     except ValueError:
         query = {}
-    inner = read_secret_part(query.get("code", [""])[0])
-    return Secret(inner.text, inner.id, inner.password, tuple(query.get("at", ())))
+    said = {name.lower(): values for name, values in query.items()}
+    if "code" not in said:
+        raise InputError(
+            "the text that was scanned or copied begins as that of a pairing and holds no code: "
+            "scan all of the picture anew, or type the code that stands below it"
+        )
+    inner = read_secret_part(said["code"][0])
+    return Secret(inner.text, inner.id, inner.password, tuple(said.get("at", ())))
 
 
 def read_secret_part(text: str) -> Secret:
     """A code or join key without an address; raises as :func:`read_secret`."""
-    return _read_key(text) if text.startswith(f"{_KEY_PREFIX}-") else _read_code(text)
+    key = text.lower().startswith(f"{_KEY_PREFIX}-")
+    return _read_key(text.lower()) if key else _read_code(text)
 
 
 def _read_code(text: str) -> Secret:
@@ -117,6 +124,10 @@ def _read_code(text: str) -> Secret:
         )
     if _check_digit(code[:-1]) != code[-1]:
         raise InputError(f"the code {_grouped(code)} was mistyped: its check digit does not fit")
+    if _is_trivial(code[:-1]):  # a try that would count there for nothing
+        raise InputError(
+            f"the code {_grouped(code)} was mistyped: no device shows such a simple one"
+        )
     return Secret(_grouped(code), b"", code.encode())
 
 

@@ -24,6 +24,14 @@ from astra_mesh.wire.messages import DeviceId
 FILE_NAME: Final = "invitations"
 _LOCK_FILE: Final = "invitations.lock"
 _FILE_BYTES: Final = 256 * limits.KIB
+_DAMAGED: Final = (
+    "it is damaged; `astra-mesh pair --close` begins an empty one, and what was open is to be "
+    "opened anew"
+)
+
+
+class _DamagedError(Exception):
+    """The file holds no invitations."""
 
 
 class Invitation(msgspec.Struct):
@@ -41,6 +49,8 @@ class Invitation(msgspec.Struct):
     judging: int = 0  # how many tries are not known to be wrong or right yet
     coming: float = 0.0  # a device is coming in by it: kept until then, though its time be over
     opener: Program | None = None  # which shows the code of a window: it is over with that
+    port: int = 0  # at which the opener answers to pairings itself; 0: a peer does
+    wanted: bool = False  # a peer that starts waits for that port, and answers there then
 
     @property
     def guessed_out(self) -> bool:
@@ -61,29 +71,33 @@ class Invitations:
     def __init__(self, folder: Path, clock: Callable[[], float] = time.time) -> None:
         self._folder, self._clock = folder, clock
 
-    def open_window(self, secret: Secret, member_s: int = 0) -> Invitation:
+    def open_window(self, secret: Secret, member_s: int = 0, port: int = 0) -> Invitation:
         """Take one device in by a code, from now on and while this program runs; an older window
-        is closed by it.
+        is closed by it. ``port``: at which this program answers itself, as no peer does.
         """
         until = self._clock() + limits.PAIR_CODE_S
         with self._all() as found:
             opened = Invitation(b"", secret.password, until, 1, limits.PAIR_TRIES, member_s)
-            opened.opener = Program.own()
+            opened.opener, opened.port = Program.own(), port
             found[b""] = opened
         return opened
 
     def open_key(self, secret: Secret, valid_s: float, uses: int = 1, member_s: int = 0) -> None:
-        """Take devices in by a join key.
+        """Take devices in by a join key. Of those that are used up the oldest make room.
 
         Raises:
-            PairingError: There are too many.
+            PairingError: There are too many by which somebody can come in.
         """
         with self._all() as found:
-            if len(found) >= limits.JOIN_KEYS:
+            keys = [one for one in found.values() if one.id]
+            over = [one for one in keys if not self._counts(one)]
+            if len(keys) - len(over) >= limits.JOIN_KEYS:
                 raise PairingError(
                     f"{limits.JOIN_KEYS} join keys are open already; `astra-mesh pair --close` "
                     "closes them"
                 )
+            for one in over[: max(0, len(keys) + 1 - limits.JOIN_KEYS)]:
+                del found[one.id]
             until = self._clock() + valid_s
             tries = limits.ROSTER_ENTRIES  # nobody guesses 128 bits: broken connections count too
             found[secret.id] = Invitation(secret.id, secret.password, until, uses, tries, member_s)
@@ -108,6 +122,20 @@ class Invitations:
         with self._all() as found:
             return [one for one in found.values() if self._lets_in(one)]
 
+    def replace_damaged(self) -> bool:
+        """If what is kept cannot be read, go on with nothing open; whether that was so."""
+        with self._alone() as path:
+            try:
+                _decode(_read(path))
+            except _DamagedError:
+                replace_file(path, msgspec.msgpack.encode([]))
+                return True
+        return False
+
+    def _counts(self, key: Invitation) -> bool:
+        """Whether somebody can come in by a join key, or just does so and may give its use back."""
+        return self._lets_in(key) or key.coming > self._clock()
+
     def _lets_in(self, invitation: Invitation) -> bool:
         return invitation.uses > 0 and invitation.tries > 0 and not self.is_over(invitation)
 
@@ -119,6 +147,21 @@ class Invitations:
     def is_over(self, invitation: Invitation) -> bool:
         """Whether its time is."""
         return invitation.until <= self._clock()
+
+    def want_port(self, port: int) -> bool:
+        """A peer that starts wants a port that is taken; whether who opened a window answers there,
+        and so gives it up.
+        """
+        with self._all() as found:
+            window = found.get(b"")
+            if window is None or not port or window.port != port:
+                return False
+            window.wanted = True
+            return True
+
+    def is_to_give_up_port(self, window: Invitation) -> bool:
+        """Whether a peer waits for the port of who opened a window, and nobody comes in there."""
+        return window.wanted and not window.judging and window.coming <= self._clock()
 
     def try_one(self, name: bytes) -> Invitation | None:
         """Somebody wants to come in by it, and counts as wrong until :meth:`was_right`."""
@@ -190,27 +233,24 @@ class Invitations:
     @contextmanager
     def _all(self) -> Iterator[dict[bytes, Invitation]]:
         """What is open, to look at and to change."""
+        with self._alone() as path:
+            before, now = _read(path), self._clock()
+            found = {one.id: one for one in _decode(before) if one.is_kept(now)}
+            yield found
+            after = msgspec.msgpack.encode(list(found.values())) if before or found else before
+            if after != before:
+                replace_file(path, after)
+
+    @contextmanager
+    def _alone(self) -> Iterator[Path]:
+        """The file, while no other program uses it."""
         path = self._folder / FILE_NAME
         try:
             with alone(self._folder / _LOCK_FILE):
-                before = _read(path)
-                now = self._clock()
-                found = (
-                    {
-                        one.id: one
-                        for one in msgspec.msgpack.decode(before, type=_Many)
-                        if one.is_kept(now)
-                    }
-                    if before
-                    else {}
-                )
-                yield found
-                after = msgspec.msgpack.encode(list(found.values()))
-                if after != before:
-                    replace_file(path, after)
-        except (OSError, msgspec.MsgspecError) as exc:
-            why = exc.strerror if isinstance(exc, OSError) else "it is damaged; delete it"
-            raise IdentityError(f"{path}, which holds open pairings: {why or exc}") from exc
+                yield path
+        except (OSError, _DamagedError) as exc:
+            why = (exc.strerror or exc) if isinstance(exc, OSError) else _DAMAGED
+            raise IdentityError(f"{path}, which holds open pairings: {why}") from exc
 
 
 _Many = list[Invitation]
@@ -220,6 +260,13 @@ def _kept(found: Mapping[bytes, Invitation], invitation: Invitation) -> Invitati
     """The same as it stands now; None if it is over, or another one is in its place."""
     kept = found.get(invitation.id)
     return kept if kept is not None and kept.password == invitation.password else None
+
+
+def _decode(data: bytes) -> _Many:
+    try:
+        return msgspec.msgpack.decode(data, type=_Many) if data else []
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
+        raise _DamagedError from exc
 
 
 def _read(path: Path) -> bytes:

@@ -303,7 +303,7 @@ class Link:
             elif message.type is WSMsgType.ERROR:
                 self.session.lost(f"what it sent is no valid frame: {message.data}")
             elif message.type in (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED):
-                self.looked_only = self.peer is None and not self.dialled
+                self._note_look()
                 self.session.lost("the connection was closed without a goodbye")
             else:
                 text = "a frame that is not binary"
@@ -312,6 +312,10 @@ class Link:
             frames += 1
             if frames % _FAIR_FRAMES == 0:
                 await asyncio.sleep(0)
+
+    def _note_look(self) -> None:
+        """The other end went: before its hello it had only looked, if it dialled."""
+        self.looked_only = self.peer is None and not self.dialled
 
     def _take(self, frame: bytes, on_message: OnMessage) -> None:
         for message in self.session.receive(frame, _now()):
@@ -351,6 +355,7 @@ class Link:
                 for frame in frames:
                     await self._socket.send_bytes(frame)
             except (ConnectionError, aiohttp.ClientError, RuntimeError) as exc:
+                self._note_look()
                 self.session.lost(f"writing failed: {exc}")
             if self._meter.wrote(sum(map(len, frames)), began):
                 self._mark_run()

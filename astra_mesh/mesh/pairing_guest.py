@@ -34,7 +34,7 @@ from astra_mesh.mesh.pairing import (
 )
 from astra_mesh.mesh.pairing_host import LATE, NewMember, call_itself, join, keep, sign_in
 from astra_mesh.mesh.trust import Trust, pairing_tls
-from astra_mesh.naming import Names
+from astra_mesh.naming import device_name, labelled
 from astra_mesh.wire.codec import sanitise
 from astra_mesh.wire.messages import DeviceId
 
@@ -52,7 +52,7 @@ class Paired:
         address: Where it was reached.
         name: Of the other device.
         joined: Whether this device joined the other one's mesh (else the other joined this one's).
-        members: Names of all devices of the mesh, with digits of the id where two have the same.
+        members: Names of all devices of the mesh, with the first digits of their ids.
     """
 
     device: DeviceId
@@ -302,9 +302,12 @@ async def _pair(
         await join(trust, unpack_roster(proof.roster), reader, writer)
     else:
         await _take_in(trust, NewMember(reply.certificate, name), reader, writer)
-    called = {str(key): entry.name for key, entry in trust.members().items()}
-    members = tuple(map(Names(called), called))
     device = device_id(reply.certificate)
+    now = {trust.device.id: trust.name, device: name}
+    members = tuple(
+        labelled(device_name(entry.name, [now.get(key, "")]), key)
+        for key, entry in trust.members().items()
+    )
     return Paired(device, address, name, bool(proof.roster), members)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from astra_mesh import limits
-from astra_mesh.errors import MeshError
+from astra_mesh.errors import MeshError, PeerLostError
 from astra_mesh.mesh.link import Link
 
 log = logging.getLogger(__name__)
@@ -17,14 +17,20 @@ class Complaints:
     def __init__(self) -> None:
         self._made: set[str] = set()
 
-    def never_opened(self, link: Link, error: MeshError | None, *, dialled: bool) -> None:
+    def never_opened(
+        self, link: Link, error: MeshError | None, *, dialled: bool, linked: bool
+    ) -> None:
         """A link without a hello. Those that come in have another port each time; who only looks
-        whether this peer answers (``doctor``, ``pair --list``) is no trouble.
+        whether this peer answers (``doctor``, ``pair --list``) is no trouble, and neither is a
+        link to a peer that is ``linked`` by another one.
         """
         if link.looked_only:
             log.debug("%s looked whether this peer answers", link.address)
             return
         why = error.message if error is not None else "it left without a hello"
+        if linked and isinstance(error, PeerLostError):
+            log.debug("%s, to which there is another link: %s", link.address, why)
+            return
         place = link.address if dialled else link.address.rpartition(":")[0] or link.address
         self.make(f"{place}: {why}")
 

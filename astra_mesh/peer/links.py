@@ -398,7 +398,7 @@ class LinkKeeper:
             log.exception("the link to %s ended by an error of this peer", link.address)
         finally:
             self._links.pop(link, None)
-            self._over(link, key, link.close_error)
+            self._over(link, key, link.close_error, known.peer)
 
     def _take(self, link: Link, message: AnyMessage, key: str | None) -> None:
         if isinstance(message, Hello) and message.role is Role.PEER:
@@ -439,14 +439,15 @@ class LinkKeeper:
         self._on_silence(link)
         self._wake.set()
 
-    def _over(self, link: Link, key: str | None, error: MeshError | None) -> None:
+    def _over(self, link: Link, key: str | None, error: MeshError | None, peer: PeerId) -> None:
         now, hello = _now(), link.peer
         joined = hello is not None and hello.role is Role.PEER
         if not joined and key is not None:
             own = self._me if link.session.close_reason is Reason.SELF else None
             self._membership.failed(key, now, own)
         if hello is None:
-            self._complaints.never_opened(link, error, dialled=key is not None)
+            linked = self.link(peer) is not None
+            self._complaints.never_opened(link, error, dialled=key is not None, linked=linked)
         else:
             left = error is None
             last = joined and self._membership.closed(link, hello.peer, now, left=left)

@@ -104,7 +104,8 @@ async def leave(request: web.Request, data: bytes) -> web.Response:
     await asyncio.to_thread(trust.refresh)
     if trust.book.alone and not trust.book.is_leaving:
         raise ApiError(409, NO_MESH, "no_mesh")
-    said = what_remains(await farewell.leave(trust), trust.device.id)
+    running = names_by_device(request.app[STATE].peer)  # nobody is linked afterwards
+    said = what_remains(await farewell.leave(trust), trust.device.id, running)
     return json_response(await _status(request) | {"said": said})
 
 

@@ -83,6 +83,7 @@ def test_two_devices_pair_and_part(tmp_path: Path) -> None:
         assert "mistyped" in json.dumps(wrong)
         paired = run(two, "pair", shown["code"], "--at", at)
         assert len(paired["members"]) == 2 == len(set(paired["members"])), "one name, two ids"
+        assert any(f"({paired['id'][:8]})" in one for one in paired["members"])
         assert process.stdout is not None
         came = json.loads(process.stdout.readline())
         assert came["type"] == "paired"
@@ -135,6 +136,7 @@ def test_devices_are_called_as_their_peers_are(tmp_path: Path) -> None:
         with started(two, "peer", *FIXED, "--name", "attic"), shown_code(one) as (shown, process):
             paired = run(two, "pair", "-", "--at", at, stdin=f"{shown['code']}\n")
             assert paired["name"] == "kitchen"
+            assert {one.partition(" (")[0] for one in paired["members"]} == {"kitchen", "attic"}
             assert json.loads(ended(process, 0))["name"] == "attic"
     assert called(run(one, "pair", "--list")) == {True: "kitchen", False: "attic"}
     assert called(run(two, "pair", "--list")) == {True: "attic", False: "kitchen"}

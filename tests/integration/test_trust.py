@@ -11,12 +11,13 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from email.utils import formatdate
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
 import msgspec
 import pytest
-from aiohttp import web_response
+from aiohttp import web, web_response
 from msgspec.structs import replace
 
 import astra_mesh
@@ -167,8 +168,30 @@ async def test_the_clock_of_another_device_shows(
         # What the server says; the one that asks has the true time.
         shifted = lambda: formatdate(time.time() + shift_s, usegmt=True)  # noqa: E731
         monkeypatch.setattr(web_response, "rfc822_formatted_time", shifted)
-        answered = (await reach.who_answers(trust_of(b))).answered[trust_of(a).device.id]
+        here = trust_of(a).device.id
+        answered = (await reach.who_answers(trust_of(b))).answered[here]
         assert answered.ahead_s == pytest.approx(shift_s, abs=2.0)
+
+
+async def test_devices_are_called_as_the_peers_with_which_this_one_is_linked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with devices(tmp_path, 2) as (a, b):
+        await pair(a, b)
+        await until(linked(a, b))
+        address = f"127.0.0.1:{a.port}"
+
+        async def listed() -> list[Any]:
+            return [SimpleNamespace(address=address, name="kitchen")]
+
+        async def nobody(_: Trust) -> AsyncIterator[list[tuple[str, int]]]:
+            nowhere: list[list[tuple[str, int]]] = []
+            for place in nowhere:
+                yield place
+
+        monkeypatch.setattr(reach, "_linked", listed)
+        monkeypatch.setattr(reach, "nearby_places", nobody)
+        assert (await reach.who_answers(trust_of(b))).names == {trust_of(a).device.id: {"kitchen"}}
 
 
 async def test_who_only_looks_whether_a_peer_answers_is_no_warning(
@@ -186,7 +209,17 @@ async def test_who_only_looks_whether_a_peer_answers_is_no_warning(
         caplog.clear()
         assert (await reach.who_answers(trust_of(b))).answered
         await until(lambda: "looked whether this peer answers" in caplog.text)
+        caplog.clear()
+        monkeypatch.setattr(web.WebSocketResponse, "send_bytes", closing)
+        assert (await reach.who_answers(trust_of(b))).answered
+        await until(lambda: "looked whether this peer answers" in caplog.text)
     assert "without a goodbye" not in caplog.text
+    assert "writing failed" not in caplog.text
+
+
+async def closing(_: web.WebSocketResponse, frame: bytes) -> None:
+    """It has gone before it is greeted."""
+    raise aiohttp.ClientConnectionResetError("Cannot write to closing transport")
 
 
 async def test_programs_of_one_user_need_no_pairing(tmp_path: Path) -> None:

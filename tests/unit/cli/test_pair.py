@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from astra_mesh.cli.app import app
-from astra_mesh.cli.peer import join_key_of
+from astra_mesh.cli.peer import _is_of_whom_it_joins, join_key_of
 from astra_mesh.errors import InputError
 from astra_mesh.mesh.codes import new_code, new_key, read_secret
 from astra_mesh.mesh.invitations import FILE_NAME, Invitations
 from astra_mesh.mesh.trust import Trust
+from astra_mesh.wire.messages import Event, RequestId
 
 
 @pytest.fixture(autouse=True)
@@ -95,7 +99,20 @@ def test_what_was_closed_is_said(window: bool, keys: int, said: str) -> None:
     assert call("--close").stdout == "nothing was open\n"
     opened(folder, window, keys)
     told = json.loads(call("--close", "--json").stdout)
-    assert told == {"type": "closed", "window": window, "join_keys": keys}
+    assert told == {"type": "closed", "window": window, "join_keys": keys, "damaged": False}
+
+
+def test_what_is_damaged_is_closed_too() -> None:
+    file = Trust.open().folder / FILE_NAME
+    for as_json in (False, True):
+        file.write_text("garbage")
+        said = " ".join(call("--list").stderr.split())
+        assert "`astra-mesh pair --close` begins an empty one" in said
+        if as_json:
+            assert json.loads(call("--close", "--json").stdout)["damaged"]
+        else:
+            assert "is damaged, and an empty one is there now" in call("--close").stdout
+        assert call("--close").stdout == "nothing was open\n"
 
 
 def test_a_key_that_is_used_up_was_not_closed_now() -> None:
@@ -134,6 +151,34 @@ def test_a_join_key_comes_from_one_place(tmp_path: Path, monkeypatch: pytest.Mon
     file.write_bytes(b"")
     with pytest.raises(InputError, match=r"first line of .*key is empty"):
         join_key_of(None, file, stdin_ends=False)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="has no modes")
+@pytest.mark.parametrize(("mode", "warned"), [(0o644, True), (0o600, False), (0o440, False)])
+def test_a_file_with_a_join_key_that_others_read_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, mode: int, warned: bool
+) -> None:
+    file = tmp_path / "key"
+    file.write_text("amk-x\n")
+    file.chmod(mode)
+    assert join_key_of(None, file, stdin_ends=False) == "amk-x"
+    said = f"other users can read the join key in {file} (mode {mode:04o}): `chmod 600` it"
+    assert [record.getMessage() for record in caplog.records] == [said] * warned
+    assert file.stat().st_mode & 0o777 == mode
+
+
+@pytest.mark.parametrize(
+    ("kind", "alone", "meant"),
+    [
+        ("unpaired-found", True, True),
+        ("unpaired-found", False, False),
+        ("peer-joined", True, False),
+    ],
+)
+def test_whom_a_peer_joins_is_no_stranger(kind: str, alone: bool, meant: bool) -> None:
+    peer: Any = SimpleNamespace(trust=SimpleNamespace(book=SimpleNamespace(alone=alone)))
+    event = Event(RequestId(0), kind=kind, peer="a" * 64, name="alpha", text="")
+    assert _is_of_whom_it_joins(peer, event) is meant
 
 
 def test_what_is_open_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -231,6 +231,16 @@ def test_what_remains() -> None:
     assert f"astra-mesh unpair {TWO.id[:8]}" in what_remains(some, TWO.id)[1]
 
 
+def test_who_is_told_of_it_is_called_as_its_peer_that_ran() -> None:
+    known = RosterBook(ONE, "host")
+    known.let_in(OTHER.certificate, "desk")
+    both = known.members()
+    (said,) = what_remains(Farewell({}, both), TWO.id, {OTHER.id: ["kitchen"], ONE.id: ["a", "b"]})
+    assert f"kitchen ({OTHER.id[:8]})" in said
+    assert f"host ({ONE.id[:8]})" in said, "its peers differ"
+    assert "desk" not in said
+
+
 def test_one_knows_and_two_know() -> None:
     known = RosterBook(ONE, "host")
     known.let_in(OTHER.certificate, "desk")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import itertools
 import time
@@ -25,7 +26,10 @@ from astra_mesh.client.checks import (
 from astra_mesh.client.clocks import _ahead_s
 from astra_mesh.client.reach import Answered, Reach
 from astra_mesh.mesh import discovery
+from astra_mesh.mesh.identity import DeviceKey
 from astra_mesh.mesh.interfaces import Outside
+from astra_mesh.mesh.roster import RosterBook
+from astra_mesh.mesh.trust import Trust
 from astra_mesh.peer.local import LocalPeer
 from astra_mesh.wire.messages import DeviceId, PeerId
 
@@ -127,6 +131,28 @@ def test_a_device_that_is_off_is_a_fault_only_where_none_answers() -> None:
     assert [one.level for one in some] == [Level.FINE, Level.NOTE, Level.BAD]
     none = reached({off: "kitchen"}, Reach({}, set()))
     assert [one.level for one in none] == [Level.BAD]
+
+
+async def test_a_device_is_called_as_its_peer_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = DeviceKey.new()
+
+    def let_in(book: RosterBook) -> bool:
+        book.let_in(other.certificate, "host")
+        return True
+
+    trust = await asyncio.to_thread(Trust.open)
+    await asyncio.to_thread(trust.change, let_in)
+    reach = Reach({other.id: Answered(0.01, 0.0)}, set())
+
+    async def who_answers(_: Trust) -> Reach:
+        return reach
+
+    monkeypatch.setattr(checks, "who_answers", who_answers)
+    assert (await checks._members())[0].text.startswith(f"host ({other.id[:8]}) answers")
+    reach.names[other.id] = {"kitchen"}
+    assert (await checks._members())[0].text.startswith(f"kitchen ({other.id[:8]}) answers")
+    reach.names[other.id] = {"kitchen", "attic"}
+    assert (await checks._members())[0].text.startswith(f"host ({other.id[:8]}) answers")
 
 
 async def test_what_the_findings_say_is_not_in_the_log_too(

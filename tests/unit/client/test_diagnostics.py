@@ -36,8 +36,11 @@ SECRETS = {
     "a device": "kitchen-pi",
     "a key": DeviceKey.new().pem().decode(),
     "a join key": new_key(),
+    "one in capitals": new_key().upper(),
     "a pairing code": new_code(),
     "one as it is typed": new_code().lower(),
+    "one without its dash": "K7QM2XR8",
+    "a host of one word": "my-nas:7475",
     "an id": "a1" * 32,
     "what people see of one": "8a928642",
 }
@@ -58,6 +61,15 @@ def test_names_go_as_whole_words_however_short(name: str, monkeypatch: pytest.Mo
         text = redactor.text(f"{name} lost {name}: {name.upper()}. Spin vmx.")
         assert text == "name-1 lost name-1: name-1. Spin vmx."
         assert redactor.text(f"at {name}.lan:7475") == "at name-2:7475"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["me@pi Anna Karenina", "a /home/x Anna", "token=x Anna", "10.0.0.7 Anna", "x: y.z A"],
+)
+def test_a_name_goes_whole_whatever_is_in_it(name: str) -> None:
+    text = Redactor([name, "Anna"]).text(f"lost {name}: {name} (a1a1a1a1), and Anna")
+    assert text == "lost name-1: name-1 (id-1), and name-2"
 
 
 def test_a_login_in_a_url_goes_with_its_password() -> None:
@@ -91,6 +103,11 @@ def test_codes_in_the_text_of_a_picture_go() -> None:
         assert "code=[code]" in Redactor().text(as_uri(shown, []))
 
 
+def test_hosts_of_one_word_go_without_their_port() -> None:
+    text = Redactor().text("my-nas:7475, http://my-nas:7475/v1 and pi.lan:7475 at 10.0.0.7:7475.")
+    assert text == "host-2:7475, http://host-2:7475/v1 and host-1:7475 at address-1:7475."
+
+
 def test_the_same_by_the_same() -> None:
     redactor = Redactor(["kitchen-pi"])
     text = redactor.text("kitchen-pi at 10.0.0.7 lost 10.0.0.8, kitchen-pi is at 10.0.0.7")
@@ -108,7 +125,8 @@ def test_what_helps_stays() -> None:
         "Linux-6.8.0-45-generic-x86_64-with-glibc2.36; 1/2 and/or 12.5 MiB, bf16 0.61x",
         "asyncio.TimeoutError in astra_mesh.peer.local: model.safetensors, Qwen/Qwen2.5-0.5B",
         "clock: 2026-11-28 18:49: set; 2026-11-28 18:49:05 and at 7:05:59",
-        "models mesh-128 and tiny-gpt2, half-done, 1234-5678",
+        "models mesh-128 and tiny-gpt2, half-done, 1234-5678, 22345679 bytes, degraded, Returned",
+        "localhost:7475, HOST:7475, port:7475, address:12, at 2026-11-28T18:49:05",
         "firewall: `ufw allow 7475/tcp` lets peers in. Pair by address: --at HOST:PORT",
     ):
         assert Redactor().text(text) == text

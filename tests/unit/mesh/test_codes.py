@@ -48,9 +48,11 @@ def test_what_is_no_code(text: str) -> None:
 
 
 @pytest.mark.parametrize("body", ["2222222", "2323232", "2345678", "ZYXWVUT", "2468ACE", "AABBCCA"])
-def test_trivial_codes_are_not_made(body: str) -> None:
+def test_trivial_codes_are_not_made_and_not_tried(body: str) -> None:
+    """No device shows one, and it would use up one of three tries there."""
     assert _is_trivial(body)
-    read_secret(body + _check_digit(body))  # another program may still use them
+    with pytest.raises(InputError, match="was mistyped: no device shows such a simple one"):
+        read_secret(body + _check_digit(body))
 
 
 @pytest.mark.parametrize("text", ["abc", "", "mk-aaaaaaaa"])
@@ -86,6 +88,12 @@ def test_the_text_of_a_qr() -> None:
     assert secret.text == code
     assert secret.addresses == ("192.168.1.5:7475", "[fd00::1]:7475")
     assert read_secret(as_uri(new_key(), [])).id
+    shouted = read_secret(as_uri(code, ["192.168.1.5:7475"]).upper())
+    assert (shouted.text, shouted.addresses) == (code, ("192.168.1.5:7475",))
+    assert read_secret(as_uri(new_key(), []).upper()).id
+    for text in ("astra-mesh://pair?at=10.0.0.7:7475", "astra-mesh://pair?code=", "astra-mesh:"):
+        with pytest.raises(InputError, match=r"that was scanned or copied .* holds no code"):
+            read_secret(text)
     for text in (
         "astra-mesh:",
         "astra-mesh://pair?code=x",

@@ -224,6 +224,34 @@ def test_closing(tmp_path: Path) -> None:
     assert invitations.try_one(key.id) is None
 
 
+def test_the_port_of_a_window_is_given_up_between_two_tries(tmp_path: Path) -> None:
+    clock = Clock()
+    invitations = Invitations(tmp_path, clock)
+    assert not invitations.want_port(7475), "nobody is there"
+    invitations.open_window(read_secret(new_code()))
+    assert not invitations.want_port(7475), "a peer answers"
+    assert not invitations.want_port(0)
+    invitations.open_window(read_secret(new_code()), port=7475)
+    assert not invitations.want_port(7476)
+
+    def given_up() -> bool:
+        window = invitations.window()
+        assert window is not None
+        return invitations.is_to_give_up_port(window)
+
+    assert not given_up(), "nobody wants it"
+    assert invitations.want_port(7475)
+    assert given_up()
+    tried = invitations.try_one(b"")
+    assert tried is not None
+    assert not given_up(), "somebody may know the code"
+    assert invitations.enter(tried)
+    invitations.judged(tried)
+    assert not given_up(), "a device comes in"
+    invitations.give_back(tried)
+    assert given_up()
+
+
 def test_keys_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "JOIN_KEYS", 2)
     invitations = Invitations(tmp_path)
@@ -233,10 +261,42 @@ def test_keys_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         invitations.open_key(read_secret(new_key()), 60)
 
 
-def test_a_damaged_file(tmp_path: Path) -> None:
-    (tmp_path / FILE_NAME).write_bytes(b"\x91\x93")
-    with pytest.raises(IdentityError, match="delete it"):
-        Invitations(tmp_path).window()
+def test_keys_that_are_used_up_count_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And make room, the oldest first; one by which a device comes in may be free again."""
+    monkeypatch.setattr(limits, "JOIN_KEYS", 2)
+    clock = Clock()
+    invitations = Invitations(tmp_path, clock)
+    keys = [read_secret(new_key()) for _ in range(5)]
+    for key in keys:
+        invitations.open_key(key, 600)
+        coming = invitations.try_one(key.id)
+        assert coming is not None
+        assert invitations.enter(coming)
+        clock.now += limits.PAIR_EXCHANGE_S
+    assert [key for key in keys if invitations.window(key.id)] == keys[-2:]
+    invitations.open_window(read_secret(new_code()))
+    for _ in range(2):
+        invitations.open_key(key := read_secret(new_key()), 600)
+        coming = invitations.try_one(key.id)
+        assert coming is not None
+        assert invitations.enter(coming)
+    with pytest.raises(PairingError, match="--close"):
+        invitations.open_key(read_secret(new_key()), 600)
+    assert invitations.window(key.id), "a device is coming in by it"
+    assert invitations.window(), "a window is no key"
+
+
+@pytest.mark.parametrize("content", [b"\x91\x93", b"garbage\n", b"\x91\x81\xa1\xff\x00"])
+def test_a_damaged_file(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / FILE_NAME).write_bytes(content)
+    invitations = Invitations(tmp_path)
+    with pytest.raises(IdentityError, match="it is damaged; `astra-mesh pair --close`"):
+        invitations.window()
+    assert invitations.replace_damaged()
+    assert invitations.still_open() == []
+    assert not invitations.replace_damaged()
 
 
 def test_a_window_that_was_guessed_out_says_so_for_its_time(tmp_path: Path) -> None:
