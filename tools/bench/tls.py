@@ -167,8 +167,12 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.bench.tls", description=__doc__)
     parser.add_argument("--mbps", type=float, default=10.0)
     parser.add_argument("--rounds", type=int, default=200, help="of each case")
+    parser.add_argument("--only", default="", metavar="TEXT", help="requests with this in the name")
     parser.add_argument("--json", type=Path, help="write all times here")
     parsed = parser.parse_args(arguments)
+    cases = [case for case in CASES if parsed.only in case.name]
+    if not cases:
+        parser.error(f"no request is called so: {', '.join(case.name for case in CASES)}")
     device = Device(
         cpu=0.5,
         threads=1,
@@ -184,7 +188,7 @@ def main(arguments: Sequence[str]) -> None:
     kept = {}
     with TlsHouse(scenario, print, timelines=False) as house:
         start(house)
-        for case in CASES:
+        for case in cases:
             times = measure(house, case, parsed.rounds)
             one = figure(times)
             print(
