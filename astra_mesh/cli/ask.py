@@ -45,7 +45,7 @@ from astra_mesh.cli.options import (
     plan_options,
 )
 from astra_mesh.cli.progress import waiting
-from astra_mesh.errors import AstraMeshError, BadImageError, InputError, WrongTaskError
+from astra_mesh.errors import AstraMeshError, BadImageError, InputError
 
 if TYPE_CHECKING:
     from astra_mesh.client import Classification, Embedding, Mesh
@@ -209,11 +209,11 @@ def _naming_text(model: str, given: str | os.PathLike[str]) -> Iterator[None]:
     """With the error that a model takes no picture goes how it takes a text."""
     try:
         yield
-    except WrongTaskError as error:
+    except InputError as error:
         if isinstance(given, str) or " reads text" not in error.message:
             raise
         how = f"`astra-mesh classify {quote(model)} --text TEXT`"
-        raise WrongTaskError(f"{error.message}; a text: {how}") from error
+        raise InputError(f"{error.message}; a text: {how}") from error
 
 
 def show_labels(answer: Classification) -> None:

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from astra_mesh.bundle import Bundle
 from astra_mesh.bundle.copies import Words, best_words
-from astra_mesh.errors import UnknownModelError, WrongTaskError
+from astra_mesh.errors import InputError, UnknownModelError
 from astra_mesh.families import ModelSpec
 from astra_mesh.families.model import check_ids, require, such_as
 from astra_mesh.limits import MODELS_PER_PEER, NAMES_PER_MODEL
@@ -84,8 +84,8 @@ class Offers:
         return None if entry is None else entry.offer
 
     def require(self, model: ModelId, task: Task, *, picture: bool = False) -> None:
-        """WrongTaskError unless a model that is offered does a task, and with pictures if such is
-        given. Others that can are named.
+        """WrongTaskError unless a model that is offered does a task, InputError if it does so with
+        texts only and a picture is given. Others that can are named.
         """
         entry = self._entry(model)
         reads_text = bool(entry.spec.vocab_size)
@@ -93,7 +93,7 @@ class Offers:
         require(entry.offer.family, [one.value for one in entry.offer.tasks], task.value, others)
         if picture and reads_text:
             such = f", or choose a model that reads pictures{such_as(others)}"
-            raise WrongTaskError(f"{entry.offer.name} reads text: give a text, not an image{such}")
+            raise InputError(f"{entry.offer.name} reads text: give a text, not an image{such}")
 
     def _able(self, task: Task, *, picture: bool) -> list[str]:
         """Names of some models that do a task with pictures, or with texts."""

@@ -396,7 +396,7 @@ async def test_a_silent_peer_times_out() -> None:
         took = time.perf_counter() - began
         assert isinstance(end.result, PeerLostError)
         assert "nothing heard" in end.result.message
-        assert QUICK.silence_s * 0.9 < took < QUICK.silence_s + patient(0.5)
+        assert QUICK.silence_s * 0.9 < took < QUICK.silence_s + patient(3)
 
 
 async def test_no_hello() -> None:

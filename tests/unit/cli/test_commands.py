@@ -24,6 +24,7 @@ from astra_mesh.errors import (
     BadImageError,
     CalibrationError,
     DeadlineError,
+    InputError,
     InternalError,
     NoPeerError,
     PairingError,
@@ -223,7 +224,7 @@ def test_a_picture_for_a_model_of_texts_is_told_how_to_label_a_text(
 ) -> None:
     photo = tmp_path / "photo.jpg"
     photo.write_bytes(b"data")
-    mesh.error = WrongTaskError("film reads text: give a text, not an image")
+    mesh.error = InputError("film reads text: give a text, not an image")
     result = call("classify", "film", str(photo))
     assert result.exit_code == 2
     assert "not an image; a text: `astra-mesh classify film --text TEXT`" in result.stderr

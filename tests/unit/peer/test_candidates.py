@@ -101,7 +101,7 @@ def ready(**timing: float) -> ModelOffer:
 async def found(
     candidates: Candidates, book: CodebookId = NO_BOOK, patient: bool = False
 ) -> list[PeerId]:
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(10):
         return [one.peer for one in await candidates.others(LOADED, book, patient=patient)]
 
 

@@ -218,7 +218,7 @@ async def test_of_pictures_only_models_that_read_them_are_named(
     with pytest.raises(WrongTaskError, match=r": choose another model, such as sentiment$"):
         host.require(host.find("words"), Task.CLASSIFY)
     text = "sentiment reads text: give a text, not an image, or choose a model that reads pictures"
-    with pytest.raises(WrongTaskError, match=rf"^{text}, such as photos$"):
+    with pytest.raises(InputError, match=rf"^{text}, such as photos$"):
         host.require(host.find("sentiment"), Task.CLASSIFY, picture=True)
     host.require(host.find("sentiment"), Task.CLASSIFY)
 
