@@ -187,7 +187,7 @@ async def test_more_pages_than_a_peer_takes(tab: Tab, models: Path) -> None:
         assert on.server._state.pages == 1
         assert on.peers[0].watch.active
         on.server._state.pages = limits.API_LIVE + 1  # the page that reloads leaves its place
-        await tab.eval("location.reload()")
+        await tab.open(on.url)
         await tab.until("document.getElementById('state')?.classList.contains('bad')")
         on.server._state.pages = 0
         await tab.until(devices(1))
