@@ -111,26 +111,23 @@ def test_options_of_a_board_s_peer_are_for_root_alone(
     assert dict(line.split("=", 1) for line in settings) == expected
 
 
-@pytest.mark.parametrize("options", ["--join-key amk-x", "-n x --join-key=amk-x"])
-def test_a_board_s_join_key_is_in_no_list_of_processes(options: str) -> None:
-    script = REPO_ROOT / "peers/board/install.sh"
-    done = subprocess.run(
-        [script, "--options", options], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 1
-    assert "use --join-key-file" in done.stderr
-
-
 @pytest.mark.parametrize(
-    "options", ["--models /home/pi/models", "-n x --models=/root/m", "--m ~/m"]
+    ("options", "why"),
+    [
+        ("--join-key amk-x", "use --join-key-file"),
+        ("-n x --join-key=amk-x", "use --join-key-file"),
+        ("--models /home/pi/models", "names a home folder"),
+        ("-n x --models=/root/m", "names a home folder"),
+        ("--m ~/m", "names a home folder"),
+    ],
 )
-def test_a_board_s_options_name_no_home_folder(options: str) -> None:
+def test_a_board_s_options_hold_no_key_and_no_home_folder(options: str, why: str) -> None:
     script = REPO_ROOT / "peers/board/install.sh"
     done = subprocess.run(
         [script, "--options", options], capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
-    assert "names a home folder" in done.stderr
+    assert why in done.stderr
 
 
 @pytest.mark.parametrize(
