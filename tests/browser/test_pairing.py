@@ -100,8 +100,8 @@ async def test_a_code_of_one_page_is_typed_into_the_other(
     assert await tab.eval(OPEN)  # two tries are left
 
     await give(other_tab, code, kitchen.place)
+    await other_tab.until(f"{SEEN} === {json.dumps(f'Paired with {called(kitchen)}.')}")
     await other_tab.until(listed(2))
-    assert await other_tab.text("#pair-state") == f"Paired with {called(kitchen)}."
     assert await other_tab.eval("document.getElementById('pair-problem').hidden")
     await tab.until(listed(2))
     assert not await tab.eval(OPEN)
@@ -141,8 +141,8 @@ async def test_a_qr_is_scanned_where_the_browser_reads_them(
     code = await open_window(tab)
     await other_tab.click("#pair-scan")
     await other_tab.eval(f"window.qrs = {json.dumps([as_uri(code, [kitchen.place])])}")
+    await other_tab.until(f"{SEEN} === {json.dumps(f'Paired with {called(kitchen)}.')}")
     await other_tab.until(listed(2))
-    assert await other_tab.text("#pair-state") == f"Paired with {called(kitchen)}."
     assert not await other_tab.eval(playing)
     await tab.until(listed(2))
 
@@ -174,8 +174,7 @@ async def test_a_device_leaves_by_its_page(tab: Tab, other_tab: Tab, devices: li
     await other_tab.until(listed(1))
     (question,) = other_tab.questions
     assert question.startswith("Take this device out of the mesh?")
-    said = "document.getElementById('pair-state').textContent"
-    await other_tab.until(f"{said}.startsWith('This device has left the mesh; ')")
+    await other_tab.until(f"{SEEN}.startsWith('This device has left the mesh; ')")
     text = await other_tab.text("#pair-state")
     assert f"{called(kitchen)} knows that this device has left" in text, text
     assert await other_tab.eval(hidden)
