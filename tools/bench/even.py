@@ -1,7 +1,8 @@
-"""``python -m tools.bench.even MODULE ...``: a program of astra_mesh that shares tokens evenly.
+"""``python -m tools.bench.even MODULE ...``: a program of astra_mesh that shares tokens evenly, and
+multiplies by weights as they are.
 
 For comparing two meshes that are to do the same work: a planner that measures gives each its own
-shards.
+shards, and a peer that measures packs its weights or does not.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ import runpy
 import sys
 from collections.abc import Sequence
 
+from astra_mesh.peer import loading
 from astra_mesh.plan.cost import Candidate
 from astra_mesh.plan.search import Search, Trial, shares
 
 
-def share_evenly() -> None:
-    """In this process, where a request is for all peers."""
+def work_evenly() -> None:
+    """In this process: shares where a request is for all peers, and the layers of all models."""
     setattr(Search, "sized", _evenly)  # noqa: B010 (types)
+    setattr(loading, "pack_if_faster", lambda model: False)  # noqa: B010 (types)
 
 
 def _evenly(search: Search, group: Sequence[Candidate]) -> Trial:
@@ -30,5 +33,5 @@ def run(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    share_evenly()
+    work_evenly()
     run(sys.argv[1:])

@@ -1,5 +1,5 @@
 """``python -m tools.bench.plain MODULE ...``: a program of astra_mesh that speaks without TLS,
-and shares tokens evenly like :mod:`tools.bench.even`.
+and works as evenly as :mod:`tools.bench.even`.
 
 Only for telling what TLS costs (:mod:`tools.bench.tls`), on networks made for that: there is nobody
 to be kept out, and everybody is believed.
@@ -20,7 +20,7 @@ from astra_mesh.mesh import connect
 from astra_mesh.mesh.trust import Known, Trust
 from astra_mesh.peer import port
 from astra_mesh.wire.messages import PeerId
-from tools.bench.even import run, share_evenly
+from tools.bench.even import run, work_evenly
 
 
 class PlainDoorman:
@@ -77,5 +77,5 @@ async def _dial(dial: Any, *args: Any, secure: object = None, **options: Any) ->
 
 if __name__ == "__main__":
     take_tls_out()
-    share_evenly()
+    work_evenly()
     run(sys.argv[1:])

@@ -2,14 +2,18 @@
 
 Two pairs of devices in one laboratory, one pair with TLS and one without, each device with half a
 core, all links at the same rate, the tokens shared evenly. Both pairs answer the same request in
-turns, first one, then the other, in an order that changes; the client's own link counts too. The
-figure is the median of the ratios within rounds, with an interval that holds it in 95 of 100
-repetitions (bootstrap).
+turns, first one, then the other, in an order that changes; the client's own link counts too, which
+stays open (``--anew``: it is made before each request, whose time begins once it is there). Two
+pairs that do the same differ by some per cent for as long as they live, so there are several
+laboratories, one after the other, and ``--control`` gives TLS to both pairs. The figure is the
+median of the ratios within rounds, with an interval that holds it in 95 of 100 repetitions
+(bootstrap, of whole laboratories). Beside it, what both peers' processors worked more in a request.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 import statistics
@@ -22,8 +26,9 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from tools.bench.medians import interval
+from tools.bench.medians import interval_of_groups
 from tools.bench.sizes import default_cache, ensure, random_picture
+from tools.lab.asker import KEEP
 from tools.lab.house import House
 from tools.lab.process import environment_of
 from tools.lab.scenario import Device, Options, Request, Scenario
@@ -32,7 +37,7 @@ SECURE: Final = ("s0", "s1")
 PLAIN: Final = ("p0", "p1")
 PORT: Final = 7475
 LARGE: Final = "gpt2-124m"  # with random weights
-WARM: Final = 5  # rounds that do not count
+WARM: Final = 5  # rounds of a laboratory that do not count
 _MEET_S: Final = 120.0
 
 
@@ -68,21 +73,27 @@ class Figure(NamedTuple):
     low: float
     high: float
     rounds: int
+    more_cpu_s: float
 
 
 class TlsHouse(House):
-    """A house in which some devices' programs do without TLS."""
+    """A house in which some devices' programs do without TLS, and clients keep their links."""
+
+    anew = False  # the links of clients, for each request
+    control = False  # all programs use TLS
 
     def popen(
         self, device: str, argv: Sequence[str | Path], **options: Any
     ) -> subprocess.Popen[Any]:
         """As of a :class:`House`."""
-        return super().popen(device, _for(device, argv), **options)
+        return super().popen(device, self._for(device, argv), **options)
 
     def _start_asker(self, device: str) -> subprocess.Popen[str]:
         return self.lan.popen(
             device,
-            _for(device, [sys.executable, "-m", "tools.lab.asker"]),
+            self._for(
+                device, [sys.executable, "-m", "tools.lab.asker", *([] if self.anew else [KEEP])]
+            ),
             env=environment_of(self, device),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -90,11 +101,23 @@ class TlsHouse(House):
             text=True,
         )
 
+    def _for(self, device: str, argv: Sequence[str | Path]) -> list[str | Path]:
+        return _for(device, argv) if not self.control else _for(SECURE[0], argv)
+
 
 def _for(device: str, argv: Sequence[str | Path]) -> list[str | Path]:
     """A module of Python as both pairs run it, without TLS on the devices that do without."""
     how = "plain" if device in PLAIN else "even"
     return [*argv[:2], f"tools.bench.{how}", *argv[2:]]
+
+
+class Round(NamedTuple):
+    """One request of each pair: seconds, and seconds of both peers' processors."""
+
+    secure_s: float
+    plain_s: float
+    secure_cpu_s: float = 0.0
+    plain_cpu_s: float = 0.0
 
 
 def start(house: House) -> None:
@@ -131,34 +154,43 @@ def request(house: House, device: str, case: Case) -> Request:
     return Request(device=device, model=case.model, tokens=tokens, options=options)
 
 
-def measure(house: House, case: Case, rounds: int) -> list[tuple[float, float]]:
-    """Seconds with and without TLS, of each round."""
+def measure(house: House, case: Case, rounds: int) -> list[Round]:
+    """With and without TLS, each round."""
     found = []
     for number in range(WARM + rounds):
-        times = {}
-        pair = (SECURE[0], PLAIN[0])
-        for device in pair if number % 2 else reversed(pair):
+        times, worked = {}, {}
+        for pair in (SECURE, PLAIN) if number % 2 else (PLAIN, SECURE):
+            device, before = pair[0], _worked_s(house, pair)
             answer = house.ask(request(house, device, case))
             shared = [one["tokens"] for one in answer["report"]["peers"]]
             if len(shared) != 2 or abs(shared[0] - shared[1]) > 1:
                 raise SystemExit(
                     f"devices answered with {shared} tokens, not two with equal shares"
                 )
-            times[device] = answer["wall_s"]
+            times[pair], worked[pair] = answer["wall_s"], _worked_s(house, pair) - before
         if number >= WARM:
-            found.append((times[SECURE[0]], times[PLAIN[0]]))
+            found.append(Round(times[SECURE], times[PLAIN], worked[SECURE], worked[PLAIN]))
     return found
 
 
-def figure(times: Sequence[tuple[float, float]]) -> Figure:
-    """From the rounds of a case to its figure."""
-    ratios = [secure / plain for secure, plain in times]
+def _worked_s(house: House, pair: Sequence[str]) -> float:
+    """Seconds that both peers' processors have worked."""
+    used = house.usage()
+    return sum(used[device].used_s for device in pair)
+
+
+def figure(houses: Sequence[Sequence[Round]]) -> Figure:
+    """From the rounds of a case in each laboratory to its figure."""
+    rounds = list(itertools.chain.from_iterable(houses))
+    ratios = [[one.secure_s / one.plain_s for one in house] for house in houses]
+    more = [statistics.mean(o.secure_cpu_s - o.plain_cpu_s for o in house) for house in houses]
     return Figure(
-        statistics.median(secure for secure, _ in times),
-        statistics.median(plain for _, plain in times),
-        statistics.median(ratios),
-        *interval(ratios),
-        len(times),
+        statistics.median(one.secure_s for one in rounds),
+        statistics.median(one.plain_s for one in rounds),
+        statistics.median(itertools.chain.from_iterable(ratios)),
+        *interval_of_groups(ratios),
+        len(rounds),
+        statistics.mean(more),
     )
 
 
@@ -166,8 +198,11 @@ def main(arguments: Sequence[str]) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m tools.bench.tls", description=__doc__)
     parser.add_argument("--mbps", type=float, default=10.0)
-    parser.add_argument("--rounds", type=int, default=200, help="of each case")
+    parser.add_argument("--rounds", type=int, default=40, help="of each case and laboratory")
+    parser.add_argument("--houses", type=int, default=6, help="laboratories")
+    parser.add_argument("--anew", action="store_true", help="a client's link for each request")
     parser.add_argument("--only", default="", metavar="TEXT", help="requests with this in the name")
+    parser.add_argument("--control", action="store_true", help="TLS for both pairs")
     parser.add_argument("--json", type=Path, help="write all times here")
     parsed = parser.parse_args(arguments)
     cases = [case for case in CASES if parsed.only in case.name]
@@ -185,21 +220,31 @@ def main(arguments: Sequence[str]) -> None:
         devices=dict.fromkeys((*SECURE, *PLAIN), device),
         offer=("vit-tiny", "tiny-gpt2", str(ensure(LARGE, default_cache()) / LARGE)),
     )
-    kept = {}
-    with TlsHouse(scenario, print, timelines=False) as house:
-        start(house)
-        for case in cases:
-            times = measure(house, case, parsed.rounds)
-            one = figure(times)
-            print(
-                f"{case.name:32} with TLS {one.secure_s * 1e3:.1f} ms, "
-                f"without {one.plain_s * 1e3:.1f}; "
-                f"ratio {one.ratio:.3f} [{one.low:.3f}, {one.high:.3f}], {one.rounds} rounds",
-                flush=True,
-            )
-            kept[case.name] = {"times": times, **one._asdict()}
+    times: dict[Case, list[list[Round]]] = {case: [] for case in cases}
+    for number in range(parsed.houses):
+        with TlsHouse(scenario, print, timelines=False) as house:
+            house.anew, house.control = parsed.anew, parsed.control
+            start(house)
+            for case in cases:
+                rounds = parsed.rounds // (4 if case.model == LARGE else 1)
+                times[case].append(measure(house, case, rounds))
+                print(f"{number + 1} of {parsed.houses}: {case.name:32}", end=" ")
+                print(_line(figure(times[case][-1:])), flush=True)
+    for case in cases:
+        print(f"all: {case.name:32} {_line(figure(times[case]))}")
     if parsed.json is not None:
+        kept = {
+            case.name: {"times": times[case], **figure(times[case])._asdict()} for case in cases
+        }
         parsed.json.write_text(json.dumps(kept))
+
+
+def _line(one: Figure) -> str:
+    return (
+        f"with TLS {one.secure_s * 1e3:.1f} ms, without {one.plain_s * 1e3:.1f}; "
+        f"ratio {one.ratio:.3f} [{one.low:.3f}, {one.high:.3f}], {one.rounds} rounds; "
+        f"processors {one.more_cpu_s * 1e3:+.2f} ms"
+    )
 
 
 if __name__ == "__main__":

@@ -1,22 +1,28 @@
 """A client on a device that asks its peer again and again; :mod:`tools.lab.client` drives it.
 
 It takes one JSON document a line on standard input and answers each with one line, in the order in
-which they end; the end of standard input is its own. It runs outside the device's CPU quota.
+which they end; the end of standard input is its own. It runs outside the device's CPU quota. Each
+question has a connection of its own, with ``--keep`` all have the first one's.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import sys
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from astra_mesh.client import Mesh
 from astra_mesh.errors import AstraMeshError
+
+KEEP: Final = "--keep"
+_kept: dict[int, Mesh] = {}  # by the port of their peer
 
 
 async def answer(document: dict[str, Any]) -> dict[str, Any]:
@@ -25,7 +31,7 @@ async def answer(document: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     try:
         async with asyncio.timeout(document["timeout_s"]):
-            async with Mesh(("127.0.0.1", document["port"])) as mesh:
+            async with _mesh(document["port"]) as mesh:
                 began = time.monotonic()
                 found = await _TASKS[document["task"]](mesh, document)
     except TimeoutError:
@@ -34,6 +40,20 @@ async def answer(document: dict[str, Any]) -> dict[str, Any]:
         found = {"error": {"code": error.code, "message": error.message}}
     ended = time.monotonic()
     return {"id": document["id"], "began": began, "wall_s": ended - began, **found}
+
+
+@contextlib.asynccontextmanager
+async def _mesh(port: int) -> AsyncIterator[Mesh]:
+    """To the peer of this device."""
+    keep = KEEP in sys.argv[1:]
+    mesh = _kept.get(port) or await Mesh(("127.0.0.1", port)).open()
+    if keep:
+        _kept[port] = mesh
+    try:
+        yield mesh
+    finally:
+        if not keep:
+            await mesh.close()
 
 
 async def peers(mesh: Mesh, document: dict[str, Any]) -> dict[str, Any]:
@@ -92,6 +112,8 @@ async def main() -> None:
             task.add_done_callback(tasks.discard)
         for task in tasks:
             task.cancel()
+    for mesh in _kept.values():
+        await mesh.close()
 
 
 if __name__ == "__main__":
