@@ -45,6 +45,7 @@ def make_files(
     model: Model,
     codebooks: Mapping[CodebookId, Codebook],
     folder: Path,
+    first_rates: Mapping[CodebookId, int] | None = None,
 ) -> ModelFiles:
     """Write a model's files into ``folder``; slow, and one block's tensors in memory at a time.
 
@@ -54,6 +55,7 @@ def make_files(
         model: as it was read, in float32.
         codebooks: that fit it.
         folder: exists; files that are there already stay.
+        first_rates: bits that a tab makes ready before the first request; None: the defaults.
 
     Raises:
         UnsupportedModelError: a tab cannot hold it, or has no such activation.
@@ -71,7 +73,10 @@ def make_files(
         "blocks": spec.num_hidden_layers,
         "weights": making.blocks(),
         "graphs": making.graphs,
-        "codebooks": [making.codebook(key, book) for key, book in codebooks.items()],
+        "codebooks": [
+            making.codebook(key, book, (first_rates or {}).get(key))
+            for key, book in codebooks.items()
+        ],
     }
     return ModelFiles(manifest, making.paths)
 
@@ -106,8 +111,9 @@ class _Making:
         self._put(packed.data)
         return packed.described()
 
-    def codebook(self, key: CodebookId, book: Codebook) -> dict[str, Any]:
+    def codebook(self, key: CodebookId, book: Codebook, first: int | None) -> dict[str, Any]:
         """Write a codebook's tensors."""
+        default = book.rate(book.default_stages)
         return {
             "id": key,
             "codec": book.codec,
@@ -118,7 +124,8 @@ class _Making:
             "groups": list(book.groups),
             "able": list(book.able),
             "rates": list(book.rates.values()),
-            "default_rate": book.rate(book.default_stages),
+            "default_rate": default,
+            "first_rate": first or default,
             "class_token": book.class_token,
             "levels": {str(stages): self._level(book, stages) for stages in book.able},
         }

@@ -7,7 +7,7 @@ is never faster. The planner takes the fastest of them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from astra_mesh.bundle.quality import Measured, TaskQuality, code_name, loss_in_words
@@ -37,6 +37,19 @@ def made_for(loaded: Loaded, codebook: CodebookId) -> str:
     """Where the class token lives for a codebook: "single" or "distributed"."""
     book = loaded.codebooks.get(codebook)
     return "single" if book is None else book.class_token
+
+
+def usual_rate(book: Codebook, tasks: Iterable[TaskQuality]) -> int:
+    """Bits that requests without a wish use of a codebook: the smallest rate that any task's stored
+    loss allows, else its default.
+    """
+    allowed = [
+        row.bits
+        for task in tasks
+        for row in task.deciding()
+        if row.codebook == book.id and row.loss <= task.limit and row.bits in book.rates.values()
+    ]
+    return min(allowed, default=book.rate(book.default_stages))
 
 
 def choose_codes(loaded: Loaded, options: Options, task: str) -> tuple[list[Code], list[str]]:

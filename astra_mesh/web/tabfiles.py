@@ -29,8 +29,10 @@ from astra_mesh.bundle.tensors import load_weights
 from astra_mesh.errors import CodebookError, UnknownModelError, UnsupportedModelError
 from astra_mesh.families import ModelInput, build_model
 from astra_mesh.peer import Peer
+from astra_mesh.peer.choice import usual_rate
 from astra_mesh.peer.inputs import read_inputs
 from astra_mesh.peer.loaded import Loaded
+from astra_mesh.peer.loading import quality_of
 from astra_mesh.peer.shelf import read_codebooks
 from astra_mesh.quant.codebook import Codebook
 from astra_mesh.quant.codecs import make_codec
@@ -58,12 +60,14 @@ class TabFiles:
         self._peer = peer
         self._folder: Path | None = None
         self._known: dict[ModelId, ModelFiles] = {}  # the last one used is last
+        self._made_for: dict[ModelId, frozenset[CodebookId]] = {}  # what the peer offered then
         self._lock = threading.Lock()  # of making: one model is in memory at a time
         self._making = self._embedding = 0
 
     async def close(self) -> None:
         """Remove all files."""
         self._known.clear()
+        self._made_for.clear()
         if self._folder is not None:
             await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
 
@@ -125,21 +129,31 @@ class TabFiles:
         self._making += 1
         try:
             # Whoever leaves, the thread goes on, and the next one finds what it made.
-            return await asyncio.to_thread(self._made, model, self._bundle(model))
+            return await asyncio.to_thread(
+                self._made, model, self._bundle(model), self._books(model)
+            )
         finally:
             self._making -= 1
 
-    def _made(self, model: ModelId, bundle: Bundle) -> ModelFiles:
-        """The files of a model, made anew where the system cleared them away; in a thread."""
+    def _books(self, model: ModelId) -> frozenset[CodebookId]:
+        return frozenset(
+            book.id for one in self._offers() if one.id == model for book in one.codebooks
+        )
+
+    def _made(self, model: ModelId, bundle: Bundle, books: frozenset[CodebookId]) -> ModelFiles:
+        """The files of a model, made anew where the system cleared them away, or codebooks came or
+        went since; in a thread.
+        """
         with self._lock:
             known = self._known.pop(model, None)
-            if known is None or not all(path.is_file() for path in known.paths.values()):
+            made_for = self._made_for.pop(model, None)
+            if known is None or made_for != books or not _are_there(known):
                 # What is left goes: who still reads a file keeps it, whole.
                 shutil.rmtree(self._room(model), ignore_errors=True)
                 known = _make(bundle, self._room(model))
-            self._known[model] = known
+            self._known[model], self._made_for[model] = known, books
             for old in list(self._known)[: -limits.TAB_MODELS]:
-                del self._known[old]
+                del self._known[old], self._made_for[old]
                 shutil.rmtree(self._room(old), ignore_errors=True)
             return known
 
@@ -149,6 +163,10 @@ class TabFiles:
         room = self._folder / model
         room.mkdir(exist_ok=True)
         return room
+
+
+def _are_there(files: ModelFiles) -> bool:
+    return all(path.is_file() for path in files.paths.values())
 
 
 def _listed(offer: ModelOffer, bundle: Bundle) -> dict[str, Any]:
@@ -191,7 +209,10 @@ def _make(bundle: Bundle, folder: Path) -> ModelFiles:
             except CodebookError:
                 continue  # the peer itself left it out and said so
             books[book.id] = book
-        return make_files(bundle.name, bundle.model_id, model, books, folder)
+        quality = quality_of(bundle)
+        tasks = [] if quality is None else quality.tasks.values()
+        first = {key: usual_rate(book, tasks) for key, book in books.items()}
+        return make_files(bundle.name, bundle.model_id, model, books, folder, first)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise

@@ -21,6 +21,7 @@ from astra_mesh import limits
 from astra_mesh.bundle import open_bundle
 from astra_mesh.bundle.tensors import load_weights
 from astra_mesh.families import Model, ModelInput, build_model
+from tests.integration.mesh_fixtures import fit_small
 from tests.integration.web_fixtures import TOKEN, Live, live, make_web_models
 
 TYPE = {"Content-Type": "application/msgpack"}
@@ -168,6 +169,30 @@ async def test_files_that_the_system_cleared_away_are_made_again(
     one.unlink()
     assert await fetched(first) == first
     assert await fetched(last) == last
+
+
+async def test_codebooks_that_come_later_are_among_the_files(models: Path, tmp_path: Path) -> None:
+    await asyncio.to_thread(shutil.copytree, models / "plain", tmp_path / "plain")
+    async with live(tmp_path, 1) as mesh:
+        listed = await _listed(mesh, "plain")
+        manifest_at = f"{mesh.root}/tab/models/{listed['id']}"
+        async with mesh.http.get(manifest_at) as answer:
+            before = await answer.json()
+        assert listed["codebooks"] == before["codebooks"] == []
+        await asyncio.to_thread(fit_small, tmp_path / "plain")
+        async with asyncio.timeout(20):
+            while len((await _listed(mesh, "plain"))["codebooks"]) < 2:
+                await asyncio.sleep(0.1)
+        async with mesh.http.get(manifest_at) as answer:
+            after = await answer.json()
+        assert after["weights"] == before["weights"]
+        offered = {one["id"] for one in (await _listed(mesh, "plain"))["codebooks"]}
+        assert {one["id"] for one in after["codebooks"]} == offered
+        for book in after["codebooks"]:
+            assert book["first_rate"] == book["default_rate"]  # nothing was measured
+            file = next(iter(book["levels"].values()))[0]["sha256"]
+            async with mesh.http.get(f"{mesh.root}/tab/blobs/{file}") as answer:
+                assert hashlib.sha256(await answer.read()).hexdigest() == file
 
 
 async def test_a_token_guards_them(models: Path) -> None:

@@ -33,7 +33,7 @@ async function made({ failing = [], measured = [], about = ABOUT } = {}) {
       return { timing: { per_token_s: found?.s ?? 1 }, books: {}, sure: found?.sure ?? true };
     },
   };
-  const models = new Models({ http: { json: async (path) => (path === "/tab/models" ? [about] : about) }, engine, changed: () => {} });
+  const models = new Models({ http: { json: async (path) => structuredClone(path === "/tab/models" ? [about] : about) }, engine, changed: () => {} });
   await models.refresh(true);
   return { models, calls };
 }
@@ -59,6 +59,21 @@ test("and after a while, though the tab stays joined", async () => {
   Date.now = () => realNow() + 31_000;
   assert.equal(await models.refresh(), true);
   assert.ok(offered(models));
+});
+
+test("a model whose codebooks are others now is offered with these, and loaded anew", async () => {
+  const about = { ...ABOUT };
+  const { models } = await made({ about });
+  await models.load(ID);
+  assert.equal(await models.refresh(), false);
+  assert.equal(models.states()[0].state, "ready");
+  const book = { id: "f".repeat(64), codec: "vq", rates: [16, 32], default_rate: 16 };
+  about.codebooks = [book];
+  assert.equal(await models.refresh(), true);
+  assert.deepEqual([models.states()[0].state, models.offer(ID).codebooks[0].id], ["offered", book.id]);
+  await models.load(ID);
+  assert.equal(models.states()[0].state, "ready");
+  assert.equal(await models.refresh(), false);
 });
 
 test("a file of another hash, and a model that no tab can run, are not offered again", async () => {

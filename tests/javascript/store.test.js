@@ -124,6 +124,20 @@ for (const [what, change] of [["altered", (data) => (data[3] ^= 1)], ["cut", (da
   });
 }
 
+test("a file that the browser's cache keeps as it came, altered, is fetched past it", async () => {
+  browserWith(null);
+  const bad = A.slice();
+  bad[3] ^= 1;
+  const asked = [];
+  async function* pieces(path, cache) {
+    asked.push(cache);
+    yield cache === "reload" ? A : bad;
+  }
+  const store = await openStore({ pieces });
+  assert.deepEqual(await store.get(nameOf(A), A.length), A);
+  assert.deepEqual(asked, ["default", "reload"]);
+});
+
 test("a file that the browser's disk damaged is fetched again", async () => {
   const database = new FakeDatabase();
   browserWith(database);

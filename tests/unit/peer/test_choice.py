@@ -10,7 +10,7 @@ import pytest
 from astra_mesh.bundle import open_bundle
 from astra_mesh.bundle.quality import FORMAT, Measured, Quality, TaskQuality
 from astra_mesh.errors import CodebookError, InputError
-from astra_mesh.peer.choice import Code, choose_codes, expected_cost, stages_of
+from astra_mesh.peer.choice import Code, choose_codes, expected_cost, stages_of, usual_rate
 from astra_mesh.peer.code_times import CodeTimes
 from astra_mesh.peer.loaded import Loaded
 from astra_mesh.quant.codebook import UNLIMITED, Codebook
@@ -65,6 +65,16 @@ def quality(*rows: Measured, limit: float = 0.015, class_token: str = "none") ->
 def loaded(tmp_path: Path) -> Loaded:
     bundle = open_bundle(write_bundle(tmp_path / "toy", GPT2, gpt2_tensors(GPT2)))
     return Loaded(bundle, MODEL, dict(BOOKS), None, None, frozenset(), bundle, quality=quality())
+
+
+def test_the_usual_rate_is_the_one_that_requests_without_a_wish_use(loaded: Loaded) -> None:
+    tasks = quality().tasks.values()
+    for key, rate in chosen(loaded):
+        assert usual_rate(BOOKS[CodebookId(key)], tasks) == rate
+    for book in BOOKS.values():
+        assert usual_rate(book, []) == book.rate(book.default_stages)
+    strict = quality(limit=1e-6).tasks.values()  # none of them
+    assert usual_rate(LONG, strict) == LONG.rate(LONG.default_stages)
 
 
 def test_a_codebook_can_be_named(loaded: Loaded) -> None:

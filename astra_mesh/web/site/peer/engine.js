@@ -39,7 +39,7 @@ export async function loadModel(manifest, getBlob, progress = () => {}, how = nu
   return model;
 }
 
-/** What a codebook needs for its default rate, and to be measured. */
+/** What a codebook needs for the rate that requests use without a wish, and to be measured. */
 async function prepareFirst(model, about) {
   const codec = await model.codec(about.codec, about.id, []);
   const { whole, measured } = firstStages(about);

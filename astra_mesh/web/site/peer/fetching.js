@@ -1,7 +1,10 @@
 // How far everything is that a model needs from the host: the runtime and the model's files, each counted once.
 
-/** The rates of a codebook that a tab uses at first: `whole`, of which it wants all blocks, and `measured`, the last one. */
-export function firstStages({ able, rates, default_rate: rate }) {
+/**
+ * The rates of a codebook that a tab uses at first: `whole`, which requests without a wish use, so that it wants all blocks, and
+ * `measured`, of which it wants the last one.
+ */
+export function firstStages({ able, rates, first_rate: rate }) {
   return { whole: able[rates.indexOf(rate)], measured: [...new Set([able[0], able.at(-1)])] };
 }
 

@@ -9,7 +9,7 @@ const UPGRADE_REQUIRED = 426; // what GET /tab says to who could join by a WebSo
 const short = (path) => path.replace(/[0-9a-f]{64}/g, (hash) => hash.slice(0, 12));
 
 /**
- * json(path), post(path, body): an ArrayBuffer; pieces(path): Uint8Arrays as they come. `token()` is what the page has
+ * json(path), post(path, body): an ArrayBuffer; pieces(path, cache): Uint8Arrays as they come, `cache` as for fetch. `token()` is what the page has
  * now, null where none is wanted. Whatever did not arrive is a FetchError.
  */
 export function hostAt(base, token) {
@@ -33,8 +33,8 @@ export function hostAt(base, token) {
       throw new FetchError(`the line to the peer that serves this page broke (${short(path)})`);
     });
 
-  async function* pieces(path) {
-    const reader = (await ask(path)).body.getReader();
+  async function* pieces(path, cache = "default") {
+    const reader = (await ask(path, { cache })).body.getReader();
     try {
       for (;;) {
         const { value, done } = await arrived(path, reader.read());

@@ -1,5 +1,6 @@
 // How fast this tab runs a model, as astra_mesh/peer/measure.py and code_times.py: what planners are told.
 
+import { firstStages } from "./fetching.js";
 import { Matrix } from "./matrix.js";
 
 const SIZES = [8, 64, 256]; // tokens
@@ -163,11 +164,11 @@ async function codesS(model, codec, stages) {
 
 /**
  * The times of a codebook's rates: those of the smallest and the largest are measured, the others lie between. The
- * default rate is then ready for the first request.
+ * rate that requests use without a wish is then ready for the first one.
  */
 async function bookTimes(model, about) {
   const codec = await model.codec(about.codec, about.id, []);
-  await codec.prepare(codec.able[about.rates.indexOf(about.default_rate)]);
+  await codec.prepare(firstStages(about).whole);
   const [low, high] = [codec.able[0], codec.able.at(-1)];
   const least = await codesS(model, codec, low);
   const most = low === high ? least : await codesS(model, codec, high);

@@ -66,11 +66,12 @@ export class Models {
    */
   async refresh(joined = false) {
     const list = await this.#http.json("/tab/models");
-    const old = (id) => {
+    const old = ({ id, codebooks }) => {
       const one = this.#known.get(id);
+      if (one && namesOf(one.about.codebooks) !== namesOf(codebooks)) return null; // its files are others now
       return one?.state === "interrupted" && (joined || Date.now() >= one.againAt) ? null : one;
     };
-    const known = new Map(list.map((about) => [about.id, old(about.id) ?? fresh(about)]));
+    const known = new Map(list.map((about) => [about.id, old(about) ?? fresh(about)]));
     const same = known.size === this.#known.size && [...known].every(([id, one]) => this.#known.get(id) === one);
     this.#known = known;
     if (!same) this.#changed();
@@ -191,6 +192,8 @@ const AS_MEASURED = { pace: 1, felt: null, shares: 1 };
 
 /** A model that was not loaded yet; the host says so if a tab cannot run it. */
 const fresh = (about) => ({ about, ...AS_MEASURED, ...(about.why ? { state: "failed", why: about.why } : { state: "offered" }) });
+
+const namesOf = (codebooks = []) => codebooks.map(({ id }) => id).sort().join();
 
 function offerOf({ about, state, timing = null, books = {}, pace }) {
   return {
