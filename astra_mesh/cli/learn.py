@@ -90,8 +90,9 @@ def fit(
         int | None, typer.Option(min=2, help="Of one group. Default: 256; astra: 1024.")
     ] = None,
     class_token: Annotated[
-        ClassTokenName, typer.Option(help="Where the class token lives, for models that have one.")
-    ] = ClassTokenName.SINGLE,
+        ClassTokenName,
+        typer.Option(help="On one peer, or a copy on each, for models that have one."),
+    ] = ClassTokenName.DISTRIBUTED,
     tokens: Annotated[
         int, typer.Option(min=1, help="Calibration tokens; they bound the memory.")
     ] = 65_536,

@@ -33,7 +33,7 @@ class FitOptions:
     ridge: float = 1e-3  # of the prediction, in mean variances
     dropped: float = 0.005  # share of the variance in coordinates that are not coded
     peers: tuple[int, ...] = (4, 2, 8, 4)  # even shards, one number for each batch in turn
-    distributed: bool = False  # a class token on every peer
+    distributed: bool = True  # a class token on every peer, where there is one
     seed: int = 0
 
     @property
