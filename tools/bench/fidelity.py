@@ -43,6 +43,7 @@ ASTRA_CODEWORDS = 1024
 OWN_TOKENS = 30_000  # that a model writes for its own calibration
 PASSAGE, PASSAGES = 128, 150  # tokens, for measuring
 PIECE = 95  # words between the starts of pieces that overlap
+CLASS_TOKEN: dict[str, Any] = {"distributed": False}  # unless a study says something else
 SMALL_PICTURES, PICTURES = 1_000, 2_000  # for calibration: other pictures; views in all
 Book = tuple[str, FitOptions]  # file name, options
 
@@ -96,14 +97,20 @@ def measured(folder: Path, data: Path, **settings: Any) -> dict[str, Any]:
 def astra(groups: int, **more: Any) -> Book:
     """The published form with so many groups of 1,024."""
     options = FitOptions(
-        codec="astra", history=0, rates=(), groups=groups, codewords=ASTRA_CODEWORDS, **more
+        codec="astra",
+        history=0,
+        rates=(),
+        groups=groups,
+        codewords=ASTRA_CODEWORDS,
+        **(CLASS_TOKEN | more),
     )
     return f"astra-g{groups}", options
 
 
 def vq(name: str, history: int, *rates: int, **more: Any) -> Book:
     """A codebook of our own."""
-    return name, FitOptions(history=history, rates=rates, default_rate=max(rates), **more)
+    options: dict[str, Any] = CLASS_TOKEN | more
+    return name, FitOptions(history=history, rates=rates, default_rate=max(rates), **options)
 
 
 # --- studies --------------------------------------------------------------------------------------
@@ -140,13 +147,13 @@ def vit(data: Path, work: Path) -> dict[str, Any]:
     """ViT-Tiny/16 on ImageNet photos: half calibrates, the other half measures."""
     calibration, evaluation = calibration_and_evaluation(data, work)
     folder = copied(data / "models/vit_tiny_patch16_224", work)
-    many = {"max_tokens": PICTURES * 197, "sample": 120_000, "iterations": 10}
+    many = {"max_tokens": PICTURES * 197, "sample": 120_000, "iterations": 10, "distributed": True}
     books = [
         vq("all", -1, 16, 32, 64, 128, **many),
         vq("all-10", -1, 10, codewords=1024, **many),
         vq("h0", 0, 64, 128, 256, **many),
         astra(1, **many),
-        astra(32, max_tokens=500 * 197),
+        astra(32, max_tokens=500 * 197, distributed=True),
     ]
     made = books_of(folder, calibration, books)
     codecs = ("vq", "astra", "int4")
