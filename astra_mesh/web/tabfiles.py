@@ -12,6 +12,7 @@ import re
 import shutil
 import tempfile
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -196,6 +197,13 @@ def _listed(offer: ModelOffer, bundle: Bundle) -> dict[str, Any]:
     return found
 
 
+def first_rates(bundle: Bundle, books: Mapping[CodebookId, Codebook]) -> dict[CodebookId, int]:
+    """Bits of each codebook that requests without a wish use, as its stored quality says."""
+    quality = quality_of(bundle)
+    tasks = [] if quality is None else quality.tasks.values()
+    return {key: usual_rate(book, tasks) for key, book in books.items()}
+
+
 def _make(bundle: Bundle, folder: Path) -> ModelFiles:
     """Read a model once more, in float32, for nobody but tabs; nothing is left where it fails."""
     spec = spec_of(bundle)
@@ -209,9 +217,7 @@ def _make(bundle: Bundle, folder: Path) -> ModelFiles:
             except CodebookError:
                 continue  # the peer itself left it out and said so
             books[book.id] = book
-        quality = quality_of(bundle)
-        tasks = [] if quality is None else quality.tasks.values()
-        first = {key: usual_rate(book, tasks) for key, book in books.items()}
+        first = first_rates(bundle, books)
         return make_files(bundle.name, bundle.model_id, model, books, folder, first)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -107,9 +107,14 @@ class Case:
         }
 
 
-def write_model(model: Model, codecs: Sequence[VectorCodec], folder: Path) -> None:
+def write_model(
+    model: Model,
+    codecs: Sequence[VectorCodec],
+    folder: Path,
+    first_rates: Mapping[CodebookId, int] | None = None,
+) -> None:
     """A model's files and manifest."""
     folder.mkdir()
     books = {CodebookId(one.codebook.id): one.codebook for one in codecs}
-    files = make_files(folder.name, "a" * 64, model, books, folder)
+    files = make_files(folder.name, "a" * 64, model, books, folder, first_rates)
     (folder / "manifest.json").write_text(json.dumps(files.manifest))

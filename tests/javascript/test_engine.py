@@ -19,6 +19,8 @@ from astra_mesh.families import Model, ModelInput, build_model
 from astra_mesh.plan.layout import ClassToken, make_layout
 from astra_mesh.quant.codebook import load_codebook
 from astra_mesh.quant.codecs import PlainCodec, VectorCodec
+from astra_mesh.web.tabfiles import first_rates
+from astra_mesh.wire.messages import CodebookId
 from tests.javascript.golden import Case, Packed, Rates, write_model
 from tests.unit.engine.plans import Bounds, cut, deep_model, random_codec
 from tests.unit.families.making import CONFIGS, make_model, make_tensors
@@ -253,7 +255,7 @@ def test_bert(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["vit-tiny", "tiny-gpt2"])
 def test_a_tab_fetches_what_the_readme_says(name: str, tmp_path: Path) -> None:
-    """Until the model is ready, at the codebook's default rate."""
+    """Until the model is ready, at the rate that requests use."""
     found = _fetched(name, tmp_path)
     parts = (found["blocks"], found["codebook"], found["blocks"] + found["codebook"])
     row = " | ".join([name, *(f"{size / 1e6:.2f} MB" for size in parts)])
@@ -272,7 +274,8 @@ def test_what_is_tried_with_the_first_block_is_fetched_once(tmp_path: Path) -> N
 
 def _fetched(name: str, folder: Path, *switches: str) -> dict:
     model, codec = _shipped(name)
-    write_model(model, [codec], folder / name)
+    first = first_rates(find_bundle(name), {CodebookId(codec.codebook.id): codec.codebook})
+    write_model(model, [codec], folder / name, first)
     command = ["node", *switches, str(HERE / "run_fetched.mjs"), str(folder / name)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
     found: dict = json.loads(done.stdout)

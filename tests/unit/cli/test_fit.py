@@ -216,7 +216,7 @@ def test_the_defaults_are_those_of_the_training(
     seen: list[object] = []
     monkeypatch.setattr(finetuning, "finetune", lambda *given, **named: seen.append(given[3]))
     assert call(model, "--data", data, "--finetune", "-o", tmp_path / "new").exit_code == 0
-    assert seen == [TuneOptions(distributed=False)]
+    assert seen == [TuneOptions()]
 
 
 def test_no_gain_is_said(
