@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from itertools import count, islice
 from pathlib import Path
@@ -51,7 +51,12 @@ def load_inputs(
 
 
 def stream_samples(
-    bundle: Bundle, path: Path, *, window: int | None = None, split: Split | None = None
+    bundle: Bundle,
+    path: Path,
+    *,
+    window: int | None = None,
+    split: Split | None = None,
+    classes: Mapping[int, str] | None = None,
 ) -> Iterator[Sample]:
     """Samples without end: view after view of the data.
 
@@ -64,7 +69,7 @@ def stream_samples(
     spec = spec_of(bundle)
     for view in count(1):
         any_left = False
-        for sample in _samples(bundle, spec, path, window, split, view):
+        for sample in _samples(bundle, spec, path, window, split, view, classes):
             any_left = True
             yield sample
         if not any_left:
@@ -78,22 +83,25 @@ def load_samples(
     limit: int,
     window: int | None = None,
     split: Split | None = None,
+    classes: Mapping[int, str] | None = None,
 ) -> list[Sample]:
     """The first ``limit`` items of a data file or folder, in an order that is always the same.
 
     Models that generate read a .txt file or a folder of them, in windows of ``window`` tokens
     (default: the model's context, at most 1,024); a line ``<|endoftext|>`` ends a document, and no
     window crosses from one to the next. Text encoders read a .tsv with a column
-    ``sentence`` (and perhaps ``label``), or a .txt with one sentence a line. Image models read a
-    folder or .zip of JPEG and PNG files; classes come from ``labels.csv`` or the parent folder's
-    name. ``split`` "eval" takes every tenth item only, "fit" the nine others, None all.
+    ``sentence`` (and perhaps ``label``, which is read where the model's ``classes`` are given), or
+    a .txt with one sentence a line. Image models read a folder or .zip of JPEG and PNG files;
+    classes come from ``labels.csv`` or the parent folder's name. ``split`` "eval" takes every tenth
+    item only, "fit" the nine others, None all.
 
     Raises:
         CalibrationError: nothing there that the model can read; says what is wrong.
         ModelError, WrongTaskError: the bundle itself cannot be used for this.
     """
     spec = spec_of(bundle)
-    return _some(list(islice(_samples(bundle, spec, path, window, split), max(1, limit))), path)
+    samples = _samples(bundle, spec, path, window, split, classes=classes)
+    return _some(list(islice(samples, max(1, limit))), path)
 
 
 def _some(found: list[T], path: Path) -> list[T]:
@@ -109,6 +117,7 @@ def _samples(
     window: int | None,
     split: Split | None,
     view: int = 0,
+    classes: Mapping[int, str] | None = None,
 ) -> Iterator[Sample]:
     """The items of the split, each made only when it is asked for.
 
@@ -124,7 +133,7 @@ def _samples(
     elif spec.causal:
         yield from windows(bundle, path, size, _skip(size, view), partial(_in_split, split))
     else:
-        yield from _of_split(sentences(bundle, path, size), split)
+        yield from _of_split(sentences(bundle, path, size, classes), split)
 
 
 def _skip(size: int, view: int) -> int:

@@ -233,7 +233,12 @@ def evaluate(
     settings = replace(settings, class_token=settings.class_token or _made_for(rated))
     progress(0, 1, "reading the data")
     samples = load_samples(
-        bundle, data, limit=settings.limit, window=settings.window, split=settings.split
+        bundle,
+        data,
+        limit=settings.limit,
+        window=settings.window,
+        split=settings.split,
+        classes=model.labels if task == "classify" else None,
     )
     solo = make_meter(task, model)
     tokens = 0

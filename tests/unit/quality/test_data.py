@@ -127,12 +127,42 @@ def test_splits_are_disjoint_and_complete(gpt: Bundle, tmp_path: Path) -> None:
 
 
 def test_sentences_with_labels(bert: Bundle, tmp_path: Path) -> None:
-    table = f'label\tsentence\n1\tw3 w4\n0\tw5 "w6\n\t\n\tw7\nbad\t{words(60, 60)}'
+    table = f'label\tsentence\n1\tw3 w4\n0\tw5 "w6\n\t\n\tw7\n-1\t{words(60, 60)}'
     path = write(tmp_path, {"x.tsv": table}) / "x.tsv"
-    found = load_samples(bert, path, limit=100)
+    found = load_samples(bert, path, limit=100, classes=CLASSES)
     assert [one.label for one in found] == [1, 0, None, None]
+    assert {one.label for one in load_samples(bert, path, limit=100)} == {None}
     assert [len(ids(one)) for one in found] == [2, 2, 1, 48]
     assert found[0].input.token_types is None
+
+
+CLASSES = {0: "NEGATIVE", 1: "very good"}
+
+
+def test_labels_may_be_names_of_the_models_classes(bert: Bundle, tmp_path: Path) -> None:
+    rows = "negative\tw1\nVery Good\tw2\n01\tw3\n"
+    path = write(tmp_path, {"x.tsv": f"label\tsentence\n{rows}"}) / "x.tsv"
+    assert [one.label for one in load_samples(bert, path, limit=9, classes=CLASSES)] == [0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("label", "text"),
+    [
+        ("2", r"x\.tsv, line 3: there is no class '2'; the model has 2 classes, 0 to 1$"),
+        ("9" * 5000, "the model has 2 classes, 0 to 1$"),
+        ("bad", r"x\.tsv, line 3: .* 'bad'; .* are 'NEGATIVE', 'very good', or 0 to 1$"),
+        ("0.5", "no class '0.5'"),
+        ("-2", "no class '-2'"),
+        ("\x1b[2J", r"no class '\\x1b\[2J'"),
+    ],
+)
+def test_labels_beyond_the_models_classes(
+    bert: Bundle, tmp_path: Path, label: str, text: str
+) -> None:
+    path = write(tmp_path, {"x.tsv": f"label\tsentence\n1\tw1\n{label}\tw2\n"}) / "x.tsv"
+    with pytest.raises(CalibrationError, match=text):
+        load_samples(bert, path, limit=9, classes=CLASSES)
+    assert load_inputs(bert, path, limit_tokens=9)  # a codebook needs none
 
 
 def test_lines_as_sentences(bert: Bundle, tmp_path: Path) -> None:
