@@ -148,6 +148,19 @@ def test_accuracy_is_of_the_labels(tmp_path: Path) -> None:
     assert (found.measure, bare.measure) == ("accuracy", "agreement")
 
 
+def test_one_labelled_input_tells_no_error(tmp_path: Path) -> None:
+    bundle, _ = toy(tmp_path, "bert")
+    settings = EvalSettings(codecs=["fp32"], limit=9)
+    for rows, lacking in (("1\n", "at least 2 labelled inputs"), ("1\nw3 w4\t0\n", "")):
+        text = f"sentence\tlabel\nw5 w6\t\nw1 w2\t{rows}"
+        data = write(tmp_path, {"one.tsv": text}) / "one.tsv"
+        found = evaluate(bundle, data, settings)
+        assert found.lacking == lacking
+        assert ("loss_error" in found.rows[0].metrics) == (not lacking)
+    alone = evaluate(bundle, data, EvalSettings(codecs=["fp32"], task="embed", limit=1))
+    assert alone.lacking == "at least 2 inputs"
+
+
 def test_embeddings_are_compared_by_cosine(tmp_path: Path) -> None:
     bundle, data = toy(tmp_path, "bert")
     found = by_name(evaluate(bundle, data, EvalSettings(task="embed", limit=5)).rows)
