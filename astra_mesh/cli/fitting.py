@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rich.table import Table
 
-from astra_mesh.cli.console import clean, out, print_json
+from astra_mesh.cli.console import clean, hint, out, print_json
 from astra_mesh.cli.options import check_output
 from astra_mesh.cli.progress import counting
 from astra_mesh.errors import InputError
@@ -59,6 +60,12 @@ def fit_codebook(asked: Asked, options: FitOptions) -> None:
         return
     _show_report(found, times)
     out.print(f"codebook in {clean(str(found.path))}", markup=False, soft_wrap=True)
+    if found.outdated:
+        hint(
+            f"what was measured before ({', '.join(found.outdated)}) is of the codebook that this "
+            "one replaced, and no longer counts; measure anew: astra-mesh eval "
+            f"{shlex.quote(clean(asked.model))} --data ... --save"
+        )
 
 
 def tune_model(
@@ -130,6 +137,7 @@ def _fitted(found: Fitted, times: CodeTimes) -> dict[str, object]:
         "tokens": found.report.tokens,
         "sequences": found.report.sequences,
         "resumed_blocks": found.resumed,
+        "outdated_tasks": list(found.outdated),
         "blocks": [asdict(one) for one in found.report.blocks],
         "costs": [
             asdict(one)

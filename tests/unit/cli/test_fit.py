@@ -83,6 +83,24 @@ def test_json_has_the_same_and_more(model: Path, data: Path) -> None:
     }
 
 
+def test_figures_of_a_replaced_codebook_no_longer_count(model: Path, data: Path) -> None:
+    """Those of another one and of the same one again still do."""
+    given = ("--data", data, *QUICK)
+    assert "no longer counts" not in call(model, *given).stderr
+    measure = ("eval", str(model), "--data", str(data), "--limit", "2", "--codec", "vq", "--save")
+    assert CliRunner().invoke(app, measure).exit_code == 0
+    for other in ((), ("--history", "0"), ("-o", model.parent / "other.safetensors")):
+        assert json.loads(call(model, *given, *other, "--json").stdout)["outdated_tasks"] == []
+    shown = call(model, *given, "--seed", "1")
+    assert "what was measured before (generate) is of the codebook that this one" in shown.stderr
+    assert f"astra-mesh eval {model} --data ... --save" in shown.stderr
+    again = call(model, *given, "--seed", "2", "--json")
+    assert json.loads(again.stdout)["outdated_tasks"] == []  # nothing is measured of the second
+    assert CliRunner().invoke(app, measure).exit_code == 0
+    told = json.loads(call(model, *given, "--seed", "3", "--json").stdout)
+    assert told["outdated_tasks"] == ["generate"]
+
+
 @pytest.mark.parametrize(
     ("options", "history", "name"),
     [
