@@ -23,6 +23,7 @@ from astra_mesh.cli.options import (
     SplitName,
     Task,
     Window,
+    check_class_token,
     check_output,
     parse_numbers,
     part_of,
@@ -123,6 +124,7 @@ def evaluate(
             split=part_of(split),
         )
         bundle = find_bundle(model)
+        check_class_token(bundle, class_token)
         with counting() as progress:
             found = quality.evaluate(bundle, data, settings, progress)
         if save:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from rich.table import Table
 
 from astra_mesh.cli.console import clean, hint, out, print_json
-from astra_mesh.cli.options import check_output
+from astra_mesh.cli.options import ClassTokenName, check_class_token, check_output
 from astra_mesh.cli.progress import counting
 from astra_mesh.errors import InputError
 
@@ -27,6 +27,7 @@ class Asked:
 
     model: str
     data: Path
+    class_token: ClassTokenName | None  # None: where there is one
     window: int | None
     split: Literal["fit", "eval"] | None
     task: str
@@ -40,6 +41,7 @@ def fit_codebook(asked: Asked, options: FitOptions) -> None:
     from astra_mesh.bundle import find_bundle
 
     bundle = find_bundle(asked.model)
+    check_class_token(bundle, asked.class_token)
     if asked.output is not None:
         check_output(asked.output)
     with counting() as progress:
@@ -81,9 +83,11 @@ def tune_model(
 
     if asked.output is None:
         raise InputError("--finetune makes a new model: name its folder with --output")
+    bundle = find_bundle(asked.model)
+    check_class_token(bundle, asked.class_token)
     with counting() as progress:
         found = finetuning.finetune(
-            find_bundle(asked.model),
+            bundle,
             asked.data,
             options,
             tuning,
@@ -175,7 +179,8 @@ def _show_report(found: Fitted, times: CodeTimes) -> None:
         out.print(table)
     _show_costs(found, times)
     if found.resumed:
-        out.print(f"{found.resumed} blocks came from an interrupted run", markup=False)
+        blocks = "1 block" if found.resumed == 1 else f"{found.resumed} blocks"
+        out.print(f"{blocks} came from an interrupted run", markup=False)
 
 
 def _show_costs(found: Fitted, times: CodeTimes) -> None:

@@ -47,7 +47,7 @@ def load_inputs(
             if found and left < 0:
                 return found
             found.append(sample.input)
-    return _some(found, path)
+    return _some(found, path, spec, split)
 
 
 def stream_samples(
@@ -73,7 +73,7 @@ def stream_samples(
             any_left = True
             yield sample
         if not any_left:
-            _some([], path)
+            _some([], path, spec, split)
 
 
 def load_samples(
@@ -101,12 +101,20 @@ def load_samples(
     """
     spec = spec_of(bundle)
     samples = _samples(bundle, spec, path, window, split, classes=classes)
-    return _some(list(islice(samples, max(1, limit))), path)
+    return _some(list(islice(samples, max(1, limit))), path, spec, split)
 
 
-def _some(found: list[T], path: Path) -> list[T]:
+def _some(found: list[T], path: Path, spec: ModelSpec, split: Split | None) -> list[T]:
     if not found:
-        raise CalibrationError(f"{path.name} holds too little: not one input could be made of it")
+        one, several = "sentence", "sentences"
+        if spec.vocab_size == 0:
+            one, several = "picture", "pictures"
+        elif spec.causal:
+            one, several = "text of 2 tokens", "windows of text"
+        need = f"at least a {one} is needed"
+        if split == "eval":
+            need = f"every tenth input is taken, so at least {EVAL_EVERY} {several} are needed"
+        raise CalibrationError(f"{path.name} holds too little: {need}")
     return found
 
 

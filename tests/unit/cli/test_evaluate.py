@@ -104,7 +104,7 @@ def test_the_error_of_one_input_is_unknown(model: Path) -> None:
 
 def test_json_and_csv_hold_the_same(model: Path, tmp_path: Path) -> None:
     path, table = tmp_path / "out.json", tmp_path / "out.csv"
-    shown = call(model, "--json", "--output", str(path), "--class-token", "distributed").stdout
+    shown = call(model, "--json", "--output", str(path)).stdout
     document = json.loads(path.read_text())
     assert json.loads(shown) == document
     assert document["class_token"] == "none"
@@ -145,6 +145,7 @@ def test_random_shards_have_a_seed(model: Path) -> None:
         (("--peers", "65"), "peers must lie in 1..64"),
         (("--plot", "x.docx"), "--plot takes a file that ends in .svg"),
         (("--rates", "7"), "no codec has one of the rates"),
+        (("--class-token", "single"), "toy has no class token: leave out --class-token"),
         (("--output", "x.txt"), "--output takes a .json or .csv file"),
     ],
 )

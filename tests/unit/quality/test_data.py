@@ -171,8 +171,8 @@ def test_lines_as_sentences(bert: Bundle, tmp_path: Path) -> None:
 
 
 BAD_TEXTS: dict[str, tuple[str, bytes | str, str]] = {
-    "an empty file": ("x.txt", "", "too little"),
-    "one token": ("x.txt", "w1", "too little"),
+    "an empty file": ("x.txt", "", "too little: at least a text of 2 tokens is needed"),
+    "one token": ("x.txt", "w1", "too little: at least a text of 2 tokens is needed"),
     "no text": ("x.txt", b"w1 \xff\xfe w2\n", "no UTF-8"),
     "a picture": ("x.png", b"", r"give a \.txt file, not x\.png"),
     "a table": ("x.tsv", "sentence\nw1 w2\n", r"give a \.txt file"),
@@ -198,6 +198,17 @@ def test_other_things_that_are_no_data(gpt: Bundle, bert: Bundle, tmp_path: Path
         load_samples(bert, tmp_path / "x.tsv", limit=5)
     with pytest.raises(CalibrationError, match="at least 2 tokens, not 1"):
         load_samples(gpt, tmp_path / "a.txt", limit=5, window=1)
+
+
+def test_too_little_says_how_much_is_needed(bert: Bundle, vit: Bundle, tmp_path: Path) -> None:
+    write(tmp_path, {"x.txt": "\n", "y.txt": "w1\n" * 9})
+    with pytest.raises(CalibrationError, match="too little: at least a sentence is needed"):
+        load_samples(bert, tmp_path / "x.txt", limit=5)
+    with pytest.raises(CalibrationError, match="at least 10 sentences are needed"):
+        load_samples(bert, tmp_path / "y.txt", limit=5, split="eval")
+    few = write(tmp_path / "few", {"a.png": picture(1)})
+    with pytest.raises(CalibrationError, match="at least 10 pictures are needed"):
+        load_samples(vit, few, limit=5, split="eval")
 
 
 def test_models_without_tokenizer_read_no_text(gpt: Bundle, tmp_path: Path) -> None:
@@ -411,7 +422,7 @@ def test_streams_of_too_little_end_with_an_error(gpt: Bundle, tmp_path: Path, te
 def test_a_split_that_is_empty_ends_with_an_error(gpt: Bundle, tmp_path: Path) -> None:
     """Nine windows have no tenth."""
     path = write(tmp_path, {"a.txt": words(90)}) / "a.txt"
-    with pytest.raises(CalibrationError, match="too little"):
+    with pytest.raises(CalibrationError, match=r"too little: .* at least 10 windows of text are"):
         next(stream_samples(gpt, path, window=10, split="eval"))
 
 
