@@ -137,7 +137,7 @@ def _samples(
     if size < 2:
         raise CalibrationError(f"a window must have at least 2 tokens, not {size}")
     if spec.vocab_size == 0:
-        yield from _of_split(pictures(bundle, path, view), split)
+        yield from _of_split(pictures(bundle, path, view, classes), split)
     elif spec.causal:
         yield from windows(bundle, path, size, _skip(size, view), partial(_in_split, split))
     else:

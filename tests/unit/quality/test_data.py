@@ -277,6 +277,15 @@ def test_a_table_of_labels(vit: Bundle, tmp_path: Path, name: str) -> None:
     assert found["c"] == (1 if "numbering" in name else None)
 
 
+def test_labels_of_pictures_are_classes_that_the_model_has(vit: Bundle, tmp_path: Path) -> None:
+    """Also where its config names more of them, or none."""
+    files: dict[str, bytes | str] = {f"x/{n}.png": picture(i) for i, n in enumerate("abc")}
+    table = "file,label\nx/a.png,0\nx/b.png,1\nx/c.png,2\n"
+    path = write_zip(tmp_path / "x.zip", files | {"labels.csv": table})
+    found = load_samples(vit, path, limit=9, classes={0: "cat", 1: "LABEL_1"})
+    assert {one.label for one in found} == {0, 1, None}
+
+
 def test_real_labels(data_dir: Path) -> None:
     bundle = open_bundle(data_dir / "models" / "vit_tiny_patch16_224")
     for archive in ("imagenet_photos_500.zip", "tiny_imagenet_5000.zip"):
