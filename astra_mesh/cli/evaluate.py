@@ -23,6 +23,7 @@ from astra_mesh.cli.options import (
     SplitName,
     Task,
     Window,
+    check_class_token,
     check_output,
     parse_numbers,
     part_of,
@@ -123,8 +124,11 @@ def evaluate(
             split=part_of(split),
         )
         bundle = find_bundle(model)
+        check_class_token(bundle, class_token)
         with counting() as progress:
             found = quality.evaluate(bundle, data, settings, progress)
+        if save:
+            found.check_known()
         before = stored_tasks(bundle).get(found.task) if save else None
         if save:
             save_quality(bundle, found.task, found.stored())
@@ -196,6 +200,10 @@ def show(found: Evaluation) -> None:
 
 def _doubts(found: Evaluation) -> list[str]:
     """Where the data are too few to tell."""
+    if found.lacking:
+        return [
+            f"to know how uncertain the losses are takes {found.lacking} (--limit, more --data)"
+        ]
     row = found.recommended_row
     if row is None or row.loss + 2 * row.metrics["loss_error"] <= found.limit:
         return []
@@ -214,6 +222,8 @@ def _conclusion(found: Evaluation) -> str:
     row = found.recommended_row
     if not any(one.codebook_id for one in found.rows):
         return "no codebook was measured, so no rate is recommended"
+    if found.lacking:
+        return f"recommended: none yet, that takes {found.lacking}"
     if row is None:
         return f"recommended: none, no rate stays within {limit} on {max(found.peers)} peers"
     cost = loss_in_words(found.measure, row.loss)
@@ -260,7 +270,8 @@ def _bounds(found: Evaluation) -> Table:
 def _loss(row: EvalRow) -> str:
     """With its standard error, in percent or points."""
     loss = round(100 * row.loss, 2) + 0.0  # no "-0.00"
-    return f"{loss:.2f} ± {100 * row.metrics['loss_error']:.2f}"
+    error = row.metrics.get("loss_error")
+    return f"{loss:.2f} ± {'?' if error is None else f'{100 * error:.2f}'}"
 
 
 def _number(value: float | None) -> str:

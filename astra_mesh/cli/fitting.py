@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rich.table import Table
 
-from astra_mesh.cli.console import clean, out, print_json
-from astra_mesh.cli.options import check_output
+from astra_mesh.cli.console import clean, hint, out, print_json
+from astra_mesh.cli.options import ClassTokenName, check_class_token, check_output
 from astra_mesh.cli.progress import counting
 from astra_mesh.errors import InputError
 
@@ -26,6 +27,7 @@ class Asked:
 
     model: str
     data: Path
+    class_token: ClassTokenName | None  # None: where there is one
     window: int | None
     split: Literal["fit", "eval"] | None
     task: str
@@ -39,6 +41,7 @@ def fit_codebook(asked: Asked, options: FitOptions) -> None:
     from astra_mesh.bundle import find_bundle
 
     bundle = find_bundle(asked.model)
+    check_class_token(bundle, asked.class_token)
     if asked.output is not None:
         check_output(asked.output)
     with counting() as progress:
@@ -59,6 +62,12 @@ def fit_codebook(asked: Asked, options: FitOptions) -> None:
         return
     _show_report(found, times)
     out.print(f"codebook in {clean(str(found.path))}", markup=False, soft_wrap=True)
+    if found.outdated:
+        hint(
+            f"what was measured before ({', '.join(found.outdated)}) is of the codebook that this "
+            "one replaced, and no longer counts; measure anew: astra-mesh eval "
+            f"{shlex.quote(clean(asked.model))} --data ... --save"
+        )
 
 
 def tune_model(
@@ -74,9 +83,11 @@ def tune_model(
 
     if asked.output is None:
         raise InputError("--finetune makes a new model: name its folder with --output")
+    bundle = find_bundle(asked.model)
+    check_class_token(bundle, asked.class_token)
     with counting() as progress:
         found = finetuning.finetune(
-            find_bundle(asked.model),
+            bundle,
             asked.data,
             options,
             tuning,
@@ -130,6 +141,7 @@ def _fitted(found: Fitted, times: CodeTimes) -> dict[str, object]:
         "tokens": found.report.tokens,
         "sequences": found.report.sequences,
         "resumed_blocks": found.resumed,
+        "outdated_tasks": list(found.outdated),
         "blocks": [asdict(one) for one in found.report.blocks],
         "costs": [
             asdict(one)
@@ -167,7 +179,8 @@ def _show_report(found: Fitted, times: CodeTimes) -> None:
         out.print(table)
     _show_costs(found, times)
     if found.resumed:
-        out.print(f"{found.resumed} blocks came from an interrupted run", markup=False)
+        blocks = "1 block" if found.resumed == 1 else f"{found.resumed} blocks"
+        out.print(f"{blocks} came from an interrupted run", markup=False)
 
 
 def _show_costs(found: Fitted, times: CodeTimes) -> None:

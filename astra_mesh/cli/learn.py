@@ -90,9 +90,9 @@ def fit(
         int | None, typer.Option(min=2, help="Of one group. Default: 256; astra: 1024.")
     ] = None,
     class_token: Annotated[
-        ClassTokenName,
-        typer.Option(help="On one peer, or a copy on each, for models that have one."),
-    ] = ClassTokenName.DISTRIBUTED,
+        ClassTokenName | None,
+        typer.Option(help="On one peer, or a copy on each. Default: a copy on each."),
+    ] = None,
     tokens: Annotated[
         int, typer.Option(min=1, help="Calibration tokens; they bound the memory.")
     ] = 65_536,
@@ -208,13 +208,13 @@ def fit(
             codewords=codewords or (1024 if astra else 256),
             max_tokens=tokens,
             sensitivity=sensitivity,
-            distributed=class_token is ClassTokenName.DISTRIBUTED,
+            distributed=class_token is not ClassTokenName.SINGLE,
             seed=seed,
         )
         if default_rate and default_rate not in options.rates:
             have = ", ".join(map(str, options.rates))
             raise InputError(f"--default-rate {default_rate} is none of the --rates {have}")
-        asked = Asked(model, data, window, part_of(split), task, output, as_json)
+        asked = Asked(model, data, class_token, window, part_of(split), task, output, as_json)
         if not finetune:
             with _going_on():
                 fit_codebook(asked, options)

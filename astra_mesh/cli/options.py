@@ -15,6 +15,7 @@ import typer
 from astra_mesh.errors import AstraMeshError, InputError
 
 if TYPE_CHECKING:
+    from astra_mesh.bundle import Bundle as ModelBundle
     from astra_mesh.client.inputs import LateName, UseName
 
 
@@ -193,6 +194,14 @@ class ClassTokenName(enum.Enum):
 
     SINGLE = "single"
     DISTRIBUTED = "distributed"
+
+
+def check_class_token(bundle: ModelBundle, wanted: ClassTokenName | None) -> None:
+    """InputError where the place of a class token was typed for a model without one."""
+    from astra_mesh.bundle.specs import spec_of
+
+    if wanted is not None and not spec_of(bundle).has_class_token:
+        raise InputError(f"{bundle.name} has no class token: leave out --class-token")
 
 
 class SplitName(enum.Enum):

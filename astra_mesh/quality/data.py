@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from itertools import count, islice
 from pathlib import Path
@@ -47,11 +47,16 @@ def load_inputs(
             if found and left < 0:
                 return found
             found.append(sample.input)
-    return _some(found, path)
+    return _some(found, path, spec, split)
 
 
 def stream_samples(
-    bundle: Bundle, path: Path, *, window: int | None = None, split: Split | None = None
+    bundle: Bundle,
+    path: Path,
+    *,
+    window: int | None = None,
+    split: Split | None = None,
+    classes: Mapping[int, str] | None = None,
 ) -> Iterator[Sample]:
     """Samples without end: view after view of the data.
 
@@ -64,11 +69,11 @@ def stream_samples(
     spec = spec_of(bundle)
     for view in count(1):
         any_left = False
-        for sample in _samples(bundle, spec, path, window, split, view):
+        for sample in _samples(bundle, spec, path, window, split, view, classes):
             any_left = True
             yield sample
         if not any_left:
-            _some([], path)
+            _some([], path, spec, split)
 
 
 def load_samples(
@@ -78,27 +83,38 @@ def load_samples(
     limit: int,
     window: int | None = None,
     split: Split | None = None,
+    classes: Mapping[int, str] | None = None,
 ) -> list[Sample]:
     """The first ``limit`` items of a data file or folder, in an order that is always the same.
 
     Models that generate read a .txt file or a folder of them, in windows of ``window`` tokens
     (default: the model's context, at most 1,024); a line ``<|endoftext|>`` ends a document, and no
     window crosses from one to the next. Text encoders read a .tsv with a column
-    ``sentence`` (and perhaps ``label``), or a .txt with one sentence a line. Image models read a
-    folder or .zip of JPEG and PNG files; classes come from ``labels.csv`` or the parent folder's
-    name. ``split`` "eval" takes every tenth item only, "fit" the nine others, None all.
+    ``sentence`` (and perhaps ``label``, which is read where the model's ``classes`` are given), or
+    a .txt with one sentence a line. Image models read a folder or .zip of JPEG and PNG files;
+    classes come from ``labels.csv`` or the parent folder's name. ``split`` "eval" takes every tenth
+    item only, "fit" the nine others, None all.
 
     Raises:
         CalibrationError: nothing there that the model can read; says what is wrong.
         ModelError, WrongTaskError: the bundle itself cannot be used for this.
     """
     spec = spec_of(bundle)
-    return _some(list(islice(_samples(bundle, spec, path, window, split), max(1, limit))), path)
+    samples = _samples(bundle, spec, path, window, split, classes=classes)
+    return _some(list(islice(samples, max(1, limit))), path, spec, split)
 
 
-def _some(found: list[T], path: Path) -> list[T]:
+def _some(found: list[T], path: Path, spec: ModelSpec, split: Split | None) -> list[T]:
     if not found:
-        raise CalibrationError(f"{path.name} holds too little: not one input could be made of it")
+        one, several = "sentence", "sentences"
+        if spec.vocab_size == 0:
+            one, several = "picture", "pictures"
+        elif spec.causal:
+            one, several = "text of 2 tokens", "windows of text"
+        need = f"at least a {one} is needed"
+        if split == "eval":
+            need = f"every tenth input is taken, so at least {EVAL_EVERY} {several} are needed"
+        raise CalibrationError(f"{path.name} holds too little: {need}")
     return found
 
 
@@ -109,6 +125,7 @@ def _samples(
     window: int | None,
     split: Split | None,
     view: int = 0,
+    classes: Mapping[int, str] | None = None,
 ) -> Iterator[Sample]:
     """The items of the split, each made only when it is asked for.
 
@@ -120,11 +137,11 @@ def _samples(
     if size < 2:
         raise CalibrationError(f"a window must have at least 2 tokens, not {size}")
     if spec.vocab_size == 0:
-        yield from _of_split(pictures(bundle, path, view), split)
+        yield from _of_split(pictures(bundle, path, view, classes), split)
     elif spec.causal:
         yield from windows(bundle, path, size, _skip(size, view), partial(_in_split, split))
     else:
-        yield from _of_split(sentences(bundle, path, size), split)
+        yield from _of_split(sentences(bundle, path, size, classes), split)
 
 
 def _skip(size: int, view: int) -> int:

@@ -36,7 +36,7 @@ from astra_mesh.plan.layout import make_layout
 from astra_mesh.quality.bounds import BoundRow, BoundSettings, attention_bounds
 from astra_mesh.quality.cuts import Shards, cut
 from astra_mesh.quality.data import Split, load_samples
-from astra_mesh.quality.metrics import Meter, make_meter
+from astra_mesh.quality.metrics import INPUTS, Meter, make_meter
 from astra_mesh.quality.sample import Sample
 from astra_mesh.quant.codebook import Codebook, load_codebook
 from astra_mesh.quant.codecs import PLAIN, make_codec
@@ -112,9 +112,29 @@ class Evaluation:
     bounds: list[BoundRow] = field(default_factory=list)
 
     @property
+    def lacking(self) -> str:
+        """What is measured too seldom to know how uncertain the losses are; "" if nothing is."""
+        if all("loss_error" in row.metrics for row in self.rows):
+            return ""
+        kinds = {"generate": "windows of text", "embed": "inputs"}
+        labelled = "labelled inputs" if self.measure == "accuracy" else "inputs"
+        return f"at least {INPUTS} {kinds.get(self.task, labelled)}"
+
+    def check_known(self) -> None:
+        """InputError where the losses may be chance, so that they are not worth keeping."""
+        if self.lacking:
+            raise InputError(
+                "nothing was stored: how uncertain the losses are is unknown; --save takes "
+                f"{self.lacking} (--limit, more --data)"
+            )
+
+    @property
     def recommended(self) -> Recommended | None:
-        """The smallest rate of all codebooks within the limit, on the most peers."""
-        return recommend(self._measured(), self.limit)
+        """The smallest rate of all codebooks within the limit, on the most peers.
+
+        None too where it is unknown how uncertain the losses are.
+        """
+        return None if self.lacking else recommend(self._measured(), self.limit)
 
     @property
     def recommended_row(self) -> EvalRow | None:
@@ -233,7 +253,12 @@ def evaluate(
     settings = replace(settings, class_token=settings.class_token or _made_for(rated))
     progress(0, 1, "reading the data")
     samples = load_samples(
-        bundle, data, limit=settings.limit, window=settings.window, split=settings.split
+        bundle,
+        data,
+        limit=settings.limit,
+        window=settings.window,
+        split=settings.split,
+        classes=model.labels if task == "classify" else None,
     )
     solo = make_meter(task, model)
     tokens = 0

@@ -21,6 +21,7 @@ from astra_mesh.families import build_model, export_config, export_weights
 from astra_mesh.quality.data import Split, load_samples, stream_samples
 from astra_mesh.quality.fitting import Fitted, codebook_name, fit
 from astra_mesh.quality.sample import Sample
+from astra_mesh.quality.texts import check_labels
 from astra_mesh.quant.codebook import Codebook, load_codebook
 from astra_mesh.quant.fit import Progress
 from astra_mesh.quant.options import FitOptions
@@ -90,12 +91,16 @@ def finetune(
         )
         options = replace(options, distributed=fit_options.distributed)
         fit_split = split if held_out_data else split or "fit"
+        classes = model.labels if task == "classify" else None
+        if classes is not None and model.spec.vocab_size:
+            check_labels(data, classes)
         held_out = load_samples(
             bundle,
             held_out_data or data,
             limit=options.held_out,
             window=window,
             split=None if held_out_data else "eval" if fit_split == "fit" else "fit",
+            classes=classes,
         )
         teacher = None
         if options.distill or task == "embed":
@@ -105,7 +110,7 @@ def finetune(
         start, fitted = _start(bundle, data, fit_options, work, progress, window, fit_split, task)
 
         def batches(skip: int) -> Iterator[Batch]:
-            stream = stream_samples(bundle, data, window=window, split=fit_split)
+            stream = stream_samples(bundle, data, window=window, split=fit_split, classes=classes)
             return _batches(stream, options, skip)
 
         trainer = Trainer(

@@ -10,11 +10,12 @@ from typing import Final
 import torch
 
 from astra_mesh.bundle import Bundle, write_manifest
+from astra_mesh.bundle.quality import stored_tasks
 from astra_mesh.bundle.tensors import load_weights, open_tensors, read_metadata, save_tensors
-from astra_mesh.errors import AstraMeshError
+from astra_mesh.errors import AstraMeshError, CodebookError
 from astra_mesh.families import ModelInput, build_model
 from astra_mesh.quality.data import Split, load_inputs
-from astra_mesh.quant.codebook import UNLIMITED, Codebook, block_book
+from astra_mesh.quant.codebook import UNLIMITED, Codebook, block_book, load_codebook
 from astra_mesh.quant.cost import DecodeCost, decode_costs
 from astra_mesh.quant.fit import (
     FitReport,
@@ -40,6 +41,7 @@ class Fitted:
     report: FitReport
     resumed: int  # blocks that an interrupted run had fitted already
     costs: list[DecodeCost]  # of each rate
+    outdated: tuple[str, ...]  # tasks with measured figures of the codebook that was replaced
 
 
 def codebook_name(options: FitOptions) -> str:
@@ -96,11 +98,27 @@ def fit(
         done=done,
         keep=partial.save,
     )
+    outdated = _outdated(bundle, path, codebook)
     codebook.save(path)
     partial.remove()
     if output is None:
         write_manifest(bundle.path)
-    return Fitted(path, codebook, report, resumed, decode_costs(codebook, model.spec))
+    costs = decode_costs(codebook, model.spec)
+    return Fitted(path, codebook, report, resumed, costs, outdated)
+
+
+def _outdated(bundle: Bundle, path: Path, new: Codebook) -> tuple[str, ...]:
+    """Tasks whose figures are of another codebook that lies in the bundle at ``path`` so far."""
+    if path.resolve().parent != bundle.path.resolve() or not path.exists():
+        return ()
+    try:
+        old = load_codebook(path, bundle.model_id).id
+    except CodebookError:  # figures of one that cannot be used count for nothing anyway
+        return ()
+    tasks = stored_tasks(bundle) if old != new.id else {}
+    return tuple(
+        task for task, found in tasks.items() if any(one.codebook == old for one in found.measured)
+    )
 
 
 class Partial:

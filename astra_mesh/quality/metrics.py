@@ -8,7 +8,8 @@ Keys of the metrics (all but the first three compare with the single device on t
 ``kl``                               generate, classify: KL(single || plan), nats per token or item
 ``agreement``                        generate, classify: share with the same most likely answer
 ``cosine``, ``cosine_min``           embed: mean and smallest cosine of the vectors
-``loss_error``                       standard error of the loss (astra_mesh.bundle.quality)
+``loss_error``                       standard error of the loss (astra_mesh.bundle.quality); missing
+                                     with fewer than ``INPUTS`` inputs that tell of it
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from astra_mesh.families.spec import Pooling
 from astra_mesh.quality.sample import Sample
 
 EXP_MAX = 700.0  # exp() of more is no float
+INPUTS = 2  # that a standard error needs at least
 
 
 class Meter(ABC):
@@ -110,7 +112,9 @@ class GenerateMeter(Meter):
         """See :class:`Meter`."""
         own = self.baseline()
         own["nats_increase"] = own["nats_per_token"] - baseline["nats_per_token"]
-        own["loss_error"] = _ratio_error(self._more) * math.exp(min(own["nats_increase"], 25.0))
+        if len(self._more) >= INPUTS:
+            grown = math.exp(min(own["nats_increase"], 25.0))
+            own["loss_error"] = _ratio_error(self._more) * grown
         return own | self._divergence.means()
 
 
@@ -150,8 +154,9 @@ class ClassifyMeter(Meter):
         if own:
             own["accuracy_change"] = own["accuracy"] - baseline["accuracy"]
         told = self._lost if "accuracy" in own else self._other
-        # No answer changed among n inputs: the true share may still be about 1/n.
-        own["loss_error"] = max(_mean_error(told), 1 / len(told))
+        if len(told) >= INPUTS:
+            # No answer changed among n inputs: the true share may still be about 1/n.
+            own["loss_error"] = max(_mean_error(told), 1 / len(told))
         return own | self._divergence.means()
 
 
@@ -179,19 +184,21 @@ class EmbedMeter(Meter):
     def metrics(self, baseline: dict[str, float]) -> dict[str, float]:
         """See :class:`Meter`."""
         mean = math.fsum(self._cosines) / len(self._cosines)
-        error = _mean_error(self._cosines)
-        return {"cosine": mean, "cosine_min": min(self._cosines), "loss_error": error}
+        own = {"cosine": mean, "cosine_min": min(self._cosines)}
+        if len(self._cosines) >= INPUTS:
+            own["loss_error"] = _mean_error(self._cosines)
+        return own
 
 
 def _mean_error(values: list[float]) -> float:
-    """Standard error of a mean; 0 of fewer than two values."""
+    """Standard error of a mean of ``INPUTS`` or more values."""
     return _ratio_error([(value, 1) for value in values])
 
 
 def _ratio_error(pairs: list[tuple[float, int]]) -> float:
     """Standard error of ``sum of values / sum of weights`` over independent (value, weight)."""
     count, total = len(pairs), sum(weight for _, weight in pairs)
-    if count < 2 or total == 0:
+    if total == 0:
         return 0.0
     ratio = math.fsum(value for value, _ in pairs) / total
     squares = math.fsum((value - ratio * weight) ** 2 for value, weight in pairs)

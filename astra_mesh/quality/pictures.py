@@ -34,9 +34,12 @@ _log = logging.getLogger(__name__)
 Read = Callable[[str], bytes]
 
 
-def pictures(bundle: Bundle, path: Path, view: int = 0) -> Iterator[Sample]:
+def pictures(
+    bundle: Bundle, path: Path, view: int = 0, classes: Mapping[int, str] | None = None
+) -> Iterator[Sample]:
     """Pictures in an order that takes from all subfolders alike; unreadable ones are left out.
 
+    Labels are the ``classes``, by number and name; without these what the config says of them.
     View 0 shows them as they are; every other one shows another piece of each, perhaps mirrored.
     """
     processor = ImageProcessor.from_bundle(bundle)
@@ -44,7 +47,8 @@ def pictures(bundle: Bundle, path: Path, view: int = 0) -> Iterator[Sample]:
         images = [name for name in names if _is_image(name)]
         if not images:
             raise CalibrationError(f"there is no JPEG or PNG picture in {path}")
-        classes = _Classes(bundle.config.get("id2label"), names, read)
+        known = bundle.config.get("id2label") if classes is None else dict(classes)
+        labels = _Classes(known, names, read)
         broken = 0
         for name in interleaved(images):
             try:
@@ -54,7 +58,7 @@ def pictures(bundle: Bundle, path: Path, view: int = 0) -> Iterator[Sample]:
                 broken += 1
                 _log.warning("%s is left out: %s", name, error.message)
                 continue
-            yield Sample(ModelInput(pixels=pixels), classes.of(name))
+            yield Sample(ModelInput(pixels=pixels), labels.of(name))
         if broken == len(images):
             raise CalibrationError(f"none of the {broken} pictures in {path} can be read")
 

@@ -96,7 +96,8 @@ def panels_of(found: Evaluation) -> list[Panel]:
     def error(row: EvalRow) -> float:
         return 100 * row.metrics["loss_error"]
 
-    panels = [Panel(titles[found.measure], loss, True, 100 * found.limit, error)]
+    known = None if found.lacking else error
+    panels = [Panel(titles[found.measure], loss, True, 100 * found.limit, known)]
     metrics = found.rows[0].metrics
     if "kl" in metrics:
         panels.append(Panel("KL to one device, nats", lambda row: row.metrics["kl"], True))

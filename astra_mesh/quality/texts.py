@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TextIO
+from typing import Final, TextIO
 
 import torch
 
@@ -13,12 +13,15 @@ from astra_mesh.bundle import Bundle
 from astra_mesh.bundle.text import TextTokenizer
 from astra_mesh.errors import CalibrationError
 from astra_mesh.families import ModelInput
+from astra_mesh.limits import NAME_CHARS
 from astra_mesh.quality.sample import Sample
 
 CHUNK_CHARS = 1 << 16  # of text tokenized at a time, cut at a line's end
 LINE_CHARS = 1 << 20  # a longer line is cut
 END = "<|endoftext|>"  # a line of its own between documents, as in many corpora
 FILES = 10_000  # text files read from one folder
+_NONE: Final = ("", "-1")  # labels of what has none
+_NAMED: Final = 10  # classes that an error names
 
 
 def windows(
@@ -102,18 +105,38 @@ def _last(held: list[int], size: int, *, whole_only: bool) -> Iterator[list[int]
         yield held
 
 
-def sentences(bundle: Bundle, path: Path, size: int) -> Iterator[Sample]:
+def sentences(
+    bundle: Bundle, path: Path, size: int, classes: Mapping[int, str] | None = None
+) -> Iterator[Sample]:
     """Sentences of a .tsv (columns ``sentence`` and perhaps ``label``) or lines of a .txt.
 
-    Each is cut after ``size`` tokens.
+    Each is cut after ``size`` tokens. A label is the number or the name of one of the ``classes``,
+    upper or lower case; an empty one and -1 are none. Without ``classes`` labels are not read.
+
+    Raises:
+        CalibrationError: a label is none of the classes; names its file and line.
     """
     tokenizer = TextTokenizer.from_bundle(bundle)
-    for file in _text_files(path, (".tsv", ".txt")):
-        rows = _table(file) if file.suffix.lower() == ".tsv" else _lines(file)
+    for file in _text_files(path, _SENTENCES):
+        rows = _table(file, classes) if _is_table(file) else _lines(file)
         for text, label in rows:
             ids, types = tokenizer.encode_full(text)
             if ids:
                 yield _sample(ids[:size], types[:size], label)
+
+
+def check_labels(path: Path, classes: Mapping[int, str]) -> None:
+    """CalibrationError where a label of any sentence there is none of a model's classes."""
+    for file in _text_files(path, _SENTENCES):
+        for _ in _table(file, classes) if _is_table(file) else ():
+            pass
+
+
+_SENTENCES: Final = (".tsv", ".txt")
+
+
+def _is_table(file: Path) -> bool:
+    return file.suffix.lower() == ".tsv"
 
 
 def _sample(ids: list[int], types: list[int] | None = None, label: int | None = None) -> Sample:
@@ -160,7 +183,8 @@ def _lines(file: Path) -> Iterator[tuple[str, int | None]]:
                 yield text, None
 
 
-def _table(file: Path) -> Iterator[tuple[str, int | None]]:
+def _table(file: Path, classes: Mapping[int, str] | None) -> Iterator[tuple[str, int | None]]:
+    known = _Labels(classes)
     with _open(file) as stream:
         lines = _checked_lines(file, stream)
         reader = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
@@ -172,9 +196,38 @@ def _table(file: Path) -> Iterator[tuple[str, int | None]]:
             for row in reader:
                 label = str(row.get("label") or "").strip()
                 if text := (row["sentence"] or "").strip():
-                    yield text, int(label) if label.isdecimal() else None
+                    yield text, known.of(label, f"{file.name}, line {reader.line_num}")
         except csv.Error as error:
             raise CalibrationError(f"{file.name} is no table: {error}") from error
+
+
+class _Labels:
+    """Labels by the numbers and names of a model's classes; without these there are no labels."""
+
+    def __init__(self, classes: Mapping[int, str] | None) -> None:
+        self._classes = classes
+        self._known: dict[str, int] = {}
+        for number, name in (classes or {}).items():
+            self._known.setdefault(name.strip().casefold(), number)
+        self._known |= {str(number): number for number in classes or {}}
+
+    def of(self, label: str, where: str) -> int | None:
+        """None where there is no label; CalibrationError for one that is no class."""
+        if self._classes is None or label in _NONE:
+            return None
+        plain = label.lstrip("0") or "0" if label.isdecimal() else label.casefold()
+        if plain in self._known:
+            return self._known[plain]
+        count = len(self._classes)
+        if label.isdecimal():
+            known = f"the model has {count} classes, 0 to {count - 1}"
+        else:
+            names = [f"{name[:NAME_CHARS]!a}" for name in self._classes.values()]
+            more = f" and {count - _NAMED} more" if count > _NAMED else ""
+            known = (
+                f"the model's classes are {', '.join(names[:_NAMED])}{more}, or 0 to {count - 1}"
+            )
+        raise CalibrationError(f"{where}: there is no class {label[:NAME_CHARS]!a}; {known}")
 
 
 def _open(file: Path) -> TextIO:

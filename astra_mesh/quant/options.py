@@ -100,8 +100,8 @@ class FitOptions:
         for rate in self.rates:
             if rate < bits * self.groups or rate % bits:
                 raise CalibrationError(
-                    f"a rate of {rate} bits cannot be: it is {self.groups} or more codes of "
-                    f"{bits} bits (for {self.codewords} codewords)"
+                    f"a rate of {rate} bits cannot be: it must be a multiple of {bits} bits (one "
+                    f"code for {self.codewords} codewords), {bits * self.groups} or more"
                 )
         groups = self.stage_groups
         if max(groups) > hidden_size:

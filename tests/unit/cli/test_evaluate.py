@@ -85,9 +85,26 @@ def test_too_few_inputs_for_the_limit_are_a_hint(model: Path) -> None:
     assert "measure more inputs" in call(model, "--codec", "vq", "--loss", f"{loss + 1e-9}").stderr
 
 
+def test_the_error_of_one_input_is_unknown(model: Path) -> None:
+    """What was stored before stays."""
+    call(model, "--save")
+    before = (model / "quality.json").read_bytes()
+    found = call(model, "--limit", "1", "--loss", "1")
+    assert "± ?" in found.stdout
+    assert "± 0" not in found.stdout
+    assert "recommended: none yet, that takes at least 2 windows of text" in found.stdout
+    assert "uncertain the losses are takes at least 2 windows of text (--limit" in found.stderr
+    refused = call(model, "--limit", "1", "--save", status=2)
+    assert "--save takes at least 2 windows of text" in refused.stderr
+    assert (model / "quality.json").read_bytes() == before
+    document = json.loads(call(model, "--limit", "1", "--loss", "1", "--json").stdout)
+    assert document["recommended"] is None
+    assert all("loss_error" not in row["metrics"] for row in document["rows"])
+
+
 def test_json_and_csv_hold_the_same(model: Path, tmp_path: Path) -> None:
     path, table = tmp_path / "out.json", tmp_path / "out.csv"
-    shown = call(model, "--json", "--output", str(path), "--class-token", "distributed").stdout
+    shown = call(model, "--json", "--output", str(path)).stdout
     document = json.loads(path.read_text())
     assert json.loads(shown) == document
     assert document["class_token"] == "none"
@@ -128,6 +145,7 @@ def test_random_shards_have_a_seed(model: Path) -> None:
         (("--peers", "65"), "peers must lie in 1..64"),
         (("--plot", "x.docx"), "--plot takes a file that ends in .svg"),
         (("--rates", "7"), "no codec has one of the rates"),
+        (("--class-token", "single"), "toy has no class token: leave out --class-token"),
         (("--output", "x.txt"), "--output takes a .json or .csv file"),
     ],
 )

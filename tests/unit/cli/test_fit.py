@@ -83,6 +83,24 @@ def test_json_has_the_same_and_more(model: Path, data: Path) -> None:
     }
 
 
+def test_figures_of_a_replaced_codebook_no_longer_count(model: Path, data: Path) -> None:
+    """Those of another one and of the same one again still do."""
+    given = ("--data", data, *QUICK)
+    assert "no longer counts" not in call(model, *given).stderr
+    measure = ("eval", str(model), "--data", str(data), "--limit", "2", "--codec", "vq", "--save")
+    assert CliRunner().invoke(app, measure).exit_code == 0
+    for other in ((), ("--history", "0"), ("-o", model.parent / "other.safetensors")):
+        assert json.loads(call(model, *given, *other, "--json").stdout)["outdated_tasks"] == []
+    shown = call(model, *given, "--seed", "1")
+    assert "what was measured before (generate) is of the codebook that this one" in shown.stderr
+    assert f"astra-mesh eval {model} --data ... --save" in shown.stderr
+    again = call(model, *given, "--seed", "2", "--json")
+    assert json.loads(again.stdout)["outdated_tasks"] == []  # nothing is measured of the second
+    assert CliRunner().invoke(app, measure).exit_code == 0
+    told = json.loads(call(model, *given, "--seed", "3", "--json").stdout)
+    assert told["outdated_tasks"] == ["generate"]
+
+
 @pytest.mark.parametrize(
     ("options", "history", "name"),
     [
@@ -122,14 +140,15 @@ def test_options_reach_the_fit(model: Path, data: Path, tmp_path: Path) -> None:
     assert open_bundle(model).codebook_paths == {}
 
 
+@pytest.mark.parametrize(("whole", "text"), [(1, "1 block"), (2, "2 blocks")])
 def test_a_killed_run_goes_on_and_says_so(
-    model: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path, data: Path, monkeypatch: pytest.MonkeyPatch, whole: int, text: str
 ) -> None:
     plain, calls = fit_module.BlockFit.run, []
 
     def run(self: fit_module.BlockFit, *arguments: object) -> object:
         calls.append(self.index)
-        if len(calls) == 3:
+        if len(calls) == whole + 1:
             raise KeyboardInterrupt
         return plain(self, *arguments)  # type: ignore[arg-type]
 
@@ -139,10 +158,10 @@ def test_a_killed_run_goes_on_and_says_so(
     assert "the same command goes on" in stopped.stderr
     result = call(model, "--data", data, *QUICK)
     assert result.exit_code == 0
-    assert "2 blocks came from an interrupted run" in result.stdout
+    assert f"\n{text} came from an interrupted run" in result.stdout
     monkeypatch.setattr(fit_module.BlockFit, "run", plain)
-    whole = call(model, "--data", data, *QUICK, "-o", model.parent / "whole.safetensors")
-    assert whole.stdout.splitlines()[:5] == result.stdout.splitlines()[:5]  # the whole report
+    plainly = call(model, "--data", data, *QUICK, "-o", model.parent / "whole.safetensors")
+    assert plainly.stdout.splitlines()[:5] == result.stdout.splitlines()[:5]  # the whole report
     again = (model.parent / "whole.safetensors").read_bytes()
     assert again == (model / "codebook.safetensors").read_bytes()
 
@@ -165,8 +184,9 @@ def test_fine_tuning_makes_a_new_model(model: Path, data: Path, tmp_path: Path) 
 
 
 def test_options_reach_the_training(
-    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    model = toy_bundle(tmp_path / "bert", "bert").path  # it has a class token
     seen: dict[str, Any] = {}
 
     def finetune(*arguments: object, **options: object) -> None:
@@ -177,7 +197,7 @@ def test_options_reach_the_training(
     text = (
         "--finetune --steps 7 --batch 3 --learning-rate 0.01 --train lora --noise 0.7 "
         "--covariance full --distill 0.2 --even --peers 2,5 --precision bf16 --patience 9 "
-        "--check 4 --held-out 11 --seed 5 --class-token distributed --split fit --task generate "
+        "--check 4 --held-out 11 --seed 5 --class-token single --split fit --task embed "
         "--window 30 --lora-rank 3 --commitment 0.02 --codebook-rate 0.006"
     )
     place = ("-o", tmp_path / "new", "--work", tmp_path / "work")
@@ -197,17 +217,17 @@ def test_options_reach_the_training(
         "check": 4,
         "held_out": 11,
         "seed": 5,
-        "distributed": True,
+        "distributed": False,
         "lora_rank": 3,
         "commitment": 0.02,
         "codebook_rate": 0.006,
     }
-    plain = TuneOptions(distributed=False)
+    plain = TuneOptions()
     assert all(getattr(plain, name) != value for name, value in tune.items())
     assert {name: getattr(seen["tune"], name) for name in tune} == tune
     assert (seen["fit"].codewords, seen["fit"].rates, seen["fit"].seed) == (16, (4, 8), 5)
     assert (seen["output"], seen["work"]) == (tmp_path / "new", tmp_path / "work")
-    assert (seen["split"], seen["task"], seen["window"]) == ("fit", "generate", 30)
+    assert (seen["split"], seen["task"], seen["window"]) == ("fit", "embed", 30)
 
 
 def test_the_defaults_are_those_of_the_training(
@@ -244,6 +264,12 @@ WRONG: dict[str, tuple[tuple[str, ...], int, str]] = {
     "task": (("--task", "classify"), 2, "this gpt2 model cannot classify; it can generate"),
     "a folder that is not there": (("-o", "no/such/x.safetensors"), 2, "there is no folder"),
     "a folder as a file": (("-o", "."), 2, "it is a folder; name a file"),
+    "class token": (("--class-token", "single"), 2, "toy has no class token: leave out --class"),
+    "class token of training": (
+        ("--finetune", "-o", "new", "--class-token", "distributed"),
+        2,
+        "toy has no class token: leave out --class-token",
+    ),
     "no output": (("--finetune",), 2, "--finetune makes a new model: name its folder with"),
     "peers": (("--finetune", "-o", "new", "--peers", "2,x"), 2, "--peers is a list of whole"),
     "no peers": (("--finetune", "-o", "new", "--peers", "0"), 2, "peers must lie in 1..64"),

@@ -127,12 +127,42 @@ def test_splits_are_disjoint_and_complete(gpt: Bundle, tmp_path: Path) -> None:
 
 
 def test_sentences_with_labels(bert: Bundle, tmp_path: Path) -> None:
-    table = f'label\tsentence\n1\tw3 w4\n0\tw5 "w6\n\t\n\tw7\nbad\t{words(60, 60)}'
+    table = f'label\tsentence\n1\tw3 w4\n0\tw5 "w6\n\t\n\tw7\n-1\t{words(60, 60)}'
     path = write(tmp_path, {"x.tsv": table}) / "x.tsv"
-    found = load_samples(bert, path, limit=100)
+    found = load_samples(bert, path, limit=100, classes=CLASSES)
     assert [one.label for one in found] == [1, 0, None, None]
+    assert {one.label for one in load_samples(bert, path, limit=100)} == {None}
     assert [len(ids(one)) for one in found] == [2, 2, 1, 48]
     assert found[0].input.token_types is None
+
+
+CLASSES = {0: "NEGATIVE", 1: "very good"}
+
+
+def test_labels_may_be_names_of_the_models_classes(bert: Bundle, tmp_path: Path) -> None:
+    rows = "negative\tw1\nVery Good\tw2\n01\tw3\n"
+    path = write(tmp_path, {"x.tsv": f"label\tsentence\n{rows}"}) / "x.tsv"
+    assert [one.label for one in load_samples(bert, path, limit=9, classes=CLASSES)] == [0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("label", "text"),
+    [
+        ("2", r"x\.tsv, line 3: there is no class '2'; the model has 2 classes, 0 to 1$"),
+        ("9" * 5000, "the model has 2 classes, 0 to 1$"),
+        ("bad", r"x\.tsv, line 3: .* 'bad'; .* are 'NEGATIVE', 'very good', or 0 to 1$"),
+        ("0.5", "no class '0.5'"),
+        ("-2", "no class '-2'"),
+        ("\x1b[2J", r"no class '\\x1b\[2J'"),
+    ],
+)
+def test_labels_beyond_the_models_classes(
+    bert: Bundle, tmp_path: Path, label: str, text: str
+) -> None:
+    path = write(tmp_path, {"x.tsv": f"label\tsentence\n1\tw1\n{label}\tw2\n"}) / "x.tsv"
+    with pytest.raises(CalibrationError, match=text):
+        load_samples(bert, path, limit=9, classes=CLASSES)
+    assert load_inputs(bert, path, limit_tokens=9)  # a codebook needs none
 
 
 def test_lines_as_sentences(bert: Bundle, tmp_path: Path) -> None:
@@ -141,8 +171,8 @@ def test_lines_as_sentences(bert: Bundle, tmp_path: Path) -> None:
 
 
 BAD_TEXTS: dict[str, tuple[str, bytes | str, str]] = {
-    "an empty file": ("x.txt", "", "too little"),
-    "one token": ("x.txt", "w1", "too little"),
+    "an empty file": ("x.txt", "", "too little: at least a text of 2 tokens is needed"),
+    "one token": ("x.txt", "w1", "too little: at least a text of 2 tokens is needed"),
     "no text": ("x.txt", b"w1 \xff\xfe w2\n", "no UTF-8"),
     "a picture": ("x.png", b"", r"give a \.txt file, not x\.png"),
     "a table": ("x.tsv", "sentence\nw1 w2\n", r"give a \.txt file"),
@@ -168,6 +198,17 @@ def test_other_things_that_are_no_data(gpt: Bundle, bert: Bundle, tmp_path: Path
         load_samples(bert, tmp_path / "x.tsv", limit=5)
     with pytest.raises(CalibrationError, match="at least 2 tokens, not 1"):
         load_samples(gpt, tmp_path / "a.txt", limit=5, window=1)
+
+
+def test_too_little_says_how_much_is_needed(bert: Bundle, vit: Bundle, tmp_path: Path) -> None:
+    write(tmp_path, {"x.txt": "\n", "y.txt": "w1\n" * 9})
+    with pytest.raises(CalibrationError, match="too little: at least a sentence is needed"):
+        load_samples(bert, tmp_path / "x.txt", limit=5)
+    with pytest.raises(CalibrationError, match="at least 10 sentences are needed"):
+        load_samples(bert, tmp_path / "y.txt", limit=5, split="eval")
+    few = write(tmp_path / "few", {"a.png": picture(1)})
+    with pytest.raises(CalibrationError, match="at least 10 pictures are needed"):
+        load_samples(vit, few, limit=5, split="eval")
 
 
 def test_models_without_tokenizer_read_no_text(gpt: Bundle, tmp_path: Path) -> None:
@@ -234,6 +275,15 @@ def test_a_table_of_labels(vit: Bundle, tmp_path: Path, name: str) -> None:
     assert found["a"] == 2
     assert found["b"] == 1
     assert found["c"] == (1 if "numbering" in name else None)
+
+
+def test_labels_of_pictures_are_classes_that_the_model_has(vit: Bundle, tmp_path: Path) -> None:
+    """Also where its config names more of them, or none."""
+    files: dict[str, bytes | str] = {f"x/{n}.png": picture(i) for i, n in enumerate("abc")}
+    table = "file,label\nx/a.png,0\nx/b.png,1\nx/c.png,2\n"
+    path = write_zip(tmp_path / "x.zip", files | {"labels.csv": table})
+    found = load_samples(vit, path, limit=9, classes={0: "cat", 1: "LABEL_1"})
+    assert {one.label for one in found} == {0, 1, None}
 
 
 def test_real_labels(data_dir: Path) -> None:
@@ -381,7 +431,7 @@ def test_streams_of_too_little_end_with_an_error(gpt: Bundle, tmp_path: Path, te
 def test_a_split_that_is_empty_ends_with_an_error(gpt: Bundle, tmp_path: Path) -> None:
     """Nine windows have no tenth."""
     path = write(tmp_path, {"a.txt": words(90)}) / "a.txt"
-    with pytest.raises(CalibrationError, match="too little"):
+    with pytest.raises(CalibrationError, match=r"too little: .* at least 10 windows of text are"):
         next(stream_samples(gpt, path, window=10, split="eval"))
 
 

@@ -136,7 +136,7 @@ def test_accuracy_is_of_the_labels(tmp_path: Path) -> None:
     model = build_model(bundle.config, load_weights(bundle))
     right = [
         int(model.classify(pooled([run_solo(model, one.input, "class")])).argmax()) == one.label
-        for one in load_samples(bundle, data, limit=20)
+        for one in load_samples(bundle, data, limit=20, classes=model.labels)
     ]
     assert found.baseline == {"accuracy": sum(right) / 20}
     assert found.rows[0].metrics["accuracy_change"] == 0.0
@@ -146,6 +146,19 @@ def test_accuracy_is_of_the_labels(tmp_path: Path) -> None:
     assert bare.baseline == {}
     assert set(bare.rows[0].metrics) == {"kl", "agreement", "loss_error"}
     assert (found.measure, bare.measure) == ("accuracy", "agreement")
+
+
+def test_one_labelled_input_tells_no_error(tmp_path: Path) -> None:
+    bundle, _ = toy(tmp_path, "bert")
+    settings = EvalSettings(codecs=["fp32"], limit=9)
+    for rows, lacking in (("1\n", "at least 2 labelled inputs"), ("1\nw3 w4\t0\n", "")):
+        text = f"sentence\tlabel\nw5 w6\t\nw1 w2\t{rows}"
+        data = write(tmp_path, {"one.tsv": text}) / "one.tsv"
+        found = evaluate(bundle, data, settings)
+        assert found.lacking == lacking
+        assert ("loss_error" in found.rows[0].metrics) == (not lacking)
+    alone = evaluate(bundle, data, EvalSettings(codecs=["fp32"], task="embed", limit=1))
+    assert alone.lacking == "at least 2 inputs"
 
 
 def test_embeddings_are_compared_by_cosine(tmp_path: Path) -> None:

@@ -458,6 +458,17 @@ def test_pictures_without_labels_need_the_teacher(tmp_path: Path) -> None:
     assert found.tuned.best > 0
 
 
+def test_labels_beyond_the_classes_are_named_before_any_work(tmp_path: Path) -> None:
+    """Also far behind those that are held out."""
+    bundle = toy_bundle(tmp_path / "toy", "bert")
+    rows = [f"{words(12, 12, i).strip()}\t{i % 2}" for i in range(90)]
+    content = "\n".join(["sentence\tlabel", *rows, "w1 w2\t5"])
+    data = write(tmp_path, {"x.tsv": content}) / "x.tsv"
+    with pytest.raises(CalibrationError, match=r"x\.tsv, line 92: there is no class '5'"):
+        finetune(bundle, data, FIT, TUNE, tmp_path / "new")
+    assert not (tmp_path / "new.work" / finetuning.START).exists()
+
+
 def test_too_little_data_are_named(tmp_path: Path) -> None:
     bundle = toy_bundle(tmp_path / "toy", "gpt2")
     data = write(tmp_path, {"x.txt": words(100)}) / "x.txt"

@@ -97,6 +97,14 @@ def test_panels_direct_labels_and_scales() -> None:
     assert low < 16 < 864 < high
 
 
+def test_errors_that_are_unknown_are_not_drawn() -> None:
+    found = evaluation()
+    for one in found.rows:
+        del one.metrics["loss_error"]
+    assert panels_of(found)[0].error is None
+    assert not any(text.startswith("recommended") for text in texts(draw(found)))
+
+
 @pytest.mark.parametrize(
     ("metrics", "titles"),
     [
