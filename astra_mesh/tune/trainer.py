@@ -66,6 +66,7 @@ class Trainer:
         held_out: batches that measure progress.
         options: checked here.
         work: checkpoint and curve go there.
+        source: tells the data from others; a checkpoint of others is refused.
     """
 
     def __init__(
@@ -78,9 +79,10 @@ class Trainer:
         held_out: Sequence[Batch],
         options: TuneOptions,
         work: Path,
+        source: str = "",
     ) -> None:
         options.check_values()
-        self.options, self.work, self.batches = options, work, batches
+        self.options, self.work, self.batches, self.source = options, work, batches, source
         self.device = pick_device()
         self.held_out = [batch.to(self.device) for batch in held_out]
         if teacher is not None:
@@ -237,7 +239,7 @@ class Trainer:
 
     def _identity(self) -> dict[str, Any]:
         options = {key: str(value) for key, value in asdict(self.options).items() if key != "steps"}
-        return {"codebook": self.book.codebook.id, "options": options}
+        return {"codebook": self.book.codebook.id, "options": options, "source": self.source}
 
     def _save(self) -> None:
         path = self.work / CHECKPOINT
@@ -277,8 +279,8 @@ class Trainer:
             ) from error
         if {key: state.get(key) for key in self._identity()} != self._identity():
             raise ModelError(
-                f"{path} is of a run with another codebook or other options; delete it, or name "
-                "another folder"
+                f"{path} is of a run with another codebook, other data or other options; delete "
+                "it, or name another folder with --work"
             )
         self._load(state["state"])
         self.optimizer.load_state_dict(state["optimizer"])
