@@ -262,6 +262,25 @@ WRONG: dict[str, tuple[tuple[str, ...], int, str]] = {
 }
 
 
+TRAINING = (
+    "--steps 5", "--batch 2", "--learning-rate 0.01", "--train lora", "--noise 0.3",
+    "--covariance full", "--distill 0.9", "--even", "--peers 2", "--precision fp32",
+    "--lora-rank 8", "--commitment 0", "--codebook-rate 0.01", "--patience 5", "--check 9",
+    "--held-out 5", "--held-out-data x.txt", "--work w",
+)  # fmt: skip
+
+
+def test_options_of_training_need_finetune(model: Path, data: Path) -> None:
+    """Also with the value of the default: a plain fit would write over the model's codebook."""
+    before = {path.name for path in model.iterdir()}
+    for text in TRAINING:
+        result = call(model, "--data", data, *QUICK, *text.split())
+        option = text.split()[0]
+        assert result.exit_code == 2, text
+        assert f"error: {option} is an option of training: give --finetune too" in result.stderr
+    assert {path.name for path in model.iterdir()} == before
+
+
 @pytest.mark.parametrize("name", WRONG)
 def test_errors_are_one_line(
     model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
