@@ -249,6 +249,21 @@ WRONG: dict[str, tuple[tuple[str, ...], int, str]] = {
     "no peers": (("--finetune", "-o", "new", "--peers", "0"), 2, "peers must lie in 1..64"),
     "default rate": (("--default-rate", "16"), 2, "--default-rate 16 is none of the --rates 4, 8"),
     "rates of astra": (("--codec", "astra"), 2, "astra has one rate (--groups, --codewords)"),
+    "sensitivity": (
+        ("--sensitivity", "inf"),
+        2,
+        "sensitivity must be a finite number of at least 0",
+    ),
+    "noise": (
+        ("--finetune", "-o", "new", "--noise", "inf"),
+        2,
+        "noise must be a finite number of at least 0, it is inf",
+    ),
+    "commitment": (
+        ("--finetune", "-o", "new", "--commitment", "inf"),
+        2,
+        "commitment must be a finite number of at least 0, it is inf",
+    ),
     "learning rate": (
         ("--finetune", "-o", "new", "--learning-rate", "0"),
         2,
