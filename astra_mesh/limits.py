@@ -281,6 +281,10 @@ JSON_BYTES: Final = 64 * MIB  # tokenizer.json of a 256k vocabulary is about 33 
 QUALITY_ROWS: Final = 4_096  # of quality.json: 16 codebooks, 32 rates, 8 numbers of peers
 QUALITY_BYTES: Final = 8 * MIB  # about 600 bytes a row, of three tasks
 
+# --- fine-tuning by several processes -------------------------------------------------------------
+# The others wait for the first one's codebook: large ones are fitted in hours.
+FIRST_PROCESS_S: Final = 86_400.0
+
 # --- models that peers give each other ------------------------------------------------------------
 SHARE_PIECE_BYTES: Final = 4 * MIB  # asked for at once; at 10 Mbps 3.4 s
 SHARE_PIECE_S: Final = 120.0  # for one piece: a peer that answers requests gives a trickle

@@ -62,6 +62,7 @@ _TUNE = "Fine-tuning"
 
 
 def fit(
+    ctx: typer.Context,
     model: Bundle,
     data: Data,
     codec: Annotated[BookCodec, typer.Option(help="vq, or astra as published.")] = BookCodec.VQ,
@@ -193,6 +194,8 @@ def fit(
         with err.status("starting", spinner="dots"):
             from astra_mesh import quality
             from astra_mesh.tune.options import TuneOptions
+        if not finetune:
+            _refuse_training(ctx)
         astra = codec is BookCodec.ASTRA
         if astra and (history or rates or default_rate):
             raise InputError(
@@ -242,6 +245,18 @@ def fit(
         tuning.check_values()
         with _going_on():
             tune_model(asked, options, tuning, work, held_out_data)
+
+
+def _refuse_training(ctx: typer.Context) -> None:
+    """InputError where an option of training was given, which a plain fit would pass over."""
+    for one in ctx.command.params:
+        if getattr(one, "rich_help_panel", None) != _TUNE or one.name is None:
+            continue
+        source = ctx.get_parameter_source(one.name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise InputError(
+                f"{one.opts[0]} is an option of training: give --finetune too, or leave it out"
+            )
 
 
 @contextmanager

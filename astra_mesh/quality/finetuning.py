@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import random
 import shutil
-import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 
 from astra_mesh.bundle import Bundle, open_bundle, write_manifest
 from astra_mesh.bundle.configs import save_json
-from astra_mesh.bundle.tensors import load_weights, save_tensors
-from astra_mesh.errors import DeadlineError, InputError, ModelError
+from astra_mesh.bundle.tensors import load_weights, read_metadata, save_tensors
+from astra_mesh.errors import InputError, ModelError
 from astra_mesh.families import build_model, export_config, export_weights
 from astra_mesh.quality.data import Split, load_samples, stream_samples
 from astra_mesh.quality.fitting import Fitted, codebook_name, fit
+from astra_mesh.quality.identity import data_fingerprint
 from astra_mesh.quality.sample import Sample
 from astra_mesh.quality.texts import check_labels
 from astra_mesh.quant.codebook import Codebook, load_codebook
@@ -27,13 +29,17 @@ from astra_mesh.quant.fit import Progress
 from astra_mesh.quant.options import FitOptions
 from astra_mesh.tune.objective import Batch
 from astra_mesh.tune.options import TuneOptions
-from astra_mesh.tune.trainer import CHECKPOINT, CURVE, Trainer, Tuned, distributed, rank, world
+from astra_mesh.tune.processes import distributed, of_first, rank, world
+from astra_mesh.tune.trainer import CHECKPOINT, CURVE, Trainer, Tuned
 
 WEIGHTS = "model.safetensors"
 START = "start.safetensors"  # the codebook that training began with
 BUFFER = 2048  # samples among which the next batch is drawn
-WAIT_S = 3600.0  # for the first process to fit the codebook that all begin with
+_MADE_FROM = "made_from"  # in its metadata: options and data that it was fitted with
+_WAITING = "waiting for the first process, which fits the codebook that all begin with"
 _COPIED = (".json", ".txt", ".model")  # of the bundle, beside weights and codebooks
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -66,8 +72,10 @@ def finetune(
     nine others that are, and the tenth ones train. Where the model was trained on these data
     before, other ``held_out_data`` should measure it; then all of the split trains.
     ``work`` (default: ``output`` with ``.work`` appended) keeps the codebook of the start, the
-    checkpoint and the curve; the same command goes on from there. Under ``torchrun`` each process
-    reads its own share of the data; only the first writes, the others return None.
+    checkpoint and the curve; the same command goes on from there, and one with other data, options,
+    window, split or task is refused by the name of the file that does not fit. Under ``torchrun``
+    each process reads its own share of the data; only the first writes, the others return None and
+    need none of its folders.
 
     Raises:
         CalibrationError, InputError: data or options that cannot be used.
@@ -78,11 +86,8 @@ def finetune(
         raise InputError("the fine-tuned model needs a folder of its own: name another --output")
     own_work = work is None
     work = work or output.with_name(f"{output.name}.work")
-    if output.is_dir() and any(output.iterdir()) and not (work / CHECKPOINT).exists():
-        raise InputError(f"{output} holds files already: delete it, or name another --output")
-    with _writing(work):
-        work.mkdir(parents=True, exist_ok=True)
     with distributed():
+        of_first(lambda: _prepare(output, work))
         model = build_model(bundle.config, load_weights(bundle))
         task = task or model.spec.tasks[0]
         model.require(task)
@@ -107,7 +112,11 @@ def finetune(
             teacher = build_model(bundle.config, load_weights(bundle))
         elif task == "classify" and all(sample.label is None for sample in held_out):
             raise InputError("the data have no labels: there is nothing to learn with --distill 0")
-        start, fitted = _start(bundle, data, fit_options, work, progress, window, fit_split, task)
+        source = of_first(lambda: _source(data, fit_options, window, fit_split, task))
+        measured = of_first(lambda: data_fingerprint(held_out_data) if held_out_data else "")
+        start, fitted = _start(
+            bundle, data, fit_options, work, progress, window, fit_split, task, source
+        )
 
         def batches(skip: int) -> Iterator[Batch]:
             stream = stream_samples(bundle, data, window=window, split=fit_split, classes=classes)
@@ -122,6 +131,7 @@ def finetune(
             [_batch(group) for group in _by_length(held_out, options.batch)],
             options,
             work,
+            source + measured,
         )
         tuned = trainer.run(progress)
         if rank():
@@ -138,6 +148,13 @@ def finetune(
     return Finetuned(output, codebook, tuned, fitted)
 
 
+def _prepare(output: Path, work: Path) -> None:
+    if output.is_dir() and any(output.iterdir()) and not (work / CHECKPOINT).exists():
+        raise InputError(f"{output} holds files already: delete it, or name another --output")
+    with _writing(work):
+        work.mkdir(parents=True, exist_ok=True)
+
+
 @contextmanager
 def _writing(folder: Path) -> Iterator[None]:
     try:
@@ -149,6 +166,14 @@ def _writing(folder: Path) -> Iterator[None]:
         ) from error
 
 
+def _source(
+    data: Path, options: FitOptions, window: int | None, split: Split | None, task: str
+) -> str:
+    """SHA-256 of all that a codebook depends on beside the model."""
+    told = f"{sorted(asdict(options).items())} {window} {split} {task} {data_fingerprint(data)}"
+    return hashlib.sha256(told.encode()).hexdigest()
+
+
 def _start(
     bundle: Bundle,
     data: Path,
@@ -158,25 +183,40 @@ def _start(
     window: int | None,
     split: Split | None,
     task: str,
+    source: str,
 ) -> tuple[Codebook, Fitted | None]:
-    """The codebook that training begins with; the first process fits it, the others wait for it."""
+    """The codebook that training begins with: the first process has it or fits it, for all."""
     path = work / START
-    fitted = None
-    if rank() == 0 and not path.exists():
-        fitted = fit(bundle, data, options, progress, path, window=window, split=split, task=task)
-    deadline = time.monotonic() + WAIT_S
-    while not path.exists():
-        if time.monotonic() > deadline:
-            raise DeadlineError("the first process did not fit a codebook in time; see its log")
-        time.sleep(0.5)
-    found = load_codebook(path, bundle.model_id)
-    place = "distributed" if options.distributed else "single"
-    wanted = (options.codec, options.history, options.stage_groups, options.codewords, place)
-    if (found.codec, found.history, found.groups, found.size, found.class_token) != wanted:
-        raise ModelError(
-            f"{path} is of a run with other options; delete it, or name another folder with --work"
-        )
-    return found, fitted
+    fitted: list[Fitted] = []
+
+    def made() -> Codebook:
+        if not path.exists():
+            fitted.append(
+                fit(
+                    bundle,
+                    data,
+                    options,
+                    progress,
+                    path,
+                    window=window,
+                    split=split,
+                    task=task,
+                    notes={_MADE_FROM: source},
+                )
+            )
+        found = load_codebook(path, bundle.model_id)
+        if read_metadata(path).get(_MADE_FROM) != source:
+            raise ModelError(
+                f"{path} is of a run with other options or other data; delete it, or name another "
+                "folder with --work"
+            )
+        return found
+
+    if not of_first(path.exists) and rank():
+        progress(0, 1, _WAITING)
+        _log.warning("process %d: %s", rank(), _WAITING)
+    found = of_first(made)
+    return found, fitted[0] if fitted else None
 
 
 def _batches(samples: Iterable[Sample], options: TuneOptions, skip: int) -> Iterator[Batch]:

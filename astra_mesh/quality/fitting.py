@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
@@ -63,12 +64,14 @@ def fit(
     window: int | None = None,
     split: Split | None = None,
     task: str = "",
+    notes: Mapping[str, str] | None = None,
 ) -> Fitted:
     """Fit a codebook to ``data`` (see :func:`load_samples`) and save it.
 
     It goes to ``output``, or into the bundle's folder, whose manifest is then written anew. Either
     way the file appears whole or not at all. Until then the blocks fitted so far lie beside it in a
-    hidden file, from which the same command goes on if it was interrupted.
+    hidden file, from which the same command goes on if it was interrupted. ``notes`` are kept among
+    the file's metadata.
 
     Raises:
         CalibrationError: data or options that cannot be used.
@@ -99,7 +102,7 @@ def fit(
         keep=partial.save,
     )
     outdated = _outdated(bundle, path, codebook)
-    codebook.save(path)
+    codebook.save(path, notes)
     partial.remove()
     if output is None:
         write_manifest(bundle.path)

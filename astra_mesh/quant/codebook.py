@@ -189,9 +189,9 @@ class Codebook:
             digest.update(tensor.contiguous().numpy().astype(kind, copy=False).tobytes())
         return CodebookId(digest.hexdigest())
 
-    def save(self, path: Path) -> None:
-        """Write the file whole or not at all."""
-        save_tensors(path, self.tensors(), self.metadata())
+    def save(self, path: Path, notes: Mapping[str, str] | None = None) -> None:
+        """Write the file whole or not at all; ``notes`` lie beside what it says of itself."""
+        save_tensors(path, self.tensors(), {**(notes or {}), **self.metadata()})
 
 
 def sources(history: int, block: int) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from astra_mesh.errors import CalibrationError
@@ -83,6 +84,12 @@ class FitOptions:
             self._check_rates(hidden_size)
         if self.history < UNLIMITED:
             raise CalibrationError("history is 0 (none), a number of blocks, or -1 (unlimited)")
+        for name in ("sensitivity", "ridge"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise CalibrationError(
+                    f"{name} must be a finite number of at least 0, it is {value}"
+                )
         if self.iterations < 1 or self.max_tokens < 1 or self.sample < 1:
             raise CalibrationError("iterations, max_tokens and sample must be at least 1")
         if self.max_tokens < self.needed_tokens:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -45,7 +46,9 @@ class TuneOptions:
             raise InputError("peers must lie in 1..64")
         if not 0 <= self.distill <= 1:
             raise InputError(f"distill must lie in 0..1, it is {self.distill}")
-        if min(self.noise, self.commitment, self.reconstruction, self.decay) < 0:
-            raise InputError("noise, commitment, reconstruction and decay cannot be negative")
+        for name in ("noise", "commitment", "reconstruction", "decay"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise InputError(f"{name} must be a finite number of at least 0, it is {value}")
         if not 0 < self.learning_rate < 1 or not 0 < self.codebook_rate < 1:
             raise InputError("learning rates must lie between 0 and 1")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -31,6 +30,7 @@ from astra_mesh.quant.mixed import even_bounds, shares
 from astra_mesh.tune.lora import adapt, merge
 from astra_mesh.tune.objective import Batch, Objective, alone, draw_shares
 from astra_mesh.tune.options import TuneOptions
+from astra_mesh.tune.processes import file_of_first, of_first, pick_device, rank, world
 from astra_mesh.tune.quantizer import TunedBook
 
 Progress = Callable[[int, int, str], None]
@@ -65,7 +65,8 @@ class Trainer:
         batches: given the number of batches to skip, an endless stream of this process's batches.
         held_out: batches that measure progress.
         options: checked here.
-        work: checkpoint and curve go there.
+        work: checkpoint and curve of the first process go there.
+        source: tells the data from others; a checkpoint of others is refused.
     """
 
     def __init__(
@@ -78,9 +79,10 @@ class Trainer:
         held_out: Sequence[Batch],
         options: TuneOptions,
         work: Path,
+        source: str = "",
     ) -> None:
         options.check_values()
-        self.options, self.work, self.batches = options, work, batches
+        self.options, self.work, self.batches, self.source = options, work, batches, source
         self.device = pick_device()
         self.held_out = [batch.to(self.device) for batch in held_out]
         if teacher is not None:
@@ -237,7 +239,7 @@ class Trainer:
 
     def _identity(self) -> dict[str, Any]:
         options = {key: str(value) for key, value in asdict(self.options).items() if key != "steps"}
-        return {"codebook": self.book.codebook.id, "options": options}
+        return {"codebook": self.book.codebook.id, "options": options, "source": self.source}
 
     def _save(self) -> None:
         path = self.work / CHECKPOINT
@@ -264,21 +266,22 @@ class Trainer:
             ) from error
 
     def _resume(self) -> None:
+        """From the first process's checkpoint, on all of them."""
         path = self.work / CHECKPOINT
-        if not path.exists():
+        if not of_first(path.exists):
             if rank() == 0:
                 (self.work / CURVE).unlink(missing_ok=True)  # of a run that ended
             return
         try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
+            state = torch.load(file_of_first(path), map_location=self.device, weights_only=True)
         except Exception as error:
             raise ModelError(
                 f"the checkpoint {path} cannot be read ({error}); delete it"
             ) from error
         if {key: state.get(key) for key in self._identity()} != self._identity():
             raise ModelError(
-                f"{path} is of a run with another codebook or other options; delete it, or name "
-                "another folder"
+                f"{path} is of a run with another codebook, other data or other options; delete "
+                "it, or name another folder with --work"
             )
         self._load(state["state"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -327,35 +330,3 @@ def cached(trained: str) -> Iterator[None]:
             yield
     else:
         yield
-
-
-def rank() -> int:
-    """Of this process."""
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def world() -> int:
-    """Number of processes."""
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def pick_device() -> torch.device:
-    """This process's GPU where there are some, else the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    return torch.device("cpu")
-
-
-@contextmanager
-def distributed() -> Iterator[None]:
-    """Joins the processes that ``torchrun`` started, if it did."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield
-        return
-    if torch.cuda.is_available():
-        torch.cuda.set_device(pick_device())
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()

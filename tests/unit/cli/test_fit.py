@@ -275,6 +275,21 @@ WRONG: dict[str, tuple[tuple[str, ...], int, str]] = {
     "no peers": (("--finetune", "-o", "new", "--peers", "0"), 2, "peers must lie in 1..64"),
     "default rate": (("--default-rate", "16"), 2, "--default-rate 16 is none of the --rates 4, 8"),
     "rates of astra": (("--codec", "astra"), 2, "astra has one rate (--groups, --codewords)"),
+    "sensitivity": (
+        ("--sensitivity", "inf"),
+        2,
+        "sensitivity must be a finite number of at least 0",
+    ),
+    "noise": (
+        ("--finetune", "-o", "new", "--noise", "inf"),
+        2,
+        "noise must be a finite number of at least 0, it is inf",
+    ),
+    "commitment": (
+        ("--finetune", "-o", "new", "--commitment", "inf"),
+        2,
+        "commitment must be a finite number of at least 0, it is inf",
+    ),
     "learning rate": (
         ("--finetune", "-o", "new", "--learning-rate", "0"),
         2,
@@ -286,6 +301,25 @@ WRONG: dict[str, tuple[tuple[str, ...], int, str]] = {
         "learning rates must lie between 0 and 1",
     ),
 }
+
+
+TRAINING = (
+    "--steps 5", "--batch 2", "--learning-rate 0.01", "--train lora", "--noise 0.3",
+    "--covariance full", "--distill 0.9", "--even", "--peers 2", "--precision fp32",
+    "--lora-rank 8", "--commitment 0", "--codebook-rate 0.01", "--patience 5", "--check 9",
+    "--held-out 5", "--held-out-data x.txt", "--work w",
+)  # fmt: skip
+
+
+def test_options_of_training_need_finetune(model: Path, data: Path) -> None:
+    """Also with the value of the default: a plain fit would write over the model's codebook."""
+    before = {path.name for path in model.iterdir()}
+    for text in TRAINING:
+        result = call(model, "--data", data, *QUICK, *text.split())
+        option = text.split()[0]
+        assert result.exit_code == 2, text
+        assert f"error: {option} is an option of training: give --finetune too" in result.stderr
+    assert {path.name for path in model.iterdir()} == before
 
 
 @pytest.mark.parametrize("name", WRONG)

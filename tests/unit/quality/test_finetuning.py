@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from astra_mesh.quality import EvalSettings, FitOptions, Sample, evaluate, finet
 from astra_mesh.quality.data import load_samples
 from astra_mesh.quality.finetuning import START, Finetuned, finetune
 from astra_mesh.quant.codebook import load_codebook
+from astra_mesh.quant.fit import Progress
 from astra_mesh.tune.options import TuneOptions
 from astra_mesh.tune.trainer import CHECKPOINT, CURVE, Trainer
 from tests.unit.bundle.making import photo, saved
@@ -394,6 +396,72 @@ def test_a_start_with_other_options_is_refused_by_name(tmp_path: Path) -> None:
     save_tensors(tmp_path / "toy" / "model.safetensors", tensors)
     with pytest.raises(CodebookError, match="fitted for other weights"):
         tuned(tmp_path, output="other")
+
+
+def other_data(folder: Path) -> dict[str, dict[str, Any]]:
+    """What makes another run of the same command, by the file that it does not fit."""
+    text = write(folder / "more", {"text.txt": words(48 * 100, start=7)}) / "text.txt"
+    return {
+        "data": {"data": text},
+        "window": {"window": 24},
+        "split": {"split": "eval"},
+        "seed": {"fit": replace(FIT, seed=1), "options": replace(TUNE, seed=1)},
+        "sensitivity": {"fit": replace(FIT, sensitivity=0.1)},
+        "held-out data": {"held_out_data": text, "split": "fit"},
+    }
+
+
+@pytest.mark.parametrize("what", ["data", "window", "split", "seed", "sensitivity"])
+def test_a_start_of_other_data_is_refused_by_name(tmp_path: Path, what: str) -> None:
+    tuned(tmp_path)
+    work = tmp_path / "new.work"
+    kept = contents(work)
+    with pytest.raises(ModelError, match=r"start\.safetensors is of a run with .* or other data"):
+        again(tmp_path, **other_data(tmp_path)[what])
+    assert contents(work) == kept
+
+
+def test_a_checkpoint_of_other_held_out_data_is_refused_by_name(tmp_path: Path) -> None:
+    """The codebook of the start is the same: it was not fitted to them."""
+    other = other_data(tmp_path)["held-out data"]
+
+    def stop(done: int, total: int, what: str) -> None:
+        if "loss" in what and done == 6:
+            raise KeyboardInterrupt
+
+    toy_bundle(tmp_path / "toy", "gpt2")
+    data_for("gpt2", tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        again(tmp_path, split="fit", progress=stop)
+    kept = contents(tmp_path / "new.work")
+    with pytest.raises(ModelError, match=r"checkpoint\.pt is of a run with .* other data"):
+        again(tmp_path, **other)
+    assert contents(tmp_path / "new.work") == kept
+    assert again(tmp_path, split="fit").fitted is None
+
+
+def again(
+    folder: Path,
+    *,
+    data: Path | None = None,
+    fit: FitOptions = FIT,
+    options: TuneOptions = TUNE,
+    progress: Progress = lambda done, total, what: None,
+    **named: Any,
+) -> Finetuned:
+    """Into another folder, with the same one to work in."""
+    found = finetune(
+        open_bundle(folder / "toy"),
+        data or folder / "text.txt",
+        fit,
+        options,
+        folder / "second",
+        progress,
+        work=folder / "new.work",
+        **named,
+    )
+    assert found is not None
+    return found
 
 
 # --- what goes wrong ------------------------------------------------------------------------------

@@ -18,12 +18,13 @@ from astra_mesh.bundle import open_bundle, verify
 from astra_mesh.bundle.tensors import load_weights
 from astra_mesh.quant.codebook import load_codebook
 from tests.bundles import GPT2, gpt2_tensors, write_bundle
+from tests.timings import patient
 from tests.unit.tune import two
 
 REPO_ROOT = Path(__file__).resolve().parents[3]
-LIMIT_S = 100.0  # seen: 9 s on two busy cores
+LIMIT_S = patient(200.0)  # seen: 9 s on two busy cores, 35 to 65 s beside long calculations
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(patient(480))]
 
 
 def free_port() -> int:
@@ -114,6 +115,37 @@ def test_two_halves_of_a_batch_are_one_batch(bundle: Path, data: Path, tmp_path:
     for ours, theirs in zip(curve(tmp_path / "both"), curve(tmp_path / "one"), strict=True):
         for name in ("held_out_mesh", "held_out_alone"):
             assert float(ours[name]) == pytest.approx(float(theirs[name]), abs=1e-4)
+
+
+def test_processes_need_no_folder_in_common(bundle: Path, data: Path, tmp_path: Path) -> None:
+    """The first one's codebook is everybody's, and the others say what they wait for."""
+    done = torchrun(two.__name__, bundle, data, tmp_path / "apart", 4, "apart")
+    assert done.returncode == 0, done.stderr
+    assert "process 1: waiting for the first process, which fits the codebook" in done.stderr
+    assert "process 0: waiting" not in done.stderr
+    assert [row["step"] for row in curve(tmp_path / "apart" / "0" / "new")] == ["0", "3", "6"]
+    assert not (tmp_path / "apart" / "1").exists()
+
+
+def test_a_checkpoint_of_the_first_process_is_everybody_s(
+    bundle: Path, data: Path, tmp_path: Path
+) -> None:
+    first = tmp_path / "apart" / "0"
+
+    def stop(done: int, total: int, what: str) -> None:
+        if "loss" in what and done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        two.run(bundle, data, first / "new", 4, first / "work", stop)
+    (before,) = [row for row in curve(first / "work") if row["step"] == "3"]
+    done = torchrun(two.__name__, bundle, data, tmp_path / "apart", 4, "apart")
+    assert done.returncode == 0, done.stderr
+    assert "waiting" not in done.stderr
+    rows = curve(first / "new")
+    assert [row["step"] for row in rows] == ["0", "3", "6"]
+    assert rows[1] == before
+    assert not (tmp_path / "apart" / "1").exists()
 
 
 def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:

@@ -70,6 +70,7 @@ def trainer(
     batches: Stream | None = None,
     held_out: list[Batch] | None = None,
     book: Codebook | None = None,
+    source: str = "",
 ) -> Trainer:
     """A run from the same start each time; ``stop``: killed when it asks for that batch."""
     task, make = MADE[kind]
@@ -89,6 +90,7 @@ def trainer(
         held_out or [make(seed) for seed in (7, 8)],
         options,
         work,
+        source,
     )
 
 
@@ -338,6 +340,7 @@ def test_the_checkpoint_of_another_run_is_refused_by_name(work: Path) -> None:
         trainer(work, replace(SHORT, seed=1)),
         trainer(work, replace(SHORT, trained="lora")),
         trainer(work, book=other),
+        trainer(work, source="other data"),
     ):
         with pytest.raises(ModelError, match=r"checkpoint\.pt is of a run with another codebook"):
             run.run()
@@ -498,6 +501,11 @@ def test_a_measurement_that_is_no_number_ends_the_run(work: Path) -> None:
         {"distill": math.nan},
         {"noise": -0.1},
         {"commitment": -1.0},
+        {"noise": math.inf},
+        {"noise": math.nan},
+        {"commitment": math.inf},
+        {"reconstruction": math.inf},
+        {"decay": math.inf},
         {"learning_rate": 0.0},
         {"learning_rate": math.nan},
         {"codebook_rate": 1.0},
