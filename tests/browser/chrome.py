@@ -40,6 +40,13 @@ _FLAGS = (
 )
 
 
+_WENT = ("Inspected target navigated or closed", "Execution context was destroyed.")
+
+
+class PageWentError(AssertionError):
+    """The page that was asked gave way to another one meanwhile."""
+
+
 class Tab:
     """One page."""
 
@@ -75,6 +82,8 @@ class Tab:
         future = self._waiting[number] = asyncio.get_running_loop().create_future()
         await self._socket.send_json({"id": number, "method": method, "params": params})
         answer = await asyncio.wait_for(future, WAIT_S)
+        if answer.get("error", {}).get("message") in _WENT:
+            raise PageWentError((method, answer))
         assert "error" not in answer, (method, answer)
         return answer["result"]
 
@@ -118,13 +127,20 @@ class Tab:
     async def until(self, script: str, within_s: float = 3 * WAIT_S) -> None:
         """Wait until an expression is true."""
         end = asyncio.get_running_loop().time() + within_s
-        while not await self.eval(f"Boolean({script})"):
+        while not await self._holds(script):
             if asyncio.get_running_loop().time() > end:
                 text = await self.eval("document.body.innerText")
                 raise AssertionError(
                     f"not within {within_s} s: {script}\n{text}\n{self.complaints}"
                 )
             await asyncio.sleep(0.05)
+
+    async def _holds(self, script: str) -> bool:
+        """Whether an expression is true; not so while one page gives way to another."""
+        try:
+            return bool(await self.eval(f"Boolean({script})"))
+        except PageWentError:
+            return False
 
     async def text(self, selector: str) -> str:
         found = await self.eval(f"document.querySelector({json.dumps(selector)}).innerText")
