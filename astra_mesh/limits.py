@@ -238,8 +238,8 @@ STRANGERS_HANDSHAKES_PER_S: Final = 8  # of all of them: one machine may have ma
 STRANGERS_HANDSHAKES_BURST: Final = 24
 RATED_HOSTS: Final = 1_024  # whose handshakes are counted: 200 KB
 # To take a connection and to close it costs 50 us, half of it in the kernel. So no flood costs more
-# than 1,280 of them a second: 6 % of a core. With half as many the queue of a flood of 1,000 a second
-# was full, and clients of this very machine did not get in for seconds.
+# than 1,280 of them a second: 6 % of a core. With half as many the queue of a flood of 1,000 a
+# second was full, and clients of this very machine did not get in for seconds.
 ACCEPTS: Final = 32  # connections that are taken in one go
 ACCEPT_REST_S: Final = 0.025  # until the next go, if one of them was one too many
 HANDSHAKE_S: Final = 5.0  # TLS handshake: 0.1 s on a slow board, 2 s on a bad Wi-Fi
