@@ -25,9 +25,10 @@ Kept = Mapping[tuple[int, int], Sequence[CodeArray]]  # by block and shard
 class Deviation(NamedTuple):
     """How far one block's codes, or the pooled vector, are from what they should be."""
 
-    block: int  # layout.blocks: the pooled vector
+    block: int
     mean: float  # :class:`astra_mesh.quant.judge.Judge`, over the tokens
     worst: float  # token
+    pooled: bool = False  # the vector after the last block, not the codes before this one
 
 
 class Recheck:
@@ -97,4 +98,4 @@ class Recheck:
         error = float((own.double() - vector.double()).square().sum()) / energy
         if abs(own_weight - weight) > 1e-3 * abs(own_weight):
             error = max(error, 1.0)
-        return Deviation(self._layout.blocks, error, error)
+        return Deviation(self._layout.blocks - 1, error, error, pooled=True)

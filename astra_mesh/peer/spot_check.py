@@ -104,11 +104,9 @@ class SpotChecks:
         while len(self._shunned) >= limits.CANDIDATES:
             del self._shunned[next(iter(self._shunned))]
         self._shunned[peer] = self._clock() + limits.SHUN_S
-        what = f"the codes of block {wrong.block}"
-        if wrong is found[-1] and len(found) > 1 and wrong.block > found[-2].block + 1:
-            what = "the result"
+        what = "the result" if wrong.pooled else f"the codes of block {wrong.block}"
         text = (
-            f"{what} that {name} ({peer[:8]}) sent are not what its share of the request gives "
+            f"{what} that {name} ({peer[:8]}) sent: not what its share of the request gives "
             f"(off by {wrong.mean:.2g}, by up to {wrong.worst:.2g} for one token); it is left out "
             f"for {limits.SHUN_S / 60:.0f} minutes"
         )
@@ -129,6 +127,8 @@ def checkable(layout: Layout, me: int) -> list[int]:
         return all(layout.stages[one, shard] == layout.stages[one, me] for one in sources)
 
     senders = {source for block in blocks for source in layout.sources(me, block)}
+    if me == layout.answering():
+        senders |= {shard for shard in range(len(layout.bounds)) if layout.wanted(shard)} - {me}
     return sorted(shard for shard in senders if alike(shard))
 
 

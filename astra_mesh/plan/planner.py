@@ -94,7 +94,7 @@ class Room:
 
 def _limit(job: Job, others: Sequence[Candidate]) -> int:
     """The largest number of peers."""
-    return min(job.max_peers or len(others) + 1, len(others) + 1, job.tokens)
+    return min(job.max_peers or len(others) + 1, len(others) + 1, job.most_shards)
 
 
 def settle(room: Room, best: Trial | None) -> Choice:
@@ -121,7 +121,7 @@ def _only_one(job: Job, others: Sequence[Candidate], limit: int) -> str:
         return job.alone or "no other peer here holds this model and codebook"
     if job.max_peers == 1:
         return "at most one peer was asked for"
-    return "the input is a single token" if limit <= 1 else ""
+    return "the input is too short to be shared" if limit <= 1 else ""
 
 
 def _same_measure(candidates: Sequence[Candidate]) -> list[Candidate]:

@@ -49,6 +49,19 @@ class Job:
         return round(8 * self.token_bytes[self.stages])
 
     @property
+    def most_shards(self) -> int:
+        """Each with a token that counts: a copied class token is not sent, everyone has it."""
+        return self.tokens - (self.class_token == "distributed" and self.tokens > 1)
+
+    def useful(self, sizes: Sequence[int]) -> list[int]:
+        """Shard sizes of which the first, where it is a copied class token alone, gets one more."""
+        sizes = list(sizes)
+        most = sizes.index(max(sizes))
+        if self.class_token == "distributed" and sizes[0] == 1 < sizes[most]:
+            sizes[0], sizes[most] = 2, sizes[most] - 1
+        return sizes
+
+    @property
     def codes(self) -> Codes:
         """What is sent."""
         return Codes(self.model, self.codec, self.codebook, self.bits)
@@ -83,7 +96,7 @@ class Search:
 
     def trial(self, group: Sequence[Candidate], sizes: Sequence[int]) -> Trial:
         """The prediction for one group with given sizes."""
-        layout = _layout(self.job, sizes)
+        layout = _layout(self.job, self.job.useful(sizes))
         work = Work(self.job.token_bytes, self.me.peer, self.job.input_bytes)
         found = predict(layout, work, group, self.links)
         drift = drift_of(frozenset(one.peer for one in group), self.job.drifts)

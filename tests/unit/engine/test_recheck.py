@@ -136,9 +136,7 @@ def test_the_same_arithmetic_deviates_by_nothing(kind: str, pooling: Pooling, co
         found = request.check(shard)
         coded = range(request.layout.first_block, request.layout.blocks)
         last = pooling == "class"  # the last block's codes go to the class token's shard only
-        assert [one.block for one in found if one.block < request.layout.blocks] == list(
-            coded[: len(coded) - last]
-        )
+        assert [one.block for one in found if not one.pooled] == list(coded[: len(coded) - last])
         assert max(abs(one.worst) for one in found) < 1e-3
 
 
@@ -238,8 +236,16 @@ def test_a_false_result_is_found(class_token: ClassToken) -> None:
             steps = Recheck(model, layout, codec, request.inputs, 0, request.kept(0), pooled)
             *_, last = steps.blocks()
         assert last is not None
-        assert last.block == layout.blocks
+        assert last.pooled
         assert is_false(last) is wrong
+
+
+def test_a_shard_that_sends_its_result_only_is_checked() -> None:
+    """Every shard has a copy of the class token, so one of it alone sends no codes."""
+    model = model_of("vit")
+    layout = make_layout(model.spec, [(0, 1), (1, 17)], pooling="class", class_token="distributed")
+    assert checkable(layout, 1) == [0]
+    assert checkable(layout, 0) == [1]  # its codes; its result goes to the answering shard
 
 
 def test_a_shard_that_gets_other_rates_is_not_checked() -> None:

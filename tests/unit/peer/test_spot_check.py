@@ -121,6 +121,9 @@ def test_a_liar_is_named_and_left_out_for_a_while(caplog: pytest.LogCaptureFixtu
     said = checks.judge(A, "kitchen", [*FINE, Deviation(3, 0.9, 2.0), Deviation(4, 0.8, 1.0)])
     assert said is not None
     assert f"the codes of block 3 that kitchen ({A[:8]}) sent" in said
+    result = checks.judge(A, "kitchen", [Deviation(3, 0.9, 0.9, pooled=True)])
+    assert result is not None
+    assert result.startswith(f"the result that kitchen ({A[:8]}) sent")
     assert said in caplog.text
     assert checks.shuns(A)
     assert not checks.shuns(B)

@@ -161,7 +161,7 @@ def test_what_others_have_to_be_sent_first_counts() -> None:
         ({}, 0, "no other peer here holds"),
         ({"max_peers": 1}, 2, "at most one"),
         ({"max_peers": 1, "use": Use.ALL}, 2, "at most one"),
-        ({"tokens": 1}, 2, "single token"),
+        ({"tokens": 1}, 2, "too short to be shared"),
     ],
 )
 def test_reasons_for_one_device(change: dict, others: int, reason: str) -> None:
@@ -222,6 +222,19 @@ def test_shares_are_whole_positive_and_complete(tokens: int, weights: list[float
 def test_proportional_to_speed() -> None:
     group = [device("a", 1e-4), device("b", 2e-4), device("c", 4e-4)]
     assert proportional(700, group) == [400, 200, 100]
+
+
+@pytest.mark.parametrize(("tokens", "wanted"), [(1, [1]), (2, [2]), (3, [2, 1]), (17, [2, 15])])
+def test_nobody_computes_a_copied_class_token_alone(tokens: int, wanted: list[int]) -> None:
+    """Everyone has it, and its codes are not sent: it would be work for nothing."""
+    slow, me = device("a", 1.0), device("b", 1e-6)
+    for class_token in ("single", "distributed"):
+        asked = replace(job(tokens, causal=False, use=Use.ALL), class_token=class_token)
+        found = sizes(choose(asked, me, [slow], links([slow, me])))
+        if class_token == "distributed":
+            assert list(found.values()) == wanted
+        elif tokens > 1:
+            assert list(found.values()) == [1, tokens - 1]
 
 
 def test_many_peers_are_planned_for_within_a_moment() -> None:
