@@ -159,6 +159,14 @@ def peer(
             "free memory stays free.",
         ),
     ] = True,
+    low_memory: Annotated[
+        bool,
+        typer.Option(
+            "--low-memory",
+            help="Take less memory and more time: codes are decoded without tables, and models "
+            "are loaded only when somebody asks.",
+        ),
+    ] = False,
     pulse: Annotated[
         bool,
         typer.Option(
@@ -227,6 +235,7 @@ def peer(
             models=tuple(model) if model else None,
             spot_check=spot_check,
             preload=preload,
+            low_memory=low_memory,
             pulse=pulse,
             record=record,
         )

@@ -50,8 +50,8 @@ class _MadeUp(VectorCodec):
     they will.
     """
 
-    def __init__(self, model: Model, codebook: Codebook) -> None:
-        super().__init__(model, codebook)
+    def __init__(self, model: Model, codebook: Codebook, tables: bool) -> None:
+        super().__init__(model, codebook, lean=not tables)
         self.can_look_up = self.decoder == "table"
         self._made: dict[tuple[int, int], Table] = {}
         self._rows, self._at = torch.empty(0), 0
@@ -84,9 +84,10 @@ class _MadeUp(VectorCodec):
 
 
 @torch.inference_mode()
-def measure_codebook(model: Model, codebook: Codebook) -> CodeTimes:
-    """Measure the smallest and the largest rate. Runs in the compute thread."""
-    codec = _MadeUp(model, codebook)
+def measure_codebook(model: Model, codebook: Codebook, tables: bool = True) -> CodeTimes:
+    """Measure the smallest and the largest rate, with ``tables`` or without. Runs in the compute
+    thread."""
+    codec = _MadeUp(model, codebook, tables)
     low, high = codec.able[0], codec.able[-1]
     points = {stages: _measure(model, codec, stages) for stages in sorted({low, high})}
     found = CodeTimes()

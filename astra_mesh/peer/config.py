@@ -38,6 +38,8 @@ class PeerConfig:
             computed once more; 0: none. See :mod:`astra_mesh.peer.spot_check`.
         preload: Whether models are loaded before somebody asks, while the peer has nothing to do
             and memory is plenty.
+        low_memory: Whether codes are decoded without tables, which takes longer, and no model is
+            loaded before somebody asks.
         pulse: Whether the peer looks now and then how fast it is, while it has nothing to do, and
             tells others: see :mod:`astra_mesh.peer.pace`.
         record: Folder for one JSON file per request with the time of each step; None: none.
@@ -58,5 +60,6 @@ class PeerConfig:
     timings: Timings = field(default_factory=Timings)
     spot_check: float = 0.0
     preload: bool = False
+    low_memory: bool = False
     pulse: bool = False
     record: Path | None = None

@@ -37,6 +37,7 @@ class Loaded:
     chosen: Chosen = field(default_factory=Chosen)  # number format
     problems: tuple[str, ...] = ()  # codebooks that are left out, and why
     quality: Quality | None = None  # what was measured and stored
+    tables: bool = True  # whether codes may be decoded by them
     names: dict[CodebookId, str] = field(default_factory=dict)  # as `models` shows them
     steps: StepQueue = field(default_factory=StepQueue)  # of all texts that are being decoded
     times: dict[CodebookId, CodeTimes] = field(default_factory=dict)  # on this device
@@ -102,7 +103,7 @@ class Loaded:
                 raise CodebookError(
                     f"{self.bundle.name} has no codebook {codebook[:12] or name!r} on this device"
                 )
-            self._codecs[key] = make_codec(name, self.model, book)
+            self._codecs[key] = make_codec(name, self.model, book, lean=not self.tables)
         return self._codecs[key]
 
     def named(self, name: str) -> dict[CodebookId, Codebook]:

@@ -42,7 +42,12 @@ def load(bundle: Bundle, precision: Wanted = "fp32") -> Loaded:
 
 
 def loading(
-    bundle: Bundle, precision: Wanted, known: Figures | None, words: Bundle | None = None
+    bundle: Bundle,
+    precision: Wanted,
+    known: Figures | None,
+    words: Bundle | None = None,
+    *,
+    tables: bool = True,
 ) -> Parts[tuple[Loaded, Figures]]:
     """A model in memory, and what is known of its speed now. In the compute thread.
 
@@ -51,6 +56,7 @@ def loading(
         precision: To run it in.
         known: What was measured before.
         words: The copy that texts are read with, where that is another folder.
+        tables: Whether codes may be decoded by tables.
 
     Raises:
         AstraMeshError: It cannot be loaded.
@@ -72,10 +78,11 @@ def loading(
         words=words,
         chosen=chosen,
         quality=quality_of(bundle),
+        tables=tables,
     )
     yield
     yield from _measuring_codebooks(loaded, known)
-    for code in choose_codes(loaded, Options(), model.spec.tasks[0])[0]:
+    for code in choose_codes(loaded, Options(), model.spec.tasks[0])[0] if tables else ():
         if isinstance(code.codec, VectorCodec):
             code.codec.prepare(code.stages)
             yield
@@ -92,7 +99,7 @@ def measuring_again(loaded: Loaded, known: Figures) -> Parts[Figures]:
     codes = {}
     for key, book in loaded.codebooks.items():
         yield
-        codes[key] = measure_codebook(loaded.model, book)
+        codes[key] = measure_codebook(loaded.model, book, loaded.tables)
     loaded.times.update(codes)
     return Figures(
         known.precision,
@@ -179,5 +186,5 @@ def _measuring_codebooks(loaded: Loaded, known: Figures | None) -> Parts[None]:
             continue
         if key not in loaded.times:
             times = known.times_of(book) if known is not None else None
-            loaded.times[key] = times or measure_codebook(loaded.model, book)
+            loaded.times[key] = times or measure_codebook(loaded.model, book, loaded.tables)
             yield

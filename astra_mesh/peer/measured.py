@@ -56,6 +56,7 @@ class Conditions(msgspec.Struct, frozen=True):
     threads: int
     cores: float
     cpu: str
+    tables: bool = True  # whether codes may be decoded by them
     torch: str = str(torch.__version__)
     software: str = __version__
 
@@ -208,9 +209,9 @@ class Measured:
                 path.unlink(missing_ok=True)
 
 
-def conditions(model: ModelId, wanted: Wanted, cores: float) -> Conditions:
+def conditions(model: ModelId, wanted: Wanted, cores: float, tables: bool = True) -> Conditions:
     """Of this process; in the compute thread, whose number of threads counts. Blocks."""
-    return Conditions(model, wanted, torch.get_num_threads(), cores, cpu())
+    return Conditions(model, wanted, torch.get_num_threads(), cores, cpu(), tables)
 
 
 def cpu() -> str:

@@ -34,6 +34,7 @@ from astra_mesh.limits import (
     RECHECK_S,
     RESCAN_S,
 )
+from astra_mesh.memory import give_back
 from astra_mesh.peer.config import Wanted
 from astra_mesh.peer.device import free_memory_bytes, usable_cores
 from astra_mesh.peer.loaded import AnyCodec, Loaded, choose_stages
@@ -72,6 +73,7 @@ class ModelHost(Offers):
         precision: to run them in.
         on_change: called when the offers change.
         measured: what is known of their speed from before.
+        tables: whether codes may be decoded by tables.
     """
 
     def __init__(
@@ -81,11 +83,13 @@ class ModelHost(Offers):
         on_change: Callable[[], None] = lambda: None,
         precision: Wanted = "fp32",
         measured: Measured | None = None,
+        tables: bool = True,
     ) -> None:
         super().__init__(names)
         self._measured = measured or Measured(None)
         self._names, self._compute, self._on_change = names, compute, on_change
         self._precision: Wanted = precision
+        self._tables = tables
         self._seen: Look = frozenset()  # when the models were read
         self._last: Look = frozenset()  # a moment ago
 
@@ -192,7 +196,9 @@ class ModelHost(Offers):
             known = await self._compute(self._measured.read, about)
             async with self._measured.turn(about, needed=known is None):
                 known = known or await self._compute(self._measured.read, about)
-                parts = loading(entry.bundle, self._precision, known, entry.words)
+                parts = loading(
+                    entry.bundle, self._precision, known, entry.words, tables=self._tables
+                )
                 try:
                     loaded, figures = await in_turns(self._compute, parts, between)
                 except (BadBundleError, UnsupportedModelError) as error:
@@ -204,6 +210,7 @@ class ModelHost(Offers):
             entry.about, entry.figures, entry.loaded = about, figures, loaded
             entry.doubtful = known is not None
             self._tell(entry, loaded)
+            await self._compute(give_back)
             return loaded
 
     async def _leave_out(self, entry: Entry, error: ModelError) -> None:
@@ -218,7 +225,7 @@ class ModelHost(Offers):
     async def _about(self, entry: Entry) -> Conditions:
         cores = await asyncio.to_thread(usable_cores)
         model = entry.offer.id
-        return await self._compute(conditions, model, self._precision, cores)
+        return await self._compute(conditions, model, self._precision, cores, self._tables)
 
     def _tell(self, entry: Entry, loaded: Loaded) -> None:
         """What a model in memory can do, to the others."""

@@ -95,6 +95,7 @@ class Peer:
             self._tell_status,
             config.precision,
             Measured(_measured_folder(config)),
+            tables=not config.low_memory,
         )
         self.models.holders = partial(view.holders_of, self)
         self.watch = Watch()
@@ -186,7 +187,7 @@ class Peer:
                 self._requests = requests = Requests(self, group, recorder)
                 tasks.start(group, "new models", self.models.watch)
                 tasks.start(group, "figures of links", self._tell_figures)
-                if self.config.preload:
+                if self.config.preload and not self.config.low_memory:
                     tasks.start(group, "models loaded ahead", self._preload)
                 if self.config.pulse:
                     tasks.start(group, "the pulse", self._follow_pace)

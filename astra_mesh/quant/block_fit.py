@@ -49,8 +49,8 @@ def predicted_rows(batch: Batch, index: int, book: BlockBook, coded: Tensor) -> 
 
 def added_rows(coder: BlockCoder, residual: Tensor) -> Tensor:
     """What the codes of ``residual`` (N, D) stand for: (N, D)."""
-    y = coder.decode(coder.encode(residual))
-    return y if coder.synthesis is None else y @ coder.synthesis.T
+    y, synthesis = coder.decode(coder.encode(residual)), coder.synthesis
+    return y if synthesis is None else y @ synthesis.T
 
 
 @dataclass(frozen=True)

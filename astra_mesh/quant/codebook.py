@@ -35,6 +35,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
@@ -49,6 +50,7 @@ from astra_mesh.bundle.books import (
     no_book,
     numbers,
 )
+from astra_mesh.bundle.configs import bad_file
 from astra_mesh.bundle.tensors import open_tensors, read_metadata, save_tensors
 from astra_mesh.errors import BadBundleError
 from astra_mesh.limits import BLOCKS, STAGES
@@ -61,14 +63,14 @@ _KINDS: Final = {torch.float16: "<f2", torch.float32: "<f4", torch.int32: "<i4"}
 
 @dataclass(frozen=True)
 class BlockBook:
-    """The quantizer of one block at one number of stages."""
+    """The quantizer of one block at one number of stages: float32, or as it is stored."""
 
-    codewords: tuple[Tensor, ...]  # per stage (G, K, W) float32
+    codewords: tuple[Tensor, ...]  # per stage (G, K, W)
     orders: tuple[Tensor, ...] = ()  # per stage (G * W,) int64: coordinates; R: none (padding)
-    center: Tensor | None = None  # (D,) float32
-    analysis: Tensor | None = None  # (R, D) float32
-    synthesis: Tensor | None = None  # (D, R) float32
-    predict: Tensor | None = None  # (H, D, D) float32, row vectors times matrix
+    center: Tensor | None = None  # (D,)
+    analysis: Tensor | None = None  # (R, D)
+    synthesis: Tensor | None = None  # (D, R)
+    predict: Tensor | None = None  # (H, D, D), row vectors times matrix
 
     def first(self, stages: int) -> BlockBook:
         """The same with the first stages only."""
@@ -79,6 +81,21 @@ class BlockBook:
             self.analysis,
             self.synthesis,
             self.predict,
+        )
+
+    def floats(self) -> BlockBook:
+        """The same in float32, ready to compute with."""
+
+        def float32(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.float()
+
+        return BlockBook(
+            tuple(one.float() for one in self.codewords),
+            self.orders,
+            float32(self.center),
+            float32(self.analysis),
+            float32(self.synthesis),
+            float32(self.predict),
         )
 
     def tensors(self) -> dict[str, Tensor]:
@@ -108,7 +125,8 @@ class Codebook:
     size: int  # codewords of each group
     default_stages: int
     # By number of stages, then of blocks first_block, first_block + 1, ...; without history the
-    # largest number only, whose prefixes are the others.
+    # largest number only, whose prefixes are the others. Of a file they are as stored, so that
+    # what nobody uses takes no memory.
     levels: Mapping[int, tuple[BlockBook, ...]]
     class_token: str = "single"  # or "distributed": what it was made for
 
@@ -142,12 +160,12 @@ class Codebook:
         return {stages: self.rate(stages) for stages in self.able}
 
     def book(self, block: int, stages: int) -> BlockBook:
-        """The quantizer of ``block`` with so many stages."""
+        """The quantizer of ``block`` with so many stages, in float32."""
         if stages in self.levels:
-            return self.levels[stages][block - self.first_block]
+            return self.levels[stages][block - self.first_block].floats()
         if self.history:
             raise KeyError(stages)
-        return self.levels[self.stages][block - self.first_block].first(stages)
+        return self.levels[self.stages][block - self.first_block].first(stages).floats()
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors under their canonical names ``stages.block.name``, as stored."""
@@ -176,9 +194,10 @@ class Codebook:
             "class_token": self.class_token,
         }
 
-    @property
+    @cached_property
     def id(self) -> CodebookId:
-        """SHA-256 of the canonical form: version and kind, then each tensor by name."""
+        """SHA-256 of the canonical form: version and kind, then each tensor by name. Reads it all,
+        once."""
         digest = hashlib.sha256(f"{FORMAT}/{VERSION}\0".encode())
         for key, value in sorted(self.metadata().items()):
             if key not in ("format", "version", "default_stages"):
@@ -204,7 +223,7 @@ def sources(history: int, block: int) -> tuple[int, ...]:
 
 def as_stored(book: BlockBook) -> BlockBook:
     """The book with the precision that its file has, so that fitting sees what running will."""
-    return _book(book.tensors(), len(book.codewords))
+    return _stored(book.tensors(), len(book.codewords)).floats()
 
 
 def load_codebook(path: Path, model: ModelId | None = None) -> Codebook:
@@ -214,15 +233,30 @@ def load_codebook(path: Path, model: ModelId | None = None) -> Codebook:
         CodebookError: not a codebook, inconsistent, or of another model than ``model``.
     """
     try:
-        meta = read_metadata(path)
-        tensors = dict(open_tensors(path))
+        meta, before = read_metadata(path), _stamp(path)
+        tensors = open_tensors(path)
+        check_metadata(path, meta, model)
+        checked = _from_tensors(meta, tensors)
+        check(checked)
+        # All of it was read for that. Of another mapping only what is used comes into memory.
+        found = _from_tensors(meta, open_tensors(path))
+        if _stamp(path) != before:
+            raise bad_file(path, "changed while it was read", "try again")
     except BadBundleError as error:
         raise no_book(error) from error
-    check_metadata(path, meta, model)
-    try:
-        return _from_tensors(meta, tensors)
     except (KeyError, ValueError, IndexError, TypeError) as error:
         raise inconsistent(path, error) from error
+    vars(found)["id"] = checked.id
+    return found
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    """Another one where a file was written or replaced; BadBundleError where it is gone."""
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise bad_file(path, f"cannot be read ({error.strerror})") from error
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _from_tensors(meta: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Codebook:
@@ -232,12 +266,12 @@ def _from_tensors(meta: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Cod
         raise ValueError("blocks out of range")
     levels = {
         stages: tuple(
-            block_book(tensors, f"{stages}.{block}.", stages)
+            _stored(_below(tensors, f"{stages}.{block}."), stages)
             for block in range(first, first + blocks)
         )
         for stages in numbers(meta["stages"], STAGES)
     }
-    book = Codebook(
+    return Codebook(
         codec=meta["codec"],
         model=ModelId(meta["model"]),
         hidden_size=int(meta["hidden_size"]),
@@ -249,13 +283,11 @@ def _from_tensors(meta: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Cod
         levels=levels,
         class_token=meta["class_token"],
     )
-    check(book)
-    return book
 
 
 def block_book(tensors: Mapping[str, Tensor], prefix: str, stages: int) -> BlockBook:
-    """The quantizer whose tensors have that prefix; KeyError where some lack."""
-    return _book(_below(tensors, prefix), stages)
+    """The quantizer whose tensors have that prefix, in float32; KeyError where some lack."""
+    return _stored(_below(tensors, prefix), stages).floats()
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -266,18 +298,15 @@ def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     }
 
 
-def _book(tensors: Mapping[str, Tensor], stages: int) -> BlockBook:
-    def optional(name: str) -> Tensor | None:
-        return tensors[name].float() if name in tensors else None
-
+def _stored(tensors: Mapping[str, Tensor], stages: int) -> BlockBook:
     orders = [tensors[f"order.{s}"].long() for s in range(stages) if f"order.{s}" in tensors]
     return BlockBook(
-        tuple(tensors[f"codewords.{stage}"].float() for stage in range(stages)),
+        tuple(tensors[f"codewords.{stage}"] for stage in range(stages)),
         tuple(orders),
-        optional("center"),
-        optional("analysis"),
-        optional("synthesis"),
-        optional("predict"),
+        tensors.get("center"),
+        tensors.get("analysis"),
+        tensors.get("synthesis"),
+        tensors.get("predict"),
     )
 
 

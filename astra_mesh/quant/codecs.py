@@ -174,7 +174,12 @@ def _from_int4(rows: CodeArray, hidden: int) -> Tensor:
 
 
 def make_codec(
-    name: str, model: Model, codebook: Codebook | None = None, decoder: str = "table"
+    name: str,
+    model: Model,
+    codebook: Codebook | None = None,
+    decoder: str = "table",
+    *,
+    lean: bool = False,
 ) -> PlainCodec | VectorCodec:
     """The codec of that name; CodecError for an unknown one, CodebookError without its codebook."""
     if name in PLAIN:
@@ -190,4 +195,4 @@ def make_codec(
         codebook.blocks != model.spec.num_hidden_layers - codebook.first_block
     ):
         raise CodebookError("the codebook does not fit the model's blocks; fit it again")
-    return VectorCodec(model, codebook, decoder)
+    return VectorCodec(model, codebook, decoder, lean)

@@ -96,9 +96,11 @@ class BlockCoder:
     """
 
     def __init__(self, book: BlockBook, dtype: torch.dtype = torch.float32) -> None:
-        self.book = book
+        # Without what is kept below in another form.
+        self.book = BlockBook(book.codewords, (), book.center, None, None, book.predict)
         size = book.codewords[0].shape[0] * book.codewords[0].shape[2]
-        analysis, self.synthesis, orders = _first_cut_in_place(book)
+        analysis, synthesis, orders = _first_cut_in_place(book)
+        self._synthesis = None if synthesis is None else _small(synthesis)
         self.analysis = None if analysis is None else analysis.to(dtype)
         coordinates = size if analysis is None else len(analysis)
         self.stages = [
@@ -106,6 +108,16 @@ class BlockCoder:
             for codewords, order in zip(book.codewords, orders, strict=True)
         ]
         self._rows: Tensor | None = None
+
+    @property
+    def turns(self) -> bool:
+        """Whether coordinates are others than those of n."""
+        return self._synthesis is not None
+
+    @property
+    def synthesis(self) -> Tensor | None:
+        """(D, R) float32, its columns as the first stage cuts coordinates."""
+        return None if self._synthesis is None else self._synthesis.float()
 
     def encode(self, residual: Tensor) -> list[npt.NDArray[np.int64]]:
         """Codes (G, T) of each stage for ``n - p`` (T, D)."""
@@ -144,15 +156,17 @@ class BlockCoder:
     def rows(self) -> Tensor:
         """Every codeword as what it adds to n^: (codewords of all stages and groups, D)."""
         if self._rows is None:
-            assert self.synthesis is not None
-            self._rows = self._rows_through(self.synthesis.T)
+            synthesis = self.synthesis
+            assert synthesis is not None
+            self._rows = self._rows_through(synthesis.T)
         return self._rows
 
     def rows_through(self, reach: Tensor) -> Tensor:
         """:attr:`rows` multiplied by ``reach`` (D, N), at a fraction of the cost: a codeword lies
         in the few coordinates of its group."""
-        assert self.synthesis is not None
-        return self._rows_through(self.synthesis.T @ reach)
+        synthesis = self.synthesis
+        assert synthesis is not None
+        return self._rows_through(synthesis.T @ reach)
 
     def _rows_through(self, matrix: Tensor) -> Tensor:
         """What every codeword becomes if coordinates are multiplied by ``matrix`` (R, N)."""
@@ -161,6 +175,12 @@ class BlockCoder:
             wide = stage.codewords @ stage.cut.spread(matrix)
             found.append(wide.flatten(0, 1))
         return torch.cat(found)
+
+
+def _small(tensor: Tensor) -> Tensor:
+    """The same numbers in half the memory, where they come from a file."""
+    half = tensor.half()
+    return half if torch.equal(half.float(), tensor) else tensor
 
 
 def _first_cut_in_place(

@@ -222,7 +222,7 @@ class _Fitter:
                 self._known(block, batches)
             else:
                 coder = self._coder(block, index, stages, batches)
-                books.append(coder.book)
+                books.append(self.done[stages, index].book)
                 for batch in batches:
                     self._advance(block, index, coder, batch)
             self.steps += 1

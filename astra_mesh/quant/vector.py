@@ -151,14 +151,18 @@ class VectorCodec:
         codebook: of that model.
         decoder: "table" or "project", see the module. ``astra`` can only project, because it
             quantizes before the norm; so do tables above :data:`TABLE_BYTES`.
+        lean: without any tables, so with one product more; "project" only.
     """
 
-    def __init__(self, model: Model, codebook: Codebook, decoder: str = "table") -> None:
+    def __init__(
+        self, model: Model, codebook: Codebook, decoder: str = "table", lean: bool = False
+    ) -> None:
         self.name, self.codebook, self.model = codebook.codec, codebook, model
         self.stages, self.able = codebook.stages, codebook.able
         self.first_block = codebook.first_block
         self.dtype = np.uint8 if codebook.code_bits <= 8 else np.uint16
-        possible = codebook.codec == "vq" and self._table_bytes() <= TABLE_BYTES
+        self.lean = lean
+        possible = codebook.codec == "vq" and not lean and self._table_bytes() <= TABLE_BYTES
         self.decoder = decoder if possible else "project"
         self._coders: dict[tuple[int, int], BlockCoder] = {}
         self._tables: dict[tuple[int, int], Table] = {}
@@ -214,8 +218,12 @@ class VectorCodec:
     def added(self, block: int, stages: int, codes: Sequence[CodeArray]) -> Tensor:
         """What codes add to the prediction: q (T, D)."""
         coder = self.coder(block, stages)
-        if coder.book.synthesis is None:  # rows would be wide, and nearly all zeros
-            return coder.decode([one.T.astype(np.int64) for one in codes])
+        if self.lean or not coder.turns:  # rows would be too many, or wide and nearly all zeros
+            found, synthesis = (
+                coder.decode([one.T.astype(np.int64) for one in codes]),
+                coder.synthesis,
+            )
+            return found if synthesis is None else found @ synthesis.T
         rows = torch.from_numpy(self.indices(stages, codes))
         return F.embedding_bag(rows, coder.rows, mode="sum")
 

@@ -152,7 +152,9 @@ class TunedBook(nn.Module):
         self.codebook, self.options = codebook, options
         self.levels = nn.ModuleDict(
             {
-                str(stages): nn.ModuleList(TunedBlock(book, options.covariance) for book in books)
+                str(stages): nn.ModuleList(
+                    TunedBlock(one.floats(), options.covariance) for one in books
+                )
                 for stages, books in codebook.levels.items()
             }
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -208,8 +208,10 @@ async def mesh_of(
     models: Path | list[Path],
     timings: Timings | None = None,
     spot_check: float = 0.0,
+    low_memory: Collection[str] = (),
 ) -> AsyncIterator[list[Peer]]:
-    """Peers that all know each other; each offers the models of its folder."""
+    """Peers that all know each other; each offers the models of its folder. Some have little
+    memory."""
     folders = models if isinstance(models, list) else [models] * len(names)
     async with AsyncExitStack() as stack:
         peers: list[Peer] = []
@@ -224,6 +226,7 @@ async def mesh_of(
                 ephemeral=True,
                 models=tuple(str(path) for path in sorted(folder.iterdir())),
                 spot_check=spot_check,
+                low_memory=name in low_memory,
                 timings=timings or Timings(),
             )
             peers.append(await stack.enter_async_context(Peer(config)))

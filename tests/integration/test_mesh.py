@@ -114,6 +114,27 @@ async def test_text_over_three_peers_equals_the_reference(
         assert reply.ids == decode([solo], sampling, loaded.stop_ids)
 
 
+@pytest.mark.parametrize("lean", [("a", "b", "c"), ("b",), ("c",)])
+async def test_peers_with_little_memory_give_the_same_text(
+    models: Path, loaded_models: dict[str, Loaded], lean: tuple[str, ...]
+) -> None:
+    sampling = Sampling(max_new_tokens=16)
+    async with (
+        mesh_of(["a", "b", "c"], models, low_memory=lean) as peers,
+        client_of(peers[2]) as client,
+    ):
+        request = client.send(
+            Task.GENERATE, "words", tokens=PROMPT, sampling=sampling, options=options("vq")
+        )
+        reply = await client.reply(request)
+        for peer in peers:
+            loaded = await peer.models.load(peer.models.find("words"))
+            assert loaded.tables is (peer.name not in lean)
+    own = loaded_models["words"]
+    runs = reference_of(own, reply.done(), Task.GENERATE, Inputs(tokens=PROMPT))
+    assert reply.ids == decode(runs, sampling, own.stop_ids)
+
+
 async def test_a_request_does_not_wait_for_tables_that_nobody_made_yet(
     models: Path, loaded_models: dict[str, Loaded], monkeypatch: pytest.MonkeyPatch
 ) -> None:

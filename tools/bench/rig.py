@@ -6,7 +6,7 @@ import base64
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -48,6 +48,7 @@ class Rig:
         threads: of torch in each process.
         dtype: that all compute in.
         delay_ms: of all that a device sends.
+        options: of the peers, beside those that all measurements have.
         say: told what is going on.
     """
 
@@ -61,6 +62,7 @@ class Rig:
         threads: int = 1,
         dtype: str = "fp32",
         delay_ms: float = 0.0,
+        options: Sequence[str] = (),
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.model, self._folder, self._threads, self._dtype = model, folder, threads, dtype
@@ -68,7 +70,8 @@ class Rig:
         device = Device(
             cpu=cores,
             threads=threads,
-            options=("--dtype", dtype, "--no-pulse"),  # the workers share its processor
+            # No pulse: the workers share its processor.
+            options=("--dtype", dtype, "--no-pulse", *options),
             delay_ms=delay_ms or None,
             start=False,
         )
@@ -177,6 +180,11 @@ class Rig:
 
     def _used_s(self) -> float:
         return sum(one.used_s for one in self._house.usage().values())
+
+    def pids(self) -> tuple[list[int], list[int]]:
+        """Of the peers, and of the workers, that run."""
+        peers = [self._house.peers[device].process.pid for device in self._members]
+        return peers, [one.pid for one in self._processes]
 
     def set_rate(self, mbps: float) -> None:
         """All links to this rate. Links of peers are made anew, so that they measure it: a few

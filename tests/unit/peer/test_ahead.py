@@ -25,6 +25,7 @@ from astra_mesh.peer.models import ModelHost
 from astra_mesh.peer.parts import whole
 from astra_mesh.peer.precision import choose_precision
 from astra_mesh.peer.shelf import float_bytes
+from astra_mesh.quant.codecs import VectorCodec
 from astra_mesh.wire.messages import ModelId
 from tests.bundles import GPT2, VIT, gpt2_tensors, vit_tensors, write_bundle
 from tests.integration.mesh_fixtures import fit_small
@@ -101,14 +102,34 @@ async def test_only_the_codebook_that_is_new_is_measured(
     measured: list[str] = []
     original = measure_codebook
 
-    def spied(model: Any, book: Any) -> Any:
+    def spied(model: Any, book: Any, tables: bool) -> Any:
         measured.append(book.codec)
-        return original(model, book)
+        return original(model, book, tables)
 
     monkeypatch.setattr(loading_module, "measure_codebook", spied)
     for _ in range(2):
         await (await host_of(folder, compute)).load(model)
     assert measured == ["astra"]
+
+
+async def test_with_little_memory_there_are_no_tables_and_figures_of_their_own(
+    folder: Path, compute: ComputeThread
+) -> None:
+    usual = await host_of(folder, compute)
+    model = usual.find("words")
+    whole = await usual.load(model)
+    lean = await (await host_of(folder, compute, tables=False)).load(model)
+    for book in lean.codebooks.values():
+        times = lean.times[book.id]
+        assert set(times.decoder.values()) == {"project"}
+        assert times.decode_s == times.project_s
+        codec = lean.codec(book.codec, book.id, book.stages)
+        assert isinstance(codec, VectorCodec)
+        assert (codec.decoder, codec.lean) == ("project", True)
+        assert lean.at_work(codec, book.able) is codec
+        assert lean.next_table() is None
+    again = await (await host_of(folder, compute)).load(model)
+    assert again.times == whole.times
 
 
 async def test_two_peers_of_one_device_measure_a_model_once(

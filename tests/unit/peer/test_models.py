@@ -273,10 +273,10 @@ async def test_two_at_once_load_a_model_once(
     original = loading
 
     def spied(
-        bundle: Bundle, precision: Wanted, known: Figures | None, words: Bundle
+        bundle: Bundle, precision: Wanted, known: Figures | None, words: Bundle, **more: bool
     ) -> Parts[tuple[Loaded, Figures]]:
         loads.append(bundle.name)
-        return original(bundle, precision, known, words)
+        return original(bundle, precision, known, words, **more)
 
     monkeypatch.setattr(module, "loading", spied)
     changes: list[None] = []

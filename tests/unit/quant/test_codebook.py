@@ -13,11 +13,13 @@ from torch import Tensor
 
 from astra_mesh.bundle.tensors import save_tensors
 from astra_mesh.errors import CodebookError
+from astra_mesh.quant import codebook as module
 from astra_mesh.quant.codebook import (
     UNLIMITED,
     BlockBook,
     Codebook,
     as_stored,
+    check,
     load_codebook,
     stage_groups,
 )
@@ -63,6 +65,35 @@ def test_a_saved_codebook_comes_back(book: Codebook, tmp_path: Path) -> None:
     for stages in book.able:
         for block in range(book.first_block, book.first_block + book.blocks):
             assert same(found.book(block, stages), book.book(block, stages))
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_refused(
+    book: Codebook, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, other = tmp_path / "codebook.safetensors", tmp_path / "other"
+    book.save(path)
+    book.save(other)
+
+    def swapping(found: Codebook) -> None:
+        check(found)
+        other.replace(path)
+
+    monkeypatch.setattr(module, "check", swapping)
+    with pytest.raises(CodebookError, match="changed while it was read"):
+        load_codebook(path, MODEL)
+
+
+def test_what_nobody_uses_stays_as_it_is_stored(book: Codebook, tmp_path: Path) -> None:
+    path = tmp_path / "codebook.safetensors"
+    book.save(path)
+    found = load_codebook(path, MODEL)
+    for books in found.levels.values():
+        for one in books:
+            large = [*one.codewords, one.analysis, one.synthesis, one.predict]
+            assert {t.dtype for t in large if t is not None} == {torch.float16}
+    one = found.book(1, found.stages)
+    large = [*one.codewords, one.analysis, one.synthesis, one.predict]
+    assert {t.dtype for t in large if t is not None} == {torch.float32}
 
 
 def test_fitting_sees_what_the_file_will_have(book: Codebook) -> None:

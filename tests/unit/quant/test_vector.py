@@ -117,6 +117,25 @@ def test_tables_projection_and_formulas_agree(kind: str, history: int, stages: i
         assert wanted[block].std() > 0.1
 
 
+@pytest.mark.parametrize("history", WINDOWS)
+def test_without_any_tables_codes_and_what_they_stand_for_are_the_same(history: int) -> None:
+    model = deep_model("gpt2")
+    usual = random_codec(model, stages=3, history=history)
+    lean = VectorCodec(model, usual.codebook, lean=True)
+    assert lean.decoder == "project"
+    assert lean.projecting() is lean
+    inputs = block_inputs(model)
+    known, codes = known_of(model, inputs), codes_of(usual, inputs, 3)
+    for block, one in codes_of(lean, inputs, 3).items():
+        assert all(map(np.array_equal, one, codes[block]))
+    found, wanted = decoded(lean, known, codes, 3), decoded(usual, known, codes, 3)
+    for block in codes:
+        assert_close(found[block], wanted[block])
+        assert lean.coder(block, 3)._rows is None
+    lean.prepare(3)
+    assert not lean._tables
+
+
 @pytest.mark.parametrize("kind", ["gpt2", "qwen3", "bert"])
 def test_the_published_codec_normalizes_and_projects_again(kind: str) -> None:
     model = make_model(kind)

@@ -33,6 +33,7 @@ from astra_mesh.cli.console import run_async
 from astra_mesh.engine.compute import ComputeThread
 from astra_mesh.families import Model, ModelInput, build_model
 from astra_mesh.families.precision import convert
+from astra_mesh.memory import give_back
 from astra_mesh.peer.precision import pack_if_faster
 from tools.bench.baselines.group import Address, Group, GroupError, Traffic
 from tools.bench.baselines.run import TAGS_PER_RUN, Baseline, Run, answer
@@ -139,6 +140,7 @@ async def _serve(args: argparse.Namespace) -> None:
     model = build_model(bundle.config, load_weights(bundle))
     convert(model, args.dtype)
     pack_if_faster(model)
+    give_back()  # as peers do
     processor = ImageProcessor.from_bundle(bundle) if not model.spec.vocab_size else None
     group = await Group.join(args.rank, addresses_of(args.addresses), patience_s=300.0)
     worker = Worker(group, model, processor, args.astra)
