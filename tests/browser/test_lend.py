@@ -277,6 +277,39 @@ async def test_a_browser_that_tells_that_it_is_frozen_costs_nothing(tab: Tab) ->
         await listed(tab, on)
 
 
+@pytest.mark.usefixtures("slow_peers")
+async def test_a_network_that_goes_away_in_a_request_is_said_at_once(tab: Tab) -> None:
+    """Nothing is closed: the page says that it is away, and after it that it was lost midway."""
+    line = Line(200e6)
+    async with (
+        shown(SHIPPED, ["alone"]) as on,
+        slow_line(on.server.port, line) as url,
+    ):
+        phone = await lend(tab, on, "tiny-gpt2", url=url)
+        async with client_of(on.peers[0]) as client:
+            solo = await client.reply(ask(client, SOLO))
+            assert phone in owners(await client.reply(ask(client)))
+            now = "document.getElementById('lend-now').textContent"
+            await tab.until(f"{now}.includes('It took part in the newest request')")
+            line.spare_bytes, line.later_bps = 20_000, 1.0  # some blocks' codes
+            request = ask(client)
+            await until(lambda: line.bps == 1.0)
+            went = time.monotonic()
+            state = "document.getElementById('lend-state').textContent"
+            await tab.until(f"{state}.startsWith('Not connected: nothing is heard of alone')")
+            assert time.monotonic() - went < patient(3.5)
+            assert await tab.eval(now) == ""
+            models = await tab.text("#lend-models")
+            assert ("loaded" in models, "ready" in models) == (True, False)
+            reply = await client.reply(request)
+        assert reply.ids == solo.ids
+        assert phone not in owners(reply)
+        line.bps = 200e6
+        await listed(tab, on)
+        await tab.until(f"{now}.includes('It was lost midway through the newest request')")
+        assert "1 share computed" in await tab.text("#lend-done")
+
+
 async def test_a_device_that_sleeps_is_lost_and_comes_back_by_itself(tab: Tab) -> None:
     async with shown(SHIPPED, ["left", "right"]) as on:
         await lend(tab, on, "tiny-gpt2")

@@ -73,7 +73,7 @@ function join() {
   sessionStorage.setItem(LENT_KEY, "yes");
   say($("lend-problem"), "");
   say($("lend-asked"), "");
-  show({ phase: "connecting", why: "", models: [], linked: [], now: null, done: 0, problem: "", leftOut: null });
+  show({ phase: "connecting", why: "", models: [], linked: [], now: null, done: 0, newest: null, problem: "", leftOut: null });
   if (focused) $("lend-leave").focus({ preventScroll: true });
   worker = new Worker("/page/peer/worker.js", { type: "module" });
   worker.onmessage = (event) => show(event.data);
@@ -141,12 +141,13 @@ function draw() {
 }
 
 function model({ name, state, done, total, why, tokenS, place }) {
+  const ready = last.phase === "joined" ? "ready" : "loaded"; // nobody can use it now
   const where = place === "webgpu" ? ", on the GPU" : `, on the processor${why ? ` (${why})` : ""}`;
   const said = {
     offered: `offered (${bytes(total)} of blocks at most; fetched when somebody needs it)`,
     loading: total ? (done < total ? `fetching ${bytes(done)} of ${bytes(total)}` : "preparing") : "asking for its files",
     measuring: "ready in a moment: measuring",
-    ready: tokenS ? `ready: ${seconds(tokenS)} a token and block${where}` : "ready",
+    ready: tokenS ? `${ready}: ${seconds(tokenS)} a token and block${where}` : ready,
     failed: `cannot be used here: ${why}`,
     interrupted: `not fetched: ${why}; offered again soon`,
   }[state];
@@ -168,8 +169,16 @@ function idle() {
   if (!last.models.length) return "The peer has no model that a browser can compute.";
   if (last.models.every((one) => one.state === "failed")) return "None of the models can be used here.";
   if (last.leftOut) return `The newest request went without this device. ${last.leftOut.by} planned it: ${last.leftOut.why}.`;
-  return last.done ? "It took part in the newest request." : "No request came since it joined.";
+  return NEWEST[last.newest] ?? "No request came since it joined.";
 }
+
+/** How the newest request ended here: see Ended in peer/part.js. */
+const NEWEST = {
+  done: "It took part in the newest request.",
+  lost: "It was lost midway through the newest request: the others did that without it.",
+  stopped: "It took part in the newest request until that was stopped.",
+  failed: "The newest request went without it.",
+};
 
 // --- this device ----------------------------------------------------------------------------------
 

@@ -10,6 +10,14 @@ import { make, sanitise } from "./messages.js";
 import { Pipeline, Timeline } from "./pipeline.js";
 import { telling } from "./progress.js";
 
+/** How a proposal ends here. */
+export const Ended = {
+  DONE: "done", // the shard is computed
+  LOST: "lost", // whoever planned it is out of reach
+  STOPPED: "stopped", // whoever planned it wants it no more
+  FAILED: "failed", // an error, or it was refused
+};
+
 /** Why a proposal is refused. */
 export class NotTakingPartError extends Error {
   constructor(reason, text) {
@@ -30,11 +38,13 @@ export class Participation {
   #layout = null;
   #exchange = null;
   #completed = false;
+  #lost = false; // the link to whoever planned it
 
   /**
    * @param around  me: id of this peer; models: Models; findLink(peer): Link or null; mayBeBack(peer): whether one without
    *                a link had one a moment ago; turns: Turns; on: opened(exchange) before it is accepted, began(about),
-   *                block(block), computed(plan, layout, seconds) once it is done, ended(why or null)
+   *                block(block), computed(plan, layout, seconds) once it is done, ended(how, why): see Ended; missed(): what was done did
+   *                not get there
    */
   constructor(propose, link, { me, models, findLink, mayBeBack, turns, on }) {
     this.propose = propose;
@@ -61,24 +71,29 @@ export class Participation {
     this.link.sendIfOpen(make("Accept", { request }));
     try {
       await this.#compute(pipeline);
-      this.#on.ended(null);
+      this.#on.ended(Ended.DONE);
+      this.link.arrived().then((there) => there || this.#on.missed());
     } catch (error) {
-      this.#on.ended(error.message);
-      if (error instanceof CancelledError) return;
+      if (this.#lost || error instanceof CancelledError) return this.#cancelled();
+      this.#on.ended(Ended.FAILED, error.message);
       const [code, text] = error instanceof MeshError ? [error.code, error.message] : ["internal", `a browser met an error of its own: ${error.message}`];
       this.link.sendIfOpen(make("Fail", { request, code, text: sanitise(text) }));
     }
   }
 
+  #cancelled() {
+    this.#on.ended(this.#lost ? Ended.LOST : Ended.STOPPED);
+  }
+
   #refuseFor(error) {
-    if (error instanceof CancelledError) return;
+    if (this.#lost || error instanceof CancelledError) return this.#cancelled();
     const expected = error instanceof NotTakingPartError;
     this.refuse(expected ? error.reason : "internal", expected ? error.message : `a browser met an error of its own: ${error.message}`);
   }
 
   /** Tell the coordinator that this peer does not take its shard. */
   refuse(reason, text = "") {
-    this.#on.ended(text || reason);
+    this.#on.ended(Ended.FAILED, text || reason);
     this.link.sendIfOpen(make("Refuse", { request: this.propose.request, reason, text: sanitise(text) }));
   }
 
@@ -167,6 +182,12 @@ export class Participation {
   cancel() {
     this.#abort.abort();
     this.#exchange?.fail(new CancelledError());
+  }
+
+  /** The link to whoever planned it is over. */
+  lose() {
+    this.#lost = true;
+    this.cancel();
   }
 
   /** A link is over; before there is an exchange, checking the proposal finds that out. */

@@ -15,8 +15,8 @@ export class Work {
 
   /**
    * @param around  me(): id of this peer; models, findLink, mayBeBack, turns: for Participation; status(link): sends
-   *                one; on: began(about), block(block), computed(plan, layout, seconds), ended(why or null), of the shard
-   *                that is computed; leftOut(link, why)
+   *                one; on: began(about), block(block), computed(plan, layout, seconds), ended(how, why), missed(), of the
+   *                shard that is computed; leftOut(link, why)
    */
   constructor(around) {
     this.#around = around;
@@ -40,7 +40,7 @@ export class Work {
     this.#early.dropLink(link);
     this.#preparing.delete(link);
     for (const part of this.#parts.values()) {
-      if (part.link === link) part.cancel();
+      if (part.link === link) part.lose();
       else part.linkGone(link, error ?? new PeerLostError("a peer left the mesh"));
     }
   }
