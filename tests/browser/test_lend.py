@@ -20,6 +20,7 @@ from astra_mesh.wire.messages import Options, Prepare, RequestId, Sampling, Task
 from tests.browser.chrome import Tab
 from tests.browser.conftest import browser
 from tests.browser.lending import (
+    JOIN_S,
     Line,
     lend,
     listed,
@@ -91,6 +92,41 @@ async def test_texts_are_those_of_the_reference(tab: Tab) -> None:
         assert "offered" in said.split("vit-tiny")[1]
         assert "browser on Linux computer" in await tab.text("#devices")
         assert tab.complaints == []
+
+
+@pytest.mark.usefixtures("slow_peers")
+async def test_a_rate_that_is_not_loaded_keeps_nobody_waiting(tab: Tab) -> None:
+    """The request goes on without the tab at once, and a later one has it."""
+    line = Line(200e6)
+    options = Options(use=Use.ALL, codec="vq", rate=64)
+    async with (
+        shown(SHIPPED, ["alone"]) as on,
+        slow_line(on.server.port, line) as url,
+    ):
+        phone = await lend(tab, on, "tiny-gpt2", url=url)
+        async with client_of(on.peers[0]) as client:
+            await client.reply(ask(client, Options(use=Use.ALL, codec="vq", rate=16)))
+            line.bps = 4e6  # the rate's files take seconds
+            began = time.monotonic()
+            reply = await client.reply(ask(client, options))
+            assert time.monotonic() - began < patient(2.5)
+            assert phone not in owners(reply)
+            [note] = [one for one in reply.done().report.notes if "planned again" in one]
+            assert note.endswith(
+                "it refused: this tab is still loading 64 bits of this codebook; ready in a moment"
+            )
+            await tab.until(
+                "document.getElementById('lend-problem').textContent.startsWith("
+                "'It did not take the last one: this tab is still loading')"
+            )
+            line.bps = 200e6
+            async with asyncio.timeout(JOIN_S):
+                while phone not in owners(reply := await client.reply(ask(client, options))):
+                    await asyncio.sleep(0.2)
+            plan = reply.done().report.plan
+            wanted = await asyncio.to_thread(tokens_of, SHIPPED / "tiny-gpt2", plan, PROMPT, SHORT)
+            assert reply.ids == wanted
+        await tab.until("document.getElementById('lend-problem').hidden")
 
 
 @pytest.mark.parametrize("codec", ["fp32", "vq"])

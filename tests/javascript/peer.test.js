@@ -19,7 +19,9 @@ const TIMING = { fixed_s: 0.001, per_token_s: 0.001, per_pair_s: 0, encode_token
 class FakeCodec {
   firstBlock = 1;
   able = [1];
-  async prepare() {}
+  lacks() {
+    return "";
+  }
   packedBytes(stage, tokens) {
     return tokens;
   }
@@ -508,7 +510,7 @@ test("a request that goes well leaves no problem of one before it", async () => 
   const { host, states } = await joined();
   host.tell(proposal(host, { tokens: [1, 2, 3] }));
   await host.next("Refuse");
-  assert.deepEqual([states.at(-1).newest, states.at(-1).problem.includes("has 3")], ["failed", true]);
+  assert.deepEqual([states.at(-1).newest, states.at(-1).problem.includes("has 3")], ["refused", true]);
   host.tell(proposal(host, { request: R1 }));
   await host.next("Done");
   await until(() => states.at(-1).newest === "done");

@@ -137,7 +137,7 @@ function draw() {
   $("lend-models").replaceChildren(...last.models.map(model));
   say($("lend-now"), last.phase === "joined" ? doing() : "");
   say($("lend-done"), last.done ? `${last.done} ${last.done === 1 ? "share" : "shares"} computed so far.` : "");
-  say($("lend-problem"), last.problem ? `The last one was not finished: ${last.problem}` : "");
+  say($("lend-problem"), last.problem ? `${last.newest === "refused" ? "It did not take the last one" : "The last one was not finished"}: ${last.problem}` : "");
 }
 
 function model({ name, state, done, total, why, tokenS, place }) {
@@ -177,7 +177,8 @@ const NEWEST = {
   done: "It took part in the newest request.",
   lost: "It was lost midway through the newest request: the others did that without it.",
   stopped: "It took part in the newest request until that was stopped.",
-  failed: "The newest request went without it.",
+  failed: "The newest request went on without it.",
+  refused: "The newest request went on without it.",
 };
 
 // --- this device ----------------------------------------------------------------------------------

@@ -15,7 +15,8 @@ export const Ended = {
   DONE: "done", // the shard is computed
   LOST: "lost", // whoever planned it is out of reach
   STOPPED: "stopped", // whoever planned it wants it no more
-  FAILED: "failed", // an error, or it was refused
+  FAILED: "failed", // by an error
+  REFUSED: "refused", // not begun
 };
 
 /** Why a proposal is refused. */
@@ -93,7 +94,7 @@ export class Participation {
 
   /** Tell the coordinator that this peer does not take its shard. */
   refuse(reason, text = "") {
-    this.#on.ended(Ended.FAILED, text || reason);
+    this.#on.ended(Ended.REFUSED, text || reason);
     this.link.sendIfOpen(make("Refuse", { request: this.propose.request, reason, text: sanitise(text) }));
   }
 
@@ -108,9 +109,8 @@ export class Participation {
     const codec = await this.#orRefuse("unknown-codebook", () => loaded.model.codec(plan.codec, plan.codebook, []));
     if (shard < 0) throw new NotTakingPartError("bad-plan", "the plan has no shard for this peer");
     const layout = (this.#layout = layoutOf(plan, loaded.manifest.spec, task, tokens, codec));
-    for (const stages of stagesOf(layout, shard, plan.late === "wait" ? [] : codec.able)) {
-      await this.#orRefuse("unknown-codebook", () => codec.prepare(stages));
-    }
+    const lacks = codec.lacks([...stagesOf(layout, shard, plan.late === "wait" ? [] : codec.able)]);
+    if (lacks) throw new NotTakingPartError("unknown-codebook", lacks); // nobody waits for it: the next request has it
     const patience = new Patience(plan.predicted_s, layout.blocks, plan.late);
     const embedded = await loaded.embed(inputs, ...embedRange(layout, shard));
     this.#check();

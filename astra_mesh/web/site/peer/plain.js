@@ -84,6 +84,10 @@ export class PlainCodec {
 
   async prepareBlock() {}
 
+  lacks() {
+    return "";
+  }
+
   async release() {}
 
   rate() {
