@@ -1,7 +1,7 @@
 // "Lend this device": this browser computes a share of requests, in a worker. See peer/ and docs/browser-peer.md.
 
 import { json, token } from "./api.js";
-import { $, bytes, h, picture, s, say, seconds } from "./dom.js";
+import { $, bytes, h, named, picture, s, say, seconds } from "./dom.js";
 
 const DEVICE_KEY = "astra-mesh-device"; // opaque id of this browser's machine
 const NAME_KEY = "astra-mesh-device-name";
@@ -131,7 +131,7 @@ function draw() {
   $("lend-form").hidden = on;
   $("lend-on").hidden = !on;
   if (!on) return;
-  const through = last.phase === "joined" ? `Joined through ${last.host}` : SHOWN[last.phase];
+  const through = last.phase === "joined" ? `Joined through ${named(last.host)}` : SHOWN[last.phase];
   say($("lend-state"), last.why ? `${through}: ${last.why}` : through);
   $("lend-state").classList.toggle("bad", last.phase === "waiting" || (last.phase === "joined" && Boolean(last.why)));
   $("lend-models").replaceChildren(...last.models.map(model));
@@ -168,7 +168,7 @@ function idle() {
   if (!last.linked.length) return "It has no link to another device yet.";
   if (!last.models.length) return "The peer has no model that a browser can compute.";
   if (last.models.every((one) => one.state === "failed")) return "None of the models can be used here.";
-  if (last.leftOut) return `The newest request went without this device. ${last.leftOut.by} planned it: ${last.leftOut.why}.`;
+  if (last.leftOut) return `The newest request went without this device. ${named(last.leftOut.by)} planned it: ${last.leftOut.why}.`;
   return NEWEST[last.newest] ?? "No request came since it joined.";
 }
 

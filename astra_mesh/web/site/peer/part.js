@@ -121,7 +121,7 @@ export class Participation {
     const { signal } = this.#abort;
     const onBlock = (block) => this.#on.block(block);
     const [start, stop] = layout.bounds[shard];
-    this.#on.began({ model: loaded.manifest.name, task, tokens: stop - start, of: tokens, peers: peers.length, blocks: layout.blocks });
+    this.#on.began({ model: sanitise(loaded.manifest.name), task, tokens: stop - start, of: tokens, peers: peers.length, blocks: layout.blocks });
     return new Pipeline({ run, layout, shard, exchange: this.#exchange, turns: this.#turns, signal, onBlock });
   }
 

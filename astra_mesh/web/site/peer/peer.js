@@ -77,7 +77,7 @@ export class TabPeer {
         computed: (plan, layout, seconds) => this.#computed(plan, layout, seconds),
         ended: (how, why) => this.#ended(how, why),
         missed: () => this.#missed(),
-        leftOut: (link, why) => this.#tell({ leftOut: { by: sanitise(link.hello.name, limits.NAME_CHARS), why } }),
+        leftOut: (link, why) => this.#tell({ leftOut: { by: sanitise(link.hello.name, limits.NAME_CHARS), why: sanitise(why) } }),
       },
     });
     this.#pulse = new Pulse({
