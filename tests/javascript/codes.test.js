@@ -8,7 +8,7 @@ import { pack, packedBytes, unpack } from "../../astra_mesh/web/site/peer/bits.j
 import { VectorCodec, sources } from "../../astra_mesh/web/site/peer/codes.js";
 import { fromHalf, rounded, toHalf } from "../../astra_mesh/web/site/peer/half.js";
 import { fit } from "../../astra_mesh/web/site/peer/measure.js";
-import { PLAIN, PlainCodec } from "../../astra_mesh/web/site/peer/plain.js";
+import { PLAIN, PlainCodec, cannotUse } from "../../astra_mesh/web/site/peer/plain.js";
 import { Matrix } from "../../astra_mesh/web/site/peer/matrix.js";
 
 const vectors = JSON.parse(readFileSync(new URL("../vectors/codes.json", import.meta.url)));
@@ -41,6 +41,11 @@ test("rows are coded as in Python, and back", async () => {
     const back = codec.unpack(0, bytesOf(codes), n.rows);
     assert.deepEqual(codec.rebuild([back]).data, numbersOf(rebuilt), name);
   }
+});
+
+test("codes that a tab does not have are refused in a sentence", () => {
+  assert.equal(cannotUse("zip", ""), `this tab cannot use the codec "zip": it can use the model's codebooks, fp32, fp16, int8 and int4`);
+  assert.equal(cannotUse("vq", "0123456789abcdef"), 'this tab does not have the codebook 01234567 of the codec "vq"');
 });
 
 test("rows with numbers that are none are refused", () => {
