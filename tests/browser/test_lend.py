@@ -555,6 +555,16 @@ async def test_a_code_that_is_scanned_into_an_open_page(tab: Tab) -> None:
         await listed(tab, on)
 
 
+async def test_threads_are_used_where_the_context_is_secure(tab: Tab) -> None:
+    async with shown(SHIPPED, ["alone"]) as on:
+        phone = await lend(tab, on)
+        assert await tab.eval("crossOriginIsolated")
+        device = on.peers[0].others()[phone].device
+        assert device is not None
+        assert device.threads == min(8, await tab.eval("navigator.hardwareConcurrency"))
+        assert tab.complaints == []
+
+
 async def test_leaving_is_a_goodbye(tab: Tab) -> None:
     async with shown(SHIPPED, ["left", "right"]) as on:
         phone = await lend(tab, on)
@@ -577,6 +587,7 @@ async def test_over_plain_http_from_another_device(monkeypatch: pytest.MonkeyPat
     ):
         await tab.open(f"http://phone.test:{on.server.port}/#lend&token={TOKEN}")
         assert await tab.eval("isSecureContext") is False
+        assert tab.complaints == []
         await tab.until("document.getElementById('lend-asked')?.hidden === false")
         await tab.click("#lend-join")
         phone = await listed(tab, on)
