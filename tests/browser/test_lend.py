@@ -90,7 +90,7 @@ async def test_texts_are_those_of_the_reference(tab: Tab) -> None:
         said = await tab.text("#lend-models")
         assert "ready" in said.split("tiny-gpt2")[1].split("vit-tiny")[0]
         assert "offered" in said.split("vit-tiny")[1]
-        assert "browser on Linux computer" in await tab.text("#devices")
+        assert re.search("Chrome on Linux computer [0-9a-f]{4}\n", await tab.text("#devices"))
         assert tab.complaints == []
 
 
@@ -249,9 +249,11 @@ async def test_two_browsers_give_each_other_codes(tab: Tab, other_tab: Tab) -> N
             assert {first, second} < set(owners(reply))
             assert len(owners(reply)) == 4
             assert reply.ids == solo.ids
+        names = [on.peers[0].others()[one].name for one in (first, second)]
+        assert len(set(names)) == 2  # though the devices are alike
         said = await tab.text("#devices")
-        for one in (first, second):  # they have the same name
-            assert f"browser on Linux computer ({one[:4]})" in said
+        assert all(re.fullmatch("Chrome on Linux computer [0-9a-f]{4}", one) for one in names)
+        assert all(f"{one}\n" in said for one in names)
 
 
 @pytest.mark.usefixtures("slow_peers")

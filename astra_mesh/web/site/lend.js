@@ -1,10 +1,9 @@
 // "Lend this device": this browser computes a share of requests, in a worker. See peer/ and docs/browser-peer.md.
 
 import { json, token } from "./api.js";
+import { device, deviceName, giveName } from "./device.js";
 import { $, bytes, h, named, picture, s, say, seconds } from "./dom.js";
 
-const DEVICE_KEY = "astra-mesh-device"; // opaque id of this browser's machine
-const NAME_KEY = "astra-mesh-device-name";
 const LENT_KEY = "astra-mesh-lent"; // of this tab: a page that is loaded again goes on lending
 const AWAKE_S = 5; // a wake lock outlives the computing: the next request may follow at once
 const LEAVE_MS = 500;
@@ -18,7 +17,7 @@ let awake = false; // whether it is wanted
 let release = 0; // a timer
 
 export function startLending(asked) {
-  $("lend-name").value = localStorage.getItem(NAME_KEY) ?? systemName();
+  $("lend-name").value = deviceName();
   $("lend-form").onsubmit = (event) => {
     event.preventDefault();
     join();
@@ -68,8 +67,8 @@ export function ask() {
 
 function join() {
   const focused = $("lend-form").contains(document.activeElement);
-  const name = $("lend-name").value.trim() || systemName();
-  localStorage.setItem(NAME_KEY, name);
+  const name = giveName($("lend-name").value);
+  $("lend-name").value = name;
   sessionStorage.setItem(LENT_KEY, "yes");
   say($("lend-problem"), "");
   say($("lend-asked"), "");
@@ -181,23 +180,7 @@ const NEWEST = {
   refused: "The newest request went on without it.",
 };
 
-// --- this device ----------------------------------------------------------------------------------
-
-function device() {
-  let host = localStorage.getItem(DEVICE_KEY);
-  if (!host) {
-    host = Array.from(crypto.getRandomValues(new Uint8Array(8)), (byte) => byte.toString(16).padStart(2, "0")).join("");
-    localStorage.setItem(DEVICE_KEY, host);
-  }
-  return { host, cores: navigator.hardwareConcurrency || 1, memory: navigator.deviceMemory ?? 0, system: systemName() };
-}
-
-/** As much as a browser tells: "Android phone", "iPad". */
-function systemName() {
-  const agent = navigator.userAgent;
-  const system = [["iPhone", "iPhone"], ["iPad", "iPad"], ["Android", "Android device"], ["CrOS", "Chromebook"], ["Mac", "Mac"], ["Windows", "Windows computer"], ["Linux", "Linux computer"]];
-  return `browser on ${system.find(([sign]) => agent.includes(sign))?.[1] ?? "a device"}`;
-}
+// --- the screen ------------------------------------------------------------------------------------
 
 /** The screen stays on while something is computed, where the browser allows it: a locked phone computes nothing. */
 async function keepAwake() {
