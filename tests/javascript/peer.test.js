@@ -493,6 +493,19 @@ test("who is lost midway through a request says so, and counts no share", async 
   assert.deepEqual({ newest, done, problem, now }, { newest: "lost", done: 0, problem: "", now: null });
 });
 
+test("who planned a request and says goodbye midway has stopped it", async () => {
+  let go;
+  const held = new Promise((done) => (go = done));
+  const { host, runs, states } = await joined({ hold: (block) => (block === 2 ? held : null) });
+  host.tell(proposal(host));
+  await until(() => runs[0]?.steps.includes("encode 2"));
+  host.tell(make("Goodbye", { text: "leaving" }));
+  await new Promise((done) => setTimeout(done, 20));
+  go();
+  await until(() => states.at(-1).newest);
+  assert.deepEqual([states.at(-1).newest, states.at(-1).done], ["stopped", 0]);
+});
+
 test("a share whose end nobody heard of was not done", async () => {
   const { host, states } = await joined({
     hold: (block) => {

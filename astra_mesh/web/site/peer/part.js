@@ -13,8 +13,8 @@ import { telling } from "./progress.js";
 /** How a proposal ends here. */
 export const Ended = {
   DONE: "done", // the shard is computed
-  LOST: "lost", // whoever planned it is out of reach
-  STOPPED: "stopped", // whoever planned it wants it no more
+  LOST: "lost", // this tab was cut off
+  STOPPED: "stopped", // whoever planned it wants it no more, or is gone
   FAILED: "failed", // by an error
   REFUSED: "refused", // not begun
 };
@@ -34,20 +34,21 @@ export class Participation {
   #findLink;
   #mayBeBack;
   #turns;
+  #isAway;
   #on;
   #abort = new AbortController();
   #layout = null;
   #exchange = null;
   #completed = false;
-  #lost = false; // the link to whoever planned it
+  #lost = false; // cut off
 
   /**
    * @param around  me: id of this peer; models: Models; findLink(peer): Link or null; mayBeBack(peer): whether one without
-   *                a link had one a moment ago; turns: Turns; on: opened(exchange) before it is accepted, began(about),
-   *                block(block), computed(plan, layout, seconds) once it is done, ended(how, why): see Ended; missed(): what was done did
-   *                not get there
+   *                a link had one a moment ago; turns: Turns; isAway(link): whether this tab is cut off, where a link was lost;
+   *                on: opened(exchange) before it is accepted, began(about), block(block), computed(plan, layout, seconds) once
+   *                it is done, ended(how, why): see Ended; missed(): what was done did not get there
    */
-  constructor(propose, link, { me, models, findLink, mayBeBack, turns, on }) {
+  constructor(propose, link, { me, models, findLink, mayBeBack, turns, isAway, on }) {
     this.propose = propose;
     this.link = link;
     this.#me = me;
@@ -55,6 +56,7 @@ export class Participation {
     this.#findLink = findLink;
     this.#mayBeBack = mayBeBack;
     this.#turns = turns;
+    this.#isAway = isAway;
     this.#on = on;
   }
 
@@ -73,7 +75,7 @@ export class Participation {
     try {
       await this.#compute(pipeline);
       this.#on.ended(Ended.DONE);
-      this.link.arrived().then((there) => there || this.#on.missed());
+      this.link.arrived().then((there) => there || (this.#isAway(this.link) && this.#on.missed()));
     } catch (error) {
       if (this.#lost || error instanceof CancelledError) return this.#cancelled();
       this.#on.ended(Ended.FAILED, error.message);
@@ -178,16 +180,11 @@ export class Participation {
     if (this.#abort.signal.aborted) throw new CancelledError();
   }
 
-  /** Stop; the coordinator is not told. */
-  cancel() {
+  /** Stop; the coordinator is not told. `lost`: because it is out of reach. */
+  cancel(lost = false) {
+    this.#lost = lost;
     this.#abort.abort();
     this.#exchange?.fail(new CancelledError());
-  }
-
-  /** The link to whoever planned it is over. */
-  lose() {
-    this.#lost = true;
-    this.cancel();
   }
 
   /** A link is over; before there is an exchange, checking the proposal finds that out. */

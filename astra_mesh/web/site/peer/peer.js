@@ -70,6 +70,7 @@ export class TabPeer {
       findLink: (peer) => this.#link(peer),
       mayBeBack: (peer) => this.#mayBeBack(peer),
       turns,
+      isAway: (link) => this.#isAway(link),
       status: (link) => this.#sendStatus(link),
       on: {
         began: (about) => this.#tell({ now: { ...about, block: 0 }, leftOut: null }),
@@ -268,6 +269,11 @@ export class TabPeer {
   #mayBeBack(peer) {
     const link = this.#links.get(peer);
     return Boolean(link?.hello || (link && !this.#waits.has(peer))) || isRecent(this.#lost.get(peer) ?? -Infinity);
+  }
+
+  /** Whether this tab is cut off where a link was lost; else only the other end is gone. */
+  #isAway(link) {
+    return link.session.closeError instanceof PeerLostError && (this.#mux.me === null || this.#quiet || link.peer === this.#host.id);
   }
 
   // --- models and work ------------------------------------------------------------------------------
