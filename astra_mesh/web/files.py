@@ -49,10 +49,15 @@ _POLICY: Final = "; ".join(
 _HEADERS: Final = {
     "Content-Security-Policy": _POLICY,
     "Cache-Control": "no-cache",  # asked for each time, and mostly "not modified"
-    # Alone in its process, where the context is secure: WebAssembly may then use threads.
+}
+# Alone in its process: WebAssembly may then use threads. Elsewhere browsers complain about them.
+_WHERE_SECURE: Final = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Embedder-Policy": "require-corp",
 }
+# What browsers send to origins only whose pages have a secure context: HTTPS, also through a proxy
+# that this peer knows nothing of, and loopback (W3C Fetch Metadata Request Headers, section 2).
+_SECURE: Final = "Sec-Fetch-Mode"
 
 
 @dataclass(frozen=True)
@@ -68,10 +73,11 @@ class PageFile:
         """Handle its ``GET``."""
         etags = request.if_none_match or ()
         known = any(one.value == self.etag for one in etags)
-        response = web.Response(status=304, headers=_HEADERS)
+        headers = _headers_for(request)
+        response = web.Response(status=304, headers=headers)
         if not known:
             response = web.Response(
-                body=self.data, content_type=self.kind, charset="utf-8", headers=_HEADERS
+                body=self.data, content_type=self.kind, charset="utf-8", headers=headers
             )
         response.etag = self.etag
         return response
@@ -88,8 +94,13 @@ class VendorFile:
 
     async def serve(self, request: web.Request) -> web.StreamResponse:
         """Handle its ``GET``."""
-        headers = {**_HEADERS, "Content-Type": self.kind, SIZE: str(self.size)}
+        about = {"Content-Type": self.kind, SIZE: str(self.size)}
+        headers = _headers_for(request) | about
         return web.FileResponse(self.path, headers=headers)
+
+
+def _headers_for(request: web.Request) -> dict[str, str]:
+    return _HEADERS | (_WHERE_SECURE if _SECURE in request.headers else {})
 
 
 def read_all(site: Path = _SITE) -> list[PageFile | VendorFile]:

@@ -51,6 +51,7 @@ from astra_mesh.web.neighbour import check_own_port
 from astra_mesh.web.protocol import HEADERS, Speaker
 from astra_mesh.web.query import check_query
 from astra_mesh.web.state import STATE, State
+from astra_mesh.web.tab_folder import remove_left
 from astra_mesh.web.tabfiles import TabFiles
 
 log = logging.getLogger(__name__)
@@ -223,6 +224,10 @@ def _add_tab_files(app: web.Application, state: State) -> None:
     async def closed(_: web.Application) -> None:
         await served.close()
 
+    async def started(_: web.Application) -> None:
+        await asyncio.to_thread(remove_left)
+
+    app.on_startup.append(started)
     app.on_cleanup.append(closed)
     app.router.add_get("/tab/models", served.models)
     app.router.add_get("/tab/models/{model}", served.manifest)

@@ -1,8 +1,9 @@
 """Files for tabs that compute: ``/tab/models``, ``/tab/blobs``, and embedded rows.
 
 A model's files are made at its first use, in a thread, and kept in a folder that is gone when the
-API stops: :data:`limits.TAB_MODELS` models at once, each as large as its manifest says. Where the
-system clears temporary folders, they are made again.
+API stops (that of a peer that was killed: when the next one starts): :data:`limits.TAB_MODELS`
+models at once, each as large as its manifest says. Where the system clears temporary folders, they
+are made again.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import re
 import shutil
-import tempfile
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,6 +39,7 @@ from astra_mesh.quant.codebook import Codebook
 from astra_mesh.quant.codecs import make_codec
 from astra_mesh.web.errors import bad, busy
 from astra_mesh.web.jsons import json_response
+from astra_mesh.web.tab_folder import TabFolder
 from astra_mesh.wire.messages import CodebookId, Inputs, ModelId, ModelOffer
 
 _HASH: Final = re.compile(r"[0-9a-f]{64}")
@@ -59,7 +60,7 @@ class TabFiles:
 
     def __init__(self, peer: Peer) -> None:
         self._peer = peer
-        self._folder: Path | None = None
+        self._folder: TabFolder | None = None
         self._known: dict[ModelId, ModelFiles] = {}  # the last one used is last
         self._made_for: dict[ModelId, frozenset[CodebookId]] = {}  # what the peer offered then
         self._lock = threading.Lock()  # of making: one model is in memory at a time
@@ -70,7 +71,7 @@ class TabFiles:
         self._known.clear()
         self._made_for.clear()
         if self._folder is not None:
-            await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
+            await asyncio.to_thread(self._folder.remove)
 
     async def models(self, request: web.Request) -> web.Response:
         """Handle ``GET /tab/models``."""
@@ -159,9 +160,12 @@ class TabFiles:
             return known
 
     def _room(self, model: ModelId) -> Path:
-        if self._folder is None or not self._folder.is_dir():
-            self._folder = Path(tempfile.mkdtemp(prefix="astra-mesh-tab-"))
-        room = self._folder / model
+        if self._folder is not None and not self._folder.is_there:
+            self._folder.remove()
+            self._folder = None
+        if self._folder is None:
+            self._folder = TabFolder()
+        room = self._folder.path / model
         room.mkdir(exist_ok=True)
         return room
 

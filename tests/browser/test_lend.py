@@ -20,6 +20,7 @@ from astra_mesh.wire.messages import Options, Prepare, RequestId, Sampling, Task
 from tests.browser.chrome import Tab
 from tests.browser.conftest import browser
 from tests.browser.lending import (
+    JOIN_S,
     Line,
     lend,
     listed,
@@ -89,8 +90,43 @@ async def test_texts_are_those_of_the_reference(tab: Tab) -> None:
         said = await tab.text("#lend-models")
         assert "ready" in said.split("tiny-gpt2")[1].split("vit-tiny")[0]
         assert "offered" in said.split("vit-tiny")[1]
-        assert "browser on Linux computer" in await tab.text("#devices")
+        assert re.search("Chrome on Linux computer [0-9a-f]{4}\n", await tab.text("#devices"))
         assert tab.complaints == []
+
+
+@pytest.mark.usefixtures("slow_peers")
+async def test_a_rate_that_is_not_loaded_keeps_nobody_waiting(tab: Tab) -> None:
+    """The request goes on without the tab at once, and a later one has it."""
+    line = Line(200e6)
+    options = Options(use=Use.ALL, codec="vq", rate=64)
+    async with (
+        shown(SHIPPED, ["alone"]) as on,
+        slow_line(on.server.port, line) as url,
+    ):
+        phone = await lend(tab, on, "tiny-gpt2", url=url)
+        async with client_of(on.peers[0]) as client:
+            await client.reply(ask(client, Options(use=Use.ALL, codec="vq", rate=16)))
+            line.bps = 4e6  # the rate's files take seconds
+            began = time.monotonic()
+            reply = await client.reply(ask(client, options))
+            assert time.monotonic() - began < patient(2.5)
+            assert phone not in owners(reply)
+            [note] = [one for one in reply.done().report.notes if "planned again" in one]
+            assert note.endswith(
+                "it refused: this tab is still loading 64 bits of this codebook; ready in a moment"
+            )
+            await tab.until(
+                "document.getElementById('lend-problem').textContent.startsWith("
+                "'It did not take the last one: this tab is still loading')"
+            )
+            line.bps = 200e6
+            async with asyncio.timeout(JOIN_S):
+                while phone not in owners(reply := await client.reply(ask(client, options))):
+                    await asyncio.sleep(0.2)
+            plan = reply.done().report.plan
+            wanted = await asyncio.to_thread(tokens_of, SHIPPED / "tiny-gpt2", plan, PROMPT, SHORT)
+            assert reply.ids == wanted
+        await tab.until("document.getElementById('lend-problem').hidden")
 
 
 @pytest.mark.parametrize("codec", ["fp32", "vq"])
@@ -213,9 +249,11 @@ async def test_two_browsers_give_each_other_codes(tab: Tab, other_tab: Tab) -> N
             assert {first, second} < set(owners(reply))
             assert len(owners(reply)) == 4
             assert reply.ids == solo.ids
+        names = [on.peers[0].others()[one].name for one in (first, second)]
+        assert len(set(names)) == 2  # though the devices are alike
         said = await tab.text("#devices")
-        for one in (first, second):  # they have the same name
-            assert f"browser on Linux computer ({one[:4]})" in said
+        assert all(re.fullmatch("Chrome on Linux computer [0-9a-f]{4}", one) for one in names)
+        assert all(f"{one}\n" in said for one in names)
 
 
 @pytest.mark.usefixtures("slow_peers")
@@ -275,6 +313,39 @@ async def test_a_browser_that_tells_that_it_is_frozen_costs_nothing(tab: Tab) ->
         await until(lambda: not tabs_of(on, 0))
         await tab.call("Page.setWebLifecycleState", state="active")
         await listed(tab, on)
+
+
+@pytest.mark.usefixtures("slow_peers")
+async def test_a_network_that_goes_away_in_a_request_is_said_at_once(tab: Tab) -> None:
+    """Nothing is closed: the page says that it is away, and after it that it was lost midway."""
+    line = Line(200e6)
+    async with (
+        shown(SHIPPED, ["alone"]) as on,
+        slow_line(on.server.port, line) as url,
+    ):
+        phone = await lend(tab, on, "tiny-gpt2", url=url)
+        async with client_of(on.peers[0]) as client:
+            solo = await client.reply(ask(client, SOLO))
+            assert phone in owners(await client.reply(ask(client)))
+            now = "document.getElementById('lend-now').textContent"
+            await tab.until(f"{now}.includes('It took part in the newest request')")
+            line.spare_bytes, line.later_bps = 20_000, 1.0  # some blocks' codes
+            request = ask(client)
+            await until(lambda: line.bps == 1.0)
+            went = time.monotonic()
+            state = "document.getElementById('lend-state').textContent"
+            await tab.until(f"{state}.startsWith('Not connected: nothing is heard of alone')")
+            assert time.monotonic() - went < patient(3.5)
+            assert await tab.eval(now) == ""
+            models = await tab.text("#lend-models")
+            assert ("loaded" in models, "ready" in models) == (True, False)
+            reply = await client.reply(request)
+        assert reply.ids == solo.ids
+        assert phone not in owners(reply)
+        line.bps = 200e6
+        await listed(tab, on)
+        await tab.until(f"{now}.includes('It was lost midway through the newest request')")
+        assert "1 share computed" in await tab.text("#lend-done")
 
 
 async def test_a_device_that_sleeps_is_lost_and_comes_back_by_itself(tab: Tab) -> None:
@@ -486,6 +557,16 @@ async def test_a_code_that_is_scanned_into_an_open_page(tab: Tab) -> None:
         await listed(tab, on)
 
 
+async def test_threads_are_used_where_the_context_is_secure(tab: Tab) -> None:
+    async with shown(SHIPPED, ["alone"]) as on:
+        phone = await lend(tab, on)
+        assert await tab.eval("crossOriginIsolated")
+        device = on.peers[0].others()[phone].device
+        assert device is not None
+        assert device.threads == min(8, await tab.eval("navigator.hardwareConcurrency"))
+        assert tab.complaints == []
+
+
 async def test_leaving_is_a_goodbye(tab: Tab) -> None:
     async with shown(SHIPPED, ["left", "right"]) as on:
         phone = await lend(tab, on)
@@ -508,6 +589,7 @@ async def test_over_plain_http_from_another_device(monkeypatch: pytest.MonkeyPat
     ):
         await tab.open(f"http://phone.test:{on.server.port}/#lend&token={TOKEN}")
         assert await tab.eval("isSecureContext") is False
+        assert tab.complaints == []
         await tab.until("document.getElementById('lend-asked')?.hidden === false")
         await tab.click("#lend-join")
         phone = await listed(tab, on)

@@ -180,6 +180,31 @@ async def test_the_figures_open_with_and_without_a_token(
         await tab.until("document.body.innerText.includes('# TYPE astra_mesh_')")
 
 
+async def test_a_name_written_from_right_to_left_keeps_to_itself(tab: Tab, models: Path) -> None:
+    hebrew = "\u05d0\u05d1\u05d2"
+    async with shown(models, [f"{hebrew}\u202e"]) as on:
+        await tab.open(on.url)
+        await tab.until(devices(1))
+        await tab.until("document.querySelector('#pair-devices li')")
+        for place in ("#me", "#devices b", "#pair-devices li"):
+            assert (await tab.text(place)).startswith(f"\u2068{hebrew}\u2069"), place
+        assert "\u202e" not in await tab.eval("document.documentElement.textContent")
+        name, follows = await tab.eval(
+            f"""(async () => {{  // where the name and what follows it are drawn
+            const {{ named }} = await import('/page/dom.js');
+            const text = new Text(named('{hebrew}') + ' (12)');
+            document.body.append(text);
+            return ['\u05d0', '('].map((letter) => {{
+              const range = new Range();
+              range.setStart(text, text.data.indexOf(letter));
+              range.setEnd(text, text.data.indexOf(letter) + 1);
+              return range.getBoundingClientRect().left;
+            }});
+          }})()"""
+        )
+        assert name < follows
+
+
 async def test_more_pages_than_a_peer_takes(tab: Tab, models: Path) -> None:
     async with shown(models, ["alone"]) as on:
         await tab.open(on.url)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import shutil
+import sys
 import tempfile
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ from astra_mesh import limits
 from astra_mesh.bundle import open_bundle
 from astra_mesh.bundle.tensors import load_weights
 from astra_mesh.families import Model, ModelInput, build_model
+from astra_mesh.web.tab_folder import remove_left
 from tests.integration.mesh_fixtures import fit_small
 from tests.integration.web_fixtures import TOKEN, Live, live, make_web_models
 
@@ -193,6 +197,52 @@ async def test_codebooks_that_come_later_are_among_the_files(models: Path, tmp_p
             file = next(iter(book["levels"].values()))[0]["sha256"]
             async with mesh.http.get(f"{mesh.root}/tab/blobs/{file}") as answer:
                 assert hashlib.sha256(await answer.read()).hexdigest() == file
+
+
+_MAKES = (
+    "import time; from astra_mesh.web.tab_folder import TabFolder; one = TabFolder();"
+    "(one.path / 'model').mkdir(); print(one.path, flush=True); time.sleep(60)"
+)
+
+
+async def test_folders_of_peers_that_were_killed_go(
+    models: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """When the next one starts; those of others that live, and what is no such folder, stay."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    command = (sys.executable, "-c", _MAKES)
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    processes = [
+        await asyncio.create_subprocess_exec(*command, stdout=PIPE, env=environment)
+        for _ in range(2)
+    ]
+    try:
+        dead, alive = [
+            Path((await one.stdout.readline()).decode().strip()) for one in processes if one.stdout
+        ]
+        assert dead.parent == alive.parent == tmp_path
+        processes[0].kill()
+        await processes[0].wait()
+        (tmp_path / "astra-mesh-tab-other").mkdir()
+        (tmp_path / "astra-mesh-tab-link").symlink_to(tmp_path / "elsewhere")
+        (tmp_path / "elsewhere").mkdir()
+        (tmp_path / "elsewhere" / "in-use.lock").touch()
+        async with live(models, 1) as mesh:
+            left = {one.name for one in tmp_path.glob("*")}
+            assert left == {alive.name, "astra-mesh-tab-other", "astra-mesh-tab-link", "elsewhere"}
+            assert (alive / "model").is_dir()
+            listed = await _listed(mesh, "words")
+            async with mesh.http.get(f"{mesh.root}/tab/models/{listed['id']}") as answer:
+                assert answer.status == 200
+            (own,) = {one.name for one in tmp_path.glob("astra-mesh-tab-*")} - left
+            await asyncio.to_thread(remove_left)
+            assert (tmp_path / own / listed["id"]).is_dir()
+        assert not (tmp_path / own).exists()
+    finally:
+        for one in processes:
+            if one.returncode is None:
+                one.kill()
+            await one.wait()
 
 
 async def test_a_token_guards_them(models: Path) -> None:

@@ -5,10 +5,10 @@ import { readFileSync } from "node:fs";
 import { test } from "node:test";
 
 import { pack, packedBytes, unpack } from "../../astra_mesh/web/site/peer/bits.js";
-import { sources } from "../../astra_mesh/web/site/peer/codes.js";
+import { VectorCodec, sources } from "../../astra_mesh/web/site/peer/codes.js";
 import { fromHalf, rounded, toHalf } from "../../astra_mesh/web/site/peer/half.js";
 import { fit } from "../../astra_mesh/web/site/peer/measure.js";
-import { PLAIN, PlainCodec } from "../../astra_mesh/web/site/peer/plain.js";
+import { PLAIN, PlainCodec, cannotUse } from "../../astra_mesh/web/site/peer/plain.js";
 import { Matrix } from "../../astra_mesh/web/site/peer/matrix.js";
 
 const vectors = JSON.parse(readFileSync(new URL("../vectors/codes.json", import.meta.url)));
@@ -43,6 +43,11 @@ test("rows are coded as in Python, and back", async () => {
   }
 });
 
+test("codes that a tab does not have are refused in a sentence", () => {
+  assert.equal(cannotUse("zip", ""), `this tab cannot use the codec "zip": it can use the model's codebooks, fp32, fp16, int8 and int4`);
+  assert.equal(cannotUse("vq", "0123456789abcdef"), 'this tab does not have the codebook 01234567 of the codec "vq"');
+});
+
 test("rows with numbers that are none are refused", () => {
   for (const [name, at, bad] of [["fp32", 3, 0x7f], ["fp16", 1, 0x7c], ["int8", 48, 0x7f], ["int4", 33, 0x7c]]) {
     const codec = new PlainCodec(name, { spec: { hidden_size: 45 } });
@@ -70,6 +75,51 @@ test("a block is predicted from the blocks that its history says", () => {
   assert.deepEqual(sources(2, 5), [4, 3, 0]);
   assert.deepEqual(sources(2, 2), [1, 0]);
   assert.deepEqual(sources(1, 1), [0]);
+});
+
+const LOADING = "this tab is still loading 32 bits of this codebook; ready in a moment";
+const settled = () => new Promise((done) => setTimeout(done));
+
+/** A codec that loads by `load` and has the rate of one stage. */
+async function codecWith(load, history = -1) {
+  const about = { codec: "vq", able: [1, 2], rates: [16, 32], first_block: 1, groups: [2, 2], code_bits: 8, history };
+  const codec = new VectorCodec({ blocks: 3 }, about, null);
+  codec.prepareBlock = async () => {};
+  await codec.prepare(history ? 1 : 2);
+  codec.prepareBlock = load;
+  return codec;
+}
+
+test("a rate that is not there is said at once, and there for the next request", async () => {
+  const asked = [];
+  let come;
+  const arrived = new Promise((done) => (come = done));
+  const codec = await codecWith((stages, block) => (asked.push([stages, block]), arrived));
+  assert.equal(codec.lacks([1]), "");
+  assert.deepEqual(asked, []);
+  assert.equal(codec.lacks([1, 2]), LOADING);
+  assert.equal(codec.lacks([2]), LOADING);
+  come();
+  await settled();
+  assert.equal(codec.lacks([1, 2]), "");
+  assert.deepEqual(asked.map(([stages]) => stages), asked.map(() => 2));
+});
+
+test("a rate that could not be loaded says why once, and is tried again", async () => {
+  let tries = 0;
+  const codec = await codecWith(async () => {
+    if (++tries === 1) throw new Error("the line broke");
+  });
+  assert.equal(codec.lacks([2]), LOADING);
+  await settled();
+  assert.equal(codec.lacks([2]), "the line broke");
+  await settled();
+  assert.equal(codec.lacks([2]), "");
+});
+
+test("without history all rates come with the first one", async () => {
+  const codec = await codecWith(() => assert.fail("nothing is missing"), 0);
+  assert.equal(codec.lacks([1, 2]), "");
 });
 
 test("measured times become non-negative parts", () => {

@@ -19,7 +19,9 @@ const TIMING = { fixed_s: 0.001, per_token_s: 0.001, per_pair_s: 0, encode_token
 class FakeCodec {
   firstBlock = 1;
   able = [1];
-  async prepare() {}
+  lacks() {
+    return "";
+  }
   packedBytes(stage, tokens) {
     return tokens;
   }
@@ -70,7 +72,7 @@ const peers = [];
 after(() => peers.forEach((peer) => peer.leave()));
 
 /** A tab that has joined; `changes` are of the engine and of HTTP. */
-async function joined({ load, hold, local, json, compare, refused = "", host = new FakeHost() } = {}) {
+async function joined({ load, hold, local, json, compare = async () => null, refused = "", host = new FakeHost() } = {}) {
   const found = { host, runs: [], posted: [], states: [] };
   const model = {
     async codec(name, book) {
@@ -450,6 +452,82 @@ test("a lost socket: it joins again by itself, as another peer", async () => {
   assert.equal(host.tab, before); // the key is the same, and so is this host's certificate
   assert.ok(states.some((state) => state.phase === "waiting" && /the host restarts; joining again in 1 s/.test(state.why)));
   assert.equal(states.at(-1).phase, "joined");
+});
+
+test("a host that says nothing any more is told within seconds, and no more once it does", async () => {
+  const { host, states } = await joined();
+  const held = [];
+  host.heard = (...said) => held.push(said);
+  const began = performance.now();
+  await until(() => states.at(-1).phase !== "joined");
+  assert.ok(performance.now() - began < 3500, `${performance.now() - began}`);
+  assert.equal(states.at(-1).phase, "waiting");
+  assert.equal(states.at(-1).why, "nothing is heard of host; joining again as soon as it answers");
+  delete host.heard;
+  for (const said of held) host.heard(...said);
+  await until(() => states.at(-1).phase === "joined");
+  assert.equal(host.sockets.length, 1);
+});
+
+test("a host that is there is never said to be away", async () => {
+  const { host, states } = await joined();
+  await new Promise((done) => setTimeout(done, 4500));
+  assert.ok(states.every((state) => state.phase !== "waiting"));
+  assert.equal(host.sockets.length, 1);
+});
+
+test("who is lost midway through a request says so, and counts no share", async () => {
+  const { host, states } = await joined();
+  host.tell(proposal(host));
+  await host.next("Done");
+  await until(() => states.at(-1).newest === "done");
+  let go;
+  const held = new Promise((done) => (go = done));
+  const other = await joined({ hold: (block) => (block === 2 ? held : null) });
+  other.host.tell(proposal(other.host));
+  await until(() => other.runs[0]?.steps.includes("encode 2"));
+  other.host.socket.close(1000, "the network is gone");
+  go();
+  await until(() => other.states.at(-1).newest);
+  const { newest, done, problem, now } = other.states.at(-1);
+  assert.deepEqual({ newest, done, problem, now }, { newest: "lost", done: 0, problem: "", now: null });
+});
+
+test("who planned a request and says goodbye midway has stopped it", async () => {
+  let go;
+  const held = new Promise((done) => (go = done));
+  const { host, runs, states } = await joined({ hold: (block) => (block === 2 ? held : null) });
+  host.tell(proposal(host));
+  await until(() => runs[0]?.steps.includes("encode 2"));
+  host.tell(make("Goodbye", { text: "leaving" }));
+  await new Promise((done) => setTimeout(done, 20));
+  go();
+  await until(() => states.at(-1).newest);
+  assert.deepEqual([states.at(-1).newest, states.at(-1).done], ["stopped", 0]);
+});
+
+test("a share whose end nobody heard of was not done", async () => {
+  const { host, states } = await joined({
+    hold: (block) => {
+      if (block === 2) host.heard = () => {};
+    },
+  });
+  host.tell(proposal(host));
+  await until(() => states.at(-1).done === 1);
+  host.socket.close(1000, "the network is gone");
+  await until(() => states.at(-1).newest === "lost");
+  assert.equal(states.at(-1).done, 0);
+});
+
+test("a request that goes well leaves no problem of one before it", async () => {
+  const { host, states } = await joined();
+  host.tell(proposal(host, { tokens: [1, 2, 3] }));
+  await host.next("Refuse");
+  assert.deepEqual([states.at(-1).newest, states.at(-1).problem.includes("has 3")], ["refused", true]);
+  host.tell(proposal(host, { request: R1 }));
+  await host.next("Done");
+  await until(() => states.at(-1).newest === "done");
+  assert.equal(states.at(-1).problem, "");
 });
 
 test("a device that slept joins anew at once", async () => {

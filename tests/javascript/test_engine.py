@@ -231,7 +231,7 @@ def test_codes_that_a_tab_does_not_have_are_refused_by_name(tmp_path: Path) -> N
     codec = random_codec(model, stages=1)
     text = _tokens(model, 9)
     case = _case(tmp_path / "bert", codec, text, [4], task="embed")
-    with pytest.raises(AssertionError, match='a tab cannot use the codes "vq"'):
+    with pytest.raises(AssertionError, match="this tab does not have the codebook"):
         _check([case], tmp_path)
 
 

@@ -2,7 +2,7 @@
 
 import { ask, setToken, takeToken, token, typedToken } from "./api.js";
 import * as askPart from "./ask.js";
-import { $, say } from "./dom.js";
+import { $, named, say } from "./dom.js";
 import { ask as askToLend, hurry, startLending } from "./lend.js";
 import { listen } from "./live.js";
 import { showMesh } from "./mesh.js";
@@ -39,8 +39,8 @@ listen({
     const self = message.peers.find((one) => one.self);
     if (self.id !== me) forgetRequests();
     me = self.id;
-    say($("me"), self.name);
-    document.title = `${self.name} · astra_mesh`;
+    say($("me"), named(self.name));
+    document.title = `${named(self.name)} · astra_mesh`;
     const count = message.peers.length;
     state(count === 1 ? "1 device" : `${count} devices`, false);
     showMesh(message);

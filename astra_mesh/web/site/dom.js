@@ -44,20 +44,37 @@ export function choices(select, options, first = null) {
   if (wish !== undefined) select.value = wish;
 }
 
+const STEER = /[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/gu; // change the direction of what follows, and are not seen
+const LEFTWARDS = /[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc\u{10800}-\u{10fff}\u{1e800}-\u{1efff}]/u; // letters
+const [ISOLATE, END] = ["\u2068", "\u2069"];
+
+/** A device's name, for a place in a sentence: it changes the order of nothing but itself. */
+export function named(name) {
+  const clean = name.replace(STEER, "");
+  return LEFTWARDS.test(clean) ? `${ISOLATE}${clean}${END}` : clean;
+}
+
+/** The same without what keeps it to itself. */
+const bare = (text) => (text.startsWith(ISOLATE) ? text.replace(STEER, "") : text);
+
+export const initial = (name) => [...bare(name)][0]?.toUpperCase() ?? "?";
+
 const TAG = 4; // digits of an id: enough to tell a few of the same name apart
 
-/** Names by id; where two have the same, with the first digits of the id. */
+/** Names by id, as `named`; where two have the same, with the first digits of the id. */
 export function labels(peers) {
-  const count = (name) => peers.filter((one) => one.name === name).length;
-  return new Map(peers.map(({ id, name }) => [id, count(name) > 1 ? `${name} (${id.slice(0, TAG)})` : name]));
+  const known = peers.map(({ id, name }) => [id, named(name)]);
+  const count = (name) => known.filter(([, one]) => one === name).length;
+  return new Map(known.map(([id, name]) => [id, count(name) > 1 ? `${name} (${id.slice(0, TAG)})` : name]));
 }
 
 /** A label in so many letters; digits of an id at its end stay. */
 export function clipped(label, most) {
-  const letters = [...label];
+  const shown = bare(label);
+  const letters = [...shown];
   if (letters.length <= most) return label;
-  const [tag] = label.match(/ \([0-9a-f]{4}\)$/) ?? [""];
-  return `${letters.slice(0, Math.max(0, most - 1 - tag.length)).join("")}…${tag}`;
+  const [tag] = shown.match(/ \([0-9a-f]{4}\)$/) ?? [""];
+  return `${named(`${letters.slice(0, Math.max(0, most - 1 - tag.length)).join("")}…`)}${tag}`;
 }
 
 const three = (value) => (value >= 100 ? Math.round(value) : Number(value.toPrecision(3))).toString();

@@ -1,10 +1,9 @@
 // "Lend this device": this browser computes a share of requests, in a worker. See peer/ and docs/browser-peer.md.
 
 import { json, token } from "./api.js";
-import { $, bytes, h, picture, s, say, seconds } from "./dom.js";
+import { device, deviceName, giveName } from "./device.js";
+import { $, bytes, h, named, picture, s, say, seconds } from "./dom.js";
 
-const DEVICE_KEY = "astra-mesh-device"; // opaque id of this browser's machine
-const NAME_KEY = "astra-mesh-device-name";
 const LENT_KEY = "astra-mesh-lent"; // of this tab: a page that is loaded again goes on lending
 const AWAKE_S = 5; // a wake lock outlives the computing: the next request may follow at once
 const LEAVE_MS = 500;
@@ -18,7 +17,7 @@ let awake = false; // whether it is wanted
 let release = 0; // a timer
 
 export function startLending(asked) {
-  $("lend-name").value = localStorage.getItem(NAME_KEY) ?? systemName();
+  $("lend-name").value = deviceName();
   $("lend-form").onsubmit = (event) => {
     event.preventDefault();
     join();
@@ -68,12 +67,12 @@ export function ask() {
 
 function join() {
   const focused = $("lend-form").contains(document.activeElement);
-  const name = $("lend-name").value.trim() || systemName();
-  localStorage.setItem(NAME_KEY, name);
+  const name = giveName($("lend-name").value);
+  $("lend-name").value = name;
   sessionStorage.setItem(LENT_KEY, "yes");
   say($("lend-problem"), "");
   say($("lend-asked"), "");
-  show({ phase: "connecting", why: "", models: [], linked: [], now: null, done: 0, problem: "", leftOut: null });
+  show({ phase: "connecting", why: "", models: [], linked: [], now: null, done: 0, newest: null, problem: "", leftOut: null });
   if (focused) $("lend-leave").focus({ preventScroll: true });
   worker = new Worker("/page/peer/worker.js", { type: "module" });
   worker.onmessage = (event) => show(event.data);
@@ -131,22 +130,23 @@ function draw() {
   $("lend-form").hidden = on;
   $("lend-on").hidden = !on;
   if (!on) return;
-  const through = last.phase === "joined" ? `Joined through ${last.host}` : SHOWN[last.phase];
+  const through = last.phase === "joined" ? `Joined through ${named(last.host)}` : SHOWN[last.phase];
   say($("lend-state"), last.why ? `${through}: ${last.why}` : through);
   $("lend-state").classList.toggle("bad", last.phase === "waiting" || (last.phase === "joined" && Boolean(last.why)));
   $("lend-models").replaceChildren(...last.models.map(model));
   say($("lend-now"), last.phase === "joined" ? doing() : "");
   say($("lend-done"), last.done ? `${last.done} ${last.done === 1 ? "share" : "shares"} computed so far.` : "");
-  say($("lend-problem"), last.problem ? `The last one was not finished: ${last.problem}` : "");
+  say($("lend-problem"), last.problem ? `${last.newest === "refused" ? "It did not take the last one" : "The last one was not finished"}: ${last.problem}` : "");
 }
 
 function model({ name, state, done, total, why, tokenS, place }) {
+  const ready = last.phase === "joined" ? "ready" : "loaded"; // nobody can use it now
   const where = place === "webgpu" ? ", on the GPU" : `, on the processor${why ? ` (${why})` : ""}`;
   const said = {
     offered: `offered (${bytes(total)} of blocks at most; fetched when somebody needs it)`,
     loading: total ? (done < total ? `fetching ${bytes(done)} of ${bytes(total)}` : "preparing") : "asking for its files",
     measuring: "ready in a moment: measuring",
-    ready: tokenS ? `ready: ${seconds(tokenS)} a token and block${where}` : "ready",
+    ready: tokenS ? `${ready}: ${seconds(tokenS)} a token and block${where}` : ready,
     failed: `cannot be used here: ${why}`,
     interrupted: `not fetched: ${why}; offered again soon`,
   }[state];
@@ -167,27 +167,20 @@ function idle() {
   if (!last.linked.length) return "It has no link to another device yet.";
   if (!last.models.length) return "The peer has no model that a browser can compute.";
   if (last.models.every((one) => one.state === "failed")) return "None of the models can be used here.";
-  if (last.leftOut) return `The newest request went without this device. ${last.leftOut.by} planned it: ${last.leftOut.why}.`;
-  return last.done ? "It took part in the newest request." : "No request came since it joined.";
+  if (last.leftOut) return `The newest request went without this device. ${named(last.leftOut.by)} planned it: ${last.leftOut.why}.`;
+  return NEWEST[last.newest] ?? "No request came since it joined.";
 }
 
-// --- this device ----------------------------------------------------------------------------------
+/** How the newest request ended here: see Ended in peer/part.js. */
+const NEWEST = {
+  done: "It took part in the newest request.",
+  lost: "It was lost midway through the newest request: the others did that without it.",
+  stopped: "It took part in the newest request until that was stopped.",
+  failed: "The newest request went on without it.",
+  refused: "The newest request went on without it.",
+};
 
-function device() {
-  let host = localStorage.getItem(DEVICE_KEY);
-  if (!host) {
-    host = Array.from(crypto.getRandomValues(new Uint8Array(8)), (byte) => byte.toString(16).padStart(2, "0")).join("");
-    localStorage.setItem(DEVICE_KEY, host);
-  }
-  return { host, cores: navigator.hardwareConcurrency || 1, memory: navigator.deviceMemory ?? 0, system: systemName() };
-}
-
-/** As much as a browser tells: "Android phone", "iPad". */
-function systemName() {
-  const agent = navigator.userAgent;
-  const system = [["iPhone", "iPhone"], ["iPad", "iPad"], ["Android", "Android device"], ["CrOS", "Chromebook"], ["Mac", "Mac"], ["Windows", "Windows computer"], ["Linux", "Linux computer"]];
-  return `browser on ${system.find(([sign]) => agent.includes(sign))?.[1] ?? "a device"}`;
-}
+// --- the screen ------------------------------------------------------------------------------------
 
 /** The screen stays on while something is computed, where the browser allows it: a locked phone computes nothing. */
 async function keepAwake() {

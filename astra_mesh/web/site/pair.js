@@ -1,7 +1,7 @@
 // Letting devices into the mesh, and shutting them out.
 
 import { json } from "./api.js";
-import { $, h, picture, s, say } from "./dom.js";
+import { $, h, named, picture, s, say } from "./dom.js";
 import { startScan } from "./scan.js";
 
 const KEPT = "astra-mesh-window"; // the window that this page opened, until its tab is closed
@@ -158,13 +158,13 @@ function list(element, devices) {
 
 /** Its name with the first digits of its id: names may be equal, and devices choose theirs. */
 function called({ name, id }) {
-  return id ? `${name} (${id.slice(0, SHORT_ID)})` : name;
+  return id ? `${named(name)} (${id.slice(0, SHORT_ID)})` : named(name);
 }
 
 /** What runs on a device, where its name does not say it. */
 function running({ name, peers }) {
   const others = peers.length > 1 || (peers.length === 1 && peers[0] !== name);
-  return others ? h("small", {}, `runs ${peers.join(", ")}`) : "";
+  return others ? h("small", {}, `runs ${peers.map(named).join(", ")}`) : "";
 }
 
 function item(device) {

@@ -1,7 +1,7 @@
 // The mesh as a picture: this device in the middle, its links to the others. No text lies on another: what has
 // no room is left to the list below the picture.
 
-import { clipped, picture, rate, s, seconds } from "./dom.js";
+import { clipped, initial, picture, rate, s, seconds } from "./dom.js";
 
 const WIDTH = 320; // of the picture, in its own units; on a small phone about a pixel each
 const RADIUS = 22; // of a device
@@ -156,5 +156,3 @@ function arc(x, y, part) {
     "stroke-dasharray": `${around * part} ${around}`,
   });
 }
-
-const initial = (name) => [...name][0]?.toUpperCase() ?? "?";

@@ -49,10 +49,30 @@ async def test_pages_and_libraries_are_served_with_their_types(site: Path) -> No
         ):
             answer = await client.get(address)
             assert (answer.status, answer.content_type) == (200, kind)
-            assert answer.headers["Cross-Origin-Opener-Policy"] == "same-origin"
-            assert answer.headers["Cross-Origin-Embedder-Policy"] == "require-corp"
             assert "'wasm-unsafe-eval'" in answer.headers["Content-Security-Policy"]
         assert (await client.get("/page/vendor/ort/LICENSE")).status == 404
+    finally:
+        await client.close()
+
+
+@pytest.mark.parametrize("address", ["/", "/page/peer/worker.js", "/page/vendor/ort/ort.wasm"])
+async def test_pages_are_alone_in_their_process_where_that_can_be(site: Path, address: str) -> None:
+    """Browsers say how they fetch only where a page's context can be secure."""
+    wanted = {
+        "Cross-Origin-Opener-Policy": "same-origin",
+        "Cross-Origin-Embedder-Policy": "require-corp",
+    }
+    client = await _client(site)
+    try:
+        secure = await client.get(address, headers={"Sec-Fetch-Mode": "navigate"})
+        assert wanted.items() <= dict(secure.headers).items()
+        known = {"Sec-Fetch-Mode": "cors", "If-None-Match": secure.headers["ETag"]}
+        again = await client.get(address, headers=known)
+        assert again.status == 304
+        if not address.startswith("/page/vendor"):  # of those aiohttp answers
+            assert wanted.items() <= dict(again.headers).items()
+        plain = await client.get(address)
+        assert not wanted.keys() & set(plain.headers)
     finally:
         await client.close()
 

@@ -169,6 +169,8 @@ export class VectorCodec {
   #space = null; // a promise
   #quantizers = new Map(); // by level and block
   #making = new Map(); // the same: promises
+  #ready = new Set(); // levels
+  #failed = new Map(); // by level: why it could not be loaded in the background
   #tables = new Map(); // by level and block: codes to keys and values, or what they add to those of a prediction
   #granted = new Map(); // by level: bytes that its tables may take
   #projections = new Map(); // by block: n^ to keys and values, where there is no table
@@ -193,6 +195,24 @@ export class VectorCodec {
 
   async prepare(stages) {
     for (let block = this.firstBlock; block < this.model.blocks; block++) await this.prepareBlock(stages, block);
+    this.#ready.add(this.#level(stages));
+  }
+
+  /** Why some numbers of stages cannot be used yet, "" if they can. What is missing is loaded from now on. */
+  lacks(wanted) {
+    const missing = wanted.filter((stages) => !this.#ready.has(this.#level(stages)));
+    if (!missing.length) return "";
+    const failed = missing.map((stages) => this.#failed.get(this.#level(stages))).find(Boolean);
+    for (const stages of missing) this.#failed.delete(this.#level(stages)); // it is tried again
+    this.#loadAll(missing);
+    const bits = missing.map((stages) => this.rate(stages)).join(", ");
+    return failed ?? `this tab is still loading ${bits} bits of this codebook; ready in a moment`;
+  }
+
+  async #loadAll(missing) {
+    for (const stages of missing) {
+      await this.prepare(stages).catch((error) => this.#failed.set(this.#level(stages), error.message));
+    }
   }
 
   /** Load what a number of stages needs in one block; once, whoever asks meanwhile. */
@@ -323,7 +343,7 @@ export class VectorCodec {
   }
 
   async release() {
-    for (const one of [this.#quantizers, this.#making, this.#tables, this.#projections]) one.clear();
+    for (const one of [this.#ready, this.#quantizers, this.#making, this.#tables, this.#projections]) one.clear();
     this.#space = null;
   }
 

@@ -6,7 +6,7 @@
 import { KernelBlock, PIECES, RuntimeBlock, WHOLE, panelsOf } from "./block.js";
 import { choose } from "./choice.js";
 import { VectorCodec } from "./codes.js";
-import { PLAIN, PlainCodec } from "./plain.js";
+import { PLAIN, PlainCodec, cannotUse } from "./plain.js";
 import { Fetching, filesOf, firstStages } from "./fetching.js";
 import { GPU, Graph, PROCESSOR, fetchRuntime, gpuLost, threads } from "./runtime.js";
 import { ShardRun } from "./shard.js";
@@ -145,7 +145,7 @@ export class Model {
   #makeCodec(name, codebook) {
     if (PLAIN.includes(name)) return new PlainCodec(name, this);
     const about = this.manifest.codebooks.find((one) => one.id === codebook && one.codec === name);
-    if (!about) throw new Error(`a tab cannot use the codes ${JSON.stringify(name)}; it can ${["codebooks", ...PLAIN].join(", ")}`);
+    if (!about) throw new Error(cannotUse(name, codebook));
     return new VectorCodec(this, about, this.#source);
   }
 

@@ -11,6 +11,7 @@ import { Session, State } from "./session.js";
 
 const FULL_MS = 5; // until a socket that is full is looked at again
 const TRAIN_PINGS = 6;
+const QUEUE_LOOK_S = 0.05; // until a queue is looked at again
 
 const now = () => performance.now() / 1000;
 
@@ -95,6 +96,16 @@ export class Link {
   async drain() {
     while (this.isOpen && this.queuedBytes >= limits.SEND_QUEUE_BYTES) await new Promise((done) => this.#waiting.push(done));
     if (!this.isOpen) throw this.session.closeError ?? new PeerLostError("the link is closed");
+  }
+
+  /** Whether all that was sent so far got there: true once the other end says so, false if it is lost before. */
+  async arrived() {
+    while (this.isOpen && this.queuedBytes) await this.#pause(QUEUE_LOOK_S); // a ping would overtake it
+    if (!this.isOpen) return !(this.session.closeError instanceof PeerLostError);
+    const number = this.session.ping(now());
+    const answered = new Promise((done) => this.#probes.set(number, (at) => done(at !== null, this.#probes.delete(number))));
+    this.#changed();
+    return (await answered) || !(this.session.closeError instanceof PeerLostError);
   }
 
   /** Give back the credit of a data message that is no longer held. */

@@ -2,7 +2,7 @@
 // graphs ready and measures them.
 
 import { FetchError, ModelError } from "./errors.js";
-import { embedBody } from "./messages.js";
+import { embedBody, sanitise } from "./messages.js";
 import { Matrix } from "./matrix.js";
 import { bounded, differ, learned, shareS, slowed } from "./pace.js";
 
@@ -91,7 +91,7 @@ export class Models {
   /** For people. */
   states() {
     return [...this.#known.values()].map(({ about, state, done = 0, total = about.bytes ?? 0, why = "", timing = null, place, pace }) => ({
-      id: about.id, name: about.name, state, done, total, why, tokenS: timing && pace * timing.per_token_s, place,
+      id: about.id, name: sanitise(about.name), state, done, total, why, tokenS: timing && pace * timing.per_token_s, place,
     }));
   }
 

@@ -53,6 +53,7 @@ class Pipe {
 
 export class Mux {
   me = null; // once welcome: { id, certificate, secret }
+  looks = 0; // since the host's last word, by whoever counts them
   #key = makeKey();
   #makeSocket;
   #name;
@@ -143,6 +144,7 @@ export class Mux {
 
   #received(socket, data) {
     if (socket !== this.#socket) return;
+    this.looks = 0;
     if (typeof data !== "string") {
       if (data.byteLength < HEAD_BYTES) return;
       const number = new DataView(data).getUint32(0);

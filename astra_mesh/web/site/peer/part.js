@@ -10,6 +10,15 @@ import { make, sanitise } from "./messages.js";
 import { Pipeline, Timeline } from "./pipeline.js";
 import { telling } from "./progress.js";
 
+/** How a proposal ends here. */
+export const Ended = {
+  DONE: "done", // the shard is computed
+  LOST: "lost", // this tab was cut off
+  STOPPED: "stopped", // whoever planned it wants it no more, or is gone
+  FAILED: "failed", // by an error
+  REFUSED: "refused", // not begun
+};
+
 /** Why a proposal is refused. */
 export class NotTakingPartError extends Error {
   constructor(reason, text) {
@@ -25,18 +34,21 @@ export class Participation {
   #findLink;
   #mayBeBack;
   #turns;
+  #isAway;
   #on;
   #abort = new AbortController();
   #layout = null;
   #exchange = null;
   #completed = false;
+  #lost = false; // cut off
 
   /**
    * @param around  me: id of this peer; models: Models; findLink(peer): Link or null; mayBeBack(peer): whether one without
-   *                a link had one a moment ago; turns: Turns; on: opened(exchange) before it is accepted, began(about),
-   *                block(block), computed(plan, layout, seconds) once it is done, ended(why or null)
+   *                a link had one a moment ago; turns: Turns; isAway(link): whether this tab is cut off, where a link was lost;
+   *                on: opened(exchange) before it is accepted, began(about), block(block), computed(plan, layout, seconds) once
+   *                it is done, ended(how, why): see Ended; missed(): what was done did not get there
    */
-  constructor(propose, link, { me, models, findLink, mayBeBack, turns, on }) {
+  constructor(propose, link, { me, models, findLink, mayBeBack, turns, isAway, on }) {
     this.propose = propose;
     this.link = link;
     this.#me = me;
@@ -44,6 +56,7 @@ export class Participation {
     this.#findLink = findLink;
     this.#mayBeBack = mayBeBack;
     this.#turns = turns;
+    this.#isAway = isAway;
     this.#on = on;
   }
 
@@ -61,24 +74,29 @@ export class Participation {
     this.link.sendIfOpen(make("Accept", { request }));
     try {
       await this.#compute(pipeline);
-      this.#on.ended(null);
+      this.#on.ended(Ended.DONE);
+      this.link.arrived().then((there) => there || (this.#isAway(this.link) && this.#on.missed()));
     } catch (error) {
-      this.#on.ended(error.message);
-      if (error instanceof CancelledError) return;
+      if (this.#lost || error instanceof CancelledError) return this.#cancelled();
+      this.#on.ended(Ended.FAILED, error.message);
       const [code, text] = error instanceof MeshError ? [error.code, error.message] : ["internal", `a browser met an error of its own: ${error.message}`];
       this.link.sendIfOpen(make("Fail", { request, code, text: sanitise(text) }));
     }
   }
 
+  #cancelled() {
+    this.#on.ended(this.#lost ? Ended.LOST : Ended.STOPPED);
+  }
+
   #refuseFor(error) {
-    if (error instanceof CancelledError) return;
+    if (this.#lost || error instanceof CancelledError) return this.#cancelled();
     const expected = error instanceof NotTakingPartError;
     this.refuse(expected ? error.reason : "internal", expected ? error.message : `a browser met an error of its own: ${error.message}`);
   }
 
   /** Tell the coordinator that this peer does not take its shard. */
   refuse(reason, text = "") {
-    this.#on.ended(text || reason);
+    this.#on.ended(Ended.REFUSED, text || reason);
     this.link.sendIfOpen(make("Refuse", { request: this.propose.request, reason, text: sanitise(text) }));
   }
 
@@ -93,9 +111,8 @@ export class Participation {
     const codec = await this.#orRefuse("unknown-codebook", () => loaded.model.codec(plan.codec, plan.codebook, []));
     if (shard < 0) throw new NotTakingPartError("bad-plan", "the plan has no shard for this peer");
     const layout = (this.#layout = layoutOf(plan, loaded.manifest.spec, task, tokens, codec));
-    for (const stages of stagesOf(layout, shard, plan.late === "wait" ? [] : codec.able)) {
-      await this.#orRefuse("unknown-codebook", () => codec.prepare(stages));
-    }
+    const lacks = codec.lacks([...stagesOf(layout, shard, plan.late === "wait" ? [] : codec.able)]);
+    if (lacks) throw new NotTakingPartError("unknown-codebook", lacks); // nobody waits for it: the next request has it
     const patience = new Patience(plan.predicted_s, layout.blocks, plan.late);
     const embedded = await loaded.embed(inputs, ...embedRange(layout, shard));
     this.#check();
@@ -106,7 +123,7 @@ export class Participation {
     const { signal } = this.#abort;
     const onBlock = (block) => this.#on.block(block);
     const [start, stop] = layout.bounds[shard];
-    this.#on.began({ model: loaded.manifest.name, task, tokens: stop - start, of: tokens, peers: peers.length, blocks: layout.blocks });
+    this.#on.began({ model: sanitise(loaded.manifest.name), task, tokens: stop - start, of: tokens, peers: peers.length, blocks: layout.blocks });
     return new Pipeline({ run, layout, shard, exchange: this.#exchange, turns: this.#turns, signal, onBlock });
   }
 
@@ -163,8 +180,9 @@ export class Participation {
     if (this.#abort.signal.aborted) throw new CancelledError();
   }
 
-  /** Stop; the coordinator is not told. */
-  cancel() {
+  /** Stop; the coordinator is not told. `lost`: because it is out of reach. */
+  cancel(lost = false) {
+    this.#lost = lost;
     this.#abort.abort();
     this.#exchange?.fail(new CancelledError());
   }

@@ -7,11 +7,13 @@ import { MAGIC, make, PROTOCOL_VERSION, sanitise } from "./messages.js";
 import { Models } from "./models.js";
 import { Mux } from "./mux.js";
 import { Pulse } from "./pace.js";
+import { Ended } from "./part.js";
 import { Turns } from "./pipeline.js";
 import { Work } from "./work.js";
 
 const REFRESH_MS = 30_000; // between two looks for new models of the host
-const LOOK_MS = 1_000; // between two looks at the clock, which stands still while a device sleeps
+const LOOK_MS = 500; // between two looks at the clock, which stands still while a device sleeps
+const QUIET_LOOKS = 6; // without a word of the host, which answers a ping each second. Seconds would not do: a tab that stood still heard nothing either
 
 const isRecent = (at) => performance.now() - at < 1000 * limits.LOST_S;
 
@@ -31,7 +33,9 @@ export class TabPeer {
   #state = { phase: "connecting", why: "", leftOut: null };
   #now = null; // what is computed
   #done = 0; // shards
-  #problem = ""; // of the last shard that was not finished
+  #newest = null; // how the newest request ended here, of Ended
+  #problem = ""; // of that, where it failed
+  #quiet = false; // nothing is heard of the host
   #asleep = false; // and said so
   #visible = true;
   #pulse;
@@ -66,13 +70,15 @@ export class TabPeer {
       findLink: (peer) => this.#link(peer),
       mayBeBack: (peer) => this.#mayBeBack(peer),
       turns,
+      isAway: (link) => this.#isAway(link),
       status: (link) => this.#sendStatus(link),
       on: {
         began: (about) => this.#tell({ now: { ...about, block: 0 }, leftOut: null }),
         block: (block) => this.#tell({ now: { ...this.#now, block } }),
         computed: (plan, layout, seconds) => this.#computed(plan, layout, seconds),
-        ended: (why) => this.#ended(why),
-        leftOut: (link, why) => this.#tell({ leftOut: { by: sanitise(link.hello.name, limits.NAME_CHARS), why } }),
+        ended: (how, why) => this.#ended(how, why),
+        missed: () => this.#missed(),
+        leftOut: (link, why) => this.#tell({ leftOut: { by: sanitise(link.hello.name, limits.NAME_CHARS), why: sanitise(why) } }),
       },
     });
     this.#pulse = new Pulse({
@@ -128,6 +134,15 @@ export class TabPeer {
     if (slept > limits.LOST_S && this.#asleep) this.hurry();
     else if (slept > limits.LOST_S) this.#mux.giveUp("this device slept");
     else if (this.#mux.me !== null && Date.now() - this.#refreshed > REFRESH_MS) this.#refresh();
+    this.#listen();
+  }
+
+  /** A network that is gone closes nothing: say so before the host is given up, which it may not have to be. */
+  #listen() {
+    const quiet = this.#mux.me !== null && ++this.#mux.looks >= QUIET_LOOKS;
+    if (quiet === this.#quiet) return;
+    this.#quiet = quiet;
+    this.#tell();
   }
 
   // --- the host -------------------------------------------------------------------------------------
@@ -154,6 +169,7 @@ export class TabPeer {
     for (const { timer } of this.#waits.values()) clearTimeout(timer);
     this.#waits.clear();
     this.#listed.clear();
+    this.#quiet = false;
     this.#waitFor(why, againS);
     this.#explain(againS);
   }
@@ -255,6 +271,11 @@ export class TabPeer {
     return Boolean(link?.hello || (link && !this.#waits.has(peer))) || isRecent(this.#lost.get(peer) ?? -Infinity);
   }
 
+  /** Whether this tab is cut off where a link was lost; else only the other end is gone. */
+  #isAway(link) {
+    return link.session.closeError instanceof PeerLostError && (this.#mux.me === null || this.#quiet || link.peer === this.#host.id);
+  }
+
   // --- models and work ------------------------------------------------------------------------------
 
   #sendStatus(link) {
@@ -282,10 +303,19 @@ export class TabPeer {
     if (this.#visible && !beside && own >= 0) this.#models.took(model, layout, own, seconds);
   }
 
-  #ended(why) {
-    if (why === null) this.#done++;
-    else this.#problem = why;
-    this.#tell({ now: null });
+  #ended(how, why = "") {
+    if (how === Ended.DONE) this.#done++;
+    this.#newest = how;
+    this.#problem = why;
+    const planned = how === Ended.DONE || how === Ended.STOPPED; // a newer one may have left it out
+    this.#tell({ now: null, ...(planned ? {} : { leftOut: null }) });
+  }
+
+  /** What was told to be done was lost on its way: others do it. */
+  #missed() {
+    this.#done--;
+    if (this.#newest === Ended.DONE) this.#newest = Ended.LOST;
+    this.#tell();
   }
 
   // --- for people -----------------------------------------------------------------------------------
@@ -296,13 +326,20 @@ export class TabPeer {
     Object.assign(this.#state, state);
     this.#show({
       ...this.#state,
+      ...this.#silence(),
       name: this.#name,
       host: this.#host?.name ?? "",
       linked: [...this.#links.values()].filter((link) => link.isOpen).map((link) => sanitise(link.hello.name, limits.NAME_CHARS)),
       models: this.#models.states(),
       now: this.#now,
       done: this.#done,
+      newest: this.#newest,
       problem: this.#problem,
     });
+  }
+
+  #silence() {
+    if (!this.#quiet || this.#state.phase !== "joined") return {};
+    return { phase: "waiting", why: `nothing is heard of ${this.#host.name}; joining again as soon as it answers` };
   }
 }

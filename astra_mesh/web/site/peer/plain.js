@@ -66,6 +66,12 @@ const KINDS = {
   int4: { bytes: (size) => Math.ceil(size / GROUP) * (GROUP / 2 + 2), write: toInt4, read: fromInt4 },
 };
 
+/** Why there is no codec, for people. */
+export function cannotUse(name, codebook) {
+  if (codebook) return `this tab does not have the codebook ${codebook.slice(0, 8)} of the codec ${JSON.stringify(name)}`;
+  return `this tab cannot use the codec ${JSON.stringify(name)}: it can use the model's codebooks, ${PLAIN.slice(0, -1).join(", ")} and ${PLAIN.at(-1)}`;
+}
+
 /** One stage; remembers nothing but the last block's input. */
 export class PlainCodec {
   able = [1];
@@ -83,6 +89,10 @@ export class PlainCodec {
   async prepare() {}
 
   async prepareBlock() {}
+
+  lacks() {
+    return "";
+  }
 
   async release() {}
 

@@ -14,9 +14,9 @@ export class Work {
   #preparing = new Map(); // link -> Map of model to the requests that wait for it
 
   /**
-   * @param around  me(): id of this peer; models, findLink, mayBeBack, turns: for Participation; status(link): sends
-   *                one; on: began(about), block(block), computed(plan, layout, seconds), ended(why or null), of the shard
-   *                that is computed; leftOut(link, why)
+   * @param around  me(): id of this peer; models, findLink, mayBeBack, turns, isAway: for Participation; status(link): sends
+   *                one; on: began(about), block(block), computed(plan, layout, seconds), ended(how, why), missed(), of the
+   *                shard that is computed; leftOut(link, why)
    */
   constructor(around) {
     this.#around = around;
@@ -40,7 +40,7 @@ export class Work {
     this.#early.dropLink(link);
     this.#preparing.delete(link);
     for (const part of this.#parts.values()) {
-      if (part.link === link) part.cancel();
+      if (part.link === link) part.cancel(this.#around.isAway(link));
       else part.linkGone(link, error ?? new PeerLostError("a peer left the mesh"));
     }
   }
@@ -64,9 +64,9 @@ export class Work {
 
   #propose(link, propose) {
     const { request } = propose;
-    const { me, models, findLink, mayBeBack, turns, on } = this.#around;
+    const { me, models, findLink, mayBeBack, turns, isAway, on } = this.#around;
     const opened = (exchange) => this.#open(request, exchange);
-    const part = new Participation(propose, link, { me: me(), models, findLink, mayBeBack, turns, on: { ...on, opened } });
+    const part = new Participation(propose, link, { me: me(), models, findLink, mayBeBack, turns, isAway, on: { ...on, opened } });
     if (this.#parts.has(request)) return part.refuse("bad-plan", "another request has this id");
     if (this.#parts.size >= REQUESTS_PER_PEER) {
       part.refuse("busy");
