@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import random
 import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -17,8 +18,9 @@ import torch
 from astra_mesh.bundle import Bundle, open_bundle, write_manifest
 from astra_mesh.bundle.configs import save_json
 from astra_mesh.bundle.tensors import load_weights, read_metadata, save_tensors
+from astra_mesh.bundle.writable import check_folder, check_room, folder_for
 from astra_mesh.errors import InputError, ModelError
-from astra_mesh.families import build_model, export_config, export_weights
+from astra_mesh.families import Model, build_model, export_config, export_weights
 from astra_mesh.quality.data import Split, load_samples, stream_samples
 from astra_mesh.quality.fitting import Fitted, codebook_name, fit
 from astra_mesh.quality.identity import data_fingerprint
@@ -78,17 +80,19 @@ def finetune(
     need none of its folders.
 
     Raises:
-        CalibrationError, InputError: data or options that cannot be used.
+        CalibrationError, InputError: data, options or folders that cannot be used. Nothing was
+            done then, and no folder is left.
         ModelError: the bundle cannot be used, or a file cannot be written.
     """
     options.check_values()
-    if output.resolve() == bundle.path.resolve() or output.is_file():
+    if output.resolve() == bundle.path.resolve() or os.path.isfile(output):  # noqa: PTH113 - no errors
         raise InputError("the fine-tuned model needs a folder of its own: name another --output")
     own_work = work is None
     work = work or output.with_name(f"{output.name}.work")
-    with distributed():
-        of_first(lambda: _prepare(output, work))
+    with distributed(), ExitStack() as places:
+        of_first(lambda: _prepare(output, work, places))
         model = build_model(bundle.config, load_weights(bundle))
+        of_first(lambda: check_room(_needed(bundle, model, options, output, work)))
         task = task or model.spec.tasks[0]
         model.require(task)
         fit_options = replace(
@@ -148,11 +152,24 @@ def finetune(
     return Finetuned(output, codebook, tuned, fitted)
 
 
-def _prepare(output: Path, work: Path) -> None:
+def _prepare(output: Path, work: Path, places: ExitStack) -> None:
+    """Both can be written; ``work`` is there until ``places`` end, and then if it holds files."""
+    check_folder(output)
     if output.is_dir() and any(output.iterdir()) and not (work / CHECKPOINT).exists():
         raise InputError(f"{output} holds files already: delete it, or name another --output")
-    with _writing(work):
-        work.mkdir(parents=True, exist_ok=True)
+    check_folder(work)
+    places.enter_context(folder_for(work))
+
+
+def _needed(
+    bundle: Bundle, model: Model, options: TuneOptions, output: Path, work: Path
+) -> dict[Path, int]:
+    """Bytes by folder; small files are left out."""
+    weights = sum(path.stat().st_size for path in bundle.weight_paths)
+    trained = sum(one.numel() for one in model.parameters()) if options.trained == "all" else 0
+    checkpoint = 16 * trained  # fp32: the weights now, the best ones, and two means of AdamW
+    copies = 1 if (work / CHECKPOINT).exists() else 2  # the new one lies beside the old
+    return {output: weights, work: copies * checkpoint}
 
 
 @contextmanager

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -513,6 +515,61 @@ def test_a_full_disk_at_the_end_loses_no_training(
     assert found is not None
     assert open_bundle(found.bundle).model_id == open_bundle(whole.bundle).model_id
     verify(open_bundle(found.bundle))
+
+
+@pytest.mark.parametrize("place", ["new", "elsewhere/work"])
+def test_folders_that_cannot_be_written_are_named_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """The new model's, and the one to work in."""
+    bundle, data = toy_bundle(tmp_path / "toy", "gpt2"), data_for("gpt2", tmp_path)
+    (tmp_path / place).parent.mkdir(exist_ok=True)
+    (tmp_path / place).write_text("no folder")
+    output, work = (tmp_path / name for name in ("new", "elsewhere/work"))
+    if place == "new":
+        output /= "inner"
+    before = names(tmp_path)
+    monkeypatch.setattr(finetuning, "build_model", None)  # nothing is read
+    with pytest.raises(InputError, match=rf"{place}.* cannot be written: it takes no files"):
+        finetune(bundle, data, FIT, TUNE, output, work=work)
+    with pytest.raises(InputError, match="name too long"):
+        finetune(bundle, data, FIT, TUNE, tmp_path / ("n" * 300))
+    with files_of_at_most(0), pytest.raises(InputError, match=r"full cannot be written"):
+        finetune(bundle, data, FIT, TUNE, tmp_path / "full")
+    assert names(tmp_path) == before
+
+
+def test_too_little_room_is_named_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Room for the weights twice is too little for the checkpoint, and plenty without one."""
+    bundle, data = toy_bundle(tmp_path / "toy", "gpt2"), data_for("gpt2", tmp_path)
+    size = (bundle.path / "model.safetensors").stat().st_size
+    before = names(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=2 * size))
+    with pytest.raises(
+        InputError, match=r"new\.work has too little room: about \d+ MiB are needed"
+    ):
+        finetune(bundle, data, FIT, TUNE, tmp_path / "new")
+    assert names(tmp_path) == before
+    assert finetune(bundle, data, FIT, replace(TUNE, trained="lora"), tmp_path / "new")
+
+
+@pytest.mark.parametrize("work", [None, "a/b"])
+def test_a_run_that_never_began_leaves_no_folder(tmp_path: Path, work: str | None) -> None:
+    bundle = toy_bundle(tmp_path / "toy", "gpt2")
+    data = write(tmp_path, {"x.txt": words(480)}) / "x.txt"
+    before = names(tmp_path)
+    options = replace(FIT, codewords=64, rates=(6,), default_rate=6)
+    place = None if work is None else tmp_path / work
+    for wrong, problem in ((data, "too few for 64"), (tmp_path / "absent", "no file or folder")):
+        with pytest.raises(CalibrationError, match=problem):
+            finetune(bundle, wrong, options, TUNE, tmp_path / "new", work=place)
+        assert names(tmp_path) == before
+    (tmp_path / "new.work").mkdir()  # was there before
+    with pytest.raises(CalibrationError):
+        finetune(bundle, data, options, TUNE, tmp_path / "new")
+    assert names(tmp_path) == before | {"new.work"}
 
 
 def test_pictures_without_labels_need_the_teacher(tmp_path: Path) -> None:
