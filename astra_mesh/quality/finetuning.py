@@ -29,9 +29,10 @@ from astra_mesh.quality.texts import check_labels
 from astra_mesh.quant.codebook import Codebook, load_codebook
 from astra_mesh.quant.fit import Progress
 from astra_mesh.quant.options import FitOptions
+from astra_mesh.tune.lora import twin
 from astra_mesh.tune.objective import Batch
 from astra_mesh.tune.options import TuneOptions
-from astra_mesh.tune.processes import distributed, of_first, rank, world
+from astra_mesh.tune.processes import distributed, of_first, pick_device, rank, world
 from astra_mesh.tune.trainer import CHECKPOINT, CURVE, Trainer, Tuned
 
 WEIGHTS = "model.safetensors"
@@ -111,10 +112,8 @@ def finetune(
             split=None if held_out_data else "eval" if fit_split == "fit" else "fit",
             classes=classes,
         )
-        teacher = None
-        if options.distill or task == "embed":
-            teacher = build_model(bundle.config, load_weights(bundle))
-        elif task == "classify" and all(sample.label is None for sample in held_out):
+        distils = options.distill > 0 or task == "embed"
+        if not distils and task == "classify" and all(sample.label is None for sample in held_out):
             raise InputError("the data have no labels: there is nothing to learn with --distill 0")
         source = of_first(lambda: _source(data, fit_options, window, fit_split, task))
         measured = of_first(lambda: data_fingerprint(held_out_data) if held_out_data else "")
@@ -128,7 +127,7 @@ def finetune(
 
         trainer = Trainer(
             model,
-            teacher,
+            _teacher(bundle, model, options) if distils else None,
             start,
             task,
             batches,
@@ -150,6 +149,13 @@ def finetune(
         if own_work:
             shutil.rmtree(work)
     return Finetuned(output, codebook, tuned, fitted)
+
+
+def _teacher(bundle: Bundle, model: Model, options: TuneOptions) -> Model:
+    """The model as it was: on weights of its own only where training changes these."""
+    if options.trained == "all":
+        return build_model(bundle.config, load_weights(bundle))
+    return twin(model.to(pick_device()))
 
 
 def _prepare(output: Path, work: Path, places: ExitStack) -> None:

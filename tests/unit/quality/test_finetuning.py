@@ -21,7 +21,7 @@ from astra_mesh.bundle import Bundle, open_bundle, verify
 from astra_mesh.bundle.tensors import load_weights, open_tensors, save_tensors
 from astra_mesh.engine.reference import hidden_rows, pooled, run_solo
 from astra_mesh.errors import CalibrationError, CodebookError, InputError, ModelError
-from astra_mesh.families import ModelInput, build_model, export_weights
+from astra_mesh.families import Model, ModelInput, build_model, export_weights
 from astra_mesh.quality import EvalSettings, FitOptions, Sample, evaluate, finetuning
 from astra_mesh.quality.data import load_samples
 from astra_mesh.quality.finetuning import START, Finetuned, finetune
@@ -261,6 +261,23 @@ def test_less_may_be_trained(tmp_path: Path, trained: str) -> None:
     assert same == (trained == "codebook")  # whose weights' files are those of before
 
 
+@pytest.mark.parametrize("trained", ["all", "lora", "codebook"])
+def test_the_teacher_takes_memory_only_where_the_weights_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: str
+) -> None:
+    places: list[set[int]] = []
+
+    def spy(model: Model, teacher: Model, *others: Any) -> Trainer:
+        places.extend({p.data_ptr() for p in one.parameters()} for one in (model, teacher))
+        return Trainer(model, teacher, *others)
+
+    monkeypatch.setattr(finetuning, "Trainer", spy)
+    tuned(tmp_path, options=replace(TUNE, trained=trained))  # type: ignore[arg-type]
+    model, teacher = places
+    assert model
+    assert teacher.isdisjoint(model) if trained == "all" else teacher == model
+
+
 # --- data -----------------------------------------------------------------------------------------
 
 
@@ -345,8 +362,10 @@ def test_processes_share_the_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- interruptions --------------------------------------------------------------------------------
 
 
-def test_an_interrupted_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
-    whole = tuned(tmp_path, output="whole", work="other")
+@pytest.mark.parametrize("trained", ["all", "lora", "codebook"])
+def test_an_interrupted_run_goes_on_to_the_same_weights(tmp_path: Path, trained: str) -> None:
+    options = replace(TUNE, trained=trained, learning_rate=1e-2)  # type: ignore[arg-type]
+    whole = tuned(tmp_path, options=options, output="whole", work="other")
     assert whole.fitted is not None
 
     def stop(done: int, total: int, what: str) -> None:
@@ -355,13 +374,15 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
 
     bundle, data = open_bundle(tmp_path / "toy"), tmp_path / "text.txt"
     with pytest.raises(KeyboardInterrupt):
-        finetune(bundle, data, FIT, TUNE, tmp_path / "new", stop)
+        finetune(bundle, data, FIT, options, tmp_path / "new", stop)
     assert not (tmp_path / "new").exists()
     work = tmp_path / "new.work"
     assert names(work) == {START, CHECKPOINT, CURVE}
-    found = tuned(tmp_path)
+    found = tuned(tmp_path, options=options)
     assert found.fitted is None  # the codebook of the start was there
     assert found.codebook.id == whole.codebook.id
+    same = open_bundle(found.bundle).model_id == open_bundle(tmp_path / "toy").model_id
+    assert same == (trained == "codebook")
     assert open_bundle(found.bundle).model_id == open_bundle(whole.bundle).model_id
     assert names(work) == {START, CURVE}  # the checkpoint has done its work
     lines = (found.bundle / CURVE).read_text().splitlines()
