@@ -19,7 +19,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrize
 
 from astra_mesh.bundle.configs import replacing
@@ -31,7 +30,7 @@ from astra_mesh.tune import checkpoint
 from astra_mesh.tune.lora import adapt, merge
 from astra_mesh.tune.objective import Batch, Objective, alone, draw_shares
 from astra_mesh.tune.options import TuneOptions
-from astra_mesh.tune.processes import of_first, pick_device, rank, world
+from astra_mesh.tune.processes import averaging, of_first, pick_device, rank, world
 from astra_mesh.tune.quantizer import TunedBook
 
 Progress = Callable[[int, int, str], None]
@@ -104,9 +103,7 @@ class Trainer:
             ]
         )
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.module: nn.Module = self.objective
-        if dist.is_initialized():
-            self.module = DistributedDataParallel(self.objective, find_unused_parameters=True)
+        self.module = averaging(self.objective)
         self.step, self.best, self.best_step, self.worse = 0, math.inf, 0, 0
         self.kept: dict[str, Tensor] = {}
         self.seconds = 0.0
