@@ -37,7 +37,7 @@ Progress = Callable[[int, int, str], None]
 CHECKPOINT = "checkpoint.pt"
 CURVE = "training.csv"
 COLUMNS = (
-    "step", "seconds", "loss", "data", "distill", "commitment", "reconstruction",
+    "step", "seconds", "loss", "data", "distill", "reconstruction",
     "held_out_mesh", "held_out_alone",
 )  # fmt: skip
 EVAL_PEERS = 4
@@ -133,7 +133,7 @@ class Trainer:
         stream = self.batches(self.step)
         stopped = False
         if not self.kept:
-            self._check(torch.full((5,), math.nan))  # the start: nothing worse is kept
+            self._check(torch.full((4,), math.nan))  # the start: nothing worse is kept
         parts: list[Tensor] = []
         while self.step < options.steps:
             if options.patience and self.worse >= options.patience:
@@ -152,7 +152,7 @@ class Trainer:
         return Tuned(self.book.stored(), self.step, self.best, self.best_step, stopped)
 
     def _learn(self, batch: Batch) -> Tensor:
-        """One step; loss and its parts (5,)."""
+        """One step; loss and its parts (4,)."""
         options = self.options
         factor = schedule(self.step, options.steps, options.warmup)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
