@@ -21,11 +21,10 @@ from astra_mesh.bundle.tensors import load_weights, read_metadata, save_tensors
 from astra_mesh.bundle.writable import check_folder, check_room, folder_for
 from astra_mesh.errors import InputError, ModelError
 from astra_mesh.families import Model, build_model, export_config, export_weights
-from astra_mesh.quality.data import Split, load_samples, stream_samples
+from astra_mesh.quality.data import Split, check_labels, load_samples, stream_samples
 from astra_mesh.quality.fitting import Fitted, codebook_name, fit
 from astra_mesh.quality.identity import data_fingerprint
 from astra_mesh.quality.sample import Sample
-from astra_mesh.quality.texts import check_labels
 from astra_mesh.quant.codebook import Codebook, load_codebook
 from astra_mesh.quant.fit import Progress
 from astra_mesh.quant.options import FitOptions
@@ -102,8 +101,8 @@ def finetune(
         options = replace(options, distributed=fit_options.distributed)
         fit_split = split if held_out_data else split or "fit"
         classes = model.labels if task == "classify" else None
-        if classes is not None and model.spec.vocab_size:
-            check_labels(data, classes)
+        if classes is not None:
+            check_labels(bundle, data, classes)
         held_out = load_samples(
             bundle,
             held_out_data or data,

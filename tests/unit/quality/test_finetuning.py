@@ -615,6 +615,19 @@ def test_labels_beyond_the_classes_are_named_before_any_work(tmp_path: Path) -> 
     assert not (tmp_path / "new.work" / finetuning.START).exists()
 
 
+def test_numbers_of_pictures_beyond_the_classes_are_named_before_any_work(tmp_path: Path) -> None:
+    """Also where others measure."""
+    bundle, fine = toy_bundle(tmp_path / "toy", "vit"), data_for("vit", tmp_path)
+    pictures: dict[str, bytes | str] = {f"{i}.png": saved(photo(20 + i, 12)) for i in range(9)}
+    rows = "".join(f"{i}.png,{i % 3}\n" for i in range(8)) + "8.png,99\n"
+    data = write(tmp_path / "bad", pictures | {"labels.csv": f"file,label\n{rows}"})
+    before = names(tmp_path)
+    for held_out in (None, fine):
+        with pytest.raises(CalibrationError, match=r"labels\.csv, line 10: there is no class '99'"):
+            finetune(bundle, data, FIT, TUNE, tmp_path / "new", held_out_data=held_out)
+        assert names(tmp_path) == before
+
+
 def test_too_little_data_are_named(tmp_path: Path) -> None:
     bundle = toy_bundle(tmp_path / "toy", "gpt2")
     data = write(tmp_path, {"x.txt": words(100)}) / "x.txt"
