@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,13 +157,22 @@ def _draw_panel(axes: Axes, panel: Panel, found: Evaluation) -> None:
 
 
 def _log_scale(axes: Axes, values: Sequence[float], limit: float | None) -> None:
-    """Logarithmic, but linear below the limit, or else a thousandth of the largest value."""
+    """Logarithmic, but linear below the limit, or else below a thousandth of the largest value."""
     largest, least = max([*values, limit or 0.0]), min([*values, 0.0])
-    threshold = limit or max(abs(least), 1e-3 * largest, 1e-9)
+    threshold = limit or max(abs(least), _decade(1e-3 * largest))
     axes.set_yscale("symlog", linthresh=threshold, linscale=1.0 if limit else 0.5)
-    axes.set_ylim(min(1.4 * least, -0.4 * threshold), 1.6 * max(largest, threshold))
+    low, high = min(1.4 * least, -0.4 * threshold), 1.6 * max(largest, threshold)
+    axes.set_ylim(low, high)
     if limit:
         axes.set_yticks(_loss_ticks(least, 1.6 * largest, limit))
+    else:  # matplotlib's own include one in the linear part, on top of 0
+        decades = [10.0**power for power in range(-12, 13)]
+        axes.set_yticks([0.0, *(tick for tick in decades if 0.99 * threshold <= tick <= high)])
+
+
+def _decade(value: float) -> float:
+    """The largest power of ten that is not above it."""
+    return 10.0 ** math.floor(math.log10(max(value, 1e-9)))
 
 
 def _loss_ticks(least: float, largest: float, limit: float) -> list[float]:
