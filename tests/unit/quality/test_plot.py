@@ -94,6 +94,7 @@ def test_panels_direct_labels_and_scales() -> None:
         names = {text.get_text() for text in axes.texts}
         assert {"predictive", "memoryless", "int4"} <= names
     assert "limit 4" in texts(figure)
+    assert "limit 0.0392" in texts(figure)  # ln(1.04), of the divergence
     assert "recommended: 32 bits" in texts(figure)
     low, high = figure.axes[0].get_xlim()
     assert low < 16 < 864 < high
