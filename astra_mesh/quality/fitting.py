@@ -44,6 +44,7 @@ class Fitted:
     resumed: int  # blocks that an interrupted run had fitted already
     costs: list[DecodeCost]  # of each rate
     outdated: tuple[str, ...]  # tasks with measured figures of the codebook that was replaced
+    besides: tuple[int, ...]  # rates in bits that nobody asked for: parts of codes without history
 
 
 def codebook_name(options: FitOptions) -> str:
@@ -110,7 +111,9 @@ def fit(
     if output is None:
         write_manifest(bundle.path)
     costs = decode_costs(codebook, model.spec)
-    return Fitted(path, codebook, report, resumed, costs, outdated)
+    asked = options.stages
+    besides = tuple(bits for bits in codebook.rates.values() if bits not in asked)
+    return Fitted(path, codebook, report, resumed, costs, outdated, besides)
 
 
 def _outdated(bundle: Bundle, path: Path, new: Codebook) -> tuple[str, ...]:
