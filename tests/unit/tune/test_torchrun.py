@@ -13,9 +13,13 @@ from pathlib import Path
 
 import pytest
 from torch import Tensor
+from torch.distributed.run import get_args_parser
+from typer.core import TyperGroup
+from typer.main import get_command
 
 from astra_mesh.bundle import open_bundle, verify
 from astra_mesh.bundle.tensors import load_weights
+from astra_mesh.cli.app import app
 from astra_mesh.quant.codebook import load_codebook
 from tests.bundles import GPT2, gpt2_tensors, write_bundle
 from tests.timings import patient
@@ -124,6 +128,23 @@ def test_two_processes_print_no_warning(
     assert done.returncode == 0, done.stderr
     told = [line for line in done.stderr.splitlines() if "waiting for the first" not in line]
     assert told == []
+
+
+def test_the_commands_of_the_documentation_have_options_that_exist() -> None:
+    text = (REPO_ROOT / "docs" / "fidelity.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if "torchrun --n" in line]
+    group = get_command(app)
+    assert isinstance(group, TyperGroup)
+    parser, fit = get_args_parser(), group.commands["fit"]
+    ours = {name for one in fit.params for name in one.opts}
+    assert len(lines) == 3
+    for line in lines:
+        before, _, after = line.partition("torchrun ")[2].partition(" -m astra_mesh fit ")
+        told = parser.parse_args([*before.replace("...", "").split(), "script"])
+        assert told.nproc_per_node == "4" or told.nnodes == "2"
+        options = [word.strip("`.,") for word in after.split() if word.startswith("--")]
+        assert set(options) <= ours
+        assert bool(after) == ("..." not in line)
 
 
 def test_two_halves_of_a_batch_are_one_batch(bundle: Path, data: Path, tmp_path: Path) -> None:
