@@ -9,6 +9,12 @@ The *loss* of a row is one number, the smaller the better; its *measure* depends
 ``accuracy``    classify, where the data say the class: drop of the accuracy (0.005: 0.5 points)
 ``agreement``   classify otherwise: share of inputs with another most likely class
 ``cosine``      embed: 1 less the mean cosine to the single device's vectors
+
+A limit is compared with the *cost*: the loss, but for ``perplexity`` exp(KL) - 1 where that is
+more. The perplexity of the data at hand can stay or fall while answers become others: codes
+smooth an overconfident model, which helps on text that it predicts badly. The KL is never blind to
+that, and is on the same scale: on text that the model itself writes, the perplexity rises by
+exp(KL) - 1.
 """
 
 from __future__ import annotations
@@ -68,6 +74,14 @@ class Measured(msgspec.Struct, frozen=True):
     def loss(self) -> float:
         """See the module."""
         return loss_of(self.metrics)[1]
+
+    @property
+    def cost(self) -> float:
+        """What a limit is compared with; see the module."""
+        measure, loss = loss_of(self.metrics)
+        if measure != "perplexity":
+            return loss
+        return max(loss, math.expm1(min(self.metrics.get("kl", 0.0), 25.0)))
 
 
 class Recommended(msgspec.Struct, frozen=True):
@@ -150,6 +164,12 @@ def loss_in_words(measure: str, loss: float) -> str:
     return f"{measure} loss {loss:.3g}"
 
 
+def limit_in_words(measure: str, limit: float) -> str:
+    """A limit for people: as a loss, with the KL that it stands for where one counts too."""
+    words = loss_in_words(measure, limit)
+    return f"{words} and a KL of {math.log1p(limit):.2g}" if measure == "perplexity" else words
+
+
 def code_name(codec: str, history: int) -> str:
     """A codebook's kind for people."""
     if codec != "vq":
@@ -169,10 +189,10 @@ def recommend(rows: Iterable[Measured], limit: float) -> Recommended | None:
     """The smallest rate of any codebook within the limit, on the largest number of peers."""
     found = [one for one in rows if one.codebook]
     most = max((one.peers for one in found), default=0)
-    fitting = [one for one in found if one.peers == most and one.loss <= limit]
+    fitting = [one for one in found if one.peers == most and one.cost <= limit]
     if not fitting:
         return None
-    best = min(fitting, key=lambda one: (one.bits, one.loss))
+    best = min(fitting, key=lambda one: (one.bits, one.cost))
     return Recommended(best.codec, best.codebook, best.stages, best.bits, best.peers, best.loss)
 
 

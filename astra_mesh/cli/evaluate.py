@@ -216,9 +216,9 @@ def _doubts(found: Evaluation) -> list[str]:
 
 
 def _conclusion(found: Evaluation) -> str:
-    from astra_mesh.bundle.quality import loss_in_words
+    from astra_mesh.bundle.quality import limit_in_words, loss_in_words
 
-    limit = loss_in_words(found.measure, found.limit)
+    limit = limit_in_words(found.measure, found.limit)
     row = found.recommended_row
     if not any(one.codebook_id for one in found.rows):
         return "no codebook was measured, so no rate is recommended"

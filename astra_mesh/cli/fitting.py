@@ -138,6 +138,7 @@ def _fitted(found: Fitted, times: CodeTimes) -> dict[str, object]:
         "id": found.codebook.id,
         "bytes": found.path.stat().st_size,
         "rates": list(found.codebook.rates.values()),
+        "rates_besides": list(found.besides),
         "tokens": found.report.tokens,
         "sequences": found.report.sequences,
         "resumed_blocks": found.resumed,
@@ -178,6 +179,14 @@ def _show_report(found: Fitted, times: CodeTimes) -> None:
     if rates:
         out.print(table)
     _show_costs(found, times)
+    if found.besides:
+        besides = ", ".join(map(str, found.besides))
+        out.print(
+            f"{besides} bits were not asked for: codes without history begin with those of fewer "
+            "bits, so that these are there too, at no cost",
+            markup=False,
+            soft_wrap=True,
+        )
     if found.resumed:
         blocks = "1 block" if found.resumed == 1 else f"{found.resumed} blocks"
         out.print(f"{blocks} came from an interrupted run", markup=False)

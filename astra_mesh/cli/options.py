@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -261,13 +260,9 @@ def first_line(path: Path, what: str) -> str:
 
 def check_output(path: Path) -> None:
     """InputError where no file can be written there; before hours of work, not after."""
-    folder = path.absolute().parent
-    if not folder.is_dir():
-        raise InputError(f"{path} cannot be written: there is no folder {folder}")
-    if path.is_dir():
-        raise InputError(f"{path} cannot be written: it is a folder; name a file")
-    if not os.access(folder, os.W_OK):
-        raise InputError(f"{path} cannot be written: {folder} takes no files of this user")
+    from astra_mesh.bundle.writable import check_file
+
+    check_file(path)
 
 
 def plan_options(

@@ -1,7 +1,7 @@
 """Which codes a request may use, and what they are expected to cost in quality.
 
-Without an explicit wish these are, for each codebook, the smallest rate whose stored loss
-(:mod:`astra_mesh.bundle.quality`) stays within the wanted one: a larger rate of the same codebook
+Without an explicit wish these are, for each codebook, the smallest rate whose stored cost
+(:mod:`astra_mesh.bundle.quality`) stays within the wanted loss: a larger rate of the same codebook
 is never faster. The planner takes the fastest of them.
 """
 
@@ -10,7 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from astra_mesh.bundle.quality import Measured, TaskQuality, code_name, loss_in_words
+from astra_mesh.bundle.quality import (
+    Measured,
+    TaskQuality,
+    code_name,
+    limit_in_words,
+    loss_in_words,
+)
 from astra_mesh.errors import RateError
 from astra_mesh.peer.loaded import AnyCodec, Loaded, choose_stages
 from astra_mesh.quant.codebook import Codebook
@@ -47,7 +53,7 @@ def usual_rate(book: Codebook, tasks: Iterable[TaskQuality]) -> int:
         row.bits
         for task in tasks
         for row in task.deciding()
-        if row.codebook == book.id and row.loss <= task.limit and row.bits in book.rates.values()
+        if row.codebook == book.id and row.cost <= task.limit and row.bits in book.rates.values()
     ]
     return min(allowed, default=book.rate(book.default_stages))
 
@@ -89,18 +95,18 @@ def _within(
     loaded: Loaded, options: Options, found: TaskQuality, rows: Sequence[Measured], limit: float
 ) -> tuple[list[Code], list[str]]:
     best: dict[str, Measured] = {}
-    for row in sorted(rows, key=lambda one: (one.bits, one.loss)):
-        if row.loss <= limit:
+    for row in sorted(rows, key=lambda one: (one.bits, one.cost)):
+        if row.cost <= limit:
             best.setdefault(row.codebook, row)
     if best:
         return [_code(loaded, CodebookId(x.codebook), x.stages) for x in best.values()], []
-    wanted = f"within {loss_in_words(found.measure, limit)}"
+    wanted = f"within {limit_in_words(found.measure, limit)}"
     for row in found.deciding() if not options.codec else []:
-        if row.codec in PLAIN and row.loss <= limit:
+        if row.codec in PLAIN and row.cost <= limit:
             codec = loaded.codec(row.codec, CodebookId(""))
             note = f"no codebook was measured to stay {wanted}: {row.codec} is used"
             return [Code(codec, CodebookId(""), codec.stages, row.codec)], [note]
-    row = min(rows, key=lambda one: one.loss)
+    row = min(rows, key=lambda one: one.cost)
     cost = loss_in_words(found.measure, row.loss)
     note = f"no rate was measured to stay {wanted}: the best has {row.bits} bits, {cost}"
     return [_code(loaded, CodebookId(row.codebook), row.stages)], [note]
@@ -109,7 +115,7 @@ def _within(
 def _at_rate(
     loaded: Loaded, books: dict[CodebookId, Codebook], found: TaskQuality | None, rate: int
 ) -> Code:
-    """Of the codebooks that have a rate the one with the smallest stored loss, or the first."""
+    """Of the codebooks that have a rate the one with the smallest stored cost, or the first."""
     able = [
         (key, stages)
         for key, book in books.items()
@@ -122,8 +128,8 @@ def _at_rate(
             f"{loaded.bundle.name} has no rate of {rate} bits per token and block; it has "
             + ", ".join(map(str, known))
         )
-    losses = {(x.codebook, x.stages): x.loss for x in (found.deciding() if found else ())}
-    key, stages = min(able, key=lambda one: losses.get(one, float("inf")))
+    costs = {(x.codebook, x.stages): x.cost for x in (found.deciding() if found else ())}
+    key, stages = min(able, key=lambda one: costs.get(one, float("inf")))
     return _code(loaded, key, stages)
 
 

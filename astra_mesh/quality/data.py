@@ -12,9 +12,8 @@ from astra_mesh.bundle import Bundle
 from astra_mesh.bundle.specs import spec_of
 from astra_mesh.errors import CalibrationError
 from astra_mesh.families import ModelInput, ModelSpec
-from astra_mesh.quality.pictures import pictures
+from astra_mesh.quality import pictures, texts
 from astra_mesh.quality.sample import Sample
-from astra_mesh.quality.texts import sentences, windows
 
 Split = Literal["fit", "eval"]
 T = TypeVar("T")
@@ -92,8 +91,8 @@ def load_samples(
     window crosses from one to the next. Text encoders read a .tsv with a column
     ``sentence`` (and perhaps ``label``, which is read where the model's ``classes`` are given), or
     a .txt with one sentence a line. Image models read a folder or .zip of JPEG and PNG files;
-    classes come from ``labels.csv`` or the parent folder's name. ``split`` "eval" takes every tenth
-    item only, "fit" the nine others, None all.
+    classes come from ``labels.csv`` (see ``pictures.COLUMNS``) or the parent folder's name.
+    ``split`` "eval" takes every tenth item only, "fit" the nine others, None all.
 
     Raises:
         CalibrationError: nothing there that the model can read; says what is wrong.
@@ -102,6 +101,18 @@ def load_samples(
     spec = spec_of(bundle)
     samples = _samples(bundle, spec, path, window, split, classes=classes)
     return _some(list(islice(samples, max(1, limit))), path, spec, split)
+
+
+def check_labels(bundle: Bundle, path: Path, classes: Mapping[int, str]) -> None:
+    """CalibrationError where a label anywhere in the data is none of a model's classes."""
+    _check_there(path)
+    check = texts.check_labels if spec_of(bundle).vocab_size else pictures.check_labels
+    check(path, classes)
+
+
+def _check_there(path: Path) -> None:
+    if not path.exists():
+        raise CalibrationError(f"there is no file or folder {path}")
 
 
 def _some(found: list[T], path: Path, spec: ModelSpec, split: Split | None) -> list[T]:
@@ -131,17 +142,16 @@ def _samples(
 
     What is in a split is the same in every view, down to the token.
     """
-    if not path.exists():
-        raise CalibrationError(f"there is no file or folder {path}")
+    _check_there(path)
     size = min(spec.max_tokens, WINDOW_TOKENS if window is None else window)
     if size < 2:
         raise CalibrationError(f"a window must have at least 2 tokens, not {size}")
     if spec.vocab_size == 0:
-        yield from _of_split(pictures(bundle, path, view, classes), split)
+        yield from _of_split(pictures.pictures(bundle, path, view, classes), split)
     elif spec.causal:
-        yield from windows(bundle, path, size, _skip(size, view), partial(_in_split, split))
+        yield from texts.windows(bundle, path, size, _skip(size, view), partial(_in_split, split))
     else:
-        yield from _of_split(sentences(bundle, path, size, classes), split)
+        yield from _of_split(texts.sentences(bundle, path, size, classes), split)
 
 
 def _skip(size: int, view: int) -> int:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import random
 import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -17,19 +18,20 @@ import torch
 from astra_mesh.bundle import Bundle, open_bundle, write_manifest
 from astra_mesh.bundle.configs import save_json
 from astra_mesh.bundle.tensors import load_weights, read_metadata, save_tensors
+from astra_mesh.bundle.writable import check_folder, check_room, folder_for
 from astra_mesh.errors import InputError, ModelError
-from astra_mesh.families import build_model, export_config, export_weights
-from astra_mesh.quality.data import Split, load_samples, stream_samples
+from astra_mesh.families import Model, build_model, export_config, export_weights
+from astra_mesh.quality.data import Split, check_labels, load_samples, stream_samples
 from astra_mesh.quality.fitting import Fitted, codebook_name, fit
 from astra_mesh.quality.identity import data_fingerprint
 from astra_mesh.quality.sample import Sample
-from astra_mesh.quality.texts import check_labels
 from astra_mesh.quant.codebook import Codebook, load_codebook
 from astra_mesh.quant.fit import Progress
 from astra_mesh.quant.options import FitOptions
+from astra_mesh.tune.lora import twin
 from astra_mesh.tune.objective import Batch
 from astra_mesh.tune.options import TuneOptions
-from astra_mesh.tune.processes import distributed, of_first, rank, world
+from astra_mesh.tune.processes import distributed, of_first, pick_device, rank, world
 from astra_mesh.tune.trainer import CHECKPOINT, CURVE, Trainer, Tuned
 
 WEIGHTS = "model.safetensors"
@@ -78,17 +80,19 @@ def finetune(
     need none of its folders.
 
     Raises:
-        CalibrationError, InputError: data or options that cannot be used.
+        CalibrationError, InputError: data, options or folders that cannot be used. Nothing was
+            done then, and no folder is left.
         ModelError: the bundle cannot be used, or a file cannot be written.
     """
     options.check_values()
-    if output.resolve() == bundle.path.resolve() or output.is_file():
+    if output.resolve() == bundle.path.resolve() or os.path.isfile(output):  # noqa: PTH113 - no errors
         raise InputError("the fine-tuned model needs a folder of its own: name another --output")
     own_work = work is None
     work = work or output.with_name(f"{output.name}.work")
-    with distributed():
-        of_first(lambda: _prepare(output, work))
+    with distributed(), ExitStack() as places:
+        of_first(lambda: _prepare(output, work, places))
         model = build_model(bundle.config, load_weights(bundle))
+        of_first(lambda: check_room(_needed(bundle, model, options, output, work)))
         task = task or model.spec.tasks[0]
         model.require(task)
         fit_options = replace(
@@ -97,8 +101,8 @@ def finetune(
         options = replace(options, distributed=fit_options.distributed)
         fit_split = split if held_out_data else split or "fit"
         classes = model.labels if task == "classify" else None
-        if classes is not None and model.spec.vocab_size:
-            check_labels(data, classes)
+        if classes is not None:
+            check_labels(bundle, data, classes)
         held_out = load_samples(
             bundle,
             held_out_data or data,
@@ -107,10 +111,8 @@ def finetune(
             split=None if held_out_data else "eval" if fit_split == "fit" else "fit",
             classes=classes,
         )
-        teacher = None
-        if options.distill or task == "embed":
-            teacher = build_model(bundle.config, load_weights(bundle))
-        elif task == "classify" and all(sample.label is None for sample in held_out):
+        distils = options.distill > 0 or task == "embed"
+        if not distils and task == "classify" and all(sample.label is None for sample in held_out):
             raise InputError("the data have no labels: there is nothing to learn with --distill 0")
         source = of_first(lambda: _source(data, fit_options, window, fit_split, task))
         measured = of_first(lambda: data_fingerprint(held_out_data) if held_out_data else "")
@@ -124,7 +126,7 @@ def finetune(
 
         trainer = Trainer(
             model,
-            teacher,
+            _teacher(bundle, model, options) if distils else None,
             start,
             task,
             batches,
@@ -148,11 +150,31 @@ def finetune(
     return Finetuned(output, codebook, tuned, fitted)
 
 
-def _prepare(output: Path, work: Path) -> None:
+def _teacher(bundle: Bundle, model: Model, options: TuneOptions) -> Model:
+    """The model as it was: on weights of its own only where training changes these."""
+    if options.trained == "all":
+        return build_model(bundle.config, load_weights(bundle))
+    return twin(model.to(pick_device()))
+
+
+def _prepare(output: Path, work: Path, places: ExitStack) -> None:
+    """Both can be written; ``work`` is there until ``places`` end, and then if it holds files."""
+    check_folder(output)
     if output.is_dir() and any(output.iterdir()) and not (work / CHECKPOINT).exists():
         raise InputError(f"{output} holds files already: delete it, or name another --output")
-    with _writing(work):
-        work.mkdir(parents=True, exist_ok=True)
+    check_folder(work)
+    places.enter_context(folder_for(work))
+
+
+def _needed(
+    bundle: Bundle, model: Model, options: TuneOptions, output: Path, work: Path
+) -> dict[Path, int]:
+    """Bytes by folder; small files are left out."""
+    weights = sum(path.stat().st_size for path in bundle.weight_paths)
+    trained = sum(one.numel() for one in model.parameters()) if options.trained == "all" else 0
+    checkpoint = 16 * trained  # fp32: the weights now, the best ones, and two means of AdamW
+    copies = 1 if (work / CHECKPOINT).exists() else 2  # the new one lies beside the old
+    return {output: weights, work: copies * checkpoint}
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import torch
 from astra_mesh.bundle import Bundle, write_manifest
 from astra_mesh.bundle.quality import stored_tasks
 from astra_mesh.bundle.tensors import load_weights, open_tensors, read_metadata, save_tensors
+from astra_mesh.bundle.writable import check_file
 from astra_mesh.errors import AstraMeshError, CodebookError
 from astra_mesh.families import ModelInput, build_model
 from astra_mesh.quality.data import Split, load_inputs
@@ -43,6 +44,7 @@ class Fitted:
     resumed: int  # blocks that an interrupted run had fitted already
     costs: list[DecodeCost]  # of each rate
     outdated: tuple[str, ...]  # tasks with measured figures of the codebook that was replaced
+    besides: tuple[int, ...]  # rates in bits that nobody asked for: parts of codes without history
 
 
 def codebook_name(options: FitOptions) -> str:
@@ -75,8 +77,11 @@ def fit(
 
     Raises:
         CalibrationError: data or options that cannot be used.
+        InputError: the file cannot be written, as far as can be known before.
         ModelError: the bundle cannot be used, or the file cannot be written.
     """
+    path = output or bundle.path / codebook_name(options)
+    check_file(path)
     progress(0, 1, "reading the model")
     model = build_model(bundle.config, load_weights(bundle))
     options.check(model.spec.hidden_size)
@@ -87,7 +92,6 @@ def fit(
     inputs = load_inputs(
         bundle, data, limit_tokens=options.max_tokens, window=window, split=split, views=views
     )
-    path = output or bundle.path / codebook_name(options)
     partial = Partial(path, bundle.model_id, options, inputs)
     done = partial.load()
     resumed = len(done)
@@ -107,7 +111,9 @@ def fit(
     if output is None:
         write_manifest(bundle.path)
     costs = decode_costs(codebook, model.spec)
-    return Fitted(path, codebook, report, resumed, costs, outdated)
+    asked = options.stages
+    besides = tuple(bits for bits in codebook.rates.values() if bits not in asked)
+    return Fitted(path, codebook, report, resumed, costs, outdated, besides)
 
 
 def _outdated(bundle: Bundle, path: Path, new: Codebook) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from astra_mesh.bundle import Bundle
 from astra_mesh.bundle.image import ImageProcessor, decode_image
 from astra_mesh.errors import BadImageError, CalibrationError
 from astra_mesh.families import ModelInput
-from astra_mesh.limits import IMAGE_BYTES
+from astra_mesh.limits import IMAGE_BYTES, NAME_CHARS
 from astra_mesh.quality.sample import Sample
 
 FILES: Final = 500_000  # names in one folder or archive: some 100 MB
@@ -29,6 +29,10 @@ SUFFIXES: Final = (".jpg", ".jpeg", ".png")
 LABELS: Final = "labels.csv"
 # Columns of labels.csv that may name the class, best first: an index or a name of the model's.
 COLUMNS: Final = ("imagenet1k_index", "class_index", "label", "class", "name")
+
+NO_LABEL: Final = "-1"
+_DIGITS: Final = 18  # of a class's number
+_NUMBER: Final = re.compile(r"[+-]?\d+")
 
 _log = logging.getLogger(__name__)
 Read = Callable[[str], bytes]
@@ -41,6 +45,10 @@ def pictures(
 
     Labels are the ``classes``, by number and name; without these what the config says of them.
     View 0 shows them as they are; every other one shows another piece of each, perhaps mirrored.
+
+    Raises:
+        CalibrationError: there are none; or a number in labels.csv is none of the ``classes``, and
+            nothing else says that picture's class.
     """
     processor = ImageProcessor.from_bundle(bundle)
     with _opened(path) as (names, read):
@@ -48,7 +56,7 @@ def pictures(
         if not images:
             raise CalibrationError(f"there is no JPEG or PNG picture in {path}")
         known = bundle.config.get("id2label") if classes is None else dict(classes)
-        labels = _Classes(known, names, read)
+        labels = _Classes(known, names, read, strict=classes is not None)
         broken = 0
         for name in interleaved(images):
             try:
@@ -61,6 +69,12 @@ def pictures(
             yield Sample(ModelInput(pixels=pixels), labels.of(name))
         if broken == len(images):
             raise CalibrationError(f"none of the {broken} pictures in {path} can be read")
+
+
+def check_labels(path: Path, classes: Mapping[int, str]) -> None:
+    """CalibrationError where a picture's number in labels.csv is none of a model's classes."""
+    with _opened(path) as (names, read):
+        _Classes(dict(classes), names, read, strict=True)
 
 
 def seen(image: Image.Image, name: str, view: int) -> Image.Image:
@@ -156,21 +170,29 @@ def _limit(name: str) -> int:
 
 
 class _Classes:
-    """Class index of a picture: from labels.csv if there is one, else its folder's name."""
+    """Class index of a picture: from labels.csv if there is one, else its folder's name.
 
-    def __init__(self, id2label: Any, names: list[str], read: Read) -> None:
+    ``strict``: a number there that is none of the classes is an error, unless something else
+    says the picture's class.
+    """
+
+    def __init__(self, id2label: Any, names: list[str], read: Read, *, strict: bool) -> None:
         self._by_name: dict[str, int] = {}
         self._known: set[int] = set()
         for key, name in (id2label if isinstance(id2label, dict) else {}).items():
             if str(key).isdecimal():
                 self._known.add(int(key))
                 self._by_name.setdefault(_plain(str(name)), int(key))
+        self._strict, self._files = strict, set(names)
         self._by_file = self._table(read(LABELS)) if LABELS in names else {}
 
     def of(self, name: str) -> int | None:
         """None where nothing says it."""
         if name in self._by_file:
             return self._by_file[name]
+        return self._of_folder(name)
+
+    def _of_folder(self, name: str) -> int | None:
         return self._by_name.get(_plain(PurePosixPath(name).parent.name))
 
     def _table(self, data: bytes) -> dict[str, int]:
@@ -178,22 +200,44 @@ class _Classes:
         if len(data) > LABELS_BYTES:
             raise CalibrationError(f"{LABELS} has more than {LABELS_BYTES} bytes")
         try:
-            for row in csv.DictReader(io.StringIO(data.decode("utf-8-sig"))):
-                index = self._index(row)
-                if index is not None and row.get("file"):
-                    found[row["file"]] = index
+            reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig")))
+            for row in reader:
+                file, index = row.get("file"), self._index(row)
+                if file and index is not None:
+                    found[file] = index
+                elif self._strict and file in self._files and self._of_folder(file) is None:
+                    self._check(row, reader.line_num)
         except (UnicodeDecodeError, csv.Error) as error:
             raise CalibrationError(f"{LABELS} is no table: {error}") from error
         return found
 
     def _index(self, row: Mapping[str, Any]) -> int | None:
-        for column in COLUMNS:
-            value = str(row.get(column) or "").strip()
-            if value.isdecimal() and int(value) in self._known:
-                return int(value)
+        for value in _values(row):
+            if value.isdecimal() and _int(value) in self._known:
+                return _int(value)
             if _plain(value) in self._by_name:
                 return self._by_name[_plain(value)]
         return None
+
+    def _check(self, row: Mapping[str, Any], line: int) -> None:
+        """CalibrationError where a row of no known class has a number."""
+        for value in _values(row):
+            if _NUMBER.fullmatch(value) and value != NO_LABEL:
+                count = len(self._known)
+                raise CalibrationError(
+                    f"{LABELS}, line {line}: there is no class {value[:NAME_CHARS]!a}; the model "
+                    f"has {count} classes, 0 to {count - 1}"
+                )
+
+
+def _values(row: Mapping[str, Any]) -> list[str]:
+    """What may name the class, best first."""
+    return [str(row.get(column) or "").strip() for column in COLUMNS]
+
+
+def _int(digits: str) -> int:
+    """Python refuses to read very long ones; no class has such a number."""
+    return int(digits.lstrip("0")[:_DIGITS] or "0")
 
 
 def _plain(name: str) -> str:

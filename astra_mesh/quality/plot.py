@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ class Panel:
     value: Callable[[EvalRow], float]
     log: bool = False  # on a scale that is logarithmic above a small value
     limit: float | None = None
+    signed: bool = False  # may be negative: linear below the limit
     error: Callable[[EvalRow], float] | None = None  # standard error of the value
 
 
@@ -97,10 +99,11 @@ def panels_of(found: Evaluation) -> list[Panel]:
         return 100 * row.metrics["loss_error"]
 
     known = None if found.lacking else error
-    panels = [Panel(titles[found.measure], loss, True, 100 * found.limit, known)]
+    panels = [Panel(titles[found.measure], loss, True, 100 * found.limit, True, known)]
     metrics = found.rows[0].metrics
     if "kl" in metrics:
-        panels.append(Panel("KL to one device, nats", lambda row: row.metrics["kl"], True))
+        most = math.log1p(found.limit) if found.measure == "perplexity" else None
+        panels.append(Panel("KL to one device, nats", lambda row: row.metrics["kl"], True, most))
     if found.measure != "agreement" and "agreement" in metrics:
         title = "same most likely answer, %"
         panels.append(Panel(title, lambda row: 100 * row.metrics["agreement"]))
@@ -144,7 +147,10 @@ def _draw_panel(axes: Axes, panel: Panel, found: Evaluation) -> None:
     axes.set_title(panel.title, loc="left", fontsize=10)
     axes.set_xlabel("bits per token and block")
     if panel.log:
-        _log_scale(axes, values, panel.limit)
+        if panel.signed or not panel.limit:
+            _log_scale(axes, values, panel.limit)
+        else:
+            _log_scale(axes, [*values, panel.limit], None)
     for line in lines:
         _draw_line(axes, panel, line, _DASHES[found.peers[::-1].index(line.peers) % len(_DASHES)])
     _ticks(axes, found)
@@ -156,13 +162,22 @@ def _draw_panel(axes: Axes, panel: Panel, found: Evaluation) -> None:
 
 
 def _log_scale(axes: Axes, values: Sequence[float], limit: float | None) -> None:
-    """Logarithmic, but linear below the limit, or else a thousandth of the largest value."""
+    """Logarithmic, but linear below the limit, or else below a thousandth of the largest value."""
     largest, least = max([*values, limit or 0.0]), min([*values, 0.0])
-    threshold = limit or max(abs(least), 1e-3 * largest, 1e-9)
+    threshold = limit or max(abs(least), _decade(1e-3 * largest))
     axes.set_yscale("symlog", linthresh=threshold, linscale=1.0 if limit else 0.5)
-    axes.set_ylim(min(1.4 * least, -0.4 * threshold), 1.6 * max(largest, threshold))
+    low, high = min(1.4 * least, -0.4 * threshold), 1.6 * max(largest, threshold)
+    axes.set_ylim(low, high)
     if limit:
         axes.set_yticks(_loss_ticks(least, 1.6 * largest, limit))
+    else:  # matplotlib's own include one in the linear part, on top of 0
+        decades = [10.0**power for power in range(-12, 13)]
+        axes.set_yticks([0.0, *(tick for tick in decades if 0.99 * threshold <= tick <= high)])
+
+
+def _decade(value: float) -> float:
+    """The largest power of ten that is not above it."""
+    return 10.0 ** math.floor(math.log10(max(value, 1e-9)))
 
 
 def _loss_ticks(least: float, largest: float, limit: float) -> list[float]:
@@ -219,7 +234,7 @@ def _draw_limit(axes: Axes, panel: Panel, found: Evaluation) -> None:
     assert panel.limit is not None
     axes.axhline(panel.limit, color="#444444", linewidth=1.0, linestyle=(0, (4, 3)), zorder=1)
     axes.annotate(
-        f"limit {panel.limit:g}",
+        f"limit {panel.limit:.3g}",
         (1.0, panel.limit),
         xycoords=("axes fraction", "data"),
         xytext=(-2, 3),
@@ -228,12 +243,12 @@ def _draw_limit(axes: Axes, panel: Panel, found: Evaluation) -> None:
         fontsize=8,
         color="#444444",
     )
-    best = found.recommended
+    best = found.recommended_row
     if best is not None:
-        place = (best.bits, 100 * best.loss)
+        place = (best.bits_per_token, panel.value(best))
         axes.plot(*place, marker="o", markersize=12, fillstyle="none", color="#444444", zorder=4)
         axes.annotate(
-            f"recommended: {best.bits} bits",
+            f"recommended: {best.bits_per_token} bits",
             place,
             xytext=(8, 8),
             textcoords="offset points",

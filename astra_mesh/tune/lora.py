@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -42,3 +44,15 @@ def merge(model: Model) -> None:
     for module in model.block_list.modules():
         if isinstance(module, Linear) and parametrize.is_parametrized(module, "weight"):
             parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+
+
+def twin(model: Model) -> Model:
+    """The model as it is, on the same weights in memory, which nobody may change in place.
+
+    Adapters that the one gets are not the other's, also when they are merged.
+    """
+    shared: dict[int, object] = {
+        id(one): nn.Parameter(one.detach(), requires_grad=False) for one in model.parameters()
+    }
+    shared |= {id(one): one for one in model.buffers()}
+    return copy.deepcopy(model, shared)

@@ -63,7 +63,10 @@ class Objective(nn.Module):
     def forward(
         self, batch: Batch, held: Shares, stages: int, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor]:
-        """The loss, and its parts (4,): data, distillation, commitment, reconstruction."""
+        """The loss, and its parts (3,): data, distillation, reconstruction.
+
+        The commitment loss has the reconstruction's value; only their gradients differ.
+        """
         hidden, coding = self.hidden(batch, held, stages, generator)
         output = self.answers(self.model, hidden, held)
         data = self.data_loss(output, batch)
@@ -75,7 +78,7 @@ class Objective(nn.Module):
             total = total + (1 - share) * data
         total = total + self.options.commitment * commitment + self.options.reconstruction * error
         zero = total.new_zeros(())
-        parts = [zero if data is None else data, distill, commitment, error]
+        parts = [zero if data is None else data, distill, error]
         return total, torch.stack([part.detach().to(total) for part in parts])
 
     def hidden(

@@ -15,6 +15,8 @@ from typing import Any, Final, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from astra_mesh.errors import AstraMeshError, ModelError
 from astra_mesh.limits import FIRST_PROCESS_S
@@ -96,3 +98,29 @@ def file_of_first(path: Path) -> Path | io.BytesIO:
                 found.write(box[0])
     found.seek(0)
     return found if rank() else path
+
+
+class _Steps(nn.Module):
+    """A module and one parameter that no step uses.
+
+    A step uses the quantizers of the rate that was drawn, so that most leave some parameters
+    unused, which ``find_unused_parameters`` is for. Those of the largest rate may use all, and
+    then it warns that the flag were needless; beside a parameter that is idle always it does not.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        device = next(module.parameters()).device
+        self.idle = nn.Parameter(torch.zeros((), device=device))
+
+    def forward(self, *given: Any) -> Any:
+        """What the module gives."""
+        return self.module(*given)
+
+
+def averaging(module: nn.Module) -> nn.Module:
+    """The module; with several processes its steps give gradients that are means over all."""
+    if not dist.is_initialized():
+        return module
+    return DistributedDataParallel(_Steps(module), find_unused_parameters=True)

@@ -19,25 +19,25 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrize
 
 from astra_mesh.bundle.configs import replacing
-from astra_mesh.errors import CalibrationError, ModelError
+from astra_mesh.errors import CalibrationError
 from astra_mesh.families.model import Model
 from astra_mesh.quant.codebook import Codebook
 from astra_mesh.quant.mixed import even_bounds, shares
+from astra_mesh.tune import checkpoint
 from astra_mesh.tune.lora import adapt, merge
 from astra_mesh.tune.objective import Batch, Objective, alone, draw_shares
 from astra_mesh.tune.options import TuneOptions
-from astra_mesh.tune.processes import file_of_first, of_first, pick_device, rank, world
+from astra_mesh.tune.processes import averaging, of_first, pick_device, rank, world
 from astra_mesh.tune.quantizer import TunedBook
 
 Progress = Callable[[int, int, str], None]
 CHECKPOINT = "checkpoint.pt"
 CURVE = "training.csv"
 COLUMNS = (
-    "step", "seconds", "loss", "data", "distill", "commitment", "reconstruction",
+    "step", "seconds", "loss", "data", "distill", "reconstruction",
     "held_out_mesh", "held_out_alone",
 )  # fmt: skip
 EVAL_PEERS = 4
@@ -59,7 +59,8 @@ class Trainer:
 
     Args:
         model: to be trained in place.
-        teacher: the model as it was, for distillation; None: none.
+        teacher: the model as it was, for distillation (where the weights stay, a
+            :func:`~astra_mesh.tune.lora.twin` does); None: none.
         codebook: to start from.
         task: "generate", "classify" or "embed".
         batches: given the number of batches to skip, an endless stream of this process's batches.
@@ -102,9 +103,7 @@ class Trainer:
             ]
         )
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.module: nn.Module = self.objective
-        if dist.is_initialized():
-            self.module = DistributedDataParallel(self.objective, find_unused_parameters=True)
+        self.module = averaging(self.objective)
         self.step, self.best, self.best_step, self.worse = 0, math.inf, 0, 0
         self.kept: dict[str, Tensor] = {}
         self.seconds = 0.0
@@ -127,14 +126,14 @@ class Trainer:
 
         Raises:
             CalibrationError: the loss is no number any more.
-            ModelError: a checkpoint cannot be written or belongs to another run.
+            ModelError: a checkpoint cannot be written, or is of another run.
         """
         self._resume()
         began, options = time.monotonic() - self.seconds, self.options
         stream = self.batches(self.step)
         stopped = False
         if not self.kept:
-            self._check(torch.full((5,), math.nan))  # the start: nothing worse is kept
+            self._check(torch.full((4,), math.nan))  # the start: nothing worse is kept
         parts: list[Tensor] = []
         while self.step < options.steps:
             if options.patience and self.worse >= options.patience:
@@ -147,13 +146,13 @@ class Trainer:
                 self.seconds = time.monotonic() - began
                 self._check(torch.stack(parts).mean(0))
                 parts = []
-        self._load(self.kept)
+        checkpoint.put(self.objective, self.kept)
         merge(self.model)
         self.model.requires_grad_(False)
         return Tuned(self.book.stored(), self.step, self.best, self.best_step, stopped)
 
     def _learn(self, batch: Batch) -> Tensor:
-        """One step; loss and its parts (5,)."""
+        """One step; loss and its parts (4,)."""
         options = self.options
         factor = schedule(self.step, options.steps, options.warmup)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
@@ -189,7 +188,7 @@ class Trainer:
         if not math.isfinite(mesh):
             raise self._diverged()
         if mesh < self.best:
-            self.best, self.worse, self.kept = mesh, 0, self._state()
+            self.best, self.worse, self.kept = mesh, 0, checkpoint.copy_of(self.objective)
             self.best_step = self.step
         else:
             self.worse += 1
@@ -230,19 +229,18 @@ class Trainer:
 
     # --- checkpoints ------------------------------------------------------------------------------
 
-    def _state(self) -> dict[str, Tensor]:
-        return {name: one.detach().clone() for name, one in self.objective.state_dict().items()}
-
-    def _load(self, state: dict[str, Tensor]) -> None:
-        if state:
-            self.objective.load_state_dict(state)
-
     def _identity(self) -> dict[str, Any]:
         options = {key: str(value) for key, value in asdict(self.options).items() if key != "steps"}
-        return {"codebook": self.book.codebook.id, "options": options, "source": self.source}
+        book = self.book.codebook
+        return {
+            "format": checkpoint.FORMAT,
+            "model": book.model,
+            "codebook": book.id,
+            "options": options,
+            "source": self.source,
+        }
 
     def _save(self) -> None:
-        path = self.work / CHECKPOINT
         state = {
             **self._identity(),
             "step": self.step,
@@ -250,20 +248,11 @@ class Trainer:
             "worse": self.worse,
             "best_step": self.best_step,
             "seconds": self.seconds,
-            "state": self._state(),
+            "state": {k: one.detach() for k, one in checkpoint.learned(self.objective).items()},
             "kept": self.kept,
             "optimizer": self.optimizer.state_dict(),
         }
-        part = path.with_suffix(".part")
-        try:
-            torch.save(state, part)
-            part.replace(path)
-        except (OSError, RuntimeError) as error:
-            part.unlink(missing_ok=True)
-            raise ModelError(
-                f"the checkpoint {path} cannot be written ({error}); the one before is intact: "
-                "make room and start again to go on from there"
-            ) from error
+        checkpoint.write(self.work / CHECKPOINT, state)
 
     def _resume(self) -> None:
         """From the first process's checkpoint, on all of them."""
@@ -272,22 +261,12 @@ class Trainer:
             if rank() == 0:
                 (self.work / CURVE).unlink(missing_ok=True)  # of a run that ended
             return
-        try:
-            state = torch.load(file_of_first(path), map_location=self.device, weights_only=True)
-        except Exception as error:
-            raise ModelError(
-                f"the checkpoint {path} cannot be read ({error}); delete it"
-            ) from error
-        if {key: state.get(key) for key in self._identity()} != self._identity():
-            raise ModelError(
-                f"{path} is of a run with another codebook, other data or other options; delete "
-                "it, or name another folder with --work"
-            )
-        self._load(state["state"])
+        state = checkpoint.read(path, self._identity(), self.device)
+        checkpoint.put(self.objective, state["state"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.best, self.worse = state["step"], state["best"], state["worse"]
         self.kept, self.seconds = state["kept"], state["seconds"]
-        self.best_step = state.get("best_step", state["step"])
+        self.best_step = state["best_step"]
 
     def _write_curve(self, row: Sequence[float]) -> None:
         path = self.work / CURVE

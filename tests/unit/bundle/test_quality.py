@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from astra_mesh.bundle.quality import (
     Measured,
     TaskQuality,
     code_name,
+    limit_in_words,
     loss_in_words,
     loss_of,
     read_quality,
@@ -27,6 +29,7 @@ from astra_mesh.bundle.quality import (
 from astra_mesh.errors import BadBundleError
 from tests.bundles import GPT2, gpt2_tensors, write_bundle
 
+LIMIT = 0.02  # of the perplexity
 LONG, SHORT = "a" * 64, "b" * 64
 
 
@@ -70,6 +73,41 @@ def bundle(tmp_path: Path) -> Bundle:
 
 def reopened(bundle: Bundle) -> Bundle:
     return open_bundle(bundle.path)
+
+
+def text_row(bits: int, increase: float, kl: float, codec: str = "vq") -> Measured:
+    metrics = {"nats_increase": increase, "kl": kl}
+    return Measured(codec, LONG, -1, bits // 8, bits, 4, metrics)
+
+
+@pytest.mark.parametrize(
+    ("increase", "kl", "cost"),
+    [
+        (0.01, 0.005, math.expm1(0.01)),
+        (0.01, 0.03, math.expm1(0.03)),
+        (0.0, 0.03, math.expm1(0.03)),
+        (-0.05, 0.03, math.expm1(0.03)),
+        (-0.05, 0.001, math.expm1(0.001)),
+    ],
+)
+def test_a_gain_does_not_hide_that_answers_are_others(
+    increase: float, kl: float, cost: float
+) -> None:
+    found = text_row(16, increase, kl)
+    assert found.cost == pytest.approx(cost)
+    assert found.loss == pytest.approx(math.expm1(increase))  # what is shown
+    best = recommend([found, text_row(64, 0.001, 0.002)], LIMIT)
+    assert best is not None
+    assert best.bits == (16 if cost <= LIMIT else 64)
+
+
+def test_the_divergence_counts_for_perplexity_only() -> None:
+    """What is right or wrong, or a vector's direction, says by itself what has become other."""
+    metrics = {"accuracy_change": 0.01, "kl": 5.0, "agreement": 0.9}
+    found = Measured("vq", LONG, -1, 2, 16, 4, metrics)
+    assert found.cost == found.loss == -0.01
+    assert limit_in_words("accuracy", 0.005) == loss_in_words("accuracy", 0.005)
+    assert limit_in_words("perplexity", 0.02) == "perplexity +2.0 % and a KL of 0.02"
 
 
 def test_rows_measured_on_the_same_inputs_stay(bundle: Bundle) -> None:

@@ -53,7 +53,7 @@ def test_the_table_says_what_was_measured_and_what_is_recommended(model: Path) -
     for part in ("one device", "memoryless", "fp32", "perplexity", "agreement", "±"):
         assert part in out
     assert "recommended: 16 bits, memoryless (perplexity " in out
-    assert "on 4 peers; the limit is perplexity +100 %)" in out
+    assert "on 4 peers; the limit is perplexity +100 % and a KL of 0.69)" in out
     assert "stored" not in out
     assert not (model / "quality.json").exists()
 

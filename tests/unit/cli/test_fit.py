@@ -102,6 +102,26 @@ def test_figures_of_a_replaced_codebook_no_longer_count(model: Path, data: Path)
 
 
 @pytest.mark.parametrize(
+    ("options", "rates", "besides"),
+    [
+        (("--history", "0", "--rates", "8,16"), [4, 8, 16], [4]),
+        (("--history", "0", "--rates", "4,8"), [4, 8], []),
+        (("--history", "1", "--rates", "8,16"), [8, 16], []),
+        (("--codec", "astra", "--groups", "4"), [16], []),
+    ],
+)
+def test_rates_that_come_besides_are_told(
+    model: Path, data: Path, options: tuple[str, ...], rates: list[int], besides: list[int]
+) -> None:
+    given = (model, "--data", data, "--codewords", "16", "--sensitivity", "0", *options)
+    told = json.loads(call(*given, "--json").stdout)
+    assert (told["rates"], told["rates_besides"]) == (rates, besides)
+    shown = call(*given).stdout
+    assert ("4 bits were not asked for: codes without history begin" in shown) == bool(besides)
+    assert ("not asked for" in shown) == bool(besides)
+
+
+@pytest.mark.parametrize(
     ("options", "history", "name"),
     [
         (("--history", "all"), -1, "codebook"),

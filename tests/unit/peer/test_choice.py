@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from astra_mesh.bundle import open_bundle
 from astra_mesh.bundle.quality import FORMAT, Measured, Quality, TaskQuality
@@ -61,6 +62,11 @@ def quality(*rows: Measured, limit: float = 0.015, class_token: str = "none") ->
     return Quality(FORMAT, "a" * 64, {"generate": task})
 
 
+def text_row(book: Codebook, bits: int, increase: float, kl: float) -> Measured:
+    metrics = {"nats_increase": increase, "kl": kl}
+    return structs.replace(row(book, bits, 0.0), metrics=metrics)
+
+
 @pytest.fixture
 def loaded(tmp_path: Path) -> Loaded:
     bundle = open_bundle(write_bundle(tmp_path / "toy", GPT2, gpt2_tensors(GPT2)))
@@ -111,6 +117,20 @@ def test_of_each_codebook_the_smallest_rate_within_the_stored_limit(loaded: Load
     codes, said = choose_codes(loaded, Options(), "generate")
     assert [code.label for code in codes] == ["predictive", "memoryless"]
     assert said == []
+
+
+def test_a_gain_does_not_hide_that_answers_are_others(loaded: Loaded) -> None:
+    """A lower perplexity than one device's, with a divergence beyond the limit."""
+    rows = (text_row(LONG, 8, -0.05, 0.3), text_row(LONG, 32, 0.001, 0.002))
+    found = quality(*rows, limit=0.02).tasks["generate"]
+    found = structs.replace(found, measure="perplexity")
+    loaded.quality = Quality(FORMAT, "a" * 64, {"generate": found})
+    assert chosen(loaded) == [(LONG.id, 32)]
+    assert usual_rate(LONG, loaded.quality.tasks.values()) == 32
+    assert chosen(loaded, max_loss=0.5) == [(LONG.id, 8)]
+    assert chosen(loaded, max_loss=0.0) == [(LONG.id, 32)]  # the nearest to it
+    (note,) = notes(loaded, max_loss=0.0)
+    assert "within perplexity +0.0 % and a KL of 0" in note
 
 
 @pytest.mark.parametrize(

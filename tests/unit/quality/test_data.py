@@ -17,7 +17,7 @@ from astra_mesh.bundle.image import ImageProcessor
 from astra_mesh.bundle.text import TextTokenizer
 from astra_mesh.errors import CalibrationError, WrongTaskError
 from astra_mesh.quality import Sample, load_inputs, load_samples, texts
-from astra_mesh.quality.data import stream_samples
+from astra_mesh.quality.data import check_labels, stream_samples
 from astra_mesh.quality.pictures import interleaved, seen
 from astra_mesh.quality.pictures import pictures as read_pictures
 from astra_mesh.quality.texts import windows
@@ -278,12 +278,37 @@ def test_a_table_of_labels(vit: Bundle, tmp_path: Path, name: str) -> None:
 
 
 def test_labels_of_pictures_are_classes_that_the_model_has(vit: Bundle, tmp_path: Path) -> None:
-    """Also where its config names more of them, or none."""
+    """Also where its config names more of them ("cow"), or none."""
     files: dict[str, bytes | str] = {f"x/{n}.png": picture(i) for i, n in enumerate("abc")}
-    table = "file,label\nx/a.png,0\nx/b.png,1\nx/c.png,2\n"
+    table = "file,label\nx/a.png,0\nx/b.png,1\nx/c.png,cow\n"
     path = write_zip(tmp_path / "x.zip", files | {"labels.csv": table})
     found = load_samples(vit, path, limit=9, classes={0: "cat", 1: "LABEL_1"})
     assert {one.label for one in found} == {0, 1, None}
+
+
+@pytest.mark.parametrize("number", ["2", "-2", "9" * 5000])
+@pytest.mark.parametrize("column", ["label", "class_index"])
+def test_numbers_of_pictures_beyond_the_classes_are_named(
+    vit: Bundle, tmp_path: Path, number: str, column: str
+) -> None:
+    """Not where something else says the class, nor for who needs no labels."""
+    classes = {0: "cat", 1: "dog"}
+    files: dict[str, bytes | str] = {f"{n}/a.png": picture(i) for i, n in enumerate(("x", "dog"))}
+    head, fine = f"file,{column},name\n", f"dog/a.png,{number},\nx/a.png,{number},cat\n"
+    fine += f"absent.png,{number},\nx/a.png,-1,\nx/a.png,,\n"
+    path = write_zip(tmp_path / "x.zip", files | {"labels.csv": head + fine})
+    found = load_samples(vit, path, limit=9, classes=classes)
+    assert sorted(str(one.label) for one in found) == ["0", "1"]
+    bad = head + f"\ndog/a.png,1,\nx/a.png,{number},elk\n"
+    path = write_zip(tmp_path / "y.zip", files | {"labels.csv": bad})
+    text = (
+        rf"labels\.csv, line 4: there is no class '{number[:9]}\d*'; the model has 2 classes, 0 to"
+    )
+    with pytest.raises(CalibrationError, match=text):
+        load_samples(vit, path, limit=1, classes=classes)
+    with pytest.raises(CalibrationError, match=text):
+        check_labels(vit, path, classes)
+    assert len(load_inputs(vit, path, limit_tokens=999)) == 2
 
 
 def test_real_labels(data_dir: Path) -> None:

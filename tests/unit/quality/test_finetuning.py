@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +21,7 @@ from astra_mesh.bundle import Bundle, open_bundle, verify
 from astra_mesh.bundle.tensors import load_weights, open_tensors, save_tensors
 from astra_mesh.engine.reference import hidden_rows, pooled, run_solo
 from astra_mesh.errors import CalibrationError, CodebookError, InputError, ModelError
-from astra_mesh.families import ModelInput, build_model, export_weights
+from astra_mesh.families import Model, ModelInput, build_model, export_weights
 from astra_mesh.quality import EvalSettings, FitOptions, Sample, evaluate, finetuning
 from astra_mesh.quality.data import load_samples
 from astra_mesh.quality.finetuning import START, Finetuned, finetune
@@ -259,6 +261,23 @@ def test_less_may_be_trained(tmp_path: Path, trained: str) -> None:
     assert same == (trained == "codebook")  # whose weights' files are those of before
 
 
+@pytest.mark.parametrize("trained", ["all", "lora", "codebook"])
+def test_the_teacher_takes_memory_only_where_the_weights_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: str
+) -> None:
+    places: list[set[int]] = []
+
+    def spy(model: Model, teacher: Model, *others: Any) -> Trainer:
+        places.extend({p.data_ptr() for p in one.parameters()} for one in (model, teacher))
+        return Trainer(model, teacher, *others)
+
+    monkeypatch.setattr(finetuning, "Trainer", spy)
+    tuned(tmp_path, options=replace(TUNE, trained=trained))  # type: ignore[arg-type]
+    model, teacher = places
+    assert model
+    assert teacher.isdisjoint(model) if trained == "all" else teacher == model
+
+
 # --- data -----------------------------------------------------------------------------------------
 
 
@@ -343,8 +362,10 @@ def test_processes_share_the_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- interruptions --------------------------------------------------------------------------------
 
 
-def test_an_interrupted_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
-    whole = tuned(tmp_path, output="whole", work="other")
+@pytest.mark.parametrize("trained", ["all", "lora", "codebook"])
+def test_an_interrupted_run_goes_on_to_the_same_weights(tmp_path: Path, trained: str) -> None:
+    options = replace(TUNE, trained=trained, learning_rate=1e-2)  # type: ignore[arg-type]
+    whole = tuned(tmp_path, options=options, output="whole", work="other")
     assert whole.fitted is not None
 
     def stop(done: int, total: int, what: str) -> None:
@@ -353,13 +374,15 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
 
     bundle, data = open_bundle(tmp_path / "toy"), tmp_path / "text.txt"
     with pytest.raises(KeyboardInterrupt):
-        finetune(bundle, data, FIT, TUNE, tmp_path / "new", stop)
+        finetune(bundle, data, FIT, options, tmp_path / "new", stop)
     assert not (tmp_path / "new").exists()
     work = tmp_path / "new.work"
     assert names(work) == {START, CHECKPOINT, CURVE}
-    found = tuned(tmp_path)
+    found = tuned(tmp_path, options=options)
     assert found.fitted is None  # the codebook of the start was there
     assert found.codebook.id == whole.codebook.id
+    same = open_bundle(found.bundle).model_id == open_bundle(tmp_path / "toy").model_id
+    assert same == (trained == "codebook")
     assert open_bundle(found.bundle).model_id == open_bundle(whole.bundle).model_id
     assert names(work) == {START, CURVE}  # the checkpoint has done its work
     lines = (found.bundle / CURVE).read_text().splitlines()
@@ -515,6 +538,61 @@ def test_a_full_disk_at_the_end_loses_no_training(
     verify(open_bundle(found.bundle))
 
 
+@pytest.mark.parametrize("place", ["new", "elsewhere/work"])
+def test_folders_that_cannot_be_written_are_named_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """The new model's, and the one to work in."""
+    bundle, data = toy_bundle(tmp_path / "toy", "gpt2"), data_for("gpt2", tmp_path)
+    (tmp_path / place).parent.mkdir(exist_ok=True)
+    (tmp_path / place).write_text("no folder")
+    output, work = (tmp_path / name for name in ("new", "elsewhere/work"))
+    if place == "new":
+        output /= "inner"
+    before = names(tmp_path)
+    monkeypatch.setattr(finetuning, "build_model", None)  # nothing is read
+    with pytest.raises(InputError, match=rf"{place}.* cannot be written: it takes no files"):
+        finetune(bundle, data, FIT, TUNE, output, work=work)
+    with pytest.raises(InputError, match="name too long"):
+        finetune(bundle, data, FIT, TUNE, tmp_path / ("n" * 300))
+    with files_of_at_most(0), pytest.raises(InputError, match=r"full cannot be written"):
+        finetune(bundle, data, FIT, TUNE, tmp_path / "full")
+    assert names(tmp_path) == before
+
+
+def test_too_little_room_is_named_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Room for the weights twice is too little for the checkpoint, and plenty without one."""
+    bundle, data = toy_bundle(tmp_path / "toy", "gpt2"), data_for("gpt2", tmp_path)
+    size = (bundle.path / "model.safetensors").stat().st_size
+    before = names(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=2 * size))
+    with pytest.raises(
+        InputError, match=r"new\.work has too little room: about \d+ MiB are needed"
+    ):
+        finetune(bundle, data, FIT, TUNE, tmp_path / "new")
+    assert names(tmp_path) == before
+    assert finetune(bundle, data, FIT, replace(TUNE, trained="lora"), tmp_path / "new")
+
+
+@pytest.mark.parametrize("work", [None, "a/b"])
+def test_a_run_that_never_began_leaves_no_folder(tmp_path: Path, work: str | None) -> None:
+    bundle = toy_bundle(tmp_path / "toy", "gpt2")
+    data = write(tmp_path, {"x.txt": words(480)}) / "x.txt"
+    before = names(tmp_path)
+    options = replace(FIT, codewords=64, rates=(6,), default_rate=6)
+    place = None if work is None else tmp_path / work
+    for wrong, problem in ((data, "too few for 64"), (tmp_path / "absent", "no file or folder")):
+        with pytest.raises(CalibrationError, match=problem):
+            finetune(bundle, wrong, options, TUNE, tmp_path / "new", work=place)
+        assert names(tmp_path) == before
+    (tmp_path / "new.work").mkdir()  # was there before
+    with pytest.raises(CalibrationError):
+        finetune(bundle, data, options, TUNE, tmp_path / "new")
+    assert names(tmp_path) == before | {"new.work"}
+
+
 def test_pictures_without_labels_need_the_teacher(tmp_path: Path) -> None:
     bundle = toy_bundle(tmp_path / "toy", "vit")
     files: dict[str, bytes | str] = {f"{i}.png": saved(photo(20 + i, 12)) for i in range(60)}
@@ -535,6 +613,19 @@ def test_labels_beyond_the_classes_are_named_before_any_work(tmp_path: Path) -> 
     with pytest.raises(CalibrationError, match=r"x\.tsv, line 92: there is no class '5'"):
         finetune(bundle, data, FIT, TUNE, tmp_path / "new")
     assert not (tmp_path / "new.work" / finetuning.START).exists()
+
+
+def test_numbers_of_pictures_beyond_the_classes_are_named_before_any_work(tmp_path: Path) -> None:
+    """Also where others measure."""
+    bundle, fine = toy_bundle(tmp_path / "toy", "vit"), data_for("vit", tmp_path)
+    pictures: dict[str, bytes | str] = {f"{i}.png": saved(photo(20 + i, 12)) for i in range(9)}
+    rows = "".join(f"{i}.png,{i % 3}\n" for i in range(8)) + "8.png,99\n"
+    data = write(tmp_path / "bad", pictures | {"labels.csv": f"file,label\n{rows}"})
+    before = names(tmp_path)
+    for held_out in (None, fine):
+        with pytest.raises(CalibrationError, match=r"labels\.csv, line 10: there is no class '99'"):
+            finetune(bundle, data, FIT, TUNE, tmp_path / "new", held_out_data=held_out)
+        assert names(tmp_path) == before
 
 
 def test_too_little_data_are_named(tmp_path: Path) -> None:

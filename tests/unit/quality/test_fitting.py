@@ -17,6 +17,7 @@ from astra_mesh.errors import (
     BadBundleError,
     CalibrationError,
     CodebookError,
+    InputError,
     ModelError,
     WrongTaskError,
 )
@@ -246,6 +247,21 @@ def test_a_full_disk_leaves_the_old_codebook(bundle: Bundle, data: Path) -> None
         fit(open_bundle(bundle.path), data, QUICK)
     assert contents(bundle.path) == before
     assert load_codebook(old.path).id == old.codebook.id
+
+
+@pytest.mark.parametrize("place", ["in the model's folder", "elsewhere"])
+def test_a_place_that_takes_no_files_is_named_before_any_work(
+    bundle: Bundle, data: Path, tmp_path: Path, place: str
+) -> None:
+    output = tmp_path / "x" / "book.safetensors" if place == "elsewhere" else None
+    if output is not None:
+        output.parent.mkdir()
+    before, steps = contents(bundle.path), []
+    with files_of_at_most(0), pytest.raises(InputError, match=r"safetensors cannot be written"):
+        fit(bundle, data, QUICK, lambda done, total, what: steps.append(what), output)
+    assert steps == []
+    assert contents(bundle.path) == before
+    assert output is None or not any(output.parent.iterdir())
 
 
 def test_a_disk_that_is_full_at_the_end_loses_no_work(

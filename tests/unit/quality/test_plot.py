@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from astra_mesh.bundle.quality import loss_of
 from astra_mesh.errors import AstraMeshError, InputError
@@ -92,9 +94,29 @@ def test_panels_direct_labels_and_scales() -> None:
         names = {text.get_text() for text in axes.texts}
         assert {"predictive", "memoryless", "int4"} <= names
     assert "limit 4" in texts(figure)
+    assert "limit 0.0392" in texts(figure)  # ln(1.04), of the divergence
     assert "recommended: 32 bits" in texts(figure)
     low, high = figure.axes[0].get_xlim()
     assert low < 16 < 864 < high
+
+
+@pytest.mark.parametrize("kls", [(3e-3, 4e-7), (3e-3, 0.0), (0.8, 2e-3), (0.0, 0.0), (1e-3, 1e-3)])
+def test_labels_of_the_divergence_do_not_overlap(kls: tuple[float, float]) -> None:
+    """From far apart to all the same; the plain codec has the second one."""
+    found = evaluation((4,))
+    for one in found.rows:
+        one.metrics["kl"] = kls[0] / one.bits_per_token * 16 if one.codebook else kls[1]
+    figure = draw(found)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    axes = figure.axes[1]
+    low, high = axes.get_ylim()
+    labels = [x for x in axes.get_yticklabels() if low <= x.get_position()[1] <= high]
+    boxes = [label.get_window_extent(canvas.get_renderer()) for label in labels]
+    boxes.sort(key=lambda box: box.y0)
+    assert len(boxes) >= 2
+    assert all(under.y1 < over.y0 for under, over in pairwise(boxes))
+    assert labels[0].get_text() == "0"
 
 
 def test_errors_that_are_unknown_are_not_drawn() -> None:

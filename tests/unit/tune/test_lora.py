@@ -7,7 +7,7 @@ import torch
 
 from astra_mesh.families.block import Linear
 from astra_mesh.families.model import Model
-from astra_mesh.tune.lora import adapt, merge
+from astra_mesh.tune.lora import adapt, merge, twin
 from astra_mesh.tune.objective import alone
 from tests.unit.families.making import BLOCKS, KINDS, D, make_model
 from tests.unit.tune.making import batch_of
@@ -44,6 +44,24 @@ def test_only_the_adapters_are_asked_to_learn() -> None:
     learning = {id(one) for one in model.parameters() if one.requires_grad}
     assert learning == {id(one) for one in adapters}
     assert {min(one.shape) for one in adapters} == {4}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_twin_has_the_same_weights_in_memory_and_no_adapters(kind: str) -> None:
+    model = make_model(kind)
+    plain = hidden(model)
+    places = {one.data_ptr() for one in model.parameters()}
+    other = twin(model)
+    adapters = adapt(model, 4, seed=0)
+    assert {one.data_ptr() for one in other.parameters()} == places
+    with torch.no_grad():
+        for one in adapters:
+            one.add_(0.1 * torch.randn(one.shape))
+    assert (hidden(model) - plain).abs().max() > 0.1
+    assert torch.equal(hidden(other), plain)
+    merge(model)
+    assert torch.equal(hidden(other), plain)
+    assert not any(one.requires_grad for one in other.parameters())
 
 
 def test_ranks_beyond_a_matrix_are_cut() -> None:

@@ -13,12 +13,17 @@ from pathlib import Path
 
 import pytest
 from torch import Tensor
+from torch.distributed.run import get_args_parser
+from typer.core import TyperGroup
+from typer.main import get_command
 
 from astra_mesh.bundle import open_bundle, verify
 from astra_mesh.bundle.tensors import load_weights
+from astra_mesh.cli.app import app
 from astra_mesh.quant.codebook import load_codebook
 from tests.bundles import GPT2, gpt2_tensors, write_bundle
 from tests.timings import patient
+from tests.unit.quality.making import picture, toy_bundle, write
 from tests.unit.tune import two
 
 REPO_ROOT = Path(__file__).resolve().parents[3]
@@ -97,6 +102,49 @@ def test_the_command_fine_tunes_with_two_processes(
     assert losses[-1] < losses[1] - 0.3
     assert told["best_step"] == 5 * losses.index(min(losses))
     assert told["held_out_loss"] == pytest.approx(min(losses), rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["all rates", "one rate", "codebook", "vit"])
+def test_two_processes_print_no_warning(
+    bundle: Path, data: Path, tmp_path: Path, kind: str
+) -> None:
+    """In steps that use all that is trained, and in others."""
+    more = {
+        "all rates": "--history 0",  # some steps use all, some the first stage only
+        "one rate": "--rates 8 --train all",  # all of them use all
+        "codebook": "--history 0 --train codebook",
+        "vit": "--rates 8",
+    }[kind]
+    if kind == "vit":
+        bundle, data = toy_bundle(tmp_path / "vit", "vit").path, tmp_path / "pictures"
+        pictures = {f"{name}/{i}.png": picture(2 * i) for name in ("cat", "dog") for i in range(60)}
+        write(data, dict(pictures))
+    options = (
+        "--codewords 16 --rates 4,8 --default-rate 8 --tokens 2000 --steps 6 --batch 4 --check 6 "
+        "--held-out 6 --learning-rate 0.003 --sensitivity 0 --seed 1 --finetune --json"
+    )
+    place = ("-o", tmp_path / "new", *options.split(), *more.split())
+    done = torchrun("astra_mesh", "fit", bundle, "--data", data, *place)
+    assert done.returncode == 0, done.stderr
+    told = [line for line in done.stderr.splitlines() if "waiting for the first" not in line]
+    assert told == []
+
+
+def test_the_commands_of_the_documentation_have_options_that_exist() -> None:
+    text = (REPO_ROOT / "docs" / "fidelity.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if "torchrun --n" in line]
+    group = get_command(app)
+    assert isinstance(group, TyperGroup)
+    parser, fit = get_args_parser(), group.commands["fit"]
+    ours = {name for one in fit.params for name in one.opts}
+    assert len(lines) == 3
+    for line in lines:
+        before, _, after = line.partition("torchrun ")[2].partition(" -m astra_mesh fit ")
+        told = parser.parse_args([*before.replace("...", "").split(), "script"])
+        assert told.nproc_per_node == "4" or told.nnodes == "2"
+        options = [word.strip("`.,") for word in after.split() if word.startswith("--")]
+        assert set(options) <= ours
+        assert bool(after) == ("..." not in line)
 
 
 def test_two_halves_of_a_batch_are_one_batch(bundle: Path, data: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from astra_mesh.quant.codebook import Codebook
 from astra_mesh.quant.fit import fit_codebook
 from astra_mesh.quant.mixed import Shares, even_bounds, shares
 from astra_mesh.quant.options import FitOptions
+from astra_mesh.tune.lora import twin
 from astra_mesh.tune.objective import Batch
 from astra_mesh.tune.options import TuneOptions
 from astra_mesh.tune.trainer import CHECKPOINT, COLUMNS, CURVE, Trainer, Tuned, schedule
@@ -71,6 +72,8 @@ def trainer(
     held_out: list[Batch] | None = None,
     book: Codebook | None = None,
     source: str = "",
+    model: Model | None = None,
+    teacher: Model | None = None,
 ) -> Trainer:
     """A run from the same start each time; ``stop``: killed when it asks for that batch."""
     task, make = MADE[kind]
@@ -82,8 +85,8 @@ def trainer(
             yield make(100 + number)
 
     return Trainer(
-        make_model(kind),
-        make_model(kind),
+        model or make_model(kind),
+        teacher or make_model(kind),
         book or fitted(kind),
         task,
         batches or plain,
@@ -272,6 +275,58 @@ def test_a_resumed_run_ends_with_the_same_bits(
     assert [drop(row) for row in rows(again)] == [drop(row) for row in rows(work)]
 
 
+@pytest.mark.parametrize("trained", ["all", "lora", "codebook"])
+def test_a_checkpoint_holds_what_is_trained_and_no_more(work: Path, trained: str) -> None:
+    run = trainer(work, replace(SHORT, trained=trained))  # type: ignore[arg-type]
+    with pytest.raises(KeyboardInterrupt):
+        run.run(stopped)
+    state = torch.load(work / CHECKPOINT, weights_only=True)
+    assert state["model"] == "a" * 64
+    assert state["state"].keys() == state["kept"].keys()
+    named = {name for name, one in run.objective.named_parameters() if one.requires_grad}
+    assert named
+    statistics = {name for name in state["state"] if name.endswith((".spread", ".seen"))}
+    assert state["state"].keys() == named | statistics
+    assert all(name.startswith("book.") for name in statistics)
+    of_model = {name for name in named if name.startswith("model.")}
+    assert all(name.endswith((".up", ".down")) for name in of_model) == (trained != "all")
+    assert bool(of_model) == (trained != "codebook")
+    kept = [one for part in ("state", "kept") for one in state[part].values()]
+    kept += [x for one in state["optimizer"]["state"].values() for x in one.values()]
+    size = sum(one.numel() * one.element_size() for one in kept)
+    assert size <= (work / CHECKPOINT).stat().st_size < size + 1000 * len(kept)
+
+
+def stopped(done: int, total: int, what: str) -> None:
+    """Killed after the second checkpoint of a run."""
+    if done == 4:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("trained", ["lora", "codebook"])
+def test_a_teacher_on_the_same_weights_teaches_the_same(
+    work: Path, tmp_path: Path, trained: str
+) -> None:
+    (tmp_path / "twin").mkdir()
+    options = replace(SHORT, trained=trained, learning_rate=1e-2)  # type: ignore[arg-type]
+    wanted = trainer(work, options)
+    codebook = wanted.run().codebook
+    model = make_model("gpt2")
+    shared = trainer(tmp_path / "twin", options, model=model, teacher=twin(model))
+    assert shared.run().codebook.id == codebook.id
+    assert equal(weights(shared.model), weights(wanted.model))
+
+
+def test_a_checkpoint_of_an_older_form_is_refused_by_name(work: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        trainer(work, stop=4).run()
+    state = torch.load(work / CHECKPOINT, weights_only=True)
+    del state["format"]
+    torch.save(state, work / CHECKPOINT)
+    with pytest.raises(ModelError, match="another version of this program; delete it"):
+        trainer(work).run()
+
+
 def drop(row: dict[str, str]) -> dict[str, str]:
     """Without what the clock says."""
     return {name: value for name, value in row.items() if name != "seconds"}
@@ -309,7 +364,7 @@ def test_the_curve_has_a_row_for_each_check(work: Path) -> None:
     assert [row["step"] for row in found] == ["0", "3", "6", "9", "11"]
     assert tuple(found[0]) == COLUMNS
     empty = {name for name, value in found[0].items() if not value}
-    assert empty == {"loss", "data", "distill", "commitment", "reconstruction"}
+    assert empty == {"loss", "data", "distill", "reconstruction"}
     told = [value for row in found for value in row.values() if value]
     assert len(told) == len(found) * len(COLUMNS) - len(empty)
     assert all(math.isfinite(float(value)) for value in told)
