@@ -25,6 +25,7 @@ from astra_mesh.limits import GIVE_BACK_S
 from tools.bench.baselines.variants import DTYPES, SINGLE
 from tools.bench.machine import facts
 from tools.bench.rig import Rig
+from tools.bench.shifts import MESH
 from tools.bench.sizes import CONFIGS, default_cache, ensure
 from tools.models.common import REPO_ROOT
 
@@ -54,7 +55,7 @@ def measure(
         shared = []
         for _ in range(ANSWERS):
             rig.settle()
-            shared.append(rig.ask_mesh(tokens, PEERS, "vq", 128)["seconds"])
+            shared.append(rig.ask_mesh(tokens, PEERS, MESH["mesh-128"])["seconds"])
         rig.settle()
         time.sleep(GIVE_BACK_S + 1)  # peers give memory back then
         peers, workers = ([resident_mib(one) for one in pids] for pids in rig.pids())

@@ -15,6 +15,7 @@ from msgspec import structs
 
 from astra_mesh.client.inputs import UseName
 from tools.bench.baselines.variants import SINGLE
+from tools.bench.shifts import Codes
 from tools.bench.sizes import CONFIGS, random_picture, random_tokens
 from tools.lab.client import Asker, AskError
 from tools.lab.house import House
@@ -204,15 +205,16 @@ class Rig:
         for device in self.devices:
             self._house.lan.set_rate(device, mbps)
 
-    def ask_mesh(self, tokens: int, members: int, codec: str, rate: int) -> dict[str, Any]:
-        """An answer of the first ``members`` fastest peers; RigError where there is none."""
-        use: UseName = "solo" if members == 1 else "all"
-        options = Options(use=use, max_peers=members, codec=codec, rate=rate)
+    def ask_mesh(self, tokens: int, members: int, codes: Codes) -> dict[str, Any]:
+        """An answer of the ``members`` fastest peers, or of those that the planner likes best;
+        RigError where there is none."""
+        use: UseName = "solo" if members == 1 else codes.use
+        options = Options(use=use, max_peers=members, codec=codes.codec, rate=codes.rate)
         try:
             found = told(self._house.ask(self._request(tokens, options)))
         except AskError as error:
             raise RigError(str(error)) from error
-        if len(found["peers"]) != members:
+        if use != "auto" and len(found["peers"]) != members:
             raise RigError(f"{len(found['peers'])} peers answered, not {members}")
         return found
 

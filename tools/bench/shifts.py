@@ -5,15 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
+from astra_mesh.client.inputs import UseName
 from tools.bench.baselines.variants import NAMES, SINGLE
 
-# Ours by name: codec, and bits per token and block (0: the codec has one rate).
-MESH: Final[dict[str, tuple[str, int]]] = {
-    "mesh-16": ("vq", 16),
-    "mesh-32": ("vq", 32),
-    "mesh-128": ("vq", 128),
-    "mesh-int8": ("int8", 0),
-    "mesh-fp16": ("fp16", 0),
+
+class Codes(NamedTuple):
+    """What a mesh is asked for."""
+
+    codec: str
+    rate: int = 0  # bits per token and block; 0: the codec has one rate
+    use: UseName = "all"  # of the devices; auto: as many as the planner likes, one perhaps
+
+
+MESH: Final[dict[str, Codes]] = {
+    "mesh-16": Codes("vq", 16),
+    "mesh-32": Codes("vq", 32),
+    "mesh-128": Codes("vq", 128),
+    "mesh-auto": Codes("vq", 128, "auto"),
+    "mesh-int8": Codes("int8"),
+    "mesh-fp16": Codes("fp16"),
 }
 VARIANTS: Final = (*NAMES, *MESH)
 

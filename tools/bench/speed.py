@@ -234,7 +234,7 @@ def ask(rig: Rig, cell: Cell, name: str) -> dict[str, Any]:
     if 0 < (free := free_gib()) < LEFT_GIB:
         raise RigError(f"only {free:.1f} GiB of memory are left: ask for fewer variants or devices")
     if name in MESH:
-        return rig.ask_mesh(cell.tokens, cell.members, *MESH[name])
+        return rig.ask_mesh(cell.tokens, cell.members, MESH[name])
     return rig.ask_baseline(name, cell.tokens, cell.members)
 
 

@@ -49,6 +49,7 @@ LABELS: Final = {
     "mesh-16": "this project, 16 bits",
     "mesh-32": "this project, 32 bits",
     "mesh-128": "this project, 128 bits",
+    "mesh-auto": "this project, 128 bits, devices chosen",
     "mesh-int8": "this project, int8",
     "mesh-fp16": "this project, fp16",
 }
@@ -59,6 +60,7 @@ COLOURS: Final = {
     "voltage-int4": "#b8e0da", "block-1": "#bf812d", "block-4": "#dfc27d",
     "astra-1": "#c51b7d", "astra-16": "#de77ae", "astra-32": "#f1b6da",
     "mesh-16": "#08306b", "mesh-32": "#08519c", "mesh-128": "#2171b5",
+    "mesh-auto": "#4b2991",
     "mesh-int8": "#6baed6", "mesh-fp16": "#9ecae1",
 }  # fmt: skip
 PART_COLOURS: Final = {
@@ -336,6 +338,21 @@ def table(results: Results) -> Iterator[str]:
         )
 
 
+def remarks(results: Results) -> Iterator[str]:
+    """How well answers were predicted, and what the planner's choice was worth."""
+    told = predictions(results.rows)
+    if told:
+        yield f"\n{within(told):.0%} of {len(told)} predictions within 20 %"
+    chosen = {key: one for key, one in results.speedup.items() if key.variant == "mesh-auto"}
+    if chosen:
+        key, least = min(chosen.items(), key=lambda one: one[1].median)
+        yield (
+            f"devices chosen by the planner: at least {least.median:.2f} times one device "
+            f"({key.members} devices, {key.mbps:g} Mbit/s, {key.tokens} tokens), "
+            f"{len(chosen)} cells"
+        )
+
+
 def save(figure: Figure | None, out: Path, name: str) -> None:
     """In all formats; nothing for None."""
     for kind in FORMATS if figure is not None else ():
@@ -356,6 +373,7 @@ def draw(files: Sequence[Path], out: Path | None) -> None:
         for results in found:
             print(f"\n### {path.stem}: {results.model}\n")
             print("\n".join(table(results)))
+            print("\n".join(remarks(results)))
             for figure in (bandwidth, scaling, lengths, parts, wire):
                 name = f"{path.stem}-{results.model}-{figure.__name__}"
                 save(figure(results), folder, name)
