@@ -82,11 +82,13 @@ def plain(model: Any, prompt: torch.Tensor) -> float:
 
 
 @contextlib.asynccontextmanager
-async def peer(folder: Path, dtype: str, threads: int, home: Path) -> AsyncIterator[str]:
-    """The address of a peer that offers the model."""
+async def peer(
+    folder: Path, dtype: str, threads: int, home: Path, *more: str
+) -> AsyncIterator[str]:
+    """The address of a peer that offers the model, with ``more`` options."""
     argv = ["-m", "astra_mesh", "peer", "--json", "--stop-with-stdin", "--no-discovery"]
     argv += ["--no-api", "--no-preload", "--listen", "127.0.0.1", "--port", "0"]
-    argv += ["--threads", str(threads), "--dtype", dtype, "--model", str(folder)]
+    argv += ["--threads", str(threads), "--dtype", dtype, "--model", str(folder), *more]
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
         sys.executable, *argv, stdin=pipe, stdout=pipe, cwd=home

@@ -280,7 +280,8 @@ def _logarithmic(axis: Axes, ticks: Sequence[float]) -> None:
     """Both axes, with these ticks along x and plain numbers along y."""
     axis.set_xscale("log")
     _plain_numbers(axis, "y")
-    axis.set_xticks(list(ticks), [f"{tick:g}" for tick in ticks])
+    names = [f"{tick:g}" for tick in ticks]
+    axis.set_xticks(list(ticks), names, rotation=45 if max(map(len, names)) > 3 else 0)
     axis.set_xticks([], minor=True)
     axis.grid(True, color="#eeeeee")
 

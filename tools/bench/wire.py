@@ -1,0 +1,176 @@
+"""What messages cost: until a block's codes are where they are needed, and until the first token.
+
+    python -m tools.bench.wire [--answers 20] [--rounds 20]
+
+Codes: two peers on the loopback interface, one thread each, GPT-2 124M of random weights in bf16,
+1,024 tokens, 128 bits. Both write down when they had encoded a block's tokens and when the last
+code of the other's came (one clock: it is one machine; of two cores none is left for the event
+loops). In between lie the hand-over to the event loop, packing, TLS, WebSocket, the kernel, and all
+of that the other way round.
+
+First token: two to four devices of the laboratory (needs root) and tiny-gpt2; what the devices send
+is delayed by 0 and by 25 ms in turns. What the delay adds, in round trips.
+
+Results go to docs/data/wire.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import astra_mesh
+from tools.bench.decode import peer
+from tools.bench.machine import BUSY, busy_share, facts
+from tools.bench.sizes import default_cache, ensure, random_tokens
+from tools.lab.house import House
+from tools.lab.scenario import Device, Network, Options, Request, Scenario
+from tools.models.common import REPO_ROOT
+
+OUT: Final = REPO_ROOT / "docs" / "data" / "wire.json"
+MODEL: Final = "gpt2-124m"
+VOCABULARY: Final = 50_257
+TOKENS: Final = 1024
+SMALL: Final = REPO_ROOT / "models" / "tiny-gpt2"
+DELAY_MS: Final = 25.0
+DEVICES: Final = (2, 3, 4)
+MEET_S: Final = 60.0
+QUIET_S: Final = 8.0  # until pings have told a link's round trip
+
+
+async def codes(answers: int) -> tuple[float, list[float]]:
+    """Milliseconds: a ping's round trip while nothing runs, and from encoded to arrived, of each
+    block and answer but the first one."""
+    folder = ensure(MODEL, default_cache()) / MODEL
+    with tempfile.TemporaryDirectory(prefix="astra-mesh-wire-") as name:
+        home = Path(name)
+        os.environ["ASTRA_MESH_TRUST"] = str(home / "trust")  # a device of its own
+        records = [home / "one", home / "two"]
+        more = [("--record", str(record)) for record in records]
+        async with (
+            peer(folder, "bf16", 1, home, *more[0]) as first,
+            peer(folder, "bf16", 1, home, *more[1], "--peer", first) as second,
+            astra_mesh.connect(second) as mesh,
+        ):
+            await meet(mesh)
+            await asyncio.sleep(QUIET_S)
+            idle_s = max(one.round_trip_s or 0.0 for one in await mesh.peers())
+            prompt = random_tokens(VOCABULARY, TOKENS)
+            for number in range(answers + 1):
+                async for _ in mesh.generate(
+                    MODEL, prompt, max_new_tokens=1, use="all", codec="vq", rate=128
+                ):
+                    pass
+                if not number:  # it loads, and tables are made after it
+                    await asyncio.sleep(10)
+        names = sorted(records[0].iterdir(), key=lambda path: path.stat().st_mtime_ns)
+        pairs = [[json.loads((one / path.name).read_text()) for one in records] for path in names]
+    return 1e3 * idle_s, [ms for pair in pairs[1:] for ms in waits(*pair)]
+
+
+async def meet(mesh: astra_mesh.Mesh) -> None:
+    """Wait until the asked peer sees the other one."""
+    async with asyncio.timeout(MEET_S):
+        while len(await mesh.peers()) < 2:  # noqa: ASYNC110 (of another process)
+            await asyncio.sleep(0.1)
+
+
+def waits(one: dict[str, Any], other: dict[str, Any]) -> Iterator[float]:
+    """Of each block whose codes went from one record's peer to the other's, milliseconds."""
+    for sender, receiver in ((one, other), (other, one)):
+        encoded = {
+            block["block"]: sender["began_ns"] + block["encoded_ns"]
+            for block in sender["blocks"]
+            if "encoded_ns" in block
+        }
+        for block in receiver["blocks"]:
+            part = block.get("parts", {}).get(str(sender["shard"]), {})
+            if "arrived_ns" in part and block["block"] in encoded:
+                arrived = receiver["began_ns"] + part["arrived_ns"]
+                yield (arrived - encoded[block["block"]]) / 1e6
+
+
+def first_tokens(count: int, rounds: int) -> dict[str, list[float]]:
+    """Seconds until the first token over so many devices, without and with delay."""
+    names = [f"d{i}" for i in range(count)]
+    device = Device(options=("--no-pulse", "--dtype", "fp32"))
+    scenario = Scenario(
+        devices=dict.fromkeys(names, device),
+        offer=(str(SMALL),),
+        network=Network(delay_ms=DELAY_MS),
+    )
+    request = Request(
+        device=names[0],
+        model=SMALL.name,
+        tokens=tuple(random_tokens(64, 48)),
+        options=Options(use="all", max_new_tokens=1),
+        timeout_s=60.0,
+    )
+    found: dict[str, list[float]] = {"0": [], f"{DELAY_MS:g}": []}
+    with House(scenario, say, timelines=False) as house:
+        for number in range(rounds + 2):
+            for delay, times in found.items():
+                for name in names:
+                    house.lan.set_delay(name, float(delay))
+                answer = house.ask(request)
+                if number > 1:
+                    times.append(answer["first_s"])
+    return found
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """Of sorted or unsorted values, the nearest one."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, round(share * (len(ordered) - 1)))]
+
+
+def say(text: str) -> None:
+    """A line for whoever waits."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; 1 where the machine is busy."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--answers", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--busy", action="store_true", help="although other programs run")
+    parser.add_argument("--out", type=Path, default=OUT)
+    args = parser.parse_args(argv)
+    if not args.busy and (share := busy_share()) > BUSY:
+        say(f"other programs use {share:.0%} of the cores: wait, or --busy")
+        return 1
+    idle, milliseconds = asyncio.run(codes(args.answers))
+    middle, worst = quantile(milliseconds, 0.5), quantile(milliseconds, 0.99)
+    say(f"a ping while nothing runs: {idle:.2f} ms there and back")
+    say(f"codes of a block: {middle:.2f} ms, 99 % within {worst:.2f} ({len(milliseconds)})")
+    first = {}
+    for count in DEVICES:
+        times = first_tokens(count, args.rounds)
+        without, late = (statistics.median(one) for one in times.values())
+        trips = (late - without) / (2e-3 * DELAY_MS)
+        first[str(count)] = {"seconds": times, "round_trips": trips}
+        say(
+            f"{count} devices: {1e3 * without:.1f} ms until the first token, "
+            f"{1e3 * late:.1f} with {DELAY_MS:g} ms each way: {trips:.2f} round trips"
+        )
+    document = {
+        "machine": facts(),
+        "idle_round_trip_ms": idle,
+        "codes_ms": milliseconds,
+        "first": first,
+    }
+    args.out.write_text(json.dumps(document) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
