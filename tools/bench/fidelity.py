@@ -348,6 +348,7 @@ def finetuned(data: Path, work: Path) -> dict[str, Any]:
         return found
     tests = {"vit": pictures(data, work)[1], "gpt2": texts(data, work)[1]}
     limits = {"vit": MEASURE, "gpt2": 193}
+    many = {"vit": None, "gpt2": 96}  # small differences between numbers of peers are wanted
     for folder in sorted(path for path in root.iterdir() if (path / "config.json").exists()):
         kind = json.loads((folder / "config.json").read_text())["model_type"]
         book = load_codebook(next(folder.glob("codebook*.safetensors")))
@@ -355,7 +356,7 @@ def finetuned(data: Path, work: Path) -> dict[str, Any]:
         found[folder.name] = measured(folder, tests[kind], limit=limits[kind], **given)
         if folder.name.endswith("-ours"):
             found[f"{folder.name}, any peers"] = measured(
-                folder, tests[kind], peers=range(1, 9), limit=limits[kind] // 2, **given
+                folder, tests[kind], peers=range(1, 9), limit=many[kind], **given
             )
     for name, kind in (("vit-tiny", "vit"), ("tiny-gpt2", "gpt2")):
         folder = copied(REPO_ROOT / "models" / name, work)

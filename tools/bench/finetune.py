@@ -28,7 +28,7 @@ from astra_mesh.tune.options import TuneOptions
 from tools.bench.fidelity import ASTRA_CODEWORDS, copied, say
 from tools.models.common import REPO_ROOT, default_data_root
 
-HOLD_OUT, MEASURE = 1_000, 2_000  # pictures of the test set, one after the other
+HOLD_OUT, MEASURE = 1_000, 2_000  # pictures of the test set, one after the other; there are more
 STEPS = 250
 OURS = FitOptions(rates=(16, 32, 64), default_rate=64)
 VIT = TuneOptions(steps=STEPS, batch=32, check=125, patience=0, held_out=HOLD_OUT, distributed=True)
@@ -65,13 +65,13 @@ def variants() -> dict[str, Variant]:
 
 
 def pictures(data: Path, work: Path) -> tuple[Path, Path]:
-    """Two archives of test pictures: to measure progress on, and the result."""
+    """Two archives of test pictures: to measure progress on, and all others, for the result."""
     hold_out, measure = work / "hold-out.zip", work / "measure.zip"
     if measure.exists():
         return hold_out, measure
     with zipfile.ZipFile(data / "datasets/cifar10_test_jpeg.zip") as box:
         names = interleaved([n for n in box.namelist() if n.lower().endswith((".jpg", ".png"))])
-        parts = names[:HOLD_OUT], names[HOLD_OUT : HOLD_OUT + MEASURE]
+        parts = names[:HOLD_OUT], names[HOLD_OUT:]
         for path, part in zip((hold_out, measure), parts, strict=True):
             with zipfile.ZipFile(path, "w") as out:
                 for name in part:
