@@ -204,9 +204,9 @@ async def test_who_waits_for_a_model_is_told_so(
 ) -> None:
     monkeypatch.setattr(waiting, "LOADING_TELL_S", 0.1)
 
-    def slow(*args: Any) -> Any:
+    def slow(*args: Any, **more: Any) -> Any:
         time.sleep(0.5)  # in the compute thread
-        return (yield from loading(*args))
+        return (yield from loading(*args, **more))
 
     monkeypatch.setattr(models_module, "loading", slow)
     given = {"model": "words", "max_tokens": 2, **body}
@@ -227,7 +227,7 @@ async def test_an_error_while_a_model_is_loaded_ends_the_stream_with_a_sentence(
 ) -> None:
     monkeypatch.setattr(waiting, "LOADING_TELL_S", 0.1)
 
-    def fails(*args: Any) -> Any:
+    def fails(*args: Any, **more: Any) -> Any:
         yield
         time.sleep(0.5)  # in the compute thread
         raise BadBundleError("words is damaged: copy it again")
