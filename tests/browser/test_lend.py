@@ -266,6 +266,7 @@ async def test_a_browser_that_dies_in_a_request(tab: Tab) -> None:
             assert phone in owners(await client.reply(ask(client)))
             await tab.eval("document.onfreeze = null")
             await tab.call("Page.setWebLifecycleState", state="frozen")
+            await asyncio.sleep(0.5)  # so that it is
             request = ask(client)
             await asyncio.sleep(0.5)
             await tab.fire("Page.crash")

@@ -652,9 +652,9 @@ async def test_who_waits_for_a_model_sees_why(
     monkeypatch.setattr("astra_mesh.web.waiting.LOADING_TELL_S", 0.1)
     going = threading.Event()
 
-    def slow(*args: Any) -> Any:
+    def slow(*args: Any, **more: Any) -> Any:
         going.wait(30)  # in the compute thread
-        return (yield from loading(*args))
+        return (yield from loading(*args, **more))
 
     monkeypatch.setattr("astra_mesh.peer.models.loading", slow)
     async with shown(models, ["left"]) as on:

@@ -48,10 +48,12 @@ def test_every_variant_is_measured(
     assert len(rows) == 2 * (len(names) + len(kinds) - 1)  # each shift has the single device
     for row in rows:
         assert row["seconds"] > 0
-        assert len(row["peers"]) == (1 if row["variant"] == "single" else 2)
+        alone = row["variant"] == "single"
+        chosen = row["variant"] == "mesh-auto"  # for so few tokens one device is enough
+        assert len(row["peers"]) in ((1,) if alone else (1, 2) if chosen else (2,))
         if row["variant"] in ("tensor", "voltage-fp32", "block-1", "voltage-fp16"):
-            alone = next(one for one in rows if one["variant"] == "single")
-            assert row["best"] == alone["best"]
+            base = next(one for one in rows if one["variant"] == "single")
+            assert row["best"] == base["best"]
     # The same cells again: nothing to do.
     assert main([*argv, "--resume"]) == 0
     assert json.loads((tmp_path / "speed-t.json").read_text()) == document
