@@ -23,10 +23,11 @@ from typing import Any, Final
 
 from astra_mesh.limits import GIVE_BACK_S
 from tools.bench.baselines.variants import DTYPES, SINGLE
-from tools.bench.machine import facts
+from tools.bench.machine import BUSY, busy_share, facts
 from tools.bench.rig import Rig
 from tools.bench.shifts import MESH
-from tools.bench.sizes import CONFIGS, default_cache, ensure
+from tools.bench.sizes import CONFIGS, default_cache, ensure, text_limit
+from tools.lab import options
 from tools.models.common import REPO_ROOT
 
 OUT: Final = REPO_ROOT / "docs" / "data" / "memory.json"
@@ -45,11 +46,11 @@ def resident_mib(pid: int) -> float:
 
 
 def measure(
-    model: str, folder: Path, dtype: str, tokens: int, options: Sequence[str]
+    model: str, folder: Path, dtype: str, tokens: int, more: Sequence[str]
 ) -> dict[str, Any]:
     """Peers and the worker after some answers; seconds are medians of the last ones."""
     cores = 0.45 * (os.cpu_count() or 1)
-    with Rig(model, folder, PEERS, cores=cores, dtype=dtype, options=options, say=say) as rig:
+    with Rig(model, folder, PEERS, cores=cores, dtype=dtype, options=more, say=say) as rig:
         rig.start(PEERS, 1, RATE)
         alone = [rig.ask_baseline(SINGLE, tokens, 1)["seconds"] for _ in range(ANSWERS)]
         shared = []
@@ -73,21 +74,34 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Command line."""
+def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=sorted(CONFIGS), default=["gpt2-124m"])
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["bf16", "fp32"])
-    parser.add_argument("--tokens", type=int, default=1024)
-    parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--cache", type=Path, default=default_cache())
+    parser.add_argument("--tokens", type=options.within(int, 1), default=1024)
+    parser.add_argument("--busy", action="store_true", help="although other programs run")
+    parser.add_argument("--out", type=options.file, default=OUT)
+    parser.add_argument("--cache", type=options.folder, default=default_cache())
     args = parser.parse_args(argv)
+    for model in args.models:
+        limit = text_limit(model)
+        if limit is not None and args.tokens > limit:
+            parser.error(f"argument --tokens: {args.tokens}, and {model} takes {limit} at most")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; 1 where the machine is busy."""
+    args = _parsed(argv)
+    if not args.busy and (share := busy_share()) > BUSY:
+        say(f"other programs use {share:.0%} of the cores: wait, or --busy")
+        return 1
     rows: list[dict[str, Any]] = []
     for model in args.models:
         folder = ensure(model, args.cache)
         for dtype in args.dtypes:
-            for way, options in WAYS.items():
-                found = measure(model, folder, dtype, args.tokens, options)
+            for way, more in WAYS.items():
+                found = measure(model, folder, dtype, args.tokens, more)
                 rows.append({"model": model, "dtype": dtype, "way": way, **found})
                 say(
                     f"{model} {dtype} {way}: {found['peer_mib']:.0f} MiB, one device "

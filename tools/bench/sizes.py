@@ -88,6 +88,12 @@ def default_cache() -> Path:
     return Path(chosen) if chosen else Path(platformdirs.user_cache_path("astra-mesh")) / "bench"
 
 
+def text_limit(name: str) -> int | None:
+    """Tokens that a model takes at most; None: it reads pictures, which always have as many."""
+    spec = read_spec(CONFIGS[name])
+    return spec.max_tokens if spec.vocab_size else None
+
+
 def ensure(name: str, cache: Path, config: Mapping[str, Any] | None = None) -> Path:
     """The folder of a model, made if it is not there: ``bundle`` (with the ``vq`` codebooks) and
     ``astra`` (the codebooks of the published form, which peers do not load).

@@ -31,8 +31,12 @@ from tools.bench.baselines.variants import DTYPES, SINGLE
 from tools.bench.machine import BUSY, busy_share, facts, free_gib
 from tools.bench.rig import Rig, RigError
 from tools.bench.shifts import MESH, VARIANTS, Shift, shifts
-from tools.bench.sizes import CONFIGS, default_cache, ensure
-from tools.lab.system import LabError
+from tools.bench.sizes import CONFIGS, default_cache, ensure, text_limit
+from tools.bench.speed_results import ResultsError, difference, read
+from tools.lab import options
+from tools.lab.network import DEVICES, require_lab
+from tools.lab.scenario import Cores, Delay, Mbps, Seconds
+from tools.lab.system import LabError, LabUnavailableError
 from tools.models.common import REPO_ROOT
 
 OUT: Final = REPO_ROOT / "docs" / "data"
@@ -41,6 +45,7 @@ SPARE_GIB: Final = 1.5  # of the free memory, for the kernel, this program and w
 LEFT_GIB: Final = 0.7  # with less the sweep ends itself, before the kernel ends anything
 # Of the results' head.
 SETTINGS: Final = ("dtype", "cores", "threads", "rounds", "slow_s", "delay_ms")
+BAD, UNAVAILABLE = 2, 3  # exit statuses, as those of tools.lab
 WARM_TRIES: Final = 6  # peers that still load a model when they are first asked are asked again
 
 PRESETS: Final[dict[str, dict[str, Any]]] = {
@@ -103,6 +108,10 @@ class Sweep:
     memory_gib: float = math.inf  # for all processes
     delay_ms: float = 0.0  # of all that a device sends
 
+    def settings(self) -> dict[str, Any]:
+        """For the head of the results."""
+        return {name: getattr(self, name) for name in SETTINGS}
+
     def tokens_of(self, model: str) -> list[int]:
         """Those that the model takes; one that reads pictures always has the same number."""
         spec = read_spec(CONFIGS[model])
@@ -145,6 +154,7 @@ class Bench:
             ]
             if not todo:
                 continue
+            require_lab()
             folder = ensure(model, cache)
             say(f"{model}: {max(sweep.peers)} devices with {sweep.cores:.2f} cores each")
             with self._rig(model, folder) as rig:
@@ -222,7 +232,7 @@ class Bench:
 
     def save(self) -> None:
         """Write the file anew."""
-        settings = {name: getattr(self._sweep, name) for name in SETTINGS}
+        settings = self._sweep.settings()
         document = {"machine": self._machine, "settings": settings, "rows": self._rows}
         part = self._path.with_suffix(".part")
         part.write_text(json.dumps(document, separators=(",", ":")) + "\n", encoding="utf-8")
@@ -243,43 +253,39 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def rows_of(path: Path) -> list[dict[str, Any]]:
-    """The rows of a results file; none if it is not there."""
-    if not path.exists():
-        return []
-    found = json.loads(path.read_text(encoding="utf-8"))["rows"]
-    assert isinstance(found, list)
-    return found
-
-
-def dtype_of(path: Path) -> str | None:
-    """What the rows of a results file were computed in; None if it is not there."""
-    if not path.exists():
-        return None
-    return str(json.loads(path.read_text(encoding="utf-8"))["settings"]["dtype"])
-
-
-def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", choices=sorted(PRESETS), help="options below change it")
     parser.add_argument("--models", nargs="+", choices=sorted(CONFIGS))
-    parser.add_argument("--tokens", nargs="+", type=int)
-    parser.add_argument("--rates", nargs="+", type=float, help="Mbit/s of each device, each way")
-    parser.add_argument("--peers", nargs="+", type=int, help="numbers of devices")
+    count, slow = options.within(int, 1), options.as_annotated(Seconds)
+    devices = options.within(int, 1, DEVICES)
+    rate, delay = options.as_annotated(Mbps), options.as_annotated(Delay)
+    parser.add_argument("--tokens", nargs="+", type=count)
+    parser.add_argument("--rates", nargs="+", type=rate, help="Mbit/s of each device, each way")
+    parser.add_argument("--peers", nargs="+", type=devices, help="numbers of devices")
     parser.add_argument("--only", nargs="+", choices=VARIANTS, metavar="VARIANT")
-    parser.add_argument("--rounds", type=int)
-    parser.add_argument("--slow-s", type=float, help="a variant above it has one round only")
-    parser.add_argument("--cores", type=float, help="of each device; default: an equal share")
-    parser.add_argument("--threads", type=int, default=1, help="of torch in each process")
+    parser.add_argument("--rounds", type=count)
+    parser.add_argument("--slow-s", type=slow, help="a variant above it has one round only")
+    cores = options.as_annotated(Cores)
+    parser.add_argument("--cores", type=cores, help="of each device; default: an equal share")
+    parser.add_argument("--threads", type=count, default=1, help="of torch in each process")
     parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="of peers and baselines")
-    parser.add_argument("--delay-ms", type=float, default=0.0, help="of all that a device sends")
-    parser.add_argument("--memory-gib", type=float, help="for all processes; default: what is free")
+    parser.add_argument("--delay-ms", type=delay, default=0.0, help="of all that a device sends")
+    memory = "for all processes; default: what is free"
+    parser.add_argument("--memory-gib", type=options.above_zero, help=memory)
     parser.add_argument("--seed", type=int, default=0, help="of the orders")
-    parser.add_argument("--label", help="of the results; default: the preset and the dtype")
-    parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--cache", type=Path, default=default_cache())
+    label = "of the results; default: the preset and the dtype"
+    parser.add_argument("--label", type=options.name_part, help=label)
+    parser.add_argument("--out", type=options.folder, default=OUT)
+    parser.add_argument("--cache", type=options.folder, default=default_cache())
     parser.add_argument("--resume", action="store_true", help="keep the cells that are there")
     parser.add_argument("--busy", action="store_true", help="also on a busy machine (no results!)")
+    return parser
+
+
+def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The options, with those of the preset where nothing else was said."""
+    parser = _parser()
     args = parser.parse_args(argv)
     chosen = PRESETS["reduced"] | DEFAULTS | PRESETS.get(args.preset, {})
     for name, value in chosen.items():
@@ -288,6 +294,11 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     if args.label is None:
         args.label = args.preset or "trial"
         args.label += "" if args.dtype == DTYPES[0] else f"-{args.dtype}"
+    limits = [limit for model in args.models if (limit := text_limit(model)) is not None]
+    if limits and max(args.tokens) > max(limits):
+        parser.error(
+            f"argument --tokens: {max(args.tokens)}, and models take {max(limits)} at most"
+        )
     return args
 
 
@@ -312,19 +323,29 @@ def sweep_of(args: argparse.Namespace) -> Sweep:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; 1 where the machine is busy, or the file to resume has another dtype."""
+    """Command line; 1 where the machine is busy, the file to resume has other settings, or the
+    laboratory fails; 2 for bad options and files, 3 where there can be no laboratory."""
     args = _parsed(argv)
+    sweep, path = sweep_of(args), args.out / f"speed-{args.label}.json"
+    try:
+        before = read(path) if args.resume and path.exists() else None
+        other = before and difference(path, before.settings, sweep.settings())
+    except ResultsError as error:
+        say(f"error: {error}")
+        return BAD
+    if other:
+        say(other)
+        return 1
     busy = 0.0 if args.busy else busy_share()
     if busy > BUSY:
         say(f"other programs use {busy:.0%} of the cores: nothing is measured (--busy does it)")
         return 1
     args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / f"speed-{args.label}.json"
-    if args.resume and dtype_of(path) not in (None, args.dtype):
-        say(f"{path} is of --dtype {dtype_of(path)}, and these would be of {args.dtype}")
-        return 1
-    bench = Bench(sweep_of(args), path, rows_of(path) if args.resume else [])
-    bench.run(args.cache)
+    try:
+        Bench(sweep, path, before.rows if before else []).run(args.cache)
+    except LabError as error:
+        say(f"error: {error}")
+        return UNAVAILABLE if isinstance(error, LabUnavailableError) else 1
     say(f"results: {path}")
     return 0
 

@@ -9,13 +9,14 @@ Needs the optional packages of `.[plot]`.
 from __future__ import annotations
 
 import argparse
-import json
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from tools.bench.shifts import VARIANTS
 from tools.bench.speed import OUT
+from tools.bench.speed_results import ResultsError, read
 from tools.bench.speed_stats import (
     PARTS,
     Key,
@@ -29,6 +30,7 @@ from tools.bench.speed_stats import (
     speedups,
     within,
 )
+from tools.lab.options import folder
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -94,8 +96,8 @@ class Results:
 
 
 def load(path: Path) -> list[Results]:
-    """One for each model of a results file."""
-    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    """One for each model of a results file; ResultsError where it is missing or damaged."""
+    rows = read(path).rows
     models = list(dict.fromkeys(row["model"] for row in rows))
     return [Results(model, [row for row in rows if row["model"] == model]) for model in models]
 
@@ -368,26 +370,29 @@ def draw(files: Sequence[Path], out: Path | None) -> None:
     import matplotlib as mpl
 
     mpl.rcParams["svg.hashsalt"] = "astra-mesh"
-    for path in files:
-        folder, found = out or path.parent, load(path)
-        folder.mkdir(parents=True, exist_ok=True)
+    for path, found in [(path, load(path)) for path in files]:  # all are read before one is drawn
+        target = out or path.parent
+        target.mkdir(parents=True, exist_ok=True)
         for results in found:
             print(f"\n### {path.stem}: {results.model}\n")
             print("\n".join(table(results)))
             print("\n".join(remarks(results)))
             for figure in (bandwidth, scaling, lengths, parts, wire):
                 name = f"{path.stem}-{results.model}-{figure.__name__}"
-                save(figure(results), folder, name)
-        save(prediction(found), folder, f"{path.stem}-prediction")
+                save(figure(results), target, name)
+        save(prediction(found), target, f"{path.stem}-prediction")
 
 
-def main() -> None:
-    """Command line."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line; 1 where a file is missing or damaged."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("files", nargs="*", type=Path, help="results; default: all in docs/data")
-    parser.add_argument("--out", type=Path, help="default: beside the results")
-    args = parser.parse_args()
-    draw(args.files or sorted(OUT.glob("speed-*.json")), args.out)
+    parser.add_argument("--out", type=folder, help="default: beside the results")
+    args = parser.parse_args(argv)
+    try:
+        draw(args.files or sorted(OUT.glob("speed-*.json")), args.out)
+    except ResultsError as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ import astra_mesh
 from tools.bench.decode import peer
 from tools.bench.machine import BUSY, busy_share, facts
 from tools.bench.sizes import default_cache, ensure, random_tokens
+from tools.lab import options
 from tools.lab.house import House
 from tools.lab.scenario import Device, Network, Options, Request, Scenario
 from tools.models.common import REPO_ROOT
@@ -140,10 +141,10 @@ def say(text: str) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; 1 where the machine is busy."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--answers", type=int, default=20)
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--answers", type=options.within(int, 1), default=20)
+    parser.add_argument("--rounds", type=options.within(int, 1), default=20)
     parser.add_argument("--busy", action="store_true", help="although other programs run")
-    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--out", type=options.file, default=OUT)
     args = parser.parse_args(argv)
     if not args.busy and (share := busy_share()) > BUSY:
         say(f"other programs use {share:.0%} of the cores: wait, or --busy")

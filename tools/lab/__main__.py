@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from tools.lab import accuracy, record, runner
+from tools.lab import accuracy, options, record, runner
 from tools.lab.house import sweep
 from tools.lab.scenario import ScenarioError, load_scenario
 from tools.lab.system import LabError, LabUnavailableError
@@ -47,22 +47,28 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="run a scenario with real peers (needs root)")
     run.add_argument("scenario", type=Path, help="a TOML file; docs/lab.md explains it")
-    run.add_argument("-o", "--output", type=Path, help="write what happened to this JSON file")
+    run.add_argument(
+        "-o", "--output", type=options.file, help="write what happened to this JSON file"
+    )
     faults = commands.add_parser("nemesis", help="seeded faults against real peers (needs root)")
     faults.add_argument("--seeds", default="1-20", help="as 1-20 or 3,5,9 (default: %(default)s)")
     faults.add_argument("--devices", type=int, default=3, choices=range(2, 9), metavar="2..8")
     faults.add_argument("--seconds", type=float, default=12.0, help="how long faults begin")
     faults.add_argument("--slack", type=float, default=1.5, help="seconds that a busy machine adds")
-    faults.add_argument("-o", "--output", type=Path, help="write the histories to this JSON file")
     faults.add_argument(
-        "--table", type=Path, help="append a line of JSON for each seed to this file"
+        "-o", "--output", type=options.file, help="write the histories to this JSON file"
+    )
+    faults.add_argument(
+        "--table", type=options.file, help="append a line of JSON for each seed to this file"
     )
     costs = commands.add_parser("figures", help="what faults cost in time (root, 10 minutes)")
     costs.add_argument("only", nargs="*", help="names in tools/lab/figures.py (default: all)")
     soaking = commands.add_parser("soak", help="requests for an hour while peers are killed")
-    soaking.add_argument("--minutes", type=float, default=60.0)
+    soaking.add_argument("--minutes", type=options.above_zero, default=60.0)
     soaking.add_argument("--devices", type=int, default=8, choices=range(2, 9), metavar="2..8")
-    soaking.add_argument("--table", type=Path, help="write what was seen to this file, as JSON")
+    soaking.add_argument(
+        "--table", type=options.file, help="write what was seen to this file, as JSON"
+    )
     commands.add_parser("measure", help="how exact rates, delays, losses and quotas are here")
     commands.add_parser("sweep", help="remove what a killed laboratory left")
     return parser

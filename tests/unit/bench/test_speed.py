@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tools.bench.shifts import MESH, VARIANTS
-from tools.bench.speed import PRESETS, Bench, Cell, _parsed, main, rows_of, sweep_of
+from tools.bench.speed import PRESETS, Bench, Cell, _parsed, main, sweep_of
 from tools.bench.speed_plots import COLOURS, LABELS, draw, load, table
+from tools.bench.speed_plots import main as plots
+from tools.bench.speed_results import read
+from tools.lab.system import LabUnavailableError
 
 
 def made_up_rows() -> list[dict[str, Any]]:
@@ -77,13 +81,129 @@ def test_the_dtype_is_of_all_processes_and_in_the_results(tmp_path: Path) -> Non
         _parsed(["--dtype", "auto"])  # not the same for peers and baselines
 
 
-def test_results_of_one_dtype_are_not_resumed_with_another(
+@pytest.fixture
+def _no_lab(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is measured, also where there could be a laboratory."""
+
+    def refuse() -> None:
+        raise LabUnavailableError("network namespaces need root")
+
+    def ensure(*_: object) -> None:
+        raise AssertionError("it went on")
+
+    monkeypatch.setattr("tools.bench.speed.require_lab", refuse)
+    monkeypatch.setattr("tools.bench.speed.ensure", ensure)
+
+
+RESUME = ("--busy", "--resume", "--label", "x", "--cores", "0.5")
+
+
+@pytest.mark.usefixtures("_no_lab")
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--dtype", "bf16", "of --dtype fp32, and these rows would be of bf16"),
+        ("--cores", "0.25", "of --cores 0.5, and these rows would be of 0.25"),
+        ("--threads", "2", "of --threads 1, and these rows would be of 2"),
+        ("--delay-ms", "5", "of --delay-ms 0.0, and these rows would be of 5.0"),
+    ],
+)
+def test_results_of_other_settings_are_not_resumed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, value: str, said: str
+) -> None:
+    Bench(sweep_of(_parsed(RESUME)), tmp_path / "speed-x.json", []).save()
+    argv = [*RESUME, "--out", str(tmp_path)]
+    assert main([*argv, option, value]) == 1
+    assert said in capsys.readouterr().err
+    assert main([*argv, "--rounds", "2"]) == 3  # which makes no row incomparable: it began
+
+
+@pytest.mark.usefixtures("_no_lab")
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"settings": {}, "rows": [', "holds no results of tools.bench.speed: .*"),
+        ('{"settings": {}}', "holds no results of tools.bench.speed: .*`rows`"),
+        ('{"settings": {"dtype": "fp32"}, "rows": []}', "does not say its rows' cores"),
+    ],
+)
+def test_a_damaged_file_is_not_resumed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, said: str
+) -> None:
+    path = tmp_path / "speed-x.json"
+    path.write_text(content)
+    assert main([*RESUME, "--out", str(tmp_path)]) == 2
+    assert re.fullmatch(f"error: {re.escape(str(path))} {said}.*\n", capsys.readouterr().err)
+    assert path.read_text() == content
+
+
+@pytest.mark.usefixtures("_no_lab")
+def test_without_a_laboratory_its_own_sentence_is_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Bench(sweep_of(_parsed([])), tmp_path / "speed-x.json", []).save()
-    argv = ["--busy", "--dtype", "bf16", "--resume", "--label", "x", "--out", str(tmp_path)]
-    assert main(argv) == 1
-    assert "of --dtype fp32" in capsys.readouterr().err
+    assert main(["--busy", "--out", str(tmp_path), "--cache", str(tmp_path / "cache")]) == 3
+    assert capsys.readouterr().err == "error: network namespaces need root\n"
+    assert not list(tmp_path.iterdir())  # no model was made for it
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("--peers", "0"),
+        ("--peers", "2", "201"),
+        ("--tokens", "0"),
+        ("--tokens", "4097"),
+        ("--rates", "0"),
+        ("--rates", "10", "-5"),
+        ("--rates", "nan"),
+        ("--cores", "0"),
+        ("--cores", "-1"),
+        ("--rounds", "0"),
+        ("--threads", "0"),
+        ("--delay-ms", "-1"),
+        ("--label", "a/b"),
+        ("--out", __file__),
+        ("--out", f"{__file__}/results"),
+    ],
+    ids=" ".join,
+)
+def test_bad_options_are_told_before_anything_is_measured(
+    argv: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        _parsed(argv)
+    assert ended.value.code == 2
+    assert f"error: argument {argv[0]}: " in capsys.readouterr().err
+
+
+def test_lengths_that_pictures_do_not_have_are_no_error() -> None:
+    assert _parsed(["--models", "vit-base", "--tokens", "9999"]).tokens == [9999]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"seconds": 0}, r"`\$.rows\[1\].seconds`"),
+        ({"variant": "mesh-17"}, "no variant 'mesh-17'"),
+        ({"peers": []}, r"`\$.rows\[1\].peers`"),
+        ({"tokens": "many"}, r"`\$.rows\[1\].tokens`"),
+    ],
+)
+def test_damaged_rows_are_told_and_nothing_is_drawn(
+    tmp_path: Path, change: dict[str, Any], said: str
+) -> None:
+    good, path = tmp_path / "good.json", tmp_path / "damaged.json"
+    row = made_up_rows()[0]
+    good.write_text(json.dumps({"rows": [row]}))
+    path.write_text(json.dumps({"rows": [row, row | change]}))
+    with pytest.raises(SystemExit, match=f"^error: .*damaged.json holds no results.*{said}"):
+        plots([str(good), str(path)])
+    assert {file.name for file in tmp_path.iterdir()} == {"good.json", "damaged.json"}
+
+
+def test_missing_results_are_told(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"^error: .*none.json cannot be read: No such file"):
+        plots([str(tmp_path / "none.json")])
 
 
 def test_figures_and_table_of_made_up_rows(
@@ -91,7 +211,7 @@ def test_figures_and_table_of_made_up_rows(
 ) -> None:
     path = tmp_path / "speed-made-up.json"
     path.write_text(json.dumps({"machine": {}, "settings": {}, "rows": made_up_rows()}))
-    assert rows_of(path)[0]["variant"] == "single"
+    assert read(path).rows[0]["variant"] == "single"
     (results,) = load(path)
     assert len(list(table(results))) == 2 + 3 * 2 * 2 * 3
     draw([path], tmp_path)

@@ -1,0 +1,62 @@
+"""What the memory and wire benchmarks refuse before they measure anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import ModuleType
+
+import pytest
+
+from tools.bench import memory, wire
+
+BUSY_SHARE = 0.5
+
+
+@pytest.fixture(autouse=True)
+def _busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that nothing is measured, whatever is accepted."""
+
+    def ensure(*_: object) -> None:
+        raise AssertionError("it began")
+
+    monkeypatch.setattr(memory, "ensure", ensure)
+    for module in (memory, wire):
+        monkeypatch.setattr(module, "busy_share", lambda: BUSY_SHARE, raising=False)
+
+
+@pytest.mark.parametrize("module", [memory, wire])
+def test_a_busy_machine(module: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    assert module.main([]) == 1
+    assert "other programs use 50% of the cores" in capsys.readouterr().err
+
+
+def test_busy_measures_all_the_same() -> None:
+    with pytest.raises(AssertionError, match="it began"):
+        memory.main(["--busy"])
+
+
+@pytest.mark.parametrize(
+    ("main", "argv"),
+    [
+        (memory.main, ("--tokens", "4097")),
+        (memory.main, ("--tokens", "0")),
+        (memory.main, ("--out", "no such folder/memory.json")),
+        (wire.main, ("--answers", "0")),
+        (wire.main, ("--rounds", "0")),
+        (wire.main, ("--out", "no such folder/wire.json")),
+    ],
+    ids=lambda one: " ".join(one) if isinstance(one, tuple) else one.__module__,
+)
+def test_bad_options(
+    main: Callable[[Sequence[str]], int],
+    argv: tuple[str, ...],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(argv)
+    assert ended.value.code == 2
+    assert f"error: argument {argv[0]}: " in capsys.readouterr().err
+
+
+def test_pictures_have_their_own_number_of_tokens() -> None:
+    assert memory.main(["--models", "vit-base", "--tokens", "9999"]) == 1  # busy, no bad option
