@@ -213,8 +213,10 @@ async def test_who_only_looks_whether_a_peer_answers_is_no_warning(
         monkeypatch.setattr(web.WebSocketResponse, "send_bytes", closing)
         assert (await reach.who_answers(trust_of(b))).answered
         await until(lambda: "looked whether this peer answers" in caplog.text)
-    assert "without a goodbye" not in caplog.text
-    assert "writing failed" not in caplog.text
+    # The link between the two may end in that way as well, which is no warning either.
+    warned = "\n".join(one.getMessage() for one in caplog.records if one.levelname == "WARNING")
+    assert "without a goodbye" not in warned
+    assert "writing failed" not in warned
 
 
 async def closing(_: web.WebSocketResponse, frame: bytes) -> None:
