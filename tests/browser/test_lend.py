@@ -380,6 +380,21 @@ async def test_it_joins_again_when_its_peer_is_back(tab: Tab) -> None:
             assert time.monotonic() - began < patient(5)
 
 
+@pytest.mark.usefixtures("slow_peers")
+async def test_a_further_rate_comes_from_a_peer_that_was_started_again(tab: Tab) -> None:
+    """It knows no file of before until the tab asks for the model's manifest once more."""
+    rate = Options(use=Use.ALL, codec="vq", rate=64)
+    async with mesh_of(["left", "right"], SHIPPED) as peers:
+        async with serving(peers[1], ApiConfig(port=0)) as server:
+            first = await lend(tab, Shown(peers, server), "tiny-gpt2")
+        await until(lambda: first not in peers[0].others())
+        async with serving(peers[1], ApiConfig(port=server.port)) as server:
+            phone = await listed(tab, Shown(peers, server))
+            async with client_of(peers[0]) as client, asyncio.timeout(JOIN_S):
+                while phone not in owners(await client.reply(ask(client, rate))):
+                    await asyncio.sleep(0.2)
+
+
 _BARS = """
     globalThis.bars = [];
     new MutationObserver(() => {
