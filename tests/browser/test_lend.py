@@ -119,6 +119,10 @@ async def test_a_rate_that_is_not_loaded_keeps_nobody_waiting(tab: Tab) -> None:
                 "document.getElementById('lend-problem').textContent.startsWith("
                 "'It did not take the last one: this tab is still loading')"
             )
+            said = "document.getElementById('lend-models').textContent"
+            await tab.until(f"/ready: .*; fetching 64 bits: [0-9.]+ .B of [0-9.]+ MB/.test({said})")
+            bar = "document.querySelector('#lend-models progress[max]')"
+            await tab.until(f"{bar}?.value > 0 && {bar}.value < {bar}.max")
             line.bps = 200e6
             async with asyncio.timeout(JOIN_S):
                 while phone not in owners(reply := await client.reply(ask(client, options))):
@@ -127,6 +131,7 @@ async def test_a_rate_that_is_not_loaded_keeps_nobody_waiting(tab: Tab) -> None:
             wanted = await asyncio.to_thread(tokens_of, SHIPPED / "tiny-gpt2", plan, PROMPT, SHORT)
             assert reply.ids == wanted
         await tab.until("document.getElementById('lend-problem').hidden")
+        await tab.until("!document.querySelector('#lend-models progress')")
 
 
 @pytest.mark.parametrize("codec", ["fp32", "vq"])

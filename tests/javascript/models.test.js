@@ -20,6 +20,7 @@ async function made({ failing = [], measured = [], about = ABOUT } = {}) {
   const model = { place: "wasm", why: "", isLost: false };
   const calls = [];
   const asked = [];
+  const changes = [];
   const given = {};
   const engine = {
     load: async (manifest, progress, insist) => {
@@ -40,9 +41,9 @@ async function made({ failing = [], measured = [], about = ABOUT } = {}) {
     asked.push(path);
     return structuredClone(path === "/tab/models" ? [about] : about);
   };
-  const models = new Models({ http: { json }, engine, changed: () => {} });
+  const models = new Models({ http: { json }, engine, changed: () => changes.push(true) });
   await models.refresh(true);
-  return { models, calls, asked, given, model };
+  return { models, calls, asked, given, model, changes };
 }
 
 const lost = () => new FetchError("the peer does not answer");
@@ -125,6 +126,18 @@ test("a file that is none of the model's any more: it is withdrawn, and loaded a
   assert.ok(offered(models));
   assert.notEqual(await models.load(ID), first);
   assert.equal(models.states()[0].state, "ready");
+});
+
+test("a model that is ready says what more of it comes", async () => {
+  const { models, model, changes } = await made();
+  assert.deepEqual(models.states()[0].coming, []);
+  await models.load(ID);
+  assert.deepEqual(models.states()[0].coming, []);
+  model.coming = [{ bits: 64, done: 3, total: 8 }];
+  const before = changes.length;
+  model.tell();
+  assert.equal(changes.length, before + 1);
+  assert.deepEqual(models.states()[0].coming, model.coming);
 });
 
 test("a file that fails otherwise is not asked for again", async () => {

@@ -90,8 +90,9 @@ export class Models {
 
   /** For people. */
   states() {
-    return [...this.#known.values()].map(({ about, state, done = 0, total = about.bytes ?? 0, why = "", timing = null, place, pace }) => ({
+    return [...this.#known.values()].map(({ about, state, model, done = 0, total = about.bytes ?? 0, why = "", timing = null, place, pace }) => ({
       id: about.id, name: sanitise(about.name), state, done, total, why, tokenS: timing && pace * timing.per_token_s, place,
+      coming: (state === "ready" && model.coming) || [],
     }));
   }
 
@@ -113,6 +114,7 @@ export class Models {
       this.#say(known, { state: "loading", done: 0, total: 0, why: "" });
       const manifest = await this.#http.json(`/tab/models/${known.about.id}`);
       const model = await this.#engine.load(manifest, (done, total) => this.#say(known, { done, total }), (get) => this.#insist(known, get));
+      model.tell = this.#changed;
       this.#say(known, { state: "measuring" });
       const { timing, books, sure } = await this.#engine.measure(model, this.#worked);
       this.#say(known, { state: "ready", model, timing, books, place: model.place, why: model.why, ...AS_MEASURED });
