@@ -119,6 +119,8 @@ async def test_a_rate_that_is_not_loaded_keeps_nobody_waiting(tab: Tab) -> None:
                 "document.getElementById('lend-problem').textContent.startsWith("
                 "'It did not take the last one: this tab is still loading')"
             )
+            now = "document.getElementById('lend-now').textContent"
+            assert (await tab.eval(now)).endswith("The newest request went on without it.")
             said = "document.getElementById('lend-models').textContent"
             await tab.until(f"/ready: .*; fetching 64 bits: [0-9.]+ .B of [0-9.]+ MB/.test({said})")
             bar = "document.querySelector('#lend-models progress[max]')"
@@ -318,6 +320,8 @@ async def test_a_browser_that_tells_that_it_is_frozen_costs_nothing(tab: Tab) ->
         await until(lambda: not tabs_of(on, 0))
         await tab.call("Page.setWebLifecycleState", state="active")
         await listed(tab, on)
+        now = "document.getElementById('lend-now').textContent"
+        await tab.until(f"{now}.endsWith('Since it joined again no request came.')")
 
 
 @pytest.mark.usefixtures("slow_peers")

@@ -181,13 +181,15 @@ function idle() {
   return NEWEST[last.newest] ?? "No request came since it joined.";
 }
 
-/** How the newest request ended here: see Ended in peer/part.js. */
+/** How the newest request ended here: see Ended in peer/part.js, and Since in peer/peer.js. */
 const NEWEST = {
   done: "It took part in the newest request.",
   lost: "It was lost midway through the newest request: the others did that without it.",
   stopped: "It took part in the newest request until that was stopped.",
   failed: "The newest request went on without it.",
   refused: "The newest request went on without it.",
+  "since-joined": "Since it joined again no request came.",
+  "since-woke": "Since it woke no request came.",
 };
 
 // --- the screen ------------------------------------------------------------------------------------
