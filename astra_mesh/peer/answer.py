@@ -74,6 +74,7 @@ class Answer:
         self._notes: list[str] = []
         self._arrived, self._began = time.perf_counter(), 0.0
         self._lost_s = 0.0  # with plans that failed
+        self._lost: list[PeerId] = []  # that they failed for
         self._left_out = ""
         self._beside = False  # whether other requests ran here at the same time
         self._names: dict[PeerId, str] = {}
@@ -112,6 +113,7 @@ class Answer:
                 await self._attempt(choice, loaded, inputs, read.given, planning.others)
                 return
             except LostDuringPrefillError as lost:
+                self._lost.append(lost.peer)
                 gone = listed(planning.lose(lost.peer))
                 self._notes.append(f"planned again without {gone}: {lost.error.message}")
                 self._lost_s += time.perf_counter() - tried
@@ -152,7 +154,7 @@ class Answer:
                 elsewhere=self._around.elsewhere(plan.model),
             )
         )
-        self._around.passed_over(plan, choice.reason)
+        self._around.passed_over(plan, choice.reason, self._lost)
         self._began, self._beside = time.perf_counter(), self._around.busy()
         exchange, codec = self._exchange(choice, loaded)
         participants = Participants(exchange)

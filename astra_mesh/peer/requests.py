@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from collections.abc import Collection
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -316,11 +317,15 @@ class Requests:
             if not hello.via and all(offer.id != model for offer in hello.models)
         ]
 
-    def _pass_over(self, plan: Plan, why: str) -> None:
-        """Tell the tabs that have no shard: a person sits before each, and wonders."""
+    def _pass_over(self, plan: Plan, why: str, lost: Collection[PeerId]) -> None:
+        """Tell the tabs that have no shard: a person sits before each, and wonders.
+
+        ``lost``: who failed the request or did not take it, and knows why.
+        """
+        shares = {one.peer for one in plan.shards}
         for peer, hello in self._peer.others().items():
             link = self._peer.link(peer)
-            if hello.via and link is not None and all(peer != one.peer for one in plan.shards):
+            if hello.via and link is not None and peer not in shares and peer not in lost:
                 own = self._candidates.why_without(peer, plan.model)
                 send_if_open(link, Cancel(request=new_request(), text=sanitise(own or why)))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from astra_mesh.mesh.link import Link
@@ -40,4 +40,5 @@ class Surroundings:
     watched: Callable[[], bool]  # somebody looks on: participants are to tell their progress
     checks: SpotChecks
     noted: Callable[[RequestId], Noted | None]  # where log-probabilities are wanted
-    passed_over: Callable[[Plan, str], None]  # who has no shard of a plan may be told why
+    # Who has no shard of a plan may be told why, but for those that it was planned again without.
+    passed_over: Callable[[Plan, str, Collection[PeerId]], None]

@@ -47,7 +47,7 @@ def read(text: str) -> Join | Open | Close:
     Raises:
         ProtocolError: It is none.
     """
-    if len(text) > limits.TAB_CONTROL_BYTES:
+    if len(text.encode(errors="surrogatepass")) > limits.TAB_CONTROL_BYTES:
         raise ProtocolError("a message that is too long")
     try:
         message: Join | Open | Close = _DECODER.decode(text)

@@ -119,6 +119,12 @@ async def test_a_rate_that_is_not_loaded_keeps_nobody_waiting(tab: Tab) -> None:
                 "document.getElementById('lend-problem').textContent.startsWith("
                 "'It did not take the last one: this tab is still loading')"
             )
+            now = "document.getElementById('lend-now').textContent"
+            assert (await tab.eval(now)).endswith("The newest request went on without it.")
+            said = "document.getElementById('lend-models').textContent"
+            await tab.until(f"/ready: .*; fetching 64 bits: [0-9.]+ .B of [0-9.]+ MB/.test({said})")
+            bar = "document.querySelector('#lend-models progress[max]')"
+            await tab.until(f"{bar}?.value > 0 && {bar}.value < {bar}.max")
             line.bps = 200e6
             async with asyncio.timeout(JOIN_S):
                 while phone not in owners(reply := await client.reply(ask(client, options))):
@@ -127,6 +133,7 @@ async def test_a_rate_that_is_not_loaded_keeps_nobody_waiting(tab: Tab) -> None:
             wanted = await asyncio.to_thread(tokens_of, SHIPPED / "tiny-gpt2", plan, PROMPT, SHORT)
             assert reply.ids == wanted
         await tab.until("document.getElementById('lend-problem').hidden")
+        await tab.until("!document.querySelector('#lend-models progress')")
 
 
 @pytest.mark.parametrize("codec", ["fp32", "vq"])
@@ -314,6 +321,8 @@ async def test_a_browser_that_tells_that_it_is_frozen_costs_nothing(tab: Tab) ->
         await until(lambda: not tabs_of(on, 0))
         await tab.call("Page.setWebLifecycleState", state="active")
         await listed(tab, on)
+        now = "document.getElementById('lend-now').textContent"
+        await tab.until(f"{now}.endsWith('Since it joined again no request came.')")
 
 
 @pytest.mark.usefixtures("slow_peers")
@@ -379,6 +388,21 @@ async def test_it_joins_again_when_its_peer_is_back(tab: Tab) -> None:
             began = time.monotonic()
             await listed(tab, Shown(peers, server))
             assert time.monotonic() - began < patient(5)
+
+
+@pytest.mark.usefixtures("slow_peers")
+async def test_a_further_rate_comes_from_a_peer_that_was_started_again(tab: Tab) -> None:
+    """It knows no file of before until the tab asks for the model's manifest once more."""
+    rate = Options(use=Use.ALL, codec="vq", rate=64)
+    async with mesh_of(["left", "right"], SHIPPED) as peers:
+        async with serving(peers[1], ApiConfig(port=0)) as server:
+            first = await lend(tab, Shown(peers, server), "tiny-gpt2")
+        await until(lambda: first not in peers[0].others())
+        async with serving(peers[1], ApiConfig(port=server.port)) as server:
+            phone = await listed(tab, Shown(peers, server))
+            async with client_of(peers[0]) as client, asyncio.timeout(JOIN_S):
+                while phone not in owners(await client.reply(ask(client, rate))):
+                    await asyncio.sleep(0.2)
 
 
 _BARS = """

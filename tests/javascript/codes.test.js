@@ -80,13 +80,18 @@ test("a block is predicted from the blocks that its history says", () => {
 const LOADING = "this tab is still loading 32 bits of this codebook; ready in a moment";
 const settled = () => new Promise((done) => setTimeout(done));
 
+/** Descriptions of a level's files, of both blocks. */
+const files = (name) => [1000, 3000].map((bytes, i) => ({ sha256: `${name}${i}`, bytes }));
+
 /** A codec that loads by `load` and has the rate of one stage. */
-async function codecWith(load, history = -1) {
-  const about = { codec: "vq", able: [1, 2], rates: [16, 32], first_block: 1, groups: [2, 2], code_bits: 8, history };
-  const codec = new VectorCodec({ blocks: 3 }, about, null);
+async function codecWith(load, { history = -1, source = null, tell = () => {} } = {}) {
+  const levels = { 1: files("1"), 2: files("2") };
+  const about = { codec: "vq", able: [1, 2], rates: [16, 32], first_block: 1, groups: [2, 2], code_bits: 8, history, levels };
+  const codec = new VectorCodec({ blocks: 3, tell }, about, source);
   codec.prepareBlock = async () => {};
   await codec.prepare(history ? 1 : 2);
-  codec.prepareBlock = load;
+  if (load) codec.prepareBlock = load;
+  else delete codec.prepareBlock;
   return codec;
 }
 
@@ -117,8 +122,33 @@ test("a rate that could not be loaded says why once, and is tried again", async 
   assert.equal(codec.lacks([2]), "");
 });
 
+test("how far a rate is that comes in the background is told, until it failed", async () => {
+  const told = [];
+  const asked = [];
+  let fail;
+  const held = new Promise((_, no) => (fail = no));
+  const source = {
+    fetched: async ({ sha256 }, arrived) => {
+      asked.push(sha256);
+      [400, 1000].forEach(arrived);
+      await held;
+    },
+  };
+  const codec = await codecWith(null, { source, tell: () => told.push(...codec.coming.map(({ bits, done, total }) => `${done} of ${total}, ${bits} bits`)) });
+  assert.deepEqual(codec.coming, []);
+  assert.equal(codec.lacks([2]), LOADING);
+  await settled();
+  assert.equal(codec.lacks([2]), LOADING);
+  await settled();
+  assert.deepEqual(told, ["0 of 4000, 32 bits", "400 of 4000, 32 bits", "1000 of 4000, 32 bits"]);
+  assert.deepEqual(asked, ["20"]);
+  fail(new Error("the line broke"));
+  await settled();
+  assert.deepEqual(codec.coming, []);
+});
+
 test("without history all rates come with the first one", async () => {
-  const codec = await codecWith(() => assert.fail("nothing is missing"), 0);
+  const codec = await codecWith(() => assert.fail("nothing is missing"), { history: 0 });
   assert.equal(codec.lacks([1, 2]), "");
 });
 

@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { afterEach, test } from "node:test";
 
-import { FetchError, ModelError } from "../../astra_mesh/web/site/peer/errors.js";
+import { FetchError, ModelError, UnknownFileError } from "../../astra_mesh/web/site/peer/errors.js";
 import { hostAt } from "../../astra_mesh/web/site/peer/host.js";
 
 const real = globalThis.fetch;
@@ -72,6 +72,13 @@ for (const [status, code] of [[404, "model_not_found"], [429, "busy"], [500, "in
     await assert.rejects(host.json(PATH), (error) => error instanceof FetchError && error.message === "not now");
   });
 }
+
+test("a file that the peer knows nothing of is told from others", async () => {
+  answering(JSON.stringify({ error: { message: "ask for its model again first", code: "model_not_found" } }), { status: 404 });
+  await assert.rejects(all(host.pieces(PATH)), (error) => error instanceof UnknownFileError);
+  answering(JSON.stringify({ error: { message: "later", code: "busy" } }), { status: 429 });
+  await assert.rejects(all(host.pieces(PATH)), (error) => !(error instanceof UnknownFileError));
+});
 
 test("a model that no tab can run stays one", async () => {
   answering(JSON.stringify({ error: { message: "too large for a browser tab", code: "unsupported_model" } }), { status: 500 });

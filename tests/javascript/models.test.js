@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { afterEach, test } from "node:test";
 
-import { FetchError, ModelError } from "../../astra_mesh/web/site/peer/errors.js";
+import { FetchError, ModelError, UnknownFileError } from "../../astra_mesh/web/site/peer/errors.js";
 import { Models } from "../../astra_mesh/web/site/peer/models.js";
 
 const ID = "e".repeat(64);
@@ -19,8 +19,12 @@ afterEach(() => {
 async function made({ failing = [], measured = [], about = ABOUT } = {}) {
   const model = { place: "wasm", why: "", isLost: false };
   const calls = [];
+  const asked = [];
+  const changes = [];
+  const given = {};
   const engine = {
-    load: async (manifest, progress) => {
+    load: async (manifest, progress, insist) => {
+      given.insist = insist;
       const error = failing.shift();
       if (error) throw error;
       progress(500, 1000);
@@ -33,9 +37,13 @@ async function made({ failing = [], measured = [], about = ABOUT } = {}) {
       return { timing: { per_token_s: found?.s ?? 1 }, books: {}, sure: found?.sure ?? true };
     },
   };
-  const models = new Models({ http: { json: async (path) => structuredClone(path === "/tab/models" ? [about] : about) }, engine, changed: () => {} });
+  const json = async (path) => {
+    asked.push(path);
+    return structuredClone(path === "/tab/models" ? [about] : about);
+  };
+  const models = new Models({ http: { json }, engine, changed: () => changes.push(true) });
   await models.refresh(true);
-  return { models, calls };
+  return { models, calls, asked, given, model, changes };
 }
 
 const lost = () => new FetchError("the peer does not answer");
@@ -85,6 +93,60 @@ test("a file of another hash, and a model that no tab can run, are not offered a
   const large = await made({ about: { ...ABOUT, why: "too large" } });
   await large.models.refresh(true);
   assert.equal(offered(large.models), false);
+});
+
+/** A file of a host that knows it once it was asked for the manifest so many times. */
+function fileAfter(asked, times) {
+  const begun = asked.length;
+  return async () => {
+    if (asked.length - begun < times) throw new UnknownFileError("ask for its model again first");
+    return "the file";
+  };
+}
+
+test("a file that the host forgot: the manifest is asked for once, and the file comes", async () => {
+  const { models, asked, given } = await made();
+  await models.load(ID);
+  const before = asked.length;
+  assert.equal(await given.insist(fileAfter(asked, 1)), "the file");
+  assert.deepEqual(asked.slice(before), [`/tab/models/${ID}`]);
+  assert.equal(await given.insist(fileAfter(asked, 0)), "the file");
+  assert.equal(asked.length, before + 1);
+  assert.deepEqual([models.states()[0].state, offered(models)], ["ready", true]);
+});
+
+test("a file that is none of the model's any more: it is withdrawn, and loaded anew", async () => {
+  const { models, asked, given } = await made();
+  const first = await models.load(ID);
+  const before = asked.length;
+  await assert.rejects(given.insist(fileAfter(asked, 2)), /made the model's files anew/);
+  assert.equal(asked.length, before + 1);
+  assert.deepEqual([models.states()[0].state, offered(models)], ["interrupted", false]);
+  await models.refresh(true);
+  assert.ok(offered(models));
+  assert.notEqual(await models.load(ID), first);
+  assert.equal(models.states()[0].state, "ready");
+});
+
+test("a model that is ready says what more of it comes", async () => {
+  const { models, model, changes } = await made();
+  assert.deepEqual(models.states()[0].coming, []);
+  await models.load(ID);
+  assert.deepEqual(models.states()[0].coming, []);
+  model.coming = [{ bits: 64, done: 3, total: 8 }];
+  const before = changes.length;
+  model.tell();
+  assert.equal(changes.length, before + 1);
+  assert.deepEqual(models.states()[0].coming, model.coming);
+});
+
+test("a file that fails otherwise is not asked for again", async () => {
+  const { models, asked, given } = await made();
+  await models.load(ID);
+  const before = asked.length;
+  await assert.rejects(given.insist(async () => Promise.reject(lost())), /does not answer/);
+  assert.equal(asked.length, before);
+  assert.equal(models.states()[0].state, "ready");
 });
 
 test("what was measured while something disturbed it is measured again, until it is sure", async () => {

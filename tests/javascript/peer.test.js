@@ -530,6 +530,54 @@ test("a request that goes well leaves no problem of one before it", async () => 
   assert.equal(states.at(-1).problem, "");
 });
 
+/** The clock of this process so many seconds later, for good; what sets it right. */
+function later(seconds) {
+  const real = Date.now;
+  Date.now = () => real() + 1000 * seconds;
+  return () => (Date.now = real);
+}
+
+for (const [what, away, says] of [
+  ["joined again", ({ host }) => (host.socket.close(1000, "the host restarts"), host.next("Hello")), "since-joined"],
+  ["slept for a little", ({ peer, states }) => (peer.hurry(), until(() => states.at(-1).newest === "since-woke")), "since-woke"],
+]) {
+  test(`who ${what} knows no more which request was the newest`, async () => {
+    const tab = await joined();
+    const { host, states } = tab;
+    assert.equal(states.at(-1).newest, null);
+    host.tell(proposal(host));
+    await host.next("Done");
+    host.tell(make("Cancel", { request: 91n, text: "one device is faster" }));
+    await until(() => states.at(-1).leftOut !== null);
+    assert.equal(states.at(-1).newest, "done");
+    const right = later(says === "since-woke" ? limits.SILENCE_S + 1 : 0);
+    try {
+      await away(tab);
+    } finally {
+      right();
+    }
+    const { newest, leftOut, done } = states.at(-1);
+    assert.deepEqual({ newest, leftOut, done }, { newest: says, leftOut: null, done: 1 });
+    host.tell(proposal(host, { request: R1 }));
+    await host.next("Done");
+    await until(() => states.at(-1).newest === "done");
+  });
+}
+
+test("who was lost midway still says so when it joined again, and no more the next time", async () => {
+  let go;
+  const held = new Promise((done) => (go = done));
+  const { host, runs, states } = await joined({ hold: (block) => (block === 2 ? held : null) });
+  host.tell(proposal(host));
+  await until(() => runs[0]?.steps.includes("encode 2"));
+  for (const newest of ["lost", "since-joined"]) {
+    host.socket.close(1000, "the network is gone");
+    go();
+    await host.next("Hello");
+    assert.equal(states.at(-1).newest, newest);
+  }
+});
+
 test("a device that slept joins anew at once", async () => {
   const { host, peer } = await joined();
   const real = Date.now;

@@ -139,19 +139,29 @@ function draw() {
   say($("lend-problem"), last.problem ? `${last.newest === "refused" ? "It did not take the last one" : "The last one was not finished"}: ${last.problem}` : "");
 }
 
-function model({ name, state, done, total, why, tokenS, place }) {
+function model({ name, state, done, total, why, tokenS, place, coming }) {
   const ready = last.phase === "joined" ? "ready" : "loaded"; // nobody can use it now
   const where = place === "webgpu" ? ", on the GPU" : `, on the processor${why ? ` (${why})` : ""}`;
+  const more = further(coming);
   const said = {
     offered: `offered (${bytes(total)} of blocks at most; fetched when somebody needs it)`,
     loading: total ? (done < total ? `fetching ${bytes(done)} of ${bytes(total)}` : "preparing") : "asking for its files",
     measuring: "ready in a moment: measuring",
-    ready: tokenS ? `${ready}: ${seconds(tokenS)} a token and block${where}` : ready,
+    ready: (tokenS ? `${ready}: ${seconds(tokenS)} a token and block${where}` : ready) + more.said,
     failed: `cannot be used here: ${why}`,
     interrupted: `not fetched: ${why}; offered again soon`,
   }[state];
-  const bar = state === "loading" ? h("progress", { ...(total ? { max: total, value: done } : {}), "aria-label": `Fetching ${name}` }) : null;
+  const part = state === "loading" ? { done, total } : more;
+  const bar = state === "loading" || more.said ? h("progress", { ...(part.total ? { max: part.total, value: part.done } : {}), "aria-label": `Fetching ${name}` }) : null;
   return h("li", {}, `${name} `, h("small", {}, said), bar);
+}
+
+/** What is loaded in the background of a model that is ready: further rates of its codebooks. */
+function further(coming) {
+  if (!coming.length) return { said: "" };
+  const [done, total] = ["done", "total"].map((name) => coming.reduce((sum, one) => sum + one[name], 0));
+  const bits = `${coming.map((one) => one.bits).join(" and ")} bits`;
+  return { done, total, said: done < total ? `; fetching ${bits}: ${bytes(done)} of ${bytes(total)}` : `; preparing ${bits}` };
 }
 
 function doing() {
@@ -171,13 +181,15 @@ function idle() {
   return NEWEST[last.newest] ?? "No request came since it joined.";
 }
 
-/** How the newest request ended here: see Ended in peer/part.js. */
+/** How the newest request ended here: see Ended in peer/part.js, and Since in peer/peer.js. */
 const NEWEST = {
   done: "It took part in the newest request.",
   lost: "It was lost midway through the newest request: the others did that without it.",
   stopped: "It took part in the newest request until that was stopped.",
   failed: "The newest request went on without it.",
   refused: "The newest request went on without it.",
+  "since-joined": "Since it joined again no request came.",
+  "since-woke": "Since it woke no request came.",
 };
 
 // --- the screen ------------------------------------------------------------------------------------

@@ -40,6 +40,17 @@ BAD = {
 }
 
 
+def test_length_is_counted_in_bytes() -> None:
+    def said(name: str) -> str:
+        return f'{{"type":"join","key":"","name":"{name}"}}'
+
+    room = limits.TAB_CONTROL_BYTES - len(said(""))
+    assert read(said("a" * room)) == Join("", "a" * room)
+    for name in ("a" * (room + 1), "\u00e9" * (room // 2 + 1)):
+        with pytest.raises(ProtocolError, match="too long"):
+            read(said(name))
+
+
 @pytest.mark.parametrize("kind", BAD)
 def test_what_is_no_message(kind: str) -> None:
     with pytest.raises(ProtocolError):

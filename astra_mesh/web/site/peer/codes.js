@@ -4,6 +4,7 @@
 // remember of some tokens of one request. Codes are one array for each stage, token after token.
 
 import * as bits from "./bits.js";
+import { Further } from "./fetching.js";
 import { Matrix } from "./matrix.js";
 import { Quantizer, reachOf } from "./quantizer.js";
 import { TABLE_BYTES, Table, rowsOf, tableBytes } from "./tables.js";
@@ -170,12 +171,13 @@ export class VectorCodec {
   #quantizers = new Map(); // by level and block
   #making = new Map(); // the same: promises
   #ready = new Set(); // levels
+  #coming = new Map(); // levels that are loaded in the background: Further
   #failed = new Map(); // by level: why it could not be loaded in the background
   #tables = new Map(); // by level and block: codes to keys and values, or what they add to those of a prediction
   #granted = new Map(); // by level: bytes that its tables may take
   #projections = new Map(); // by block: n^ to keys and values, where there is no table
 
-  /** source: fetched(description), the bytes that a manifest describes; mostBytes: of all blocks' tables. */
+  /** source: fetched(description, arrived), the bytes that a manifest describes; mostBytes: of all blocks' tables. */
   constructor(model, about, source, mostBytes = TABLE_BYTES) {
     this.model = model;
     this.#about = about;
@@ -204,15 +206,31 @@ export class VectorCodec {
     if (!missing.length) return "";
     const failed = missing.map((stages) => this.#failed.get(this.#level(stages))).find(Boolean);
     for (const stages of missing) this.#failed.delete(this.#level(stages)); // it is tried again
-    this.#loadAll(missing);
+    this.#loadAll(missing.filter((stages) => !this.#coming.has(this.#level(stages))));
     const bits = missing.map((stages) => this.rate(stages)).join(", ");
     return failed ?? `this tab is still loading ${bits} bits of this codebook; ready in a moment`;
   }
 
   async #loadAll(missing) {
+    for (const stages of missing) this.#begin(stages);
     for (const stages of missing) {
-      await this.prepare(stages).catch((error) => this.#failed.set(this.#level(stages), error.message));
+      const level = this.#level(stages);
+      await this.prepare(stages).catch((error) => this.#failed.set(level, error.message));
+      this.#coming.delete(level);
+      this.model.tell();
     }
+  }
+
+  /** What is loaded in the background: bits, and how many bytes of its files are here. */
+  get coming() {
+    return [...this.#coming.values()].map((one) => one.state);
+  }
+
+  #begin(stages) {
+    const level = this.#level(stages);
+    const files = this.#about.levels[level].filter((_, i) => !this.#quantizers.has(this.#key(stages, this.firstBlock + i)));
+    this.#coming.set(level, new Further(this.rate(stages), files, () => this.model.tell()));
+    this.model.tell();
   }
 
   /** Load what a number of stages needs in one block; once, whoever asks meanwhile. */
@@ -240,7 +258,7 @@ export class VectorCodec {
     const { history, levels } = this.#about;
     const level = this.#level(stages);
     const weights = levels[level][block - this.firstBlock];
-    const data = await this.#source.fetched(weights);
+    const data = await this.#source.fetched(weights, (done) => this.#coming.get(level)?.file(weights.sha256, done));
     const tensors = (name) => tensorOf(weights, data, name);
     const space = await (this.#space ??= Workspace.make());
     const hidden = this.model.spec.hidden_size;

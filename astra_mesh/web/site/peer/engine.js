@@ -83,11 +83,15 @@ class Files {
     this.#held = null;
   }
 
-  /** The bytes that a manifest describes. */
-  async fetched({ sha256, bytes }) {
+  /** The bytes that a manifest describes; `arrived` is told how many of them came. */
+  async fetched({ sha256, bytes }, arrived = () => {}) {
     if (this.#held?.sha256 === sha256) return this.#held.data;
-    const data = await this.#getBlob(sha256, bytes, (done) => this.#fetching.file(sha256, done));
-    this.#fetching.file(sha256, bytes); // the browser may have had it
+    const told = (done) => {
+      this.#fetching.file(sha256, done);
+      arrived(done);
+    };
+    const data = await this.#getBlob(sha256, bytes, told);
+    told(bytes); // the browser may have had it
     return data;
   }
 
@@ -112,6 +116,7 @@ export class Model {
   place = PROCESSOR;
   kernels = false;
   why = "";
+  tell = () => {}; // called when `coming` is another
   #shared;
   #blocks;
   #source;
@@ -131,6 +136,11 @@ export class Model {
   /** Whether what it was computed with is gone: it has to be loaded again. */
   get isLost() {
     return this.place === GPU && gpuLost();
+  }
+
+  /** What is loaded in the background of all codebooks: { bits, done, total } of each rate. */
+  get coming() {
+    return [...this.#codecs.values()].flatMap((codec) => codec.coming ?? []);
   }
 
   /** The codec of a plan, prepared for `stages`; an Error where this tab has none of that name. */

@@ -55,3 +55,6 @@ export class ModelError extends MeshError {
 
 /** What a model needs did not arrive; it may the next time. */
 export class FetchError extends ModelError {}
+
+/** The host knows no such file, or no such model. */
+export class UnknownFileError extends FetchError {}

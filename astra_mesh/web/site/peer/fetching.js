@@ -8,6 +8,8 @@ export function firstStages({ able, rates, first_rate: rate }) {
   return { whole: able[rates.indexOf(rate)], measured: [...new Set([able[0], able.at(-1)])] };
 }
 
+const sizesOf = (files) => new Map(files.map(({ sha256, bytes }) => [sha256, bytes]));
+
 /** The files that a model needs until it is ready: hash -> bytes. */
 export function filesOf({ graphs, weights, codebooks }, names) {
   const wanted = [...names.filter((name) => graphs[name]).map((name) => graphs[name]), ...weights];
@@ -16,7 +18,7 @@ export function filesOf({ graphs, weights, codebooks }, names) {
     const level = (stages) => book.levels[book.history ? stages : book.able.at(-1)];
     wanted.push(...level(whole), ...measured.map((stages) => level(stages).at(-1)));
   }
-  return new Map(wanted.map(({ sha256, bytes }) => [sha256, bytes]));
+  return sizesOf(wanted);
 }
 
 export class Fetching {
@@ -46,5 +48,19 @@ export class Fetching {
   #told() {
     const sum = (numbers) => [...numbers].reduce((all, one) => all + one, 0);
     this.#tell(this.#runtime.done + sum(this.#done.values()), this.#runtime.total + sum(this.#sizes.values()));
+  }
+}
+
+/** How far a rate is that is fetched in the background: `state` is { bits, done, total }, in bytes of its files. */
+export class Further extends Fetching {
+  state;
+
+  /** @param tell  called when `state` is another */
+  constructor(bits, files, tell) {
+    super(sizesOf(files), (done, total) => {
+      this.state = { bits, done, total };
+      tell();
+    });
+    this.state = { bits, done: 0, total: files.reduce((sum, one) => sum + one.bytes, 0) };
   }
 }

@@ -1,8 +1,8 @@
 // The peer that serves this page, as the tab's worker asks it over HTTP.
 
-import { FetchError, ModelError } from "./errors.js";
+import { FetchError, ModelError, UnknownFileError } from "./errors.js";
 
-const FOR_GOOD = "unsupported_model"; // the code of the one refusal that stays
+const KINDS = { unsupported_model: ModelError, model_not_found: UnknownFileError }; // by code; the first is the one refusal that stays
 const UPGRADE_REQUIRED = 426; // what GET /tab says to who could join by a WebSocket
 
 /** An address as people are told it: without the digits of a hash that tell nothing. */
@@ -24,7 +24,7 @@ export function hostAt(base, token) {
     }
     if (response.ok) return response;
     const { error } = await response.json().catch(() => ({}));
-    const Kind = error?.code === FOR_GOOD ? ModelError : FetchError;
+    const Kind = KINDS[error?.code] ?? FetchError;
     throw new Kind(error?.message ?? `the peer answers ${short(path)} with status ${response.status}`);
   }
 

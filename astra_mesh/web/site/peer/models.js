@@ -1,7 +1,7 @@
 // The models that a tab offers: those that its host has files of. Loading one fetches its blocks, makes their
 // graphs ready and measures them.
 
-import { FetchError, ModelError } from "./errors.js";
+import { FetchError, ModelError, UnknownFileError } from "./errors.js";
 import { embedBody, sanitise } from "./messages.js";
 import { Matrix } from "./matrix.js";
 import { bounded, differ, learned, shareS, slowed } from "./pace.js";
@@ -42,7 +42,7 @@ export class Models {
 
   /**
    * @param http     json(path), post(path, bytes): to the host
-   * @param engine   load(manifest, progress): a model; measure(model, worked, again), compare(model, timing, undisturbed): as in
+   * @param engine   load(manifest, progress, insist): a model, whose files it gets by insist(() => a promise of one); measure(model, worked, again), compare(model, timing, undisturbed): as in
    *                 measure.js
    * @param changed  called when an offer, or what state() tells, is another
    * @param worked   a number that changes when a request computes
@@ -90,8 +90,9 @@ export class Models {
 
   /** For people. */
   states() {
-    return [...this.#known.values()].map(({ about, state, done = 0, total = about.bytes ?? 0, why = "", timing = null, place, pace }) => ({
+    return [...this.#known.values()].map(({ about, state, model, done = 0, total = about.bytes ?? 0, why = "", timing = null, place, pace }) => ({
       id: about.id, name: sanitise(about.name), state, done, total, why, tokenS: timing && pace * timing.per_token_s, place,
+      coming: (state === "ready" && model.coming) || [],
     }));
   }
 
@@ -112,7 +113,8 @@ export class Models {
     try {
       this.#say(known, { state: "loading", done: 0, total: 0, why: "" });
       const manifest = await this.#http.json(`/tab/models/${known.about.id}`);
-      const model = await this.#engine.load(manifest, (done, total) => this.#say(known, { done, total }));
+      const model = await this.#engine.load(manifest, (done, total) => this.#say(known, { done, total }), (get) => this.#insist(known, get));
+      model.tell = this.#changed;
       this.#say(known, { state: "measuring" });
       const { timing, books, sure } = await this.#engine.measure(model, this.#worked);
       this.#say(known, { state: "ready", model, timing, books, place: model.place, why: model.why, ...AS_MEASURED });
@@ -120,12 +122,35 @@ export class Models {
       return new Loaded(this.#http, manifest, model);
     } catch (error) {
       known.loading = null; // it can be tried again
-      const state = error instanceof FetchError ? "interrupted" : "failed";
-      this.#say(known, { state, why: error.message, againAt: Date.now() + AGAIN_MS });
+      this.#say(known, error instanceof FetchError ? interruptedBy(error) : { state: "failed", why: error.message });
       throw error;
     } finally {
       this.#busy--;
     }
+  }
+
+  /**
+   * A file of a model. A host that was started again, or made files of other models since, makes those of this one when it is
+   * asked for the manifest. If they are others now, what is loaded can get no more of its own: it is loaded anew.
+   */
+  async #insist(known, get) {
+    const unlessUnknown = (error) => {
+      if (!(error instanceof UnknownFileError)) throw error;
+      return null;
+    };
+    const found = await get().catch(unlessUnknown);
+    if (found !== null) return found;
+    await this.#http.json(`/tab/models/${known.about.id}`);
+    return (await get().catch(unlessUnknown)) ?? this.#outdated(known);
+  }
+
+  #outdated(known) {
+    const error = new FetchError("the peer that serves this page made the model's files anew, and they are others");
+    if (known.state === "ready") {
+      known.loading = null;
+      this.#say(known, interruptedBy(error));
+    }
+    throw error;
   }
 
   /** A figure that something disturbed does not stay: later it is measured again, while no request computes. */
@@ -189,6 +214,8 @@ export class Models {
 
 /** A pace of which nothing was seen: `felt` by one look, `shares` showed beside what is told. */
 const AS_MEASURED = { pace: 1, felt: null, shares: 1 };
+
+const interruptedBy = (error) => ({ state: "interrupted", why: error.message, againAt: Date.now() + AGAIN_MS });
 
 /** A model that was not loaded yet; the host says so if a tab cannot run it. */
 const fresh = (about) => ({ about, ...AS_MEASURED, ...(about.why ? { state: "failed", why: about.why } : { state: "offered" }) });

@@ -17,6 +17,9 @@ const QUIET_LOOKS = 6; // without a word of the host, which answers a ping each 
 
 const isRecent = (at) => performance.now() - at < 1000 * limits.LOST_S;
 
+/** What a tab knows of the newest request that was away: nothing, for others came meanwhile, perhaps. */
+const Since = { JOINED: "since-joined", WOKE: "since-woke" };
+
 export class TabPeer {
   #mux;
   #http;
@@ -33,7 +36,9 @@ export class TabPeer {
   #state = { phase: "connecting", why: "", leftOut: null };
   #now = null; // what is computed
   #done = 0; // shards
-  #newest = null; // how the newest request ended here, of Ended
+  #newest = null; // how the newest request ended here, of Ended; or of Since: that it would not know
+  #newestAt = 0; // when that, or why this tab was left out, was said, in milliseconds
+  #joinedAt = null;
   #problem = ""; // of that, where it failed
   #quiet = false; // nothing is heard of the host
   #asleep = false; // and said so
@@ -78,7 +83,7 @@ export class TabPeer {
         computed: (plan, layout, seconds) => this.#computed(plan, layout, seconds),
         ended: (how, why) => this.#ended(how, why),
         missed: () => this.#missed(),
-        leftOut: (link, why) => this.#tell({ leftOut: { by: sanitise(link.hello.name, limits.NAME_CHARS), why: sanitise(why) } }),
+        leftOut: (link, why) => this.#leftOut(sanitise(link.hello.name, limits.NAME_CHARS), sanitise(why)),
       },
     });
     this.#pulse = new Pulse({
@@ -129,8 +134,10 @@ export class TabPeer {
 
   /** A device that slept for so long was given up by the others: join anew at once. */
   #look() {
-    const slept = (Date.now() - this.#looked) / 1000;
+    const before = this.#looked;
     this.#looked = Date.now();
+    const slept = (this.#looked - before) / 1000;
+    if (slept > limits.SILENCE_S && this.#newestAt < before + 2 * LOOK_MS && this.#joinedAt !== null) this.#forget(Since.WOKE);
     if (slept > limits.LOST_S && this.#asleep) this.hurry();
     else if (slept > limits.LOST_S) this.#mux.giveUp("this device slept");
     else if (this.#mux.me !== null && Date.now() - this.#refreshed > REFRESH_MS) this.#refresh();
@@ -150,6 +157,9 @@ export class TabPeer {
   #welcome({ me, host, machine }) {
     this.#host = { id: host.id, name: sanitise(host.name, limits.NAME_CHARS) };
     this.#device = { ...this.#device, host: machine || this.#device.host };
+    const lostNow = this.#newest === Ended.LOST && this.#newestAt >= this.#joinedAt;
+    if (this.#joinedAt !== null && !lostNow) this.#forget(Since.JOINED);
+    this.#joinedAt = Date.now();
     this.#tell({ phase: "joined", why: "", id: me.id });
     this.#refresh(true);
   }
@@ -306,6 +316,7 @@ export class TabPeer {
   #ended(how, why = "") {
     if (how === Ended.DONE) this.#done++;
     this.#newest = how;
+    this.#newestAt = Date.now();
     this.#problem = why;
     const planned = how === Ended.DONE || how === Ended.STOPPED; // a newer one may have left it out
     this.#tell({ now: null, ...(planned ? {} : { leftOut: null }) });
@@ -315,7 +326,20 @@ export class TabPeer {
   #missed() {
     this.#done--;
     if (this.#newest === Ended.DONE) this.#newest = Ended.LOST;
+    this.#newestAt = Date.now();
     this.#tell();
+  }
+
+  #leftOut(by, why) {
+    this.#newestAt = Date.now();
+    this.#tell({ leftOut: { by, why } });
+  }
+
+  /** The newest request that this tab knows of is perhaps not the newest any more. */
+  #forget(since) {
+    this.#newest = since;
+    this.#problem = "";
+    this.#tell({ leftOut: null });
   }
 
   // --- for people -----------------------------------------------------------------------------------

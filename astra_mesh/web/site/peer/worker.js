@@ -34,7 +34,7 @@ async function join({ base, token, name, device }) {
   peer = new TabPeer({
     makeSocket: () => socket("/tab", "astra-mesh.tab", wanted),
     http,
-    engine: { load: (manifest, progress) => loadModel(manifest, store.get, progress), measure, compare },
+    engine: { load: (manifest, progress, insist) => loadModel(manifest, (...file) => insist(() => store.get(...file)), progress), measure, compare },
     device: {
       host: device.host, cores: used, host_cores: device.cores, threads: used, system: device.system,
       memory_bytes: device.memory * 2 ** 30, software: "browser",
