@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from astra_mesh.tune.options import TuneOptions
 
 
+DEAR = 0.25  # of a block's own time: coding that takes more is worth a word
+
+
 @dataclass(frozen=True)
 class Asked:
     """What both ways of fitting are told."""
@@ -68,6 +71,7 @@ def fit_codebook(asked: Asked, options: FitOptions) -> None:
             "one replaced, and no longer counts; measure anew: astra-mesh eval "
             f"{shlex.quote(clean(asked.model))} --data ... --save"
         )
+    _advise(asked, found, times)
 
 
 def tune_model(
@@ -123,16 +127,29 @@ def tune_model(
     )
 
 
-def _times(bundle: ModelBundle, found: Fitted) -> CodeTimes:
-    """Of this device, as a peer measures them for the planner."""
+@dataclass(frozen=True)
+class Times:
+    """Seconds of a token on this device, as a peer measures them for the planner."""
+
+    codes: CodeTimes
+    block: float  # of a block itself, in the middle of a longer input
+
+    def coding(self, stages: int) -> float:
+        """Encoding and decoding."""
+        return self.codes.encode_s[stages] + self.codes.decode_s[stages]
+
+
+def _times(bundle: ModelBundle, found: Fitted) -> Times:
     from astra_mesh.bundle.tensors import load_weights
     from astra_mesh.families import build_model
     from astra_mesh.peer.code_times import measure_codebook
+    from astra_mesh.peer.measure import measure, token_s
 
-    return measure_codebook(build_model(bundle.config, load_weights(bundle)), found.codebook)
+    model = build_model(bundle.config, load_weights(bundle))
+    return Times(measure_codebook(model, found.codebook), token_s(measure(model, None, 0), model))
 
 
-def _fitted(found: Fitted, times: CodeTimes) -> dict[str, object]:
+def _fitted(found: Fitted, times: Times) -> dict[str, object]:
     return {
         "codebook": str(found.path),
         "id": found.codebook.id,
@@ -147,16 +164,17 @@ def _fitted(found: Fitted, times: CodeTimes) -> dict[str, object]:
         "costs": [
             asdict(one)
             | {
-                "encode_token_s": times.encode_s[one.stages],
-                "decode_token_s": times.decode_s[one.stages],
-                "decoder": times.decoder[one.stages],
+                "encode_token_s": times.codes.encode_s[one.stages],
+                "decode_token_s": times.codes.decode_s[one.stages],
+                "decoder": times.codes.decoder[one.stages],
             }
             for one in found.costs
         ],
+        "block_token_s": times.block,
     }
 
 
-def _show_report(found: Fitted, times: CodeTimes) -> None:
+def _show_report(found: Fitted, times: Times) -> None:
     """What is left of each block's variance: after the prediction, and after the codes."""
     report = found.report
     out.print(
@@ -192,7 +210,7 @@ def _show_report(found: Fitted, times: CodeTimes) -> None:
         out.print(f"{blocks} came from an interrupted run", markup=False)
 
 
-def _show_costs(found: Fitted, times: CodeTimes) -> None:
+def _show_costs(found: Fitted, times: Times) -> None:
     """What coding one token costs in a block: sizes, and microseconds on this device."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("bits", justify="right")
@@ -203,16 +221,40 @@ def _show_costs(found: Fitted, times: CodeTimes) -> None:
         "or products",
         "encode, us",
         "decode, us",
+        "by",
+        "of a block",
     ):
         table.add_column(column, justify="right")
     for one in found.costs:
         mib = f"{one.table_bytes / 2**20:.1f}" if one.table_rows else "-"
         rows = f"{one.table_rows}" if one.table_rows else "-"
         products = f"{one.project_products:,}"
-        decode = f"{1e6 * times.decode_s[one.stages]:.1f} ({times.decoder[one.stages]})"
-        encode = f"{1e6 * times.encode_s[one.stages]:.1f}"
-        table.add_row(str(one.bits), str(one.codes), rows, mib, products, encode, decode)
+        encode = f"{1e6 * times.codes.encode_s[one.stages]:.1f}"
+        decode = f"{1e6 * times.codes.decode_s[one.stages]:.1f}"
+        how = times.codes.decoder[one.stages]
+        share = f"{times.coding(one.stages) / times.block:.0%}"
+        table.add_row(
+            str(one.bits), str(one.codes), rows, mib, products, encode, decode, how, share
+        )
     out.print(
-        "coding a token, per block (rows: of the last block; times: on this device)", markup=False
+        "coding a token, per block (rows: of the last block; times: on this device, where the "
+        f"block itself takes {1e6 * times.block:.1f} us a token)",
+        markup=False,
+        soft_wrap=True,
     )
     out.print(table)
+
+
+def _advise(asked: Asked, found: Fitted, times: Times) -> None:
+    """Codes with a history where codes without one would be worth their bits."""
+    book = found.codebook
+    stages = book.default_stages
+    share = times.coding(stages) / times.block
+    if not book.history or share <= DEAR:
+        return
+    hint(
+        f"coding {book.rate(stages)} bits takes {share:.0%} of a block's own time on this device: "
+        "where links are good, codes without history answer sooner, with more bits for the same "
+        f"quality. To have both: astra-mesh fit {shlex.quote(clean(asked.model))} --data ... "
+        "--history 0, then astra-mesh eval ... --save; each request takes what is faster"
+    )

@@ -168,7 +168,7 @@ class Candidates:
             return f"it could not load the model: {sanitise(why)}"
         if offer.timing is None:
             what = "this tab" if hello.via else "it"
-            return f"{what} is still loading the model; requests can count on it once it has"
+            return f"{what} has not loaded the model yet; requests can count on it once it has"
         if hello.device is None or not _credible(offer.timing):
             return "what it says of its own speed cannot be"
         return ""

@@ -110,6 +110,12 @@ def _ratio(measure_s: Callable[[], float], said_s: float) -> Parts[float]:
     return min(times) / max(said_s, 1e-9)
 
 
+def token_s(timing: Timing, model: Model) -> float:
+    """Seconds of a token of one block, among as many as a block is timed with at most."""
+    tokens = min(model.spec.max_tokens, _SIZES[-1])
+    return block_s(timing, tokens, _pairs(model, tokens)) / tokens
+
+
 def block_s(timing: Timing, tokens: int, pairs: float) -> float:
     """Seconds of one block as a device measured it."""
     return timing.fixed_s + timing.per_token_s * tokens + timing.per_pair_s * pairs

@@ -121,7 +121,7 @@ async def test_an_answer_of_all_says_which_tab_still_loads(
         assert reply.ids == alone
         assert pad.id not in owners(reply)
         (note,) = [note for note in reply.done().report.notes if "pad" in note]
-        assert note.startswith("planned without pad: this tab is still loading the model")
+        assert note.startswith("planned without pad: this tab has not loaded the model yet")
         assert automatic.done().report.notes == []
 
 

@@ -36,7 +36,7 @@ from astra_mesh.families import Model, ModelInput, build_model
 from astra_mesh.families.precision import Precision, convert
 from astra_mesh.peer.precision import pack_if_faster
 from astra_mesh.wire.messages import Sampling
-from tools.bench.machine import BUSY, busy_share, facts
+from tools.bench.machine import facts, hindrance
 from tools.bench.sizes import default_cache, ensure
 from tools.models.common import REPO_ROOT
 
@@ -174,8 +174,8 @@ async def run(given: argparse.Namespace) -> list[dict[str, Any]]:
         ]
 
 
-def main() -> None:
-    """Command line."""
+def main() -> int:
+    """Command line; 1 where the machine is busy."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
     parser.add_argument("--dtypes", nargs="+", choices=("fp32", "bf16"), default=("fp32", "bf16"))
@@ -184,13 +184,14 @@ def main() -> None:
     parser.add_argument("--busy", action="store_true", help="although other programs run")
     parser.add_argument("--out", type=Path, default=OUT)
     given = parser.parse_args()
-    if not given.busy and (share := busy_share()) > BUSY:
-        sys.exit(f"other programs use {share:.0%} of the cores: wait, or --busy")
+    if status := hindrance(busy=given.busy):
+        return status
     torch.set_num_threads(given.threads)
     about = facts() | {"threads": given.threads, "prompt": PROMPT, "new": NEW}
     rows = asyncio.run(run(given))
     given.out.write_text(json.dumps({"machine": about, "rows": rows}, indent=1) + "\n")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 import time
 from pathlib import Path
 from typing import Any, Final
@@ -11,8 +12,11 @@ from typing import Any, Final
 import torch
 
 from astra_mesh import __version__
+from tools.lab.network import require_lab
+from tools.lab.system import LabUnavailableError
 
 IDLE_LOOK_S: Final = 2.0
+UNAVAILABLE: Final = 3  # exit status where there can be no laboratory, as that of tools.lab
 BUSY: Final = 0.1  # of all cores: more than a kernel's and a login's own work
 
 
@@ -20,6 +24,7 @@ def facts() -> dict[str, Any]:
     """The machine, for the results."""
     return {
         "processor": _field("/proc/cpuinfo", "model name") or platform.processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),  # "AVX2" and so on
         "cores": os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
@@ -51,6 +56,25 @@ def busy_share(look_s: float = IDLE_LOOK_S) -> float:
     if before is None or after is None or after[1] == before[1]:
         return 0.0
     return 1.0 - (after[0] - before[0]) / (after[1] - before[1])
+
+
+def hindrance(*, busy: bool = False, lab: bool = False) -> int:
+    """Exit status of a benchmark that cannot begin here, once it was said why; 0: it can.
+
+    Args:
+        busy: it measures although other programs run.
+        lab: it needs the laboratory.
+    """
+    if not busy and (share := busy_share()) > BUSY:
+        print(f"other programs use {share:.0%} of the cores: wait, or --busy", file=sys.stderr)
+        return 1
+    try:
+        if lab:
+            require_lab()
+    except LabUnavailableError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return UNAVAILABLE
+    return 0
 
 
 def _ticks() -> tuple[int, int] | None:

@@ -23,7 +23,7 @@ from typing import Any, Final
 
 from astra_mesh.limits import GIVE_BACK_S
 from tools.bench.baselines.variants import DTYPES, SINGLE
-from tools.bench.machine import BUSY, busy_share, facts
+from tools.bench.machine import facts, hindrance
 from tools.bench.rig import Rig
 from tools.bench.shifts import MESH
 from tools.bench.sizes import CONFIGS, default_cache, ensure, text_limit
@@ -91,11 +91,10 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; 1 where the machine is busy."""
+    """Command line; 1 where the machine is busy, 3 where there can be no laboratory."""
     args = _parsed(argv)
-    if not args.busy and (share := busy_share()) > BUSY:
-        say(f"other programs use {share:.0%} of the cores: wait, or --busy")
-        return 1
+    if status := hindrance(busy=args.busy, lab=True):
+        return status
     rows: list[dict[str, Any]] = []
     for model in args.models:
         folder = ensure(model, args.cache)

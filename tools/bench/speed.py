@@ -28,11 +28,11 @@ from typing import Any, Final, NamedTuple
 
 from astra_mesh.families import read_spec
 from tools.bench.baselines.variants import DTYPES, SINGLE
-from tools.bench.machine import BUSY, busy_share, facts, free_gib
+from tools.bench.machine import UNAVAILABLE, facts, free_gib, hindrance
 from tools.bench.rig import Rig, RigError
 from tools.bench.shifts import MESH, VARIANTS, Shift, shifts
 from tools.bench.sizes import CONFIGS, default_cache, ensure, text_limit
-from tools.bench.speed_results import ResultsError, difference, read
+from tools.bench.speed_results import ResultsError, difference, other_machine, read
 from tools.lab import options
 from tools.lab.network import DEVICES, require_lab
 from tools.lab.scenario import Cores, Delay, Mbps, Seconds
@@ -45,7 +45,7 @@ SPARE_GIB: Final = 1.5  # of the free memory, for the kernel, this program and w
 LEFT_GIB: Final = 0.7  # with less the sweep ends itself, before the kernel ends anything
 # Of the results' head.
 SETTINGS: Final = ("dtype", "cores", "threads", "rounds", "slow_s", "delay_ms")
-BAD, UNAVAILABLE = 2, 3  # exit statuses, as those of tools.lab
+BAD: Final = 2  # exit status, as that of tools.lab
 WARM_TRIES: Final = 6  # peers that still load a model when they are first asked are asked again
 
 PRESETS: Final[dict[str, dict[str, Any]]] = {
@@ -323,23 +323,25 @@ def sweep_of(args: argparse.Namespace) -> Sweep:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; 1 where the machine is busy, the file to resume has other settings, or the
-    laboratory fails; 2 for bad options and files, 3 where there can be no laboratory."""
+    """Command line; 1 where the machine is busy, the file to resume has other settings or is
+    another machine's, or the laboratory fails; 2 for bad options and files, 3 where there can be
+    no laboratory."""
     args = _parsed(argv)
     sweep, path = sweep_of(args), args.out / f"speed-{args.label}.json"
     try:
         before = read(path) if args.resume and path.exists() else None
-        other = before and difference(path, before.settings, sweep.settings())
+        other = before and (
+            difference(path, before.settings, sweep.settings())
+            or other_machine(path, before.machine, facts())
+        )
     except ResultsError as error:
         say(f"error: {error}")
         return BAD
     if other:
         say(other)
         return 1
-    busy = 0.0 if args.busy else busy_share()
-    if busy > BUSY:
-        say(f"other programs use {busy:.0%} of the cores: nothing is measured (--busy does it)")
-        return 1
+    if status := hindrance(busy=args.busy):
+        return status
     args.out.mkdir(parents=True, exist_ok=True)
     try:
         Bench(sweep, path, before.rows if before else []).run(args.cache)

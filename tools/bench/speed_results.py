@@ -21,6 +21,8 @@ COMPARED: Final[dict[str, Any]] = {
     "threads": None,
     "delay_ms": 0.0,
 }
+# Of the machine that they were measured on.
+MACHINE: Final = ("processor", "instructions", "cores", "torch")
 
 
 class ResultsError(Exception):
@@ -30,6 +32,7 @@ class ResultsError(Exception):
 class Document(NamedTuple):
     """What a file holds, as it was written."""
 
+    machine: dict[str, Any]
     settings: dict[str, Any]
     rows: list[dict[str, Any]]
 
@@ -67,6 +70,7 @@ class _Row(Struct):
 class _File(Struct):
     rows: list[_Row]
     settings: dict[str, Any] = {}
+    machine: dict[str, Any] = {}
 
 
 def read(path: Path) -> Document:
@@ -79,7 +83,16 @@ def read(path: Path) -> Document:
         raise ResultsError(f"{path} cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:  # msgspec's and json's errors are ValueErrors
         raise ResultsError(f"{path} holds no results of tools.bench.speed: {error}") from error
-    return Document(found.get("settings", {}), found["rows"])
+    return Document(found.get("machine", {}), found.get("settings", {}), found["rows"])
+
+
+def other_machine(path: Path, machine: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
+    """Why rows of this machine do not go with those of a file; None: they do, for all it says."""
+    for name in MACHINE:
+        have = machine.get(name)
+        if have is not None and have != here[name]:
+            return f"{path} was measured with {name} {have}, and this machine has {here[name]}"
+    return None
 
 
 def difference(path: Path, settings: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:

@@ -26,6 +26,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from tools.bench import machine
 from tools.bench.medians import interval_of_groups
 from tools.bench.sizes import default_cache, ensure, random_picture
 from tools.lab.asker import KEEP
@@ -194,8 +195,8 @@ def figure(houses: Sequence[Sequence[Round]]) -> Figure:
     )
 
 
-def main(arguments: Sequence[str]) -> None:
-    """The command line."""
+def main(arguments: Sequence[str]) -> int:
+    """The command line; 3 where there can be no laboratory."""
     parser = argparse.ArgumentParser(prog="python -m tools.bench.tls", description=__doc__)
     parser.add_argument("--mbps", type=float, default=10.0)
     parser.add_argument("--rounds", type=int, default=40, help="of each case and laboratory")
@@ -208,6 +209,8 @@ def main(arguments: Sequence[str]) -> None:
     cases = [case for case in CASES if parsed.only in case.name]
     if not cases:
         parser.error(f"no request is called so: {', '.join(case.name for case in CASES)}")
+    if status := machine.hindrance(busy=True, lab=True):
+        return status
     device = Device(
         cpu=0.5,
         threads=1,
@@ -237,6 +240,7 @@ def main(arguments: Sequence[str]) -> None:
             case.name: {"times": times[case], **figure(times[case])._asdict()} for case in cases
         }
         parsed.json.write_text(json.dumps(kept))
+    return 0
 
 
 def _line(one: Figure) -> str:
@@ -248,4 +252,4 @@ def _line(one: Figure) -> str:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

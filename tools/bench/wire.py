@@ -29,7 +29,7 @@ from typing import Any, Final
 
 import astra_mesh
 from tools.bench.decode import peer
-from tools.bench.machine import BUSY, busy_share, facts
+from tools.bench.machine import facts, hindrance
 from tools.bench.sizes import default_cache, ensure, random_tokens
 from tools.lab import options
 from tools.lab.house import House
@@ -139,16 +139,15 @@ def say(text: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; 1 where the machine is busy."""
+    """Command line; 1 where the machine is busy, 3 where there can be no laboratory."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--answers", type=options.within(int, 1), default=20)
     parser.add_argument("--rounds", type=options.within(int, 1), default=20)
     parser.add_argument("--busy", action="store_true", help="although other programs run")
     parser.add_argument("--out", type=options.file, default=OUT)
     args = parser.parse_args(argv)
-    if not args.busy and (share := busy_share()) > BUSY:
-        say(f"other programs use {share:.0%} of the cores: wait, or --busy")
-        return 1
+    if status := hindrance(busy=args.busy, lab=True):
+        return status
     idle, milliseconds = asyncio.run(codes(args.answers))
     middle, worst = quantile(milliseconds, 0.5), quantile(milliseconds, 0.99)
     say(f"a ping while nothing runs: {idle:.2f} ms there and back")

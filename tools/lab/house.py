@@ -37,6 +37,7 @@ from tools.lab.scenario import (
     Plug,
     Request,
     Scenario,
+    ScenarioError,
     SetDelay,
     SetLoss,
     SetMedium,
@@ -51,6 +52,7 @@ from tools.lab.system import LabError, orphans, stop
 LOOK_S = 0.2  # between two looks at who has met
 LEAVE_S = 30.0  # for a goodbye, also with little CPU or on a busy machine
 CLI_S = 60.0
+USAGE = 2  # exit status of a program that does not know an option
 
 Say = Callable[[str], None]  # takes a line of progress
 
@@ -220,7 +222,10 @@ class House:
     def _seen(self, device: str) -> set[str]:
         peer = self.peers[device]
         if not peer.runs:
-            raise LabError(f"the peer on {device} ended: {peer.log()[-2000:]}")
+            text = f"the peer on {device} ended: {peer.log()[-2000:]}"
+            if peer.process.returncode == USAGE:
+                raise ScenarioError(f"device.{device}.options: {text}")
+            raise LabError(text)
         if peer.port is None:
             return set()
         try:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tools.lab.cpu import CpuGroup
+from tools.lab.scenario import SHIPPED
 from tools.lab.system import LabError
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def environment_of(house: House, device: str) -> dict[str, str]:
     return kept | {
         "HOME": str(home),
         "ASTRA_MESH_TRUST": str(house.trust_folder),
-        "ASTRA_MESH_MODELS": house.scenario.models or str(REPO_ROOT / "models"),
+        "ASTRA_MESH_MODELS": house.scenario.models or str(SHIPPED),
         "PYTHONPATH": str(REPO_ROOT),
         "OMP_NUM_THREADS": str(max(1, house.scenario.devices[device].threads)),
         "OMP_WAIT_POLICY": "PASSIVE",

@@ -28,6 +28,7 @@ Count = Annotated[int, Meta(ge=1, le=10_000)]
 UNLIMITED: Literal["unlimited"] = "unlimited"
 
 
+SHIPPED = Path(__file__).resolve().parents[2] / "models"
 _NO_RATE = '; a number of Mbit/s, or "unlimited"'
 _ACTIONS = "rate, medium, loss, delay, kill, leave, stop, cont, start, unplug, plug"
 _HINTS = {
@@ -325,6 +326,10 @@ def _convert(document: object, kind: type[T], place: str = "") -> T:
 def _with_paths(scenario: Scenario, folder: Path) -> Scenario:
     """With paths that hold everywhere, and that exist."""
     models = scenario.models and _existing(folder, scenario.models, "models")
+    if models and not Path(models).is_dir():
+        raise ScenarioError(f"models: {models} is no folder")
+    for at, name in enumerate(scenario.offer):
+        _existing(Path(models or SHIPPED), name, f"offer[{at}]")  # a full path stays one
     requests = tuple(
         structs.replace(one, image=_existing(folder, one.image, f"request[{at}].image"))
         if one.image is not None

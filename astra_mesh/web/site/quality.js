@@ -11,6 +11,7 @@ const MEASURES = {
   agreement: ["other answers than one device", "%"],
   cosine: ["distance from one device's vectors", "%"],
 };
+const TOO = { perplexity: " (as does the KL divergence from one device's answers)" };
 const COLOURS = 4;
 
 let chosen = false; // whether a person chose the model
@@ -66,7 +67,7 @@ function unmeasured(name) {
 function ofTask(task, found) {
   const [what, unit] = MEASURES[found.measure] ?? [found.measure, "%"];
   const said = [`${task}: ${what}, ${found.sequences} inputs of ${found.data}.`];
-  if (found.recommended_bits) said.push(`${found.recommended_bits} bits stay within ${show(found.limit * 100)} ${unit}, and are taken unless another loss is asked for.`);
+  if (found.recommended_bits) said.push(`${found.recommended_bits} bits stay within ${show(found.limit * 100)} ${unit}${TOO[found.measure] ?? ""}, and are taken unless another loss is asked for.`);
   const most = Math.max(...found.measured.map((one) => one.peers));
   const rows = found.measured.filter((one) => one.peers === most).sort((a, b) => a.bits - b.bits);
   return [

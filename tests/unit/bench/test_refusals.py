@@ -1,4 +1,4 @@
-"""What the memory and wire benchmarks refuse before they measure anything."""
+"""What the benchmarks refuse before they measure anything."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from types import ModuleType
 
 import pytest
 
-from tools.bench import memory, wire
+from tools.bench import arithmetic, flood, machine, memory, tls, wire
+from tools.lab.system import LabUnavailableError
 
 BUSY_SHARE = 0.5
 
@@ -19,20 +20,46 @@ def _busy(monkeypatch: pytest.MonkeyPatch) -> None:
     def ensure(*_: object) -> None:
         raise AssertionError("it began")
 
-    monkeypatch.setattr(memory, "ensure", ensure)
-    for module in (memory, wire):
-        monkeypatch.setattr(module, "busy_share", lambda: BUSY_SHARE, raising=False)
+    for module in (arithmetic, memory):
+        monkeypatch.setattr(module, "ensure", ensure)
+    monkeypatch.setattr(machine, "busy_share", lambda: BUSY_SHARE)
+    monkeypatch.setattr(machine, "require_lab", lambda: None)
 
 
-@pytest.mark.parametrize("module", [memory, wire])
+@pytest.mark.parametrize("module", [arithmetic, memory, wire])
 def test_a_busy_machine(module: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     assert module.main([]) == 1
     assert "other programs use 50% of the cores" in capsys.readouterr().err
 
 
-def test_busy_measures_all_the_same() -> None:
+@pytest.mark.parametrize("module", [arithmetic, memory])
+def test_busy_measures_all_the_same(module: ModuleType) -> None:
     with pytest.raises(AssertionError, match="it began"):
-        memory.main(["--busy"])
+        module.main(["--busy"])
+
+
+@pytest.mark.parametrize(
+    ("main", "argv"),
+    [
+        (memory.main, ["--busy"]),
+        (wire.main, ["--busy"]),
+        (flood.main, []),
+        (tls.main, []),
+    ],
+    ids=lambda one: one.__module__ if callable(one) else "",
+)
+def test_without_a_laboratory(
+    main: Callable[[Sequence[str]], int],
+    argv: Sequence[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def refuse() -> None:
+        raise LabUnavailableError("network namespaces need root")
+
+    monkeypatch.setattr(machine, "require_lab", refuse)
+    assert main(argv) == machine.UNAVAILABLE
+    assert "error: network namespaces need root" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -44,6 +71,9 @@ def test_busy_measures_all_the_same() -> None:
         (wire.main, ("--answers", "0")),
         (wire.main, ("--rounds", "0")),
         (wire.main, ("--out", "no such folder/wire.json")),
+        (arithmetic.main, ("--rounds", "0")),
+        (arithmetic.main, ("--out", "no such folder/arithmetic.json")),
+        (arithmetic.main, ("--models", "gpt-9")),
     ],
     ids=lambda one: " ".join(one) if isinstance(one, tuple) else one.__module__,
 )

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tools.bench.machine import facts
 from tools.bench.shifts import MESH, VARIANTS
 from tools.bench.speed import PRESETS, Bench, Cell, _parsed, main, sweep_of
 from tools.bench.speed_plots import COLOURS, LABELS, draw, load, table
@@ -116,6 +117,17 @@ def test_results_of_other_settings_are_not_resumed(
     assert main([*argv, option, value]) == 1
     assert said in capsys.readouterr().err
     assert main([*argv, "--rounds", "2"]) == 3  # which makes no row incomparable: it began
+
+
+@pytest.mark.usefixtures("_no_lab")
+def test_results_of_another_machine_are_not_resumed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Bench(sweep_of(_parsed(RESUME)), tmp_path / "speed-x.json", []).save()
+    here = facts() | {"instructions": "AVX1024"}
+    monkeypatch.setattr("tools.bench.speed.facts", lambda: here)
+    assert main([*RESUME, "--out", str(tmp_path)]) == 1
+    assert "and this machine has AVX1024" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("_no_lab")

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from astra_mesh.bundle import open_bundle, verify
-from astra_mesh.cli import learn
+from astra_mesh.cli import fitting, learn
 from astra_mesh.cli.app import app
 from astra_mesh.quality import finetuning
 from astra_mesh.quant import block_fit as fit_module
@@ -81,6 +81,30 @@ def test_json_has_the_same_and_more(model: Path, data: Path) -> None:
         (1, 8),
         (2, 8),
     }
+
+
+@pytest.mark.parametrize(
+    ("history", "dear", "advised"), [("all", 0.0, True), ("all", 1e9, False), ("0", 0.0, False)]
+)
+def test_codes_that_take_long_are_told(
+    model: Path,
+    data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    history: str,
+    dear: float,
+    advised: bool,
+) -> None:
+    monkeypatch.setattr(fitting, "DEAR", dear)
+    given = (model, "--data", data, *QUICK, "--history", history)
+    shown = call(*given)
+    assert ("codes without history answer sooner" in shown.stderr) == advised
+    assert ("--history 0, then astra-mesh eval" in shown.stderr) == advised
+    told = json.loads(call(*given, "--json").stdout)
+    assert 0 < told["block_token_s"] < 1
+    (of_a_block,) = re.findall(r"where the block itself takes ([\d.]+) us a token", shown.stdout)
+    assert float(of_a_block) > 0
+    last = shown.stdout[shown.stdout.index("of a block") :].splitlines()[1].split()
+    assert re.fullmatch(r"\d+%", last[-1])
 
 
 def test_figures_of_a_replaced_codebook_no_longer_count(model: Path, data: Path) -> None:

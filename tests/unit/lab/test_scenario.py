@@ -148,6 +148,8 @@ def test_there_are_the_scenarios_that_the_document_names() -> None:
             r"event\[0\]\.jitter_s: larger than at_s",
         ),
         ('models = "nowhere"\n' + A, "models: there is no"),
+        ('models = "/etc/hosts"\n' + A, "models: /etc/hosts is no folder"),
+        ('offer = ["tiny-gpt2", "gpt-9"]\n' + A, r"offer\[1\]: there is no .*/models/gpt-9"),
     ],
 )
 def test_each_mistake_is_named(text: str, message: str) -> None:

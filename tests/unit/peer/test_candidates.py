@@ -38,7 +38,7 @@ BOOK, NO_BOOK = CodebookId("b" * 64), CodebookId("")
 OFFER = ModelOffer(id=MODEL, name="words", family="gpt2", tasks=[Task.GENERATE])
 TIMING = Timing(fixed_s=1e-3, per_token_s=1e-5, per_pair_s=1e-8)
 DEVICE = Device(host="h", cores=1, host_cores=4, threads=1)
-LOADING = "this tab is still loading the model; requests can count on it once it has"
+LOADING = "this tab has not loaded the model yet; requests can count on it once it has"
 LOADED: Any = SimpleNamespace(bundle=SimpleNamespace(model_id=MODEL))
 
 
@@ -164,7 +164,7 @@ async def test_a_peer_that_cannot_prepare_is_not_waited_for(
     told = "planned without peer b: it could not load the model: a file is damaged"
     assert candidates.loading(LOADED, NO_BOOK) == [told]
     candidates.peer_gone(B)
-    assert "is still loading" in candidates.loading(LOADED, NO_BOOK)[0]
+    assert "has not loaded the model yet" in candidates.loading(LOADED, NO_BOOK)[0]
 
 
 @pytest.mark.parametrize("back", [False, True])
@@ -215,7 +215,7 @@ async def test_who_still_loads_is_named(peer: FakePeer, candidates: Candidates) 
         peer.add(key, OFFER if key != D else ready())
     peer.hellos[C] = replace(peer.hellos[C], via=D)
     (told,) = candidates.loading(LOADED, NO_BOOK)
-    assert told.startswith("planned without peer b: it is still loading the model; requests")
+    assert told.startswith("planned without peer b: it has not loaded the model yet; requests")
 
 
 async def test_a_tab_is_waited_for_once_and_a_little(
@@ -299,7 +299,7 @@ async def test_who_is_left_out_is_named_with_the_reason(
         "planned without bare: it has the model, but not the codebook",
         f"planned without tab: {LOADING}",
         "planned without slow: what it says of its own speed cannot be",
-        "planned without lazy: it is still loading the model; requests can count on it once it has",
+        "planned without lazy: it has not loaded the model yet; requests can count on it once it has",
     ]
     model = LOADED.bundle.model_id
     assert candidates.why_without(C, model) == LOADING

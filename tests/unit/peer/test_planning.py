@@ -27,7 +27,7 @@ def planning(*gone: str) -> Planning:
     ("found", "shuns", "told", "reason"),
     [
         ([], False, [], ""),
-        ([], False, ["planned without pad: this tab is still loading the model"], "ready for"),
+        ([], False, ["planned without pad: this tab has not loaded the model yet"], "ready for"),
         (["b"], True, [], "false codes"),
         (["b"], False, [], ""),
     ],

@@ -69,7 +69,7 @@ export class Mux {
   /**
    * @param makeSocket  gives a fresh WebSocket to /tab
    * @param name        of this device, for people
-   * @param on          welcome({me, host, machine}), peers(list), incoming(pipe), down(why, again: seconds)
+   * @param on          welcome({me, host, machine}), peers(list), incoming(pipe), down(why, again: seconds), trying()
    */
   constructor(makeSocket, name, on) {
     this.#makeSocket = makeSocket;
@@ -82,9 +82,15 @@ export class Mux {
     return this.#socket?.bufferedAmount ?? 0;
   }
 
+  /** Whether a try to join is under way. */
+  get tries() {
+    return this.#socket !== null && this.me === null;
+  }
+
   /** Join; again after every loss, until leave(). */
   start() {
     clearTimeout(this.#timer);
+    this.#on.trying();
     const socket = (this.#socket = this.#makeSocket());
     socket.binaryType = "arraybuffer";
     this.#timer = setTimeout(() => this.#lost(socket, "the peer does not answer"), 1000 * HELLO_TIMEOUT_S);

@@ -39,6 +39,7 @@ export class TabPeer {
   #newest = null; // how the newest request ended here, of Ended; or of Since: that it would not know
   #newestAt = 0; // when that, or why this tab was left out, was said, in milliseconds
   #joinedAt = null;
+  #downWhy = ""; // why the host could not be joined
   #problem = ""; // of that, where it failed
   #quiet = false; // nothing is heard of the host
   #asleep = false; // and said so
@@ -68,6 +69,7 @@ export class TabPeer {
       peers: (list) => this.#peers(list),
       incoming: (pipe) => this.#incoming(pipe),
       down: (why, againS) => this.#down(why, againS),
+      trying: () => this.#trying(),
     });
     this.#work = new Work({
       me: () => this.#mux.me.id,
@@ -160,6 +162,7 @@ export class TabPeer {
     const lostNow = this.#newest === Ended.LOST && this.#newestAt >= this.#joinedAt;
     if (this.#joinedAt !== null && !lostNow) this.#forget(Since.JOINED);
     this.#joinedAt = Date.now();
+    this.#downWhy = "";
     this.#tell({ phase: "joined", why: "", id: me.id });
     this.#refresh(true);
   }
@@ -185,13 +188,21 @@ export class TabPeer {
   }
 
   #waitFor(why, againS) {
-    this.#tell({ phase: "waiting", why: `${sanitise(why)}; joining again in ${Math.ceil(againS)} s` });
+    this.#downWhy = sanitise(why);
+    this.#tell({ phase: "waiting", why: `${this.#downWhy}; joining again in ${Math.ceil(againS)} s` });
+  }
+
+  /** A try may take a while until it fails. */
+  #trying() {
+    if (this.#downWhy) this.#tell({ why: `${this.#downWhy}; joining again now` });
   }
 
   /** Browsers do not tell why a WebSocket was refused: ask over HTTP. */
   async #explain(againS) {
     const why = await this.#http.refusal();
-    if (why && !this.#mux.me) this.#waitFor(why, againS);
+    if (!why || this.#mux.me) return;
+    this.#waitFor(why, againS);
+    if (this.#mux.tries) this.#trying();
   }
 
   // --- links ----------------------------------------------------------------------------------------
