@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, Literal, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypedDict
 
 import typer
 
@@ -285,3 +285,22 @@ def parse_numbers(option: str, text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(",") if part.strip())
     except ValueError:
         raise InputError(f"{option} is a list of whole numbers, as 16,64") from None
+
+
+def check_memory(context: Any, where: str = "") -> None:
+    """Whether the options of what is held go together.
+
+    Args:
+        context: Of the command `peer`, with its options.
+        where: Put before the sentence.
+
+    Raises:
+        InputError: Models are to be loaded ahead, and as little memory is to be taken as possible.
+    """
+    typed = context.get_parameter_source("preload")
+    wanted = context.params["preload"] and typed is not None and typed.name == "COMMANDLINE"
+    if context.params["low_memory"] and wanted:
+        raise InputError(
+            f"{where}--low-memory does not go with --preload: with little memory models are loaded "
+            "only when somebody asks; say one of them"
+        )

@@ -30,7 +30,7 @@ from astra_mesh.cli.console import (
 )
 from astra_mesh.cli.lan import api_addresses, check_api, closed_to_others, page_addresses
 from astra_mesh.cli.lan import api_config as make_api_config
-from astra_mesh.cli.options import STDIN, Json, Typed, first_line
+from astra_mesh.cli.options import STDIN, Json, Typed, check_memory, first_line
 from astra_mesh.cli.signals import ENDING, on_signals
 from astra_mesh.naming import SHORT_ID
 
@@ -208,6 +208,7 @@ def peer(
     """Run a peer until Ctrl-C: it finds the others, and takes its share of every request."""
     with reporting(as_json):
         check_api(context)
+        check_memory(context)
         import logging
 
         from astra_mesh.client.addresses import parse_address

@@ -14,7 +14,7 @@ from typing import Annotated, Final
 import typer
 
 from astra_mesh.cli.console import clean, hint, out, print_json, reporting
-from astra_mesh.cli.options import Json
+from astra_mesh.cli.options import Json, check_memory
 from astra_mesh.cli.service_paths import SECRETS_FILE, carried, check_paths, set_here
 from astra_mesh.cli.wording import sentence
 from astra_mesh.errors import AstraMeshError, InputError
@@ -139,6 +139,7 @@ def _check(words: list[str], system: bool) -> None:
         text = sentence(error) or error.format_message()
         raise InputError(f"--options: {text}") from error
     check_api(context, "--options: ")
+    check_memory(context, "--options: ")
     check_paths(context.params, system)
 
 

@@ -219,7 +219,7 @@ def make_app(
 
 
 def _add_tab_files(app: web.Application, state: State) -> None:
-    served = TabFiles(state.peer)
+    served = TabFiles(state.peer, state.envelopes)
 
     async def closed(_: web.Application) -> None:
         await served.close()
@@ -232,7 +232,8 @@ def _add_tab_files(app: web.Application, state: State) -> None:
     app.router.add_get("/tab/models", served.models)
     app.router.add_get("/tab/models/{model}", served.manifest)
     app.router.add_get("/tab/blobs/{sha256}", served.blob)
-    embed = _with_body(served.embed, limits.FRAME_BYTES, ("application/msgpack",))
+    size = limits.SEALED_FRAME_BYTES + limits.POINT_BYTES
+    embed = _with_body(served.embed, size, ("application/octet-stream",))
     app.router.add_post("/tab/models/{model}/embed", embed)
 
 

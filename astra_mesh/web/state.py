@@ -13,6 +13,7 @@ from astra_mesh.web.config import ApiConfig
 from astra_mesh.web.crowd import Crowd
 from astra_mesh.web.door import Door
 from astra_mesh.web.metrics import Metrics
+from astra_mesh.web.tab_envelope import Envelopes
 from astra_mesh.web.templates import Templates
 
 
@@ -27,6 +28,7 @@ class State:
     crowd: Crowd
     templates: Templates = field(default_factory=Templates)
     budget: Budget = field(default_factory=Budget)
+    envelopes: Envelopes = field(default_factory=Envelopes)
     pages: int = 0  # that look on
     tabs: int = 0  # that take part
     ending: bool = False  # it stops: pages are told to go

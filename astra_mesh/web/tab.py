@@ -92,6 +92,7 @@ async def _serve(socket: web.WebSocketResponse, state: State, remote: str) -> No
             until=until,
             host={"id": peer.id, "name": peer.name},
             machine=await asyncio.to_thread(_machine, peer, remote),
+            seal=b64encode(state.envelopes.point).decode(),
         )
         with peer.tabs.hosting(served.id, served.accept):
             await served.run(welcome, until)

@@ -27,7 +27,12 @@ from astra_mesh.browser.sizes import blocks_bytes, check_size, fetched_bytes
 from astra_mesh.bundle import Bundle
 from astra_mesh.bundle.specs import spec_of
 from astra_mesh.bundle.tensors import load_weights
-from astra_mesh.errors import CodebookError, UnknownModelError, UnsupportedModelError
+from astra_mesh.errors import (
+    CodebookError,
+    ProtocolError,
+    UnknownModelError,
+    UnsupportedModelError,
+)
 from astra_mesh.families import ModelInput, build_model
 from astra_mesh.peer import Peer
 from astra_mesh.peer.choice import usual_rate
@@ -39,6 +44,7 @@ from astra_mesh.quant.codebook import Codebook
 from astra_mesh.quant.codecs import make_codec
 from astra_mesh.web.errors import bad, busy
 from astra_mesh.web.jsons import json_response
+from astra_mesh.web.tab_envelope import Envelopes
 from astra_mesh.web.tab_folder import TabFolder
 from astra_mesh.wire.messages import CodebookId, Inputs, ModelId, ModelOffer
 
@@ -58,8 +64,8 @@ class Embed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class TabFiles:
     """The files of one API. Its methods are handlers."""
 
-    def __init__(self, peer: Peer) -> None:
-        self._peer = peer
+    def __init__(self, peer: Peer, envelopes: Envelopes) -> None:
+        self._peer, self._envelopes = peer, envelopes
         self._folder: TabFolder | None = None
         self._known: dict[ModelId, ModelFiles] = {}  # the last one used is last
         self._made_for: dict[ModelId, frozenset[CodebookId]] = {}  # what the peer offered then
@@ -98,8 +104,14 @@ class TabFiles:
         raise UnknownModelError("no such file for tabs here; ask for its model again first")
 
     async def embed(self, request: web.Request, data: bytes) -> web.Response:
-        """Handle ``POST /tab/models/{model}/embed``: rows (stop - start, D) float32."""
-        model, asked = self._asked(request), _decode(data)
+        """Handle ``POST /tab/models/{model}/embed``: rows (stop - start, D) float32. Question and
+        answer are sealed (:mod:`astra_mesh.web.tab_envelope`): they are of other peers' requests.
+        """
+        try:
+            body, envelope = self._envelopes.open(data, request.path)
+        except ProtocolError as error:
+            raise bad(str(error)) from None
+        model, asked = self._asked(request), _decode(body)
         if self._embedding >= limits.TAB_EMBED_AT_ONCE:
             raise busy("this peer embeds other tabs' tokens; try again later")
         self._embedding += 1
@@ -108,7 +120,7 @@ class TabFiles:
             rows = await self._peer.compute(_embed, loaded, asked)
         finally:
             self._embedding -= 1
-        return web.Response(body=rows, content_type="application/octet-stream")
+        return web.Response(body=envelope.seal(rows), content_type="application/octet-stream")
 
     def _offers(self) -> list[ModelOffer]:
         return self._peer.models.offers()

@@ -9,6 +9,7 @@ import shutil
 import sys
 import tempfile
 from asyncio.subprocess import PIPE
+from base64 import b64decode
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,15 @@ import torch
 from astra_mesh import limits
 from astra_mesh.bundle import open_bundle
 from astra_mesh.bundle.tensors import load_weights
+from astra_mesh.errors import ProtocolError
 from astra_mesh.families import Model, ModelInput, build_model
+from astra_mesh.web.tab_envelope import Envelope, Envelopes, question
 from astra_mesh.web.tab_folder import remove_left
 from tests.integration.mesh_fixtures import fit_small
+from tests.integration.tabs import joined
 from tests.integration.web_fixtures import TOKEN, Live, live, make_web_models
 
-TYPE = {"Content-Type": "application/msgpack"}
+TYPE = {"Content-Type": "application/octet-stream"}
 TOKENS = [7, 3, 9, 1, 60]
 
 
@@ -56,10 +60,19 @@ async def _listed(mesh: Live, name: str) -> dict[str, Any]:
 
 async def _embed(
     mesh: Live, model: str, body: object, headers: dict[str, str] = TYPE
-) -> aiohttp.ClientResponse:
+) -> tuple[aiohttp.ClientResponse, Envelope]:
+    """The answer, and what opens its body."""
     data = body if isinstance(body, bytes) else msgpack.packb(body)
-    url = f"{mesh.root}/tab/models/{model}/embed"
-    return await mesh.http.post(url, data=data, headers=headers)
+    path = f"/tab/models/{model}/embed"
+    message, envelope = question(data, path, await _point(mesh))
+    answer = await mesh.http.post(f"{mesh.root}{path}", data=message, headers=headers)
+    return answer, envelope
+
+
+async def _point(mesh: Live) -> bytes:
+    """What the host says when it welcomes a tab."""
+    async with joined(mesh.server) as tab:
+        return b64decode(tab.welcome["seal"])
 
 
 async def test_every_file_of_a_model_has_the_hash_that_the_manifest_says(mesh: Live) -> None:
@@ -88,9 +101,11 @@ async def test_embedded_rows_are_the_models(mesh: Live, models: Path) -> None:
     model = await asyncio.to_thread(_words, models)
     wanted = model.embed(ModelInput(tokens=torch.tensor(TOKENS)), 1, 4)
     asked = {"inputs": {"tokens": TOKENS}, "start": 1, "stop": 4}
-    async with await _embed(mesh, listed["id"], asked) as answer:
+    answer, envelope = await _embed(mesh, listed["id"], asked)
+    async with answer:
         assert answer.status == 200
-        rows = np.frombuffer(await answer.read(), "<f4").reshape(3, -1)
+        sealed = await answer.read()
+    rows = np.frombuffer(envelope.open(sealed), "<f4").reshape(3, -1)
     assert np.array_equal(rows, wanted.numpy())
 
 
@@ -121,9 +136,41 @@ async def test_bad_requests_for_rows_are_refused_with_a_sentence(
     mesh: Live, body: object, says: str
 ) -> None:
     listed = await _listed(mesh, "words")
-    async with await _embed(mesh, listed["id"], body) as answer:
+    answer, _ = await _embed(mesh, listed["id"], body)
+    async with answer:
         assert answer.status == 400
         assert says in (await answer.json())["error"]["message"]
+
+
+async def test_what_is_asked_about_requests_is_for_the_host_alone(mesh: Live) -> None:
+    """Pages are served over plain HTTP: who is on the line reads nothing, and changes nothing."""
+    listed = await _listed(mesh, "words")
+    path, other = (f"/tab/models/{one}/embed" for one in (listed["id"], "0" * 64))
+    body = msgpack.packb({"inputs": {"tokens": TOKENS}, "start": 1, "stop": 4})
+    point = await _point(mesh)
+    message, envelope = question(body, path, point)
+    assert body[-20:] not in message
+    flipped = bytes([*message[:-1], message[-1] ^ 1])
+    strange, _ = question(body, path, Envelopes().point)
+    no_point = b"\4" + message[1:64] + bytes([message[64] ^ 1]) + message[65:]
+    for sent, to, says in (
+        (body, path, "a sealed question"),
+        (b"", path, "a sealed question"),
+        (no_point, path, "a sealed question"),
+        (flipped, path, "altered"),
+        (message, other, "altered"),
+        (strange, path, "started again since"),
+    ):
+        async with mesh.http.post(mesh.root + to, data=sent, headers=TYPE) as answer:
+            assert answer.status == 400
+            assert says in (await answer.json())["error"]["message"]
+    async with mesh.http.post(mesh.root + path, data=message, headers=TYPE) as answer:
+        assert answer.status == 200
+        sealed = await answer.read()
+    rows = envelope.open(sealed)
+    assert rows[:16] not in sealed
+    with pytest.raises(ProtocolError, match="altered"):
+        envelope.open(sealed[:-1] + bytes([sealed[-1] ^ 1]))
 
 
 async def test_what_is_not_there_is_not_found(mesh: Live) -> None:
@@ -136,12 +183,14 @@ async def test_what_is_not_there_is_not_found(mesh: Live) -> None:
     ):
         async with mesh.http.get(mesh.root + path) as answer:
             assert answer.status == status, path
-    async with await _embed(mesh, "0" * 64, {}) as answer:
+    answer, _ = await _embed(mesh, "0" * 64, {})
+    async with answer:
         assert answer.status == 404
-    async with await _embed(mesh, "0" * 64, {}, {"Content-Type": "text/plain"}) as answer:
+    answer, _ = await _embed(mesh, "0" * 64, {}, {"Content-Type": "text/plain"})
+    async with answer:
         assert answer.status == 415
         said = (await answer.json())["error"]["message"]
-        assert said == "send the header Content-Type: application/json or application/msgpack"
+        assert said == "send the header Content-Type: application/json or application/octet-stream"
 
 
 async def test_files_that_the_system_cleared_away_are_made_again(

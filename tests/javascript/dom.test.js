@@ -31,5 +31,6 @@ test("labels of such names keep their digits outside, and may be cut", () => {
   assert.equal(clipped(found.get("abcd1"), 20), found.get("abcd1"));
   assert.equal(clipped(found.get("abcd1"), 9), `\u2068${HEBREW[0]}…\u2069 (abcd)`);
   assert.equal(clipped("a long name", 6), "a lon…");
+  assert.equal(clipped("Chrome on Android 4821", 12), "Chrome… 4821"); // which of two such phones
   assert.deepEqual([initial(found.get("abcd1")), initial("desk"), initial("")], [HEBREW[0], "D", "?"]);
 });

@@ -2,7 +2,7 @@
 
 import { EventEmitter, once } from "node:events";
 
-import { peerId, unbase64 } from "../../astra_mesh/web/site/peer/identity.js";
+import { makeKey, peerId, unbase64 } from "../../astra_mesh/web/site/peer/identity.js";
 import { decode, encode, make } from "../../astra_mesh/web/site/peer/messages.js";
 import { Answerer } from "../../astra_mesh/web/site/peer/sealed.js";
 import { bytes, vectors } from "./helpers.js";
@@ -11,6 +11,7 @@ const { opener, answerer } = vectors("sealed.json").handshake;
 const identity = ({ certificate, key, id }) => ({ certificate: bytes(certificate), secret: bytes(key), id });
 export const HOST = identity(answerer);
 export const OTHER = identity(opener);
+export const SEAL = makeKey(); // for what is asked of the host over HTTP
 
 /** A certificate that holds a key; nobody here asks who signed it. */
 export function certificateFor(point) {
@@ -95,7 +96,7 @@ export class FakeHost extends EventEmitter {
     this.tab = peerId(certificate);
     this.say("welcome", {
       version: 1, peer: this.tab, certificate: Buffer.from(certificate).toString("base64"), until: Math.floor(Date.now() / 1000) + 3600,
-      host: { id: HOST.id, name: "host" }, machine: "m1",
+      host: { id: HOST.id, name: "host" }, machine: "m1", seal: Buffer.from(SEAL.point).toString("base64"),
     });
     this.say("peers", { peers: [{ id: HOST.id, name: "host", tab: false }] });
   }

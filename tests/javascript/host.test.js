@@ -5,6 +5,7 @@ import { afterEach, test } from "node:test";
 
 import { FetchError, ModelError, UnknownFileError } from "../../astra_mesh/web/site/peer/errors.js";
 import { hostAt } from "../../astra_mesh/web/site/peer/host.js";
+import { makeKey } from "../../astra_mesh/web/site/peer/identity.js";
 
 const real = globalThis.fetch;
 afterEach(() => (globalThis.fetch = real));
@@ -44,9 +45,23 @@ test("pieces come in order, with the token", async () => {
   assert.deepEqual(asked, [[`http://peer.test${PATH}`, "Bearer secret"]]);
 });
 
+test("what is asked about requests is sealed, and an altered answer is none", async () => {
+  const asked = [];
+  globalThis.fetch = async (url, init) => {
+    asked.push(init);
+    return new Response(new Uint8Array(40));
+  };
+  const body = new TextEncoder().encode("My secret password is fish");
+  await assert.rejects(host.post(PATH, body, makeKey().point), (error) => error instanceof FetchError && /altered/.test(error.message));
+  const [{ method, body: sent }] = asked;
+  assert.equal(method, "POST");
+  assert.equal(sent.length, 65 + body.length + 16);
+  assert.ok(!Buffer.from(sent).includes("password"));
+});
+
 test("a line that breaks, and a peer that does not answer, are fetched again later; no sentence has a whole hash", async () => {
   answering(null, { status: 503 });
-  const tries = [() => all(host.pieces(PATH)), () => host.json(PATH), () => host.post(PATH, new Uint8Array())];
+  const tries = [() => all(host.pieces(PATH)), () => host.json(PATH), () => host.post(PATH, new Uint8Array(), makeKey().point)];
   const says = [/with status 503/, /does not answer \(\/tab\/blobs\/abababababab\)/, /line .* broke/];
   const settings = [
     () => answering(null, { status: 503 }),

@@ -6,7 +6,7 @@ import { after, test } from "node:test";
 import * as limits from "../../astra_mesh/web/site/peer/limits.js";
 import { make } from "../../astra_mesh/web/site/peer/messages.js";
 import { TabPeer } from "../../astra_mesh/web/site/peer/peer.js";
-import { FakeHost, HOST, OTHER } from "./fake_host.js";
+import { FakeHost, HOST, OTHER, SEAL } from "./fake_host.js";
 import { C, R1, R2 } from "./helpers.js";
 
 const MODEL = "e".repeat(64);
@@ -88,9 +88,9 @@ async function joined({ load, hold, local, json, compare = async () => null, ref
   const http = {
     refusal: async () => refused,
     json: json ?? (async (path) => (path === "/tab/models" ? [ABOUT] : { ...ABOUT, spec: SPEC })),
-    post: async (path, body) => {
-      found.posted.push([path, body]);
-      return new Float32Array(SIZE * (body.at(-1) - 0)).buffer; // "stop" is the last number of the body
+    post: async (path, body, point) => {
+      found.posted.push([path, body, point]);
+      return new Uint8Array(4 * SIZE * (body.at(-1) - 0)); // "stop" is the last number of the body
     },
   };
   const engine = {
@@ -167,6 +167,7 @@ test("a whole shard: codes out before anything is computed, and a report", async
   ]);
   assert.equal(runs[0].embedded.rows, 2);
   assert.equal(posted[0][0], `/tab/models/${MODEL}/embed`);
+  assert.deepEqual(posted[0][2], SEAL.point); // what the host said when it welcomed the tab
   assert.equal(states.at(-1).done, 1);
   assert.ok(states.some((state) => state.now?.block === 2));
 });

@@ -348,7 +348,11 @@ def finetuned(data: Path, work: Path) -> dict[str, Any]:
         return found
     tests = {"vit": pictures(data, work)[1], "gpt2": texts(data, work)[1]}
     limits = {"vit": MEASURE, "gpt2": 193}
-    many = {"vit": 10_000, "gpt2": 96}  # small differences between numbers of peers are wanted
+    # Small differences between numbers of peers are wanted.
+    many: dict[str, dict[str, Any]] = {
+        "vit": {"limit": 10_000, "rates": (64,)},
+        "gpt2": {"limit": 96},
+    }
     for folder in sorted(path for path in root.iterdir() if (path / "config.json").exists()):
         kind = json.loads((folder / "config.json").read_text())["model_type"]
         book = load_codebook(next(folder.glob("codebook*.safetensors")))
@@ -356,7 +360,7 @@ def finetuned(data: Path, work: Path) -> dict[str, Any]:
         found[folder.name] = measured(folder, tests[kind], limit=limits[kind], **given)
         if folder.name.endswith("-ours"):
             found[f"{folder.name}, any peers"] = measured(
-                folder, tests[kind], peers=range(1, 9), limit=many[kind], **given
+                folder, tests[kind], peers=range(1, 9), **many[kind], **given
             )
     for name, kind in (("vit-tiny", "vit"), ("tiny-gpt2", "gpt2")):
         folder = copied(REPO_ROOT / "models" / name, work)

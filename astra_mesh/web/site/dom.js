@@ -68,12 +68,12 @@ export function labels(peers) {
   return new Map(known.map(([id, name]) => [id, count(name) > 1 ? `${name} (${id.slice(0, TAG)})` : name]));
 }
 
-/** A label in so many letters; digits of an id at its end stay. */
+/** A label in so many letters; digits at its end, which tell it from others alike, stay. */
 export function clipped(label, most) {
   const shown = bare(label);
   const letters = [...shown];
   if (letters.length <= most) return label;
-  const [tag] = shown.match(/ \([0-9a-f]{4}\)$/) ?? [""];
+  const [tag] = shown.match(/ (\([0-9a-f]{4}\)|\d{4})$/) ?? [""];
   return `${named(`${letters.slice(0, Math.max(0, most - 1 - tag.length)).join("")}…`)}${tag}`;
 }
 

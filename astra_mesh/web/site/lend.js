@@ -144,7 +144,7 @@ function model({ name, state, done, total, why, tokenS, place, coming }) {
   const where = place === "webgpu" ? ", on the GPU" : `, on the processor${why ? ` (${why})` : ""}`;
   const more = further(coming);
   const said = {
-    offered: `offered (${bytes(total)} of blocks at most; fetched when somebody needs it)`,
+    offered: `offered (up to ${bytes(total)}, and some MB for its codes and, once, the program; fetched when somebody needs it)`,
     loading: total ? (done < total ? `fetching ${bytes(done)} of ${bytes(total)}` : "preparing") : "asking for its files",
     measuring: "ready in a moment: measuring",
     ready: (tokenS ? `${ready}: ${seconds(tokenS)} a token and block${where}` : ready) + more.said,

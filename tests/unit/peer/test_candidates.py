@@ -299,7 +299,7 @@ async def test_who_is_left_out_is_named_with_the_reason(
         "planned without bare: it has the model, but not the codebook",
         f"planned without tab: {LOADING}",
         "planned without slow: what it says of its own speed cannot be",
-        "planned without lazy: it has not loaded the model yet; requests can count on it once it has",
+        f"planned without lazy: {LOADING.replace('this tab', 'it')}",
     ]
     model = LOADED.bundle.model_id
     assert candidates.why_without(C, model) == LOADING

@@ -1,5 +1,6 @@
 // The peer that serves this page, as the tab's worker asks it over HTTP.
 
+import { envelope } from "./envelope.js";
 import { FetchError, ModelError, UnknownFileError } from "./errors.js";
 
 const KINDS = { unsupported_model: ModelError, model_not_found: UnknownFileError }; // by code; the first is the one refusal that stays
@@ -9,7 +10,7 @@ const UPGRADE_REQUIRED = 426; // what GET /tab says to who could join by a WebSo
 const short = (path) => path.replace(/[0-9a-f]{64}/g, (hash) => hash.slice(0, 12));
 
 /**
- * json(path), post(path, body): an ArrayBuffer; pieces(path, cache): Uint8Arrays as they come, `cache` as for fetch. `token()` is what the page has
+ * json(path), post(path, body, point): bytes; pieces(path, cache): Uint8Arrays as they come, `cache` as for fetch. `token()` is what the page has
  * now, null where none is wanted. Whatever did not arrive is a FetchError.
  */
 export function hostAt(base, token) {
@@ -51,9 +52,11 @@ export function hostAt(base, token) {
     return arrived(path, response.json());
   }
 
-  async function post(path, body) {
-    const response = await ask(path, { method: "POST", body, headers: { "Content-Type": "application/msgpack" } });
-    return arrived(path, response.arrayBuffer());
+  /** Sealed for the host whose point this is, and so is the answer. */
+  async function post(path, body, point) {
+    const { message, open } = envelope(path, body, point);
+    const response = await ask(path, { method: "POST", body: message, headers: { "Content-Type": "application/octet-stream" } });
+    return open(new Uint8Array(await arrived(path, response.arrayBuffer())));
   }
 
   /** Why the peer would not let a tab join now; "" where nothing speaks against it. */

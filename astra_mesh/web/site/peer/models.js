@@ -15,24 +15,27 @@ const TIMES = ["encode_token_s", "decode_token_s", "project_token_s"];
 /** A model that is ready. */
 class Loaded {
   #http;
+  #seal;
 
-  constructor(http, manifest, model) {
+  constructor(http, seal, manifest, model) {
     this.#http = http;
+    this.#seal = seal;
     this.manifest = manifest;
     this.model = model;
   }
 
   /** The rows that go into the first block, for positions `start` to `stop`: the host has the embeddings. */
   async embed(inputs, start, stop) {
-    const data = await this.#http.post(`/tab/models/${this.manifest.id}/embed`, embedBody(inputs, start, stop));
+    const data = await this.#http.post(`/tab/models/${this.manifest.id}/embed`, embedBody(inputs, start, stop), this.#seal());
     const { hidden_size: size } = this.manifest.spec;
     if (data.byteLength !== 4 * (stop - start) * size) throw new ModelError("the peer sent embedded rows of another size");
-    return new Matrix(new Float32Array(data), size);
+    return new Matrix(new Float32Array(data.slice().buffer), size);
   }
 }
 
 export class Models {
   #http;
+  #seal;
   #engine;
   #changed;
   #worked;
@@ -41,14 +44,16 @@ export class Models {
   #busy = 0; // models that are loaded or measured
 
   /**
-   * @param http     json(path), post(path, bytes): to the host
+   * @param http     json(path), post(path, bytes, point): to the host
    * @param engine   load(manifest, progress, insist): a model, whose files it gets by insist(() => a promise of one); measure(model, worked, again), compare(model, timing, undisturbed): as in
    *                 measure.js
    * @param changed  called when an offer, or what state() tells, is another
    * @param worked   a number that changes when a request computes
+   * @param seal     the host's point: what is asked of it about requests is sealed
    */
-  constructor({ http, engine, changed, worked = () => 0 }) {
+  constructor({ http, engine, changed, worked = () => 0, seal = () => null }) {
     this.#http = http;
+    this.#seal = seal;
     this.#engine = engine;
     this.#changed = changed;
     this.#worked = worked;
@@ -119,7 +124,7 @@ export class Models {
       const { timing, books, sure } = await this.#engine.measure(model, this.#worked);
       this.#say(known, { state: "ready", model, timing, books, place: model.place, why: model.why, ...AS_MEASURED });
       if (sure === false) this.#measureLater(known, model, MEASURED_AGAIN);
-      return new Loaded(this.#http, manifest, model);
+      return new Loaded(this.#http, this.#seal, manifest, model);
     } catch (error) {
       known.loading = null; // it can be tried again
       this.#say(known, error instanceof FetchError ? interruptedBy(error) : { state: "failed", why: error.message });

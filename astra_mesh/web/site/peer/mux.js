@@ -69,7 +69,7 @@ export class Mux {
   /**
    * @param makeSocket  gives a fresh WebSocket to /tab
    * @param name        of this device, for people
-   * @param on          welcome({me, host, machine}), peers(list), incoming(pipe), down(why, again: seconds), trying()
+   * @param on          welcome({me, host, machine, seal}), peers(list), incoming(pipe), down(why, again: seconds), trying()
    */
   constructor(makeSocket, name, on) {
     this.#makeSocket = makeSocket;
@@ -177,7 +177,7 @@ export class Mux {
     } else if (message.type === "refused") this.giveUp(sanitise(String(message.why ?? "")));
   }
 
-  #welcome({ version, certificate, peer, host, machine = "", until }) {
+  #welcome({ version, certificate, peer, host, machine = "", until, seal }) {
     const der = unbase64(certificate);
     if (version !== VERSION) return this.giveUp("the peer runs another version: load this page again");
     if (peerId(der) !== peer) return this.giveUp("the peer gave a certificate that does not fit its id");
@@ -186,7 +186,7 @@ export class Mux {
     this.#waitS = BACKOFF_FIRST_S;
     this.#lostAt = null;
     this.me = { id: peer, certificate: der, secret: this.#key.secret };
-    this.#on.welcome({ me: this.me, host, machine });
+    this.#on.welcome({ me: this.me, host, machine, seal: unbase64(seal) });
   }
 
   #incoming(number, from) {

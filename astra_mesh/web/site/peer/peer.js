@@ -39,6 +39,7 @@ export class TabPeer {
   #newest = null; // how the newest request ended here, of Ended; or of Since: that it would not know
   #newestAt = 0; // when that, or why this tab was left out, was said, in milliseconds
   #joinedAt = null;
+  #seal = null; // the host's point, for what is asked of it over HTTP
   #downWhy = ""; // why the host could not be joined
   #problem = ""; // of that, where it failed
   #quiet = false; // nothing is heard of the host
@@ -63,7 +64,7 @@ export class TabPeer {
     this.#show = show;
     this.#http = http;
     const turns = new Turns();
-    this.#models = new Models({ http, engine, changed: () => this.#modelsChanged(), worked: () => turns.changes });
+    this.#models = new Models({ http, engine, changed: () => this.#modelsChanged(), worked: () => turns.changes, seal: () => this.#seal });
     this.#mux = new Mux(makeSocket, this.#name, {
       welcome: (found) => this.#welcome(found),
       peers: (list) => this.#peers(list),
@@ -156,7 +157,8 @@ export class TabPeer {
 
   // --- the host -------------------------------------------------------------------------------------
 
-  #welcome({ me, host, machine }) {
+  #welcome({ me, host, machine, seal }) {
+    this.#seal = seal;
     this.#host = { id: host.id, name: sanitise(host.name, limits.NAME_CHARS) };
     this.#device = { ...this.#device, host: machine || this.#device.host };
     const lostNow = this.#newest === Ended.LOST && this.#newestAt >= this.#joinedAt;
