@@ -298,7 +298,7 @@ def test_the_page_has_every_address_and_loads_nothing() -> None:
 
 
 def test_every_address_of_the_api_is_described() -> None:
-    state: Any = SimpleNamespace(config=ApiConfig(), peer=None)
+    state: Any = SimpleNamespace(config=ApiConfig(), peer=None, envelopes=None)
     app = make_app(state, [])
     served = {
         (one.resource.canonical, one.method.lower())
