@@ -51,12 +51,7 @@ class Envelopes:
         except ValueError as error:
             raise ProtocolError(f"a sealed question that begins with {error}") from None
         asking, answering = keys(self._key, theirs, point, self.point)
-        try:
-            body = ChaCha20Poly1305(asking).decrypt(_NONCE, message[POINT_BYTES:], path.encode())
-        except InvalidTag:
-            raise ProtocolError(
-                "a sealed question that was altered, or is for a peer that was started again since"
-            ) from None
+        body = Envelope(asking, path).open(message[POINT_BYTES:])
         return body, Envelope(answering, path)
 
 
@@ -75,7 +70,9 @@ class Envelope:
         try:
             return self._cipher.decrypt(_NONCE, message, self._about)
         except InvalidTag:
-            raise ProtocolError("a sealed answer that was altered") from None
+            raise ProtocolError(
+                "a sealed message that was altered, or is for a peer that was started again since"
+            ) from None
 
 
 def question(body: bytes, path: str, point: bytes) -> tuple[bytes, Envelope]:

@@ -117,10 +117,10 @@ class TabFiles:
         self._embedding += 1
         try:
             loaded = await self._peer.models.load(model)
-            rows = await self._peer.compute(_embed, loaded, asked)
+            sealed = await self._peer.compute(lambda: envelope.seal(_embed(loaded, asked)))
         finally:
             self._embedding -= 1
-        return web.Response(body=envelope.seal(rows), content_type="application/octet-stream")
+        return web.Response(body=sealed, content_type="application/octet-stream")
 
     def _offers(self) -> list[ModelOffer]:
         return self._peer.models.offers()
