@@ -155,13 +155,13 @@ class Tab:
                 await self.call(
                     "Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1
                 )
-            if not await self.eval("window.pressedElse"):
+            if await self.eval("window.clicked !== false"):  # another page has none
                 return
-        raise AssertionError(f"{selector} moved away from the mouse {CLICKS} times")
+        raise AssertionError(f"{CLICKS} clicks of the mouse did not reach {selector}")
 
     async def _place(self, selector: str) -> tuple[float, float]:
-        """The middle of an element that can be clicked; from then on ``window.pressedElse``
-        says whether the next press met something else."""
+        """The middle of an element that can be clicked; from then on ``window.clicked``
+        says whether a click met it: one whose press and release met two things meets neither."""
         x, y, reachable = await self.eval(
             f"""(async () => {{
             const found = () => document.querySelector({json.dumps(selector)});
@@ -179,9 +179,9 @@ class Tab:
                 const top = document.elementFromPoint(x, y);
                 reachable = one === top || one.contains(top);
             }} while (!(still && reachable) && performance.now() < until);
-            window.pressedElse = false;
-            const met = (event) => (window.pressedElse = !found()?.contains(event.target));
-            document.addEventListener('pointerdown', met, {{capture: true, once: true}});
+            window.clicked = false;
+            const met = (event) => (window.clicked = Boolean(found()?.contains(event.target)));
+            document.addEventListener('click', met, {{capture: true, once: true}});
             return [x, y, still && reachable];
         }})()"""
         )

@@ -32,6 +32,8 @@ READER = """
         detect() { return Promise.resolve(window.qrs.map((rawValue) => ({ rawValue }))); }
     };
 """
+LOST = """performance.getEntriesByType('resource')
+    .filter((one) => one.name.endsWith('/v1/pairing') && one.responseStatus === 0).length"""
 REFRESHED = """(async () => {
     const asked = () => performance.getEntriesByType('resource')
         .filter((one) => one.name.endsWith('/v1/pairing')).length;
@@ -181,6 +183,25 @@ async def test_a_device_leaves_by_its_page(tab: Tab, other_tab: Tab, devices: li
     assert await other_tab.eval("document.activeElement.id") == "pair-open"
     await tab.until(listed(1))
     await no_complaints(other_tab, f"{attic.root}/")
+
+
+async def test_the_list_is_asked_for_until_it_comes(
+    tab: Tab, other_tab: Tab, devices: list[Device]
+) -> None:
+    """It is told once that the devices changed; the answer to what follows may be lost."""
+    kitchen, attic = devices
+    await start(tab, kitchen)
+    await start(other_tab, attic)
+    await give(other_tab, await open_window(tab), kitchen.place)
+    await tab.until(listed(2))
+    await tab.call("Network.enable")
+    await tab.call("Network.setBlockedURLs", urls=["*/v1/pairing"])
+    await other_tab.click("#pair-leave")
+    await other_tab.until(f"{SEEN}.startsWith('This device has left the mesh; ')")
+    await tab.until(f"{LOST} > 0")
+    assert await tab.eval(listed(2))
+    await tab.call("Network.setBlockedURLs", urls=[])
+    await tab.until(listed(1))
 
 
 async def test_a_window_closes_by_its_button_and_after_three_wrong_codes(

@@ -6,6 +6,7 @@ import { startScan } from "./scan.js";
 
 const KEPT = "astra-mesh-window"; // the window that this page opened, until its tab is closed
 const REFRESH_MS = 1000;
+const RETRY_MS = 5000; // after an answer that did not come, where no window is shown
 const SHORT_ID = 8; // digits of an id, as the command line shows it
 
 let timer = 0;
@@ -35,17 +36,22 @@ export function startPairing() {
   });
 }
 
-/** The devices of the mesh as the peer lists them. What was said stays, errors too. */
+/** The devices of the mesh as the peer lists them. What was said stays, errors too. It is told once that they changed, so
+ *  this tries until it knows them. */
 export async function refresh() {
   const asked = ++turn;
   clearTimeout(timer);
   try {
     const found = await json("/v1/pairing");
     if (asked === turn) showStatus(found);
-  } catch {
-    // The top of the page says that the peer is gone; this tries on while a window is shown.
-    if (asked === turn && !$("pair-window").hidden) timer = setTimeout(refresh, REFRESH_MS);
+  } catch (error) {
+    if (asked === turn) later(error); // the top of the page says that the peer is gone
   }
+}
+
+function later({ status }) {
+  if (status === 401) return; // a token has to be given first, and then this is called
+  timer = setTimeout(refresh, $("pair-window").hidden ? RETRY_MS : REFRESH_MS);
 }
 
 /** Something that a person asked for. */
@@ -57,7 +63,7 @@ async function act(work) {
     await work();
   } catch (error) {
     say($("pair-problem"), error.message);
-    if (!$("pair-window").hidden) timer = setTimeout(refresh, REFRESH_MS);
+    later(error);
   }
 }
 
