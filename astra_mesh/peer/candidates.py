@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Collection, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -53,6 +53,7 @@ class Candidates:
         self._peer = peer
         self.lessons = Lessons()
         self._asked: dict[RequestId, tuple[PeerId, ModelId]] = {}  # to prepare, did not fail yet
+        self._unanswered: dict[tuple[PeerId, ModelId], RequestId] = {}  # the last, not waited for
         self._failed: dict[tuple[PeerId, ModelId], str] = {}  # why it could not the last time
         self._waited: dict[tuple[PeerId, ModelId], float] = {}  # for which, until when
         self._timings: dict[tuple[PeerId, ModelId], Timing] = {}  # that paces were learned beside
@@ -88,7 +89,8 @@ class Candidates:
                         await self._peer.others_changed()
         finally:
             for request in asked.values():
-                self._asked.pop(request, None)
+                if (key := self._asked.pop(request, None)) is not None:
+                    self._unanswered[key] = request
         hellos = self._peer.others()
         self.lessons.recognise(hellos)
         found = []
@@ -147,7 +149,7 @@ class Candidates:
             elif any(offer.id == loaded.bundle.model_id for offer in hello.models):
                 why = "it has the model, but not the codebook"
             else:
-                continue
+                why = self._could_not_load(peer, loaded.bundle.model_id)
             if why:
                 notes.append(_left_out(hello, why))
         return notes
@@ -158,20 +160,26 @@ class Candidates:
         for offer in hello.models:
             if offer.id == model:
                 return self._not_ready(peer, offer)
+        if not hello.via:
+            return ""
         no_files = "this tab does not offer the model: it cannot use it, or has no files of it"
-        return no_files if hello.via else ""
+        return self._could_not_load(peer, model) or no_files
 
     def _not_ready(self, peer: PeerId, offer: ModelOffer) -> str:
         """Why a peer that has the model and the codebook cannot be planned with; "" if it can."""
         hello = self._peer.others()[peer]
-        if offer.timing is None and (why := self._failed.get((peer, offer.id))):
-            return f"it could not load the model: {sanitise(why)}"
         if offer.timing is None:
             what = "this tab" if hello.via else "it"
-            return f"{what} has not loaded the model yet; requests can count on it once it has"
+            not_yet = f"{what} has not loaded the model yet; requests can count on it once it has"
+            return self._could_not_load(peer, offer.id) or not_yet
         if hello.device is None or not _credible(offer.timing):
             return "what it says of its own speed cannot be"
         return ""
+
+    def _could_not_load(self, peer: PeerId, model: ModelId) -> str:
+        """Why it could not the last time that it was asked to; a tab then offers it no more."""
+        why = self._failed.get((peer, model))
+        return f"it could not load the model: {sanitise(why)}" if why else ""
 
     def _offers(
         self, model: ModelId, codebooks: Collection[CodebookId]
@@ -223,21 +231,27 @@ class Candidates:
         return request
 
     def failed(self, peer: PeerId, message: Fail) -> None:
-        """A peer cannot prepare."""
-        asked = self._asked.get(message.request)
+        """A peer cannot prepare, whether or not it is still waited for."""
+        late = {request: key for key, request in self._unanswered.items() if key[0] == peer}
+        asked = self._asked.get(message.request) or late.get(message.request)
         if asked is not None and asked[0] == peer:
-            del self._asked[message.request]
+            self._asked.pop(message.request, None)
+            self._unanswered.pop(asked, None)
             self._failed[asked] = message.text
             self._peer.note_change()
 
     def peer_gone(self, peer: PeerId) -> None:
         """It will not prepare either; if it comes back, it is not waited for."""
         self._asked = {one: asked for one, asked in self._asked.items() if asked[0] != peer}
-        self._failed = {asked: why for asked, why in self._failed.items() if asked[0] != peer}
-        for key in [key for key in self._waited if key[0] == peer]:
-            del self._waited[key]
-        for key in [key for key in self._timings if key[0] == peer]:
-            del self._timings[key]
+        known: tuple[dict[tuple[PeerId, ModelId], Any], ...] = (
+            self._unanswered,
+            self._failed,
+            self._waited,
+            self._timings,
+        )
+        for kept in known:
+            for key in [key for key in kept if key[0] == peer]:
+                del kept[key]
 
     def links(self) -> Mapping[tuple[PeerId, PeerId], LinkProfile]:
         """Links of this peer, both ways, as measured, and those of others, as they tell them.

@@ -167,6 +167,25 @@ async def test_a_peer_that_cannot_prepare_is_not_waited_for(
     assert "has not loaded the model yet" in candidates.loading(LOADED, NO_BOOK)[0]
 
 
+async def test_why_it_cannot_is_heard_also_when_nobody_waits_any_more(
+    peer: FakePeer, candidates: Candidates
+) -> None:
+    """A tab finds a damaged file once it has fetched it; from then on it does not offer the model."""
+    link = peer.add(B, OFFER)
+    peer.hellos[B] = replace(peer.hellos[B], name="tab", via=C)
+    assert await found(candidates) == []  # tabs are not waited for
+    fail = Fail(link.sent[0].request, "model", "a file is damaged")  # type: ignore[union-attr]
+    candidates.failed(C, fail)  # not its business
+    peer.hellos[B] = replace(peer.hellos[B], models=[])
+    assert candidates.left_out(LOADED, NO_BOOK) == []
+    candidates.failed(B, fail)
+    why = "it could not load the model: a file is damaged"
+    assert candidates.left_out(LOADED, NO_BOOK) == [f"planned without tab: {why}"]
+    assert candidates.why_without(B, MODEL) == why
+    candidates.peer_gone(B)
+    assert candidates.left_out(LOADED, NO_BOOK) == []
+
+
 @pytest.mark.parametrize("back", [False, True])
 async def test_a_peer_that_leaves_meanwhile_is_not_waited_for(
     peer: FakePeer, candidates: Candidates, back: bool
