@@ -170,7 +170,7 @@ async def test_a_peer_that_cannot_prepare_is_not_waited_for(
 async def test_why_it_cannot_is_heard_also_when_nobody_waits_any_more(
     peer: FakePeer, candidates: Candidates
 ) -> None:
-    """A tab finds a damaged file once it has fetched it; from then on it does not offer the model."""
+    """A tab finds a damaged file once it has fetched it; then it does not offer the model."""
     link = peer.add(B, OFFER)
     peer.hellos[B] = replace(peer.hellos[B], name="tab", via=C)
     assert await found(candidates) == []  # tabs are not waited for
