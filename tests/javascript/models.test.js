@@ -17,18 +17,24 @@ afterEach(() => {
 
 /** `failing`: what loading fails with, one after the other; then it goes well. */
 async function made({ failing = [], measured = [], about = ABOUT } = {}) {
-  const model = { place: "wasm", why: "", isLost: false };
+  const released = [];
+  const given = { models: [], running: false };
+  const made = () => {
+    const number = given.models.length;
+    const model = { place: "wasm", why: "", isLost: false, release: async () => released.push(number) };
+    given.models.push(model);
+    return model;
+  };
   const calls = [];
   const asked = [];
   const changes = [];
-  const given = {};
   const engine = {
     load: async (manifest, progress, insist) => {
       given.insist = insist;
       const error = failing.shift();
       if (error) throw error;
       progress(500, 1000);
-      return model;
+      return made();
     },
     measure: async (_, worked, again = false) => {
       calls.push(again);
@@ -41,9 +47,9 @@ async function made({ failing = [], measured = [], about = ABOUT } = {}) {
     asked.push(path);
     return structuredClone(path === "/tab/models" ? [about] : about);
   };
-  const models = new Models({ http: { json }, engine, changed: () => changes.push(true) });
+  const models = new Models({ http: { json }, engine, changed: () => changes.push(true), running: () => given.running });
   await models.refresh(true);
-  return { models, calls, asked, given, model, changes };
+  return { models, calls, asked, given, released, changes };
 }
 
 const lost = () => new FetchError("the peer does not answer");
@@ -129,15 +135,36 @@ test("a file that is none of the model's any more: it is withdrawn, and loaded a
 });
 
 test("a model that is ready says what more of it comes", async () => {
-  const { models, model, changes } = await made();
+  const { models, given, changes } = await made();
   assert.deepEqual(models.states()[0].coming, []);
   await models.load(ID);
   assert.deepEqual(models.states()[0].coming, []);
+  const [model] = given.models;
   model.coming = [{ bits: 64, done: 3, total: 8 }];
   const before = changes.length;
   model.tell();
   assert.equal(changes.length, before + 1);
   assert.deepEqual(models.states()[0].coming, model.coming);
+});
+
+test("a model that is replaced gives its memory back, once no request has it", async () => {
+  const about = { ...ABOUT };
+  const { models, given, released } = await made({ about });
+  await models.load(ID);
+  given.running = true;
+  given.models[0].isLost = true;
+  await models.load(ID);
+  assert.deepEqual([given.models.length, released], [2, []]);
+  given.running = false;
+  await models.tidy();
+  assert.deepEqual(released, [0]);
+  about.codebooks = [{ id: "f".repeat(64), codec: "vq", rates: [16], default_rate: 16 }];
+  await models.refresh();
+  await models.tidy();
+  assert.deepEqual(released, [0, 1]);
+  await models.load(ID);
+  await models.tidy();
+  assert.deepEqual([models.states()[0].state, released], ["ready", [0, 1]]);
 });
 
 test("a file that fails otherwise is not asked for again", async () => {

@@ -35,7 +35,9 @@ export async function loadModel(manifest, getBlob, progress = () => {}, how = nu
   const model = await partOf(manifest, files, chosen, manifest.blocks);
   files.letGo();
   Object.assign(model, chosen);
-  for (const about of manifest.codebooks) await prepareFirst(model, about);
+  await orRelease([model], async () => {
+    for (const about of manifest.codebooks) await prepareFirst(model, about);
+  });
   return model;
 }
 
@@ -52,12 +54,25 @@ async function partOf(manifest, files, { place, kernels }, count) {
   const shared = await files.graphs(SHARED, null, place);
   const space = kernels ? await Workspace.make() : null;
   const blocks = [];
-  for (const weights of manifest.weights.slice(0, count)) {
-    const bytes = await files.fetched(weights);
-    const graphs = await files.graphs(kernels ? PIECES : WHOLE, bytes, place);
-    blocks.push(kernels ? new KernelBlock(graphs, space, weights, bytes) : new RuntimeBlock(graphs));
+  const model = new Model(manifest, shared, blocks, files);
+  await orRelease([model], async () => {
+    for (const weights of manifest.weights.slice(0, count)) {
+      const bytes = await files.fetched(weights);
+      const graphs = await files.graphs(kernels ? PIECES : WHOLE, bytes, place);
+      blocks.push(kernels ? new KernelBlock(graphs, space, weights, bytes) : new RuntimeBlock(graphs));
+    }
+  });
+  return model;
+}
+
+/** The result of work; if it fails, what was made for it gives its memory back: the runtime's does not go by itself. */
+async function orRelease(made, work) {
+  try {
+    return await work();
+  } catch (error) {
+    for (const one of made) await one.release().catch(() => {});
+    throw error;
   }
-  return new Model(manifest, shared, blocks, files);
 }
 
 /** A manifest's files. */
@@ -97,13 +112,16 @@ class Files {
 
   /** Graphs by name, of those names that the model has; weights: the bytes of a block's, or null. */
   async graphs(names, weights, place) {
-    const found = {};
-    for (const name of names) {
-      const graph = this.#graphs[name];
-      if (!graph) continue;
-      if (!this.#texts.has(graph.sha256)) this.#texts.set(graph.sha256, await this.fetched(graph));
-      found[name] = await Graph.load(this.#texts.get(graph.sha256), weights, place);
-    }
+    const [found, loaded] = [{}, []];
+    await orRelease(loaded, async () => {
+      for (const name of names) {
+        const graph = this.#graphs[name];
+        if (!graph) continue;
+        if (!this.#texts.has(graph.sha256)) this.#texts.set(graph.sha256, await this.fetched(graph));
+        found[name] = await Graph.load(this.#texts.get(graph.sha256), weights, place);
+        loaded.push(found[name]);
+      }
+    });
     return found;
   }
 }

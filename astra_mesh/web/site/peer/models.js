@@ -42,6 +42,8 @@ export class Models {
   #timers = new Set();
   #known = new Map(); // id -> { about, loading, model, timing, books, state, done, total, why, againAt, pace, felt, shares }
   #busy = 0; // models that are loaded or measured
+  #running;
+  #replaced = []; // models that no request is given any more
 
   /**
    * @param http     json(path), post(path, bytes, point): to the host
@@ -49,14 +51,16 @@ export class Models {
    *                 measure.js
    * @param changed  called when an offer, or what state() tells, is another
    * @param worked   a number that changes when a request computes
+   * @param running  () => whether a request is here, which may have a model
    * @param seal     the host's point: what is asked of it about requests is sealed
    */
-  constructor({ http, engine, changed, worked = () => 0, seal = () => null }) {
+  constructor({ http, engine, changed, worked = () => 0, running = () => false, seal = () => null }) {
     this.#http = http;
     this.#seal = seal;
     this.#engine = engine;
     this.#changed = changed;
     this.#worked = worked;
+    this.#running = running;
   }
 
   /** Measure no more. */
@@ -78,9 +82,22 @@ export class Models {
     };
     const known = new Map(list.map((about) => [about.id, old(about) ?? fresh(about)]));
     const same = known.size === this.#known.size && [...known].every(([id, one]) => this.#known.get(id) === one);
+    for (const [id, one] of this.#known) if (known.get(id) !== one) this.#drop(one);
     this.#known = known;
+    this.tidy();
     if (!same) this.#changed();
     return !same;
+  }
+
+  #drop(known) {
+    if (known.model) this.#replaced.push(known.model);
+    known.model = null;
+  }
+
+  /** Models that were replaced give their memory back, once nothing computes with them: the runtime's does not go by itself. */
+  async tidy() {
+    if (this.#busy || this.#running()) return;
+    for (const model of this.#replaced.splice(0)) await model.release().catch(() => {}); // of a GPU that is lost, say
   }
 
   /** What is told to other peers about one model; undefined for one that is not here. */
@@ -109,7 +126,10 @@ export class Models {
     const loading = known.loading;
     const loaded = await loading;
     if (!loaded.model.isLost) return loaded;
-    if (known.loading === loading) known.loading = this.#load(known); // whoever asks first; the others take what it gets
+    if (known.loading === loading) { // whoever asks first; the others take what it gets
+      this.#drop(known);
+      known.loading = this.#load(known);
+    }
     return known.loading;
   }
 
@@ -131,6 +151,7 @@ export class Models {
       throw error;
     } finally {
       this.#busy--;
+      this.tidy();
     }
   }
 
@@ -153,6 +174,7 @@ export class Models {
     const error = new FetchError("the peer that serves this page made the model's files anew, and they are others");
     if (known.state === "ready") {
       known.loading = null;
+      this.#drop(known);
       this.#say(known, interruptedBy(error));
     }
     throw error;
@@ -162,11 +184,12 @@ export class Models {
   #measureLater(known, model, left) {
     const timer = setTimeout(async () => {
       this.#timers.delete(timer);
-      if (this.#known.get(known.about.id) !== known || known.state !== "ready" || model.isLost) return;
+      if (this.#known.get(known.about.id) !== known || known.model !== model || model.isLost) return;
       this.#busy++;
       const found = await this.#engine.measure(model, this.#worked, true).catch(() => null);
       this.#busy--;
-      if (found !== null && known.state === "ready") this.#say(known, { timing: found.timing, books: found.books, ...AS_MEASURED });
+      this.tidy();
+      if (found !== null && known.model === model) this.#say(known, { timing: found.timing, books: found.books, ...AS_MEASURED });
       if (!found?.sure && left > 1) this.#measureLater(known, model, left - 1);
     }, MEASURE_AGAIN_MS);
     this.#timers.add(timer);

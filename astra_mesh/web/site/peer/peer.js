@@ -64,7 +64,9 @@ export class TabPeer {
     this.#show = show;
     this.#http = http;
     const turns = new Turns();
-    this.#models = new Models({ http, engine, changed: () => this.#modelsChanged(), worked: () => turns.changes, seal: () => this.#seal });
+    this.#models = new Models({
+      http, engine, changed: () => this.#modelsChanged(), worked: () => turns.changes, running: () => this.#work.running, seal: () => this.#seal,
+    });
     this.#mux = new Mux(makeSocket, this.#name, {
       welcome: (found) => this.#welcome(found),
       peers: (list) => this.#peers(list),

@@ -96,6 +96,7 @@ export class Work {
     this.#exchanges.delete(request);
     this.#early.drop(request);
     part.close();
+    this.#around.models.tidy();
   }
 
   /** Load a model for another peer. It gets a status, also if there is nothing new. */
