@@ -527,10 +527,10 @@ async def test_a_peer_without_the_runtime_says_so(
     async with shown(SHIPPED, ["alone"]) as on:
         await tab.open(f"{on.url}#lend")
         await tab.until("document.getElementById('lend-asked')?.hidden === false")
-        await tab.click("#lend-join")
         await tab.until(
             "document.getElementById('lend-problem').textContent.includes('make runtime')"
         )
+        assert await tab.eval("document.getElementById('lend-join').disabled")
         assert await tab.eval("document.getElementById('lend-form').hidden") is False
 
 
