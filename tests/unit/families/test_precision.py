@@ -81,3 +81,25 @@ def test_int8_weights_are_within_half_a_step() -> None:
     rounded = Int8Linear(weight).weight
     assert bool(((rounded - weight).abs() <= step / 2 + 1e-7).all())
     assert not torch.equal(rounded, weight)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_rows_do_not_depend_on_those_beside_them(precision: Precision) -> None:
+    """Several requests share a step: none may change another one's text."""
+    drawn = torch.Generator().manual_seed(2)
+    layer = converted(
+        Linear(torch.randn(96, 64, generator=drawn), torch.randn(96, generator=drawn)), precision
+    )
+    x = torch.randn(9, 64, generator=drawn) * torch.logspace(-2, 2, 9)[:, None]
+    x[4] = 3.0  # all alike
+    together = layer(x.to(layer.dtype)).detach()
+    assert layer.bias is not None
+    exact = x @ layer.weight.detach().float().T + layer.bias.detach().float()
+    for row in range(9):
+        alone = layer(x[row : row + 1].to(layer.dtype)).detach()
+        if precision == "int8":  # whole numbers: to the bit
+            assert torch.equal(together[row : row + 1], alone)
+        error = float((together[row].float() - exact[row]).norm() / exact[row].norm())
+        assert error <= max(1e-6, TOLERANCE[precision] / 5)
+        near = alone.abs().max() / (1e5 if precision == "fp32" else 100)
+        assert float((together[row : row + 1] - alone).abs().max()) <= float(near)
