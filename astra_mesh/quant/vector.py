@@ -245,7 +245,7 @@ class VectorCodec:
         blocks, reach, offset = reaches(self.codebook, block, stages, at)
         rows = [self.coder(b, stages).rows_through(reach[b]) for b in blocks]
         dtype = at.kv_dtype
-        known = reach.get(0)
+        known = reach.get(0) if self.first_block else None
         return Table(
             blocks,
             torch.cat(rows).to(dtype).contiguous(),
@@ -316,4 +316,4 @@ def reaches(
     elif book.predict is not None:
         for source, matrix in zip(sources(codebook.history, block), book.predict, strict=True):
             reach[source] = matrix @ weight
-    return tuple(sorted(b for b in reach if b)), reach, offset
+    return tuple(sorted(b for b in reach if b >= codebook.first_block)), reach, offset

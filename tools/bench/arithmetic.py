@@ -1,21 +1,24 @@
 """What the arithmetic of several devices costs, with a network that costs nothing.
 
-    python -m tools.bench.arithmetic [--models gpt2-124m ...] [--rounds 5]
+    python -m tools.bench.arithmetic [--models gpt2-124m ...] [--codes plain half ...] [--rounds 5]
 
 All shards of one request are computed one after the other by one thread of one process, and the
 thread's processor time is taken step by step; so is one device's, in turns. Shards are cut so that
 all take about as long, as the planner cuts them. One device's time over the longest shard's is what
-no mesh of such devices can exceed, however good its network and its event loops are. Random
-weights, 128 bits, memoryless codes decoded by tables.
+a mesh of such devices cannot exceed, however good its network and its event loops are; times
+scatter by some per cent, so its quartiles are told, too. Random weights, 128 bits, memoryless codes
+decoded by tables.
 
     encode   own tokens' codes
     local    own queries, keys and values, and attention among own tokens
     known    the same in the first block, where all others' tokens are computed, too
-    remote   others' keys and values from their codes, and attention to them
+    decode   others' keys and values from their codes
+    remote   attention to them
     finish   output projection, feed-forward, and what goes with them
     head     what comes after the last block
 
-Results go to docs/data/arithmetic.json.
+``--codes``: *plain*; of *half* of the coordinates; with the *first* block coded, too, so that no
+device computes others' tokens in it; or *half-first*. Results go to docs/data/arithmetic.json.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, ParamSpec, TypeVar
 
 import torch
+from torch import Tensor
 
 from astra_mesh.bundle import open_bundle
 from astra_mesh.bundle.image import ImageProcessor
@@ -45,11 +49,14 @@ from astra_mesh.peer.precision import pack_if_faster
 from astra_mesh.plan.layout import Layout, make_layout
 from astra_mesh.quant.codebook import load_codebook
 from astra_mesh.quant.codecs import VectorCodec, make_codec
+from astra_mesh.quant.codes import Receiver
 from tools.bench.baselines.variants import DTYPES
 from tools.bench.machine import facts, hindrance
 from tools.bench.sizes import (
     CONFIGS,
-    MEMORYLESS_BITS,
+    FORMS,
+    MEMORYLESS,
+    PLAIN,
     default_cache,
     ensure,
     random_picture,
@@ -99,9 +106,10 @@ class Request:
         self._model = build_model(bundle.config, load_weights(bundle))
         convert(self._model, dtype)
         pack_if_faster(self._model)
-        book = load_codebook(folder / f"codebook-{MEMORYLESS_BITS}.safetensors")
-        self._codec = make_codec("vq", self._model, book)
-        assert isinstance(self._codec, VectorCodec)
+        book = load_codebook(folder / MEMORYLESS)
+        codec = make_codec("vq", self._model, book)
+        assert isinstance(codec, VectorCodec)
+        self._codec = codec
         self._codec.prepare(self._codec.stages)
         config = CONFIGS[case.model]
         self._pooling: Pooling
@@ -134,7 +142,16 @@ class Request:
         )
         spent: list[Spent] = [defaultdict(float) for _ in range(len(edges) - 1)]
         runs = [
-            timed(one, "local", ShardRun, self._model, layout, i, self._codec, self._inputs)
+            timed(
+                one,
+                "local",
+                ShardRun,
+                self._model,
+                layout,
+                i,
+                _Timed(self._codec, one),
+                self._inputs,
+            )
             for i, one in enumerate(spent)
         ]
         for block in range(layout.blocks):
@@ -155,8 +172,9 @@ class Request:
             kind = "local" if coded else "known"
             timed(spent[i], kind, run.attend_local, block)
             for source in layout.sources(i, block) if coded else []:
-                codes = sent[source][i]
+                codes, before = sent[source][i], spent[i]["decode"]
                 timed(spent[i], "remote", run.attend_remote, block, source, codes)
+                spent[i]["remote"] -= spent[i]["decode"] - before
             timed(spent[i], "finish", run.finish, block)
 
     def balanced(self) -> list[int]:
@@ -172,6 +190,23 @@ class Request:
             ends = itertools.accumulate(speeds)
             edges = [0, *(round(tokens * end / sum(speeds)) for end in ends)]
         return edges
+
+
+class _Timed:
+    """A codec of which decoding is timed, apart from the attention that it is for."""
+
+    def __init__(self, codec: VectorCodec, spent: Spent) -> None:
+        self._codec, self._spent = codec, spent
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._codec, name)
+
+    def receiver(self, stages: int, known: Tensor | None) -> Receiver:
+        """As the codec's."""
+        found = self._codec.receiver(stages, known)
+        decode = found.decode
+        found.decode = lambda *args: timed(self._spent, "decode", decode, *args)  # type: ignore[method-assign]
+        return found
 
 
 def timed(spent: Spent, kind: str, step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -195,12 +230,14 @@ def measure(request: Request, rounds: int) -> dict[str, Any]:
     whole = [[sum(one.values()) for one in parts] for parts in shards]
     ratios = [one / max(parts) for one, parts in zip(alone, whole, strict=True)]
     sums = [sum(parts) / one for one, parts in zip(alone, whole, strict=True)]
+    low, _, high = statistics.quantiles(ratios, n=4) if rounds > 1 else [*ratios * 3]
     return {
         **request.case._asdict(),
         "edges": edges,
         "solo_s": statistics.median(alone),
         "solo": dict(medians(solo)),
         "bound": statistics.median(ratios),
+        "bound_quartiles": [low, high],
         "work": statistics.median(sums),
         "shards": [dict(medians(parts)) for parts in zip(*shards, strict=True)],
     }
@@ -221,6 +258,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line; 1 where the machine is busy."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--models", nargs="+", choices=sorted(CONFIGS), default=sorted(CONFIGS))
+    parser.add_argument("--codes", nargs="+", choices=sorted(FORMS), default=[PLAIN])
     parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0])
     parser.add_argument("--rounds", type=options.within(int, 1), default=5)
     parser.add_argument("--busy", action="store_true", help="although other programs run")
@@ -231,15 +269,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return status
     torch.set_num_threads(1)
     rows = []
-    for case in CASES:
-        if case.model not in args.models:
-            continue
-        folder = ensure(case.model, args.cache) / case.model
+    wanted = [case for case in CASES if case.model in args.models]
+    for case, codes in itertools.product(wanted, args.codes):
+        folder = ensure(case.model, args.cache, form=codes) / case.model
         row = measure(Request(case, folder, args.dtype), args.rounds)
-        rows.append(row)
+        rows.append(row | {"codes": codes})
         say(
-            f"{case.model}, {case.tokens} tokens, {case.devices} devices: {row['work']:.3f} times "
-            f"one device's {row['solo_s']:.2f} s in all, at most {row['bound']:.2f} times as fast"
+            f"{case.model}, {case.tokens} tokens, {case.devices} devices, {codes}: "
+            f"{row['work']:.3f} times one device's {row['solo_s']:.2f} s in all, "
+            f"at most {row['bound']:.2f} times as fast"
         )
     document = {"machine": facts(), "dtype": args.dtype, "rounds": args.rounds, "rows": rows}
     args.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")

@@ -16,7 +16,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import platformdirs
@@ -36,9 +36,27 @@ RANK: Final = 0.7  # coordinates that are coded, of the hidden size: as fitted f
 ASTRA_CODEWORDS: Final = 1024
 ASTRA_GROUPS: Final = (1, 16, 32)  # 10, 160 and 320 bits
 MEMORYLESS_BITS: Final = 128  # one stage of 16 groups
+MEMORYLESS: Final = f"codebook-{MEMORYLESS_BITS}.safetensors"
+
 # One code, then another: 16 and 32 bits. More codes with unlimited history make tables of up to a
 # gigabyte in each peer, too many for eight peers in one machine.
 PREDICTIVE: Final = {2: (1, 1), 3: (1, 1, 2)}  # groups of each stage, by number of stages
+
+
+class Form(NamedTuple):
+    """How the memoryless codebook is made."""
+
+    rank: float = RANK
+    first_block: int = 1  # 0: the first block is coded, too
+
+
+PLAIN: Final = "plain"
+FORMS: Final = {
+    PLAIN: Form(),
+    "half": Form(rank=RANK / 2),
+    "first": Form(first_block=0),
+    "half-first": Form(rank=RANK / 2, first_block=0),
+}
 
 
 def _vit(edge: int) -> dict[str, Any]:
@@ -94,19 +112,30 @@ def text_limit(name: str) -> int | None:
     return spec.max_tokens if spec.vocab_size else None
 
 
-def ensure(name: str, cache: Path, config: Mapping[str, Any] | None = None) -> Path:
+def ensure(
+    name: str, cache: Path, config: Mapping[str, Any] | None = None, form: str = PLAIN
+) -> Path:
     """The folder of a model, made if it is not there: ``bundle`` (with the ``vq`` codebooks) and
     ``astra`` (the codebooks of the published form, which peers do not load).
 
-    ``config`` replaces that of :data:`CONFIGS`, for tests.
+    ``config`` replaces that of :data:`CONFIGS`, for tests; ``form`` is one of :data:`FORMS`.
     """
     config = dict(CONFIGS[name] if config is None else config)
-    target = cache / f"{name}-{VERSION}"
-    if not target.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=cache) as work:
-            _write(Path(work) / name, name, config)
-            shutil.move(Path(work) / name, target)
+    target = cache / f"{name}-{VERSION}" if form == PLAIN else cache / f"{name}-{VERSION}-{form}"
+    if target.exists():
+        return target
+    plain = None if form == PLAIN else ensure(name, cache, config)
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=cache) as work:
+        folder = Path(work) / name
+        if plain is None:
+            _write(folder, name, config)
+        else:
+            shutil.copytree(plain, folder, copy_function=os.link)
+            bundle, spec = folder / name, read_spec(config)
+            (bundle / MEMORYLESS).unlink()
+            memoryless(spec, open_bundle(bundle).model_id, FORMS[form]).save(bundle / MEMORYLESS)
+        shutil.move(folder, target)
     return target
 
 
@@ -120,7 +149,7 @@ def _write(folder: Path, name: str, config: dict[str, Any]) -> None:
         (bundle / "preprocessor_config.json").write_text(json.dumps(settings), encoding="utf-8")
     save_tensors(bundle / "model.safetensors", random_weights(config))
     model = open_bundle(bundle).model_id
-    memoryless(spec, model).save(bundle / f"codebook-{MEMORYLESS_BITS}.safetensors")
+    memoryless(spec, model).save(bundle / MEMORYLESS)
     predictive(spec, model).save(bundle / "codebook.safetensors")
     (folder / "astra").mkdir()
     for groups in ASTRA_GROUPS:
@@ -213,10 +242,10 @@ def _vit_shapes(config: Mapping[str, Any]) -> Shapes:
 # --- codebooks ------------------------------------------------------------------------------------
 
 
-def memoryless(spec: ModelSpec, model: ModelId) -> Codebook:
+def memoryless(spec: ModelSpec, model: ModelId, form: Form = FORMS[PLAIN]) -> Codebook:
     """``vq``, 128 bits: 16 groups in one stage, no history."""
     groups = (MEMORYLESS_BITS // 8,)
-    return _codebook(spec, model, 0, groups, {1: groups})
+    return _codebook(spec, model, 0, groups, {1: groups}, form=form)
 
 
 def predictive(spec: ModelSpec, model: ModelId) -> Codebook:
@@ -236,6 +265,7 @@ def _codebook(
     groups: tuple[int, ...],
     levels: Mapping[int, Sequence[int]],
     size: int = CODEWORDS,
+    form: Form = FORMS[PLAIN],
 ) -> Codebook:
     g = torch.Generator().manual_seed(1)
     d = spec.hidden_size
@@ -244,14 +274,15 @@ def _codebook(
         codec="vq",
         model=model,
         hidden_size=d,
-        first_block=1,
+        first_block=form.first_block,
         history=history,
         groups=groups,
         size=size,
         default_stages=max(levels),
         levels={
             stages: tuple(
-                _block_book(cuts, turn, history, g, size) for _ in range(1, spec.num_hidden_layers)
+                _block_book(cuts, turn[: round(form.rank * d)], history, g, size)
+                for _ in range(form.first_block, spec.num_hidden_layers)
             )
             for stages, cuts in levels.items()
         },
@@ -263,16 +294,16 @@ def _codebook(
 def _block_book(
     groups: Sequence[int], turn: Tensor, history: int, g: torch.Generator, size: int
 ) -> BlockBook:
-    """Random codewords in randomly rotated coordinates; the prediction is most of what was."""
-    d = len(turn)
-    rank = round(RANK * d)
+    """Random codewords in randomly rotated coordinates (the rows of ``turn``, (R, D)); the
+    prediction is most of what was."""
+    rank, d = turn.shape
     return as_stored(
         BlockBook(
             tuple(torch.randn(n, size, -(-rank // n), generator=g) * 0.3 for n in groups),
             tuple(_order(n, rank, g) for n in groups),
             torch.zeros(d),
-            turn[:rank].contiguous(),
-            turn[:rank].T.contiguous(),
+            turn.contiguous(),
+            turn.T.contiguous(),
             None if history == 0 else 0.9 * torch.eye(d).unsqueeze(0),
         )
     )

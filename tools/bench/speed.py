@@ -31,7 +31,7 @@ from tools.bench.baselines.variants import DTYPES, SINGLE
 from tools.bench.machine import UNAVAILABLE, facts, free_gib, hindrance
 from tools.bench.rig import Rig, RigError
 from tools.bench.shifts import MESH, VARIANTS, Shift, shifts
-from tools.bench.sizes import CONFIGS, default_cache, ensure, text_limit
+from tools.bench.sizes import CONFIGS, FORMS, PLAIN, default_cache, ensure, text_limit
 from tools.bench.speed_results import ResultsError, difference, other_machine, read
 from tools.lab import options
 from tools.lab.network import DEVICES, require_lab
@@ -44,7 +44,7 @@ HEADROOM: Final = 0.9  # of the machine's cores: the rest is for the network and
 SPARE_GIB: Final = 1.5  # of the free memory, for the kernel, this program and wrong estimates
 LEFT_GIB: Final = 0.7  # with less the sweep ends itself, before the kernel ends anything
 # Of the results' head.
-SETTINGS: Final = ("dtype", "cores", "threads", "rounds", "slow_s", "delay_ms")
+SETTINGS: Final = ("dtype", "cores", "threads", "rounds", "slow_s", "delay_ms", "codes")
 BAD: Final = 2  # exit status, as that of tools.lab
 WARM_TRIES: Final = 6  # peers that still load a model when they are first asked are asked again
 
@@ -107,6 +107,7 @@ class Sweep:
     dtype: str = DTYPES[0]
     memory_gib: float = math.inf  # for all processes
     delay_ms: float = 0.0  # of all that a device sends
+    codes: str = PLAIN  # how the memoryless codebook is made
 
     def settings(self) -> dict[str, Any]:
         """For the head of the results."""
@@ -155,7 +156,7 @@ class Bench:
             if not todo:
                 continue
             require_lab()
-            folder = ensure(model, cache)
+            folder = ensure(model, cache, form=sweep.codes)
             say(f"{model}: {max(sweep.peers)} devices with {sweep.cores:.2f} cores each")
             with self._rig(model, folder) as rig:
                 try:
@@ -271,6 +272,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=count, default=1, help="of torch in each process")
     parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="of peers and baselines")
     parser.add_argument("--delay-ms", type=delay, default=0.0, help="of all that a device sends")
+    codes = "of mesh-128: plain, of half the coordinates, with the first block coded, too, or both"
+    parser.add_argument("--codes", choices=sorted(FORMS), default=PLAIN, help=codes)
     memory = "for all processes; default: what is free"
     parser.add_argument("--memory-gib", type=options.above_zero, help=memory)
     parser.add_argument("--seed", type=int, default=0, help="of the orders")
@@ -319,6 +322,7 @@ def sweep_of(args: argparse.Namespace) -> Sweep:
         dtype=args.dtype,
         memory_gib=args.memory_gib or free_gib() - SPARE_GIB,
         delay_ms=args.delay_ms,
+        codes=args.codes,
     )
 
 

@@ -13,6 +13,7 @@ from msgspec import Meta, Struct
 
 from tools.bench.baselines.variants import DTYPES
 from tools.bench.shifts import VARIANTS
+from tools.bench.sizes import PLAIN
 
 # Rows that differ in one of these cannot be compared; with what files of before do not say.
 COMPARED: Final[dict[str, Any]] = {
@@ -20,6 +21,7 @@ COMPARED: Final[dict[str, Any]] = {
     "cores": None,
     "threads": None,
     "delay_ms": 0.0,
+    "codes": PLAIN,
 }
 # Of the machine that they were measured on.
 MACHINE: Final = ("processor", "instructions", "cores", "torch")

@@ -11,12 +11,12 @@ import torch
 from astra_mesh.bundle import open_bundle
 from astra_mesh.bundle.image import ImageProcessor
 from astra_mesh.bundle.tensors import load_weights
-from astra_mesh.engine.reference import run_plan
+from astra_mesh.engine.reference import hidden_rows, run_plan
 from astra_mesh.families import ModelInput, build_model, read_spec
 from astra_mesh.plan.layout import make_layout
 from astra_mesh.quant.codebook import load_codebook
-from astra_mesh.quant.codecs import make_codec
-from tools.bench.sizes import CONFIGS, ensure, random_picture, random_tokens
+from astra_mesh.quant.codecs import VectorCodec, make_codec
+from tools.bench.sizes import CONFIGS, MEMORYLESS, ensure, random_picture, random_tokens
 
 SMALL: dict[str, dict[str, Any]] = {
     "vit-base": {
@@ -76,3 +76,30 @@ def test_sizes_are_those_of_the_models_that_they_stand_for() -> None:
     assert specs["vit-base-1024"].max_tokens == 1025
     assert specs["gpt2-124m"].max_tokens == specs["llama-125m"].max_tokens == 4096
     assert specs["llama-125m"].num_key_value_heads == 4
+
+
+@pytest.mark.parametrize("name", list(SMALL))
+def test_another_form_of_the_codes_has_the_same_weights(name: str, tmp_path: Path) -> None:
+    config = CONFIGS[name] | SMALL[name]
+    plain = open_bundle(ensure(name, tmp_path, config) / name)
+    other = open_bundle(ensure(name, tmp_path, config, "half-first") / name)
+    assert other.model_id == plain.model_id
+    assert (other.path / "model.safetensors").samefile(plain.path / "model.safetensors")
+    books = [load_codebook(one.path / MEMORYLESS, one.model_id) for one in (plain, other)]
+    assert [book.first_block for book in books] == [1, 0]
+    ranks = [book.book(1, 1).analysis for book in books]
+    assert [len(one) for one in ranks if one is not None] == [22, 11]
+
+    model = build_model(other.config, load_weights(other))
+    if model.spec.vocab_size:
+        inputs = ModelInput(tokens=torch.tensor(random_tokens(model.spec.vocab_size, 20)))
+    else:
+        inputs = ModelInput(pixels=ImageProcessor.from_bundle(other)(random_picture(64)))
+    count = model.count_tokens(inputs)
+    layout = make_layout(model.spec, [(0, 6), (6, count)], pooling="all", first_block=0)
+    codec = make_codec("vq", model, books[1])
+    assert isinstance(codec, VectorCodec)
+    hidden = [
+        hidden_rows(run_plan(model, layout, one, inputs)) for one in (codec, codec.projecting())
+    ]
+    torch.testing.assert_close(*hidden, atol=1e-4, rtol=1e-4)
