@@ -45,7 +45,7 @@ from astra_mesh.cli.options import (
     plan_options,
 )
 from astra_mesh.cli.progress import waiting
-from astra_mesh.errors import AstraMeshError, BadImageError, InputError
+from astra_mesh.errors import AstraMeshError, BadImageError, InputError, MeshError
 
 if TYPE_CHECKING:
     from astra_mesh.client import Classification, Embedding, Mesh
@@ -340,13 +340,17 @@ async def _explain(
     mesh: Mesh, planned: Planned | None, report: Report, options: PlanOptions, as_json: bool
 ) -> None:
     """The report, and hints where the mesh could be better; all on standard error."""
+    if as_json and options["use"] == "solo":
+        return
+    found: list[PeerInfo] = []
+    with suppress(MeshError):  # the answer is there, whoever is gone since
+        found = await mesh.peers()
     if not as_json:
         from astra_mesh.cli.report import report_block
 
-        err.print(report_block(planned, report))
+        err.print(report_block(planned, report, found))
     if options["use"] == "solo":
         return
-    found = await mesh.peers()
     if len(found) == 1 and len(report.plan.shards) == 1:
         hint(await alone(mesh))
     if lacking := without_codebook(found, report.plan.model):

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from astra_mesh.cli.connecting import alone, opened
 from astra_mesh.cli.console import clean, hint, out, print_json, reporting, run_async
+from astra_mesh.cli.formats import formats_line, offered
 from astra_mesh.cli.options import Connect, Json, Typed
 from astra_mesh.naming import SHORT_ID, Names, listed
 
@@ -116,7 +117,9 @@ def link_lines(found: list[PeerInfo]) -> list[Text]:
 
 
 def model_table(found: list[PeerInfo]) -> Table:
-    """One row for each model with all its names: what it does, and who holds it."""
+    """One row for each model with all its names: what it does, and who holds it; and what those
+    that have it loaded compute it in, where that is not fp32.
+    """
     from astra_mesh.client.answers import models_of
 
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
@@ -125,12 +128,18 @@ def model_table(found: list[PeerInfo]) -> Table:
     names: dict[ModelId, list[str]] = {}
     for model in models_of(found):
         names.setdefault(model.id, []).append(model.name)
+    formats = {key: formats_line(list(offered(found, key).values())) for key in names}
+    if any(formats.values()):
+        table.add_column("computed in", overflow="fold")
     for key, called in names.items():
         having = [(one.name, model) for one in found for model in one.models if model.id == key]
         everyone = len(having) == len(found) > 1
         holders = "every peer" if everyone else listed([name for name, _ in having], _HOLDERS)
         tasks = ", ".join(task.value for task in having[0][1].tasks)
-        table.add_row(*(Text(clean(text)) for text in (", ".join(called), tasks, holders)))
+        texts = [", ".join(called), tasks, holders]
+        if any(formats.values()):
+            texts.append(formats[key])
+        table.add_row(*(Text(clean(text)) for text in texts))
     return table
 
 

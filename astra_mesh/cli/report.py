@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 from rich.console import Group, RenderableType
@@ -11,18 +11,27 @@ from rich.table import Table
 from rich.text import Text
 
 from astra_mesh.cli.console import clean
+from astra_mesh.cli.formats import Format, formats_line, offered
 from astra_mesh.naming import Names, listed
 
 if TYPE_CHECKING:
-    from astra_mesh.wire.messages import ExpectedCost, Planned, Report, RequestNews
+    from astra_mesh.wire.messages import ExpectedCost, PeerInfo, Planned, Report, RequestNews
 
 _CARED_S: Final = 0.05  # that loading or lost peers took and a person may care for
 
 
-def report_block(planned: Planned | None, report: Report) -> RenderableType:
-    """Who did what, what went over the links, and how long it took beside the prediction."""
+def report_block(
+    planned: Planned | None, report: Report, found: Sequence[PeerInfo] = ()
+) -> RenderableType:
+    """Who did what, what went over the links, and how long it took beside the prediction.
+
+    Args:
+        planned: The plan that it ran under, if it was told.
+        report: What the answer cost.
+        found: Peers, whose offers say what their number formats cost.
+    """
     names = Names(planned.names if planned is not None else {})
-    lines = [Text(line, style="dim") for line in report_lines(planned, report, names)]
+    lines = [Text(line, style="dim") for line in report_lines(planned, report, names, found)]
     table = Padding(_table(report, names), (0, 0, 0, 2))
     return Group(Text(_headline(report, names), style="dim"), table, *lines)
 
@@ -80,13 +89,15 @@ def _table(report: Report, names: Names) -> Table:
     return table
 
 
-def report_lines(planned: Planned | None, report: Report, names: Names) -> Iterator[str]:
+def report_lines(
+    planned: Planned | None, report: Report, names: Names, found: Sequence[PeerInfo] = ()
+) -> Iterator[str]:
     """The lines under the table."""
     if report.bits_per_token:
         yield f"{report.bits_per_token:g} bits per token and block ({report.plan.codec})"
         yield f"sent: {links_line(report, names) or 'nothing'}"
         yield f"expected cost: {cost_line(report.expected)}"
-    if line := precision_line(report, names):
+    if line := precision_line(report, names, found):
         yield line
     times = f"predicted {seconds(report.predicted_s)}, took {seconds(report.actual_s)}"
     if report.lost_s >= _CARED_S:
@@ -115,15 +126,21 @@ def tokens_line(report: Report) -> str:
     return f"{count} new tokens in {seconds(after)} ({count / after:.0f} a second)"
 
 
-def precision_line(report: Report, names: Names) -> str:
-    """In which number formats the peers computed; "" where that was fp32 on all."""
-    found = {one.peer: one.precision for one in report.peers if one.precision}
-    if set(found.values()) <= {"fp32"}:
-        return ""
-    if len(set(found.values())) == 1:
-        return f"computed in {clean(next(iter(found.values())))}"
-    each = [f"{clean(precision)} on {names(peer)}" for peer, precision in found.items()]
-    return f"computed in {', '.join(each)}"
+def precision_line(report: Report, names: Names, found: Sequence[PeerInfo] = ()) -> str:
+    """In which number formats the peers computed, and what that costs; "" where it was fp32 on all.
+
+    An offer in another format than that of the answer says nothing of it.
+    """
+    offers = offered(found, report.plan.model)
+    used = []
+    for one in report.peers:
+        offer = offers.get(one.peer)
+        if offer is not None and offer.precision == one.precision:
+            used.append(offer._replace(name=names(one.peer)))
+        elif one.precision:
+            used.append(Format(names(one.peer), one.precision))
+    line = formats_line(used)
+    return line and f"computed in {line}"
 
 
 def cost_line(expected: ExpectedCost | None) -> str:

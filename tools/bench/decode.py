@@ -49,6 +49,15 @@ START_S: Final = 120.0
 Variant = Callable[[], Awaitable[float]]  # does it once; new tokens a second
 
 
+def loaded(folder: Path, dtype: Precision) -> Model:
+    """The model as a peer has it."""
+    bundle = open_bundle(folder)
+    model = build_model(bundle.config, load_weights(bundle))
+    convert(model, dtype)
+    pack_if_faster(model)
+    return model
+
+
 def engine(model: Model, prompt: torch.Tensor) -> float:
     """The loop of one device, as tests and measurements have it."""
     run = run_solo(model, ModelInput(tokens=prompt), "last", spare=NEW)
@@ -124,10 +133,7 @@ async def compare(
 ) -> dict[str, Any]:
     """Medians and all rounds of each variant, for one model in one format."""
     folder = ensure(name, default_cache()) / name
-    bundle = open_bundle(folder)
-    model = build_model(bundle.config, load_weights(bundle))
-    convert(model, dtype)
-    pack_if_faster(model)
+    model = loaded(folder, dtype)
     generator = torch.Generator().manual_seed(7)
     vocabulary = model.spec.vocab_size
     prompts = torch.randint(vocabulary, (max(AT_ONCE), PROMPT), generator=generator)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from astra_mesh import __version__
 from tools.lab.network import require_lab
 from tools.lab.system import LabUnavailableError
+from tools.models.common import REPO_ROOT
 
 IDLE_LOOK_S: Final = 2.0
 UNAVAILABLE: Final = 3  # exit status where there can be no laboratory, as that of tools.lab
@@ -31,7 +33,25 @@ def facts() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "astra_mesh": __version__,
+        **({"commit": commit} if (commit := _commit()) else {}),
     }
+
+
+def _commit() -> str:
+    """Of the working tree, short, with "+" where it has changes; "" where there is no git."""
+    commit = _git("rev-parse", "--short", "HEAD")
+    changed = commit and _git("status", "--porcelain", "--untracked-files=no")
+    return f"{commit}+" if changed else commit
+
+
+def _git(*argv: str) -> str:
+    try:
+        done = subprocess.run(
+            ["git", *argv], cwd=REPO_ROOT, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return done.stdout.strip()
 
 
 def free_gib() -> float:

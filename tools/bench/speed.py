@@ -21,7 +21,7 @@ import math
 import os
 import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -32,7 +32,7 @@ from tools.bench.machine import UNAVAILABLE, facts, free_gib, hindrance
 from tools.bench.rig import Rig, RigError
 from tools.bench.shifts import MESH, VARIANTS, Shift, shifts
 from tools.bench.sizes import CONFIGS, FORMS, PLAIN, default_cache, ensure, text_limit
-from tools.bench.speed_results import ResultsError, difference, other_machine, read
+from tools.bench.speed_results import ResultsError, difference, other_machine, read, with_commits
 from tools.lab import options
 from tools.lab.network import DEVICES, require_lab
 from tools.lab.scenario import Cores, Delay, Mbps, Seconds
@@ -135,17 +135,32 @@ class Sweep:
 
 
 class Bench:
-    """Runs a sweep and keeps its rows in a file."""
+    """Runs a sweep and keeps its rows in a file.
 
-    def __init__(self, sweep: Sweep, path: Path, rows: list[dict[str, Any]]) -> None:
+    Args:
+        sweep: what is measured.
+        path: the file.
+        rows: that it has already.
+        machine: that those were measured on.
+    """
+
+    def __init__(
+        self,
+        sweep: Sweep,
+        path: Path,
+        rows: list[dict[str, Any]],
+        machine: Mapping[str, Any] | None = None,
+    ) -> None:
         self._sweep, self._path, self._rows = sweep, path, rows
         self._done = {(*(row[key] for key in Cell._fields), row["variant"]) for row in rows}
         self._warm: set[tuple[str, int]] = set()  # variant, tokens: of the running processes
-        self._machine = facts()
+        self._machine = with_commits(machine or {}, facts())
 
     def run(self, cache: Path) -> None:
         """All cells that are not in the file yet."""
         sweep = self._sweep
+        if self._has_fewer_rounds():
+            say(f"cells that are there keep their rounds: none are added to make {sweep.rounds}")
         for model in sweep.models:
             todo = [
                 (shift, cells)
@@ -181,6 +196,15 @@ class Bench:
     def _has(self, cell: Cell, shift: Shift) -> bool:
         """Whether a shift's variants were measured; the base of the ratios may be another's."""
         return all((*cell, name) in self._done for name in shift.own)
+
+    def _has_fewer_rounds(self) -> bool:
+        """Whether a cell of the file has fewer than are wanted, and not for being slow."""
+        last = {
+            (*(row[key] for key in Cell._fields), row["variant"], row.get("shift")): row
+            for row in self._rows
+        }
+        wanted, slow_s = self._sweep.rounds, self._sweep.slow_s
+        return any(row["round"] + 1 < wanted and row["seconds"] <= slow_s for row in last.values())
 
     def _shift(self, rig: Rig, shift: Shift, cells: Sequence[Cell]) -> None:
         """The cells of one model and number of devices, rate by rate."""
@@ -302,6 +326,12 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(
             f"argument --tokens: {max(args.tokens)}, and models take {max(limits)} at most"
         )
+    have, devices = os.cpu_count() or 1, max(args.peers)
+    if args.cores and args.cores * devices > have and not args.busy:
+        parser.error(
+            f"argument --cores: {args.cores:g} for each of {devices} devices, and this machine "
+            f"has {have}"
+        )
     return args
 
 
@@ -348,7 +378,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return status
     args.out.mkdir(parents=True, exist_ok=True)
     try:
-        Bench(sweep, path, before.rows if before else []).run(args.cache)
+        rows, machine = (before.rows, before.machine) if before else ([], None)
+        Bench(sweep, path, rows, machine).run(args.cache)
     except LabError as error:
         say(f"error: {error}")
         return UNAVAILABLE if isinstance(error, LabUnavailableError) else 1

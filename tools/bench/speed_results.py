@@ -97,6 +97,13 @@ def other_machine(path: Path, machine: Mapping[str, Any], here: Mapping[str, Any
     return None
 
 
+def with_commits(machine: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts of this machine, with the commits of a file's rows besides this one's."""
+    found = [*str(machine.get("commit", "")).split(", "), str(here.get("commit", ""))]
+    commits = ", ".join(dict.fromkeys(filter(None, found)))
+    return {**here, **({"commit": commits} if commits else {})}
+
+
 def difference(path: Path, settings: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
     """Why rows with the settings ``wanted`` do not go with those of a file; None: they do.
 

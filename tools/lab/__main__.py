@@ -51,7 +51,8 @@ def _parser() -> argparse.ArgumentParser:
         "-o", "--output", type=options.file, help="write what happened to this JSON file"
     )
     faults = commands.add_parser("nemesis", help="seeded faults against real peers (needs root)")
-    faults.add_argument("--seeds", default="1-20", help="as 1-20 or 3,5,9 (default: %(default)s)")
+    seeds = "as 1-20 or 3,5,9 (default: %(default)s)"
+    faults.add_argument("--seeds", type=options.seeds, default="1-20", help=seeds)
     faults.add_argument("--devices", type=int, default=3, choices=range(2, 9), metavar="2..8")
     faults.add_argument("--seconds", type=float, default=12.0, help="how long faults begin")
     faults.add_argument("--slack", type=float, default=1.5, help="seconds that a busy machine adds")
@@ -93,7 +94,7 @@ def _nemesis(parsed: argparse.Namespace) -> int:
 
     settings = nemesis.Settings(parsed.devices, parsed.seconds, slack_s=parsed.slack)
     documents, failed = [], False
-    for history, broken in nemesis.run(nemesis.seeds_of(parsed.seeds), settings, _say):
+    for history, broken in nemesis.run(parsed.seeds, settings, _say):
         documents.append({**history.as_document(), "broken": broken})
         failed = failed or bool(broken)
         print(nemesis.summary(history, broken), flush=True)

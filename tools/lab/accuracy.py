@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from tools.lab.cpu import CpuGroup, make_group
-from tools.lab.network import Lan
+from tools.lab.network import Lan, require_lab
 from tools.lab.system import LabError, new_stem
 
 PORT = 9000
@@ -130,7 +130,12 @@ def _serve(lan: Lan, device: str, code: str) -> subprocess.Popen[Any]:
 
 
 def measure() -> Iterator[str]:
-    """Lines of text, as they are measured; about a minute."""
+    """Lines of text, as they are measured; about a minute.
+
+    Raises:
+        LabUnavailableError: this machine or user can have no laboratory.
+    """
+    require_lab()
     yield from _measure_quotas()
     with Lan(["a", "b", "c"], delayed=["c"], medium=True) as lan:
         yield from _measure_rates(lan)

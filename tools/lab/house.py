@@ -207,7 +207,7 @@ class House:
             if all(one == wanted for one in seen.values()):
                 return
             counts = _counts(seen, wanted)
-            if counts != said:
+            if counts != said and len(wanted) > 1:
                 self._say(f"looking for each other: {counts}")
             said = counts
             if time.monotonic() > deadline:
@@ -380,6 +380,8 @@ class House:
 
 def _counts(seen: dict[str, set[str]], wanted: set[str]) -> str:
     others = len(wanted) - 1
+    if not others:
+        return f"{min(wanted)} is not ready"
     return ", ".join(
         f"{device} sees {len(names & wanted - {device})} of {others}"
         for device, names in seen.items()

@@ -37,7 +37,6 @@ from tools.lab.scenario import (
     Start,
     Unplug,
 )
-from tools.lab.system import LabError
 
 NAMES = ("attic", "cellar", "kitchen", "garage", "porch", "study", "shed", "hall")
 SLOW_MBPS, LOSS_PERCENT = 2.0, 2.0
@@ -325,15 +324,3 @@ def row(history: History, broken: Sequence[str]) -> dict[str, Any]:
         "lasted_s": round(history.lasted_s, 1),
         "broken": list(broken),
     }
-
-
-def seeds_of(text: str) -> list[int]:
-    """``1-20`` or ``3,5,9-11`` as numbers; LabError otherwise."""
-    found: list[int] = []
-    for piece in text.split(","):
-        first, dash, last = piece.partition("-")
-        try:
-            found += range(int(first), int(last if dash else first) + 1)
-        except ValueError:
-            raise LabError(f"{text!r} is no list of seeds: 1-20, or 3,5,9") from None
-    return found

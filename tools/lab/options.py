@@ -46,6 +46,21 @@ def as_annotated(annotated: Any) -> Callable[[str], float]:
     return within(float, meta.ge, meta.le)
 
 
+def seeds(text: str) -> list[int]:
+    """``1-20`` or ``3,5,9-11`` as numbers."""
+    found: list[int] = []
+    for piece in text.split(","):
+        first, dash, last = piece.partition("-")
+        try:
+            some = range(int(first), int(last if dash else first) + 1)
+        except ValueError:
+            some = range(0)
+        if not some:
+            raise ArgumentTypeError(f"seeds as 1-20 or 3,5,9, not {text!r}")
+        found += some
+    return found
+
+
 def name_part(text: str) -> str:
     """A part of a file's name."""
     if not text or "/" in text or "\0" in text:

@@ -59,7 +59,7 @@ class Device(_Strict, frozen=True, kw_only=True):
     delay_ms: Delay | None = None  # of what it sends; None: the network's
     jitter_ms: Delay | None = None
     loss_percent: Percent | None = None
-    threads: Annotated[int, Meta(ge=0, le=1024)] = 1
+    threads: Annotated[int, Meta(ge=1, le=1024)] = 1
     options: tuple[str, ...] = ()  # more of `astra-mesh peer`
     start: bool = True  # whether its peer runs from the beginning
 
@@ -198,7 +198,7 @@ class Scenario(_Strict, frozen=True, kw_only=True, rename=_KEYS):
 
     devices: Annotated[dict[str, Device], Meta(min_length=1, max_length=DEVICES)]
     name: str = ""
-    seed: int = 0
+    seed: Annotated[int, Meta(ge=0)] = 0
     models: str = ""  # a folder of bundles; empty: the shipped ones
     offer: tuple[str, ...] = ()  # models that the peers offer; empty: all
     network: Network = Network()

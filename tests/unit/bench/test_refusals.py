@@ -7,7 +7,7 @@ from types import ModuleType
 
 import pytest
 
-from tools.bench import arithmetic, flood, machine, memory, tls, wire
+from tools.bench import arithmetic, flood, machine, memory, prefill, tls, wire
 from tools.lab.system import LabUnavailableError
 
 BUSY_SHARE = 0.5
@@ -20,19 +20,19 @@ def _busy(monkeypatch: pytest.MonkeyPatch) -> None:
     def ensure(*_: object, form: str = "") -> None:
         raise AssertionError("it began")
 
-    for module in (arithmetic, memory):
+    for module in (arithmetic, memory, prefill):
         monkeypatch.setattr(module, "ensure", ensure)
     monkeypatch.setattr(machine, "busy_share", lambda: BUSY_SHARE)
     monkeypatch.setattr(machine, "require_lab", lambda: None)
 
 
-@pytest.mark.parametrize("module", [arithmetic, memory, wire])
+@pytest.mark.parametrize("module", [arithmetic, memory, prefill, wire])
 def test_a_busy_machine(module: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     assert module.main([]) == 1
     assert "other programs use 50% of the cores" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("module", [arithmetic, memory])
+@pytest.mark.parametrize("module", [arithmetic, memory, prefill])
 def test_busy_measures_all_the_same(module: ModuleType) -> None:
     with pytest.raises(AssertionError, match="it began"):
         module.main(["--busy"])
@@ -74,6 +74,8 @@ def test_without_a_laboratory(
         (arithmetic.main, ("--rounds", "0")),
         (arithmetic.main, ("--out", "no such folder/arithmetic.json")),
         (arithmetic.main, ("--models", "gpt-9")),
+        (prefill.main, ("--rounds", "0")),
+        (prefill.main, ("--dtypes", "fp8")),
     ],
     ids=lambda one: " ".join(one) if isinstance(one, tuple) else one.__module__,
 )

@@ -120,6 +120,42 @@ def test_results_of_other_settings_are_not_resumed(
 
 
 @pytest.mark.usefixtures("_no_lab")
+@pytest.mark.parametrize(
+    ("rounds", "slow_s", "said"),
+    [
+        ("2", "60", "cells that are there keep their rounds: none are added to make 2\n"),
+        ("1", "60", ""),
+        ("2", "0.01", ""),  # it has one round only as it is slow
+    ],
+)
+def test_cells_that_are_there_get_no_more_rounds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], rounds: str, slow_s: str, said: str
+) -> None:
+    path = tmp_path / "speed-x.json"
+    row = made_up_row(Cell("gpt2-124m", 64, 10.0, 1), 0, "single")
+    Bench(sweep_of(_parsed(RESUME)), path, [row]).save()
+    grid = ["--models", "gpt2-124m", "--tokens", "64", "--rates", "10", "--peers", "1"]
+    argv = [*RESUME, "--out", str(tmp_path), *grid, "--only", "single"]
+    assert main([*argv, "--rounds", rounds, "--slow-s", slow_s]) == 0
+    assert capsys.readouterr().err == f"{said}results: {path}\n"
+    assert read(path).rows == [row]
+
+
+@pytest.mark.usefixtures("_no_lab")
+def test_results_of_another_commit_are_resumed_and_have_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, argv = tmp_path / "speed-x.json", [*RESUME, "--out", str(tmp_path)]
+    for commit, both in (("abc", "abc"), ("def+", "abc, def+"), ("def+", "abc, def+")):
+        here = facts() | {"commit": commit}
+        monkeypatch.setattr("tools.bench.speed.facts", lambda here=here: here)
+        before = read(path).machine if path.exists() else {}
+        assert not path.exists() or main(argv) == 3  # not 1: it began
+        Bench(sweep_of(_parsed(RESUME)), path, [], before).save()
+        assert read(path).machine["commit"] == both
+
+
+@pytest.mark.usefixtures("_no_lab")
 def test_results_of_another_machine_are_not_resumed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,6 +222,20 @@ def test_bad_options_are_told_before_anything_is_measured(
         _parsed(argv)
     assert ended.value.code == 2
     assert f"error: argument {argv[0]}: " in capsys.readouterr().err
+
+
+def test_more_cores_than_there_are_need_busy(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    argv = ["--cores", "2.5", "--peers", "1", "2"]
+    assert _parsed([*argv[:-1]]).cores == 2.5
+    with pytest.raises(SystemExit) as ended:
+        _parsed(argv)
+    assert ended.value.code == 2
+    said = "error: argument --cores: 2.5 for each of 2 devices, and this machine has 4\n"
+    assert capsys.readouterr().err.endswith(said)
+    assert _parsed([*argv, "--busy"]).cores == 2.5  # the laboratory warns
 
 
 def test_lengths_that_pictures_do_not_have_are_no_error() -> None:

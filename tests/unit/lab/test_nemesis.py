@@ -10,9 +10,8 @@ import pytest
 from tools.lab.faults import KINDS, RARE, Fault, draw
 from tools.lab.history import Asked, Held, History, Seen
 from tools.lab.invariants import violations
-from tools.lab.nemesis import row, seeds_of
+from tools.lab.nemesis import row
 from tools.lab.soak import Soaked, findings, slope, summary
-from tools.lab.system import LabError
 
 NAMES = ["attic", "cellar", "kitchen"]
 HELD = Held(descriptors=20, threads=8, memory_bytes=300 << 20)
@@ -217,12 +216,6 @@ def test_a_row_of_the_table() -> None:
         "broken": ["oh"],
     }
     assert row(history(), [])["most_bytes_more"] is None
-
-
-def test_lists_of_seeds() -> None:
-    assert seeds_of("1-3,7") == [1, 2, 3, 7]
-    with pytest.raises(LabError, match="no list of seeds"):
-        seeds_of("one")
 
 
 def test_growth_is_found() -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 from argparse import ArgumentTypeError
 from pathlib import Path
 
 import pytest
 
 from tools.lab import __main__ as command
-from tools.lab import options, runner
+from tools.lab import accuracy, options, runner
 from tools.lab.scenario import Mbps
 
 
@@ -23,6 +26,8 @@ from tools.lab.scenario import Mbps
         ("soak", "--minutes", "-3"),
         ("soak", "--minutes", "0"),
         ("soak", "--minutes", "nan"),
+        ("nemesis", "--seeds", "5-1"),
+        ("nemesis", "--seeds", "x"),
     ],
     ids=" ".join,
 )
@@ -37,6 +42,18 @@ def test_bad_options(
         command._parser().parse_args(argv)
     assert ended.value.code == 2
     assert argv[-2] in capsys.readouterr().err
+
+
+def test_measuring_without_a_laboratory_says_what_the_others_say(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(shutil, "which", lambda name: f"/sbin/{name}")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(accuracy, "make_group", lambda *_: pytest.fail("it began"))
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    assert command.main(["measure"]) == command.UNAVAILABLE
+    assert capsys.readouterr().err == "error: network namespaces need root\n"
 
 
 def test_nothing_is_run_for_a_result_without_a_folder(
@@ -62,6 +79,14 @@ def test_numbers_have_bounds_and_say_them() -> None:
         with pytest.raises(ArgumentTypeError, match=r"^a number from 0\.01 to 10000, not "):
             rate(text)
     assert options.above_zero("inf") > 0
+
+
+def test_lists_of_seeds() -> None:
+    assert options.seeds("1-3,7") == [1, 2, 3, 7]
+    assert command._parser().parse_args(["nemesis"]).seeds == list(range(1, 21))
+    for text in ("one", "5-1", "1,5-1", "1,", "-3", ""):
+        with pytest.raises(ArgumentTypeError, match=r"^seeds as 1-20 or 3,5,9, not "):
+            options.seeds(text)
 
 
 def test_files_and_folders(tmp_path: Path) -> None:

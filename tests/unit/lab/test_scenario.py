@@ -123,6 +123,8 @@ def test_there_are_the_scenarios_that_the_document_names() -> None:
         (A + "rate_mbps = nan", r"device\.a\.rate_mbps"),
         (A + "rate_mbps = inf", r"device\.a\.rate_mbps"),
         (A + "delay_ms = -1", r"device\.a\.delay_ms"),
+        (A + "threads = 0", r"device\.a\.threads: Expected `int` >= 1"),
+        ("seed = -1\n" + A, "seed: Expected `int` >= 0"),
         (A + "threads = 1.5", r"device\.a\.threads: Expected `int`, got `float`"),
         (A + "[network]\nloss_percent = 101", r"network\.loss_percent: .* <= 100"),
         (A + "[network]\nloss = 1", "network: Object contains unknown field `loss`"),
