@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from astra_mesh.families import read_spec
+from astra_mesh.families.precision import PRECISIONS
 from tools.bench.baselines.variants import DTYPES, SINGLE
 from tools.bench.machine import UNAVAILABLE, facts, free_gib, hindrance
 from tools.bench.rig import Rig, RigError
@@ -294,7 +295,8 @@ def _parser() -> argparse.ArgumentParser:
     cores = options.as_annotated(Cores)
     parser.add_argument("--cores", type=cores, help="of each device; default: an equal share")
     parser.add_argument("--threads", type=count, default=1, help="of torch in each process")
-    parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="of peers and baselines")
+    dtype = "of peers and baselines; tensor has the first two only"
+    parser.add_argument("--dtype", choices=PRECISIONS, default=DTYPES[0], help=dtype)
     parser.add_argument("--delay-ms", type=delay, default=0.0, help="of all that a device sends")
     codes = "of mesh-128: plain, of half the coordinates, with the first block coded, too, or both"
     parser.add_argument("--codes", choices=sorted(FORMS), default=PLAIN, help=codes)
@@ -318,6 +320,10 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     for name, value in chosen.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
+    if args.dtype not in DTYPES and "tensor" in args.only:
+        parser.error(
+            f"argument --dtype: tensor cannot compute in {args.dtype}: leave it out (--only)"
+        )
     if args.label is None:
         args.label = args.preset or "trial"
         args.label += "" if args.dtype == DTYPES[0] else f"-{args.dtype}"

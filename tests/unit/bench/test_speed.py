@@ -209,6 +209,7 @@ def test_without_a_laboratory_its_own_sentence_is_said(
         ("--rounds", "0"),
         ("--threads", "0"),
         ("--delay-ms", "-1"),
+        ("--dtype", "int8"),  # tensor is among the variants
         ("--label", "a/b"),
         ("--out", __file__),
         ("--out", f"{__file__}/results"),

@@ -32,12 +32,12 @@ from astra_mesh.bundle.tensors import load_weights
 from astra_mesh.cli.console import run_async
 from astra_mesh.engine.compute import ComputeThread
 from astra_mesh.families import Model, ModelInput, build_model
-from astra_mesh.families.precision import convert
+from astra_mesh.families.precision import PRECISIONS, convert
 from astra_mesh.memory import give_back
 from astra_mesh.peer.precision import pack_if_faster
 from tools.bench.baselines.group import Address, Group, GroupError, Traffic
 from tools.bench.baselines.run import TAGS_PER_RUN, Baseline, Run, answer
-from tools.bench.baselines.variants import DTYPES, SINGLE, make
+from tools.bench.baselines.variants import SINGLE, make
 
 LINE_BYTES: Final = 4 << 20  # of standard input: a picture in base64
 REPORT_TAG: Final = TAGS_PER_RUN - 1
@@ -181,7 +181,7 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--astra", type=Path, required=True)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0])
+    parser.add_argument("--dtype", choices=PRECISIONS, default=PRECISIONS[0])
     run_async(_serve(parser.parse_args()))
 
 
