@@ -2,13 +2,15 @@
 
 A model's files are made at its first use, in a thread, and kept in a folder that is gone when the
 API stops (that of a peer that was killed: when the next one starts): :data:`limits.TAB_MODELS`
-models at once, each as large as its manifest says. Where the system clears temporary folders, they
-are made again.
+models at once, each as large as its manifest says. Where the system clears temporary folders, or a
+file is damaged there, they are made again.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import logging
 import re
 import shutil
 import threading
@@ -47,6 +49,8 @@ from astra_mesh.web.jsons import json_response
 from astra_mesh.web.tab_envelope import Envelopes
 from astra_mesh.web.tab_folder import TabFolder
 from astra_mesh.wire.messages import CodebookId, Inputs, ModelId, ModelOffer
+
+log = logging.getLogger(__name__)
 
 _HASH: Final = re.compile(r"[0-9a-f]{64}")
 _FOR_EVER: Final = {"Cache-Control": "private, max-age=31536000, immutable"}
@@ -89,7 +93,9 @@ class TabFiles:
         return json_response(found.manifest)
 
     async def blob(self, request: web.Request) -> web.StreamResponse:
-        """Handle ``GET /tab/blobs/{sha256}``."""
+        """Handle ``GET /tab/blobs/{sha256}``; who says ``no-cache`` got what its name does not say,
+        so what lies on the disk is checked.
+        """
         sha256 = request.match_info["sha256"]
         if _HASH.fullmatch(sha256) is None:
             raise bad("a file for tabs is named by its SHA-256: 64 digits", "sha256")
@@ -97,6 +103,8 @@ class TabFiles:
             path = files.paths.get(sha256)
             if path is None or self._peer.models.bundle(model) is None:
                 continue
+            if "no-cache" in request.headers.get("Cache-Control", ""):
+                await asyncio.to_thread(self._remove_damaged, model, path)
             if not await asyncio.to_thread(path.is_file):
                 path = (await self._ready(model)).paths[sha256]
             headers = {"Content-Type": "application/octet-stream", **_FOR_EVER}
@@ -171,6 +179,19 @@ class TabFiles:
                 shutil.rmtree(self._room(old), ignore_errors=True)
             return known
 
+    def _remove_damaged(self, model: ModelId, path: Path) -> None:
+        """Remove a file that is not what its name says; in a thread."""
+        if _is_whole(path):
+            return
+        with self._lock:  # another request may have made it anew by now
+            if path.is_file() and not _is_whole(path):
+                log.warning(
+                    "a file of %s for tabs was damaged on this device's disk; it is made anew: %s",
+                    self._bundle(model).name,
+                    path,
+                )
+                path.unlink(missing_ok=True)
+
     def _room(self, model: ModelId) -> Path:
         if self._folder is not None and not self._folder.is_there:
             self._folder.remove()
@@ -184,6 +205,15 @@ class TabFiles:
 
 def _are_there(files: ModelFiles) -> bool:
     return all(path.is_file() for path in files.paths.values())
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a file is there, and is what its name says."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == path.name
+    except OSError:
+        return False
 
 
 def _listed(offer: ModelOffer, bundle: Bundle) -> dict[str, Any]:

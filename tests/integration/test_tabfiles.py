@@ -224,6 +224,43 @@ async def test_files_that_the_system_cleared_away_are_made_again(
     assert await fetched(last) == last
 
 
+@pytest.mark.parametrize("damage", ["flipped", "cut", "empty"])
+async def test_a_file_that_the_disk_damaged_is_made_anew(
+    mesh: Live,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    damage: str,
+) -> None:
+    """For whoever asks past the caches, as tabs do where a file's hash is wrong; for several at
+    once too. A whole file is served as it is."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    listed = await _listed(mesh, "words")
+    async with mesh.http.get(f"{mesh.root}/tab/models/{listed['id']}") as answer:
+        sha256 = (await answer.json())["weights"][0]["sha256"]
+    (file,) = tmp_path.glob(f"astra-mesh-tab-*/{listed['id']}/{sha256}")
+    whole = file.read_bytes()
+
+    async def fetched(**headers: str) -> bytes:
+        async with mesh.http.get(f"{mesh.root}/tab/blobs/{sha256}", headers=headers) as answer:
+            assert answer.status == 200
+            return await answer.read()
+
+    made = file.stat().st_ino
+    assert await fetched(**{"Cache-Control": "no-cache"}) == whole
+    assert file.stat().st_ino == made
+    kept = {"flipped": bytes([whole[0] ^ 1]) + whole[1:], "cut": whole[:-1], "empty": b""}[damage]
+    file.write_bytes(kept)
+    assert await fetched() == kept
+    assert not caplog.messages
+    both = [fetched(**{"Cache-Control": "no-cache"}) for _ in range(2)]
+    assert await asyncio.gather(*both) == [whole, whole]
+    assert await fetched() == whole
+    assert caplog.messages == [
+        f"a file of words for tabs was damaged on this device's disk; it is made anew: {file}"
+    ]
+
+
 async def test_codebooks_that_come_later_are_among_the_files(models: Path, tmp_path: Path) -> None:
     await asyncio.to_thread(shutil.copytree, models / "plain", tmp_path / "plain")
     async with live(tmp_path, 1) as mesh:
