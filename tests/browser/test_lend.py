@@ -605,6 +605,7 @@ async def test_leaving_is_a_goodbye(tab: Tab) -> None:
         await until(lambda: all(phone not in peer.others() for peer in on.peers))
         assert time.monotonic() - began < patient(4)
         assert await tab.eval("document.getElementById('lend-form').hidden") is False
+        assert "this browser" not in await tab.text("#devices")
         assert tab.complaints == []
 
 
@@ -623,7 +624,8 @@ async def test_over_plain_http_from_another_device(monkeypatch: pytest.MonkeyPat
         await tab.until("document.getElementById('lend-asked')?.hidden === false")
         await tab.click("#lend-join")
         phone = await listed(tab, on)
-        await ready(on, phone, "tiny-gpt2")
+        await ready(on, phone, "tiny-gpt2", "vit-tiny")
+        await _tells_who_and_where(tab, on.peers[1].others()[phone].name)
         async with client_of(on.peers[0]) as client:
             solo = await client.reply(ask(client, SOLO))
             reply = await client.reply(ask(client))
@@ -633,6 +635,21 @@ async def test_over_plain_http_from_another_device(monkeypatch: pytest.MonkeyPat
         await tab.click("#lend-invite")
         await tab.until("document.querySelector('#lend-qr svg')")
         assert f"/#lend&token={TOKEN}" in await tab.text("#lend-address")
+
+
+async def _tells_who_and_where(tab: Tab, name: str) -> None:
+    """Which of the devices serves the page, and which it is; why no model is on the GPU, once."""
+    why = "browsers offer the GPU to pages on HTTPS or localhost only"
+    for place, text in (
+        ("devices", f"{name} (this browser)"),
+        ("devices", "right (it serves this page)"),
+        ("lend-state", f"Joined through right as {name}"),
+        ("lend-why", f"On the processor ({why})."),
+    ):
+        await tab.until(f"document.getElementById('{place}').textContent.includes({text!r})")
+    lines = "document.getElementById('lend-models').textContent"
+    await tab.until(f"{lines}.split('on the processor').length === 3")
+    assert why not in await tab.text("#lend-models")
 
 
 @pytest.mark.parametrize("dark", [False, True])
