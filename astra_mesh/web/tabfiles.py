@@ -28,8 +28,9 @@ from astra_mesh.browser.files import ModelFiles, make_files
 from astra_mesh.browser.sizes import blocks_bytes, check_size, fetched_bytes
 from astra_mesh.bundle import Bundle
 from astra_mesh.bundle.specs import spec_of
-from astra_mesh.bundle.tensors import load_weights
+from astra_mesh.bundle.tensors import is_half, load_weights
 from astra_mesh.errors import (
+    BadBundleError,
     CodebookError,
     ProtocolError,
     UnknownModelError,
@@ -73,6 +74,7 @@ class TabFiles:
         self._folder: TabFolder | None = None
         self._known: dict[ModelId, ModelFiles] = {}  # the last one used is last
         self._made_for: dict[ModelId, frozenset[CodebookId]] = {}  # what the peer offered then
+        self._half: dict[ModelId, bool] = {}  # whether it is stored in 16 bits
         self._lock = threading.Lock()  # of making: one model is in memory at a time
         self._making = self._embedding = 0
 
@@ -85,7 +87,10 @@ class TabFiles:
 
     async def models(self, request: web.Request) -> web.Response:
         """Handle ``GET /tab/models``."""
-        return json_response([_listed(one, self._bundle(one.id)) for one in self._offers()])
+        found = [(one, self._bundle(one.id)) for one in self._offers()]
+        return json_response(
+            [_listed(one, bundle, await self._bytes(one.id, bundle)) for one, bundle in found]
+        )
 
     async def manifest(self, request: web.Request) -> web.Response:
         """Handle ``GET /tab/models/{model}``; slow at a model's first use."""
@@ -143,6 +148,14 @@ class TabFiles:
         bundle = self._peer.models.bundle(model)
         assert bundle is not None
         return bundle
+
+    async def _bytes(self, model: ModelId, bundle: Bundle) -> int:
+        """What a tab fetches of the blocks: as it is, once the files are made; else at most."""
+        if files := self._known.get(model):
+            return sum(one["bytes"] for one in files.manifest["weights"])
+        if model not in self._half:
+            self._half[model] = await asyncio.to_thread(_is_half, bundle)
+        return fetched_bytes(spec_of(bundle), self._half[model])
 
     async def _ready(self, model: ModelId) -> ModelFiles:
         """The files of a model that this peer has; ApiError (429) while it makes others."""
@@ -216,7 +229,15 @@ def _is_whole(path: Path) -> bool:
         return False
 
 
-def _listed(offer: ModelOffer, bundle: Bundle) -> dict[str, Any]:
+def _is_half(bundle: Bundle) -> bool:
+    """False where its files are bad, too; whoever asks for the model is told."""
+    try:
+        return is_half(bundle)
+    except BadBundleError:
+        return False
+
+
+def _listed(offer: ModelOffer, bundle: Bundle, size: int) -> dict[str, Any]:
     """A line of the list; ``why`` says what keeps tabs from running the model, if anything does."""
     spec = spec_of(bundle)
     found = {
@@ -224,7 +245,7 @@ def _listed(offer: ModelOffer, bundle: Bundle) -> dict[str, Any]:
         "name": offer.name,
         "family": offer.family,
         "tasks": [task.value for task in offer.tasks],
-        "bytes": fetched_bytes(spec),
+        "bytes": size,
         "memory_bytes": blocks_bytes(spec),
         "codebooks": [
             {
