@@ -92,7 +92,8 @@ async def test_texts_are_those_of_the_reference(tab: Tab) -> None:
         said = await tab.text("#lend-models")
         assert "ready" in said.split("tiny-gpt2")[1].split("vit-tiny")[0]
         assert "offered" in said.split("vit-tiny")[1]
-        assert re.search("Chrome on Linux computer [0-9a-f]{4}\n", await tab.text("#devices"))
+        own = r"Chrome on Linux computer [0-9a-f]{4} \(this browser\)\n"
+        assert re.search(own, await tab.text("#devices"))
         assert tab.complaints == []
 
 
@@ -262,7 +263,8 @@ async def test_two_browsers_give_each_other_codes(tab: Tab, other_tab: Tab) -> N
         assert len(set(names)) == 2  # though the devices are alike
         said = await tab.text("#devices")
         assert all(re.fullmatch("Chrome on Linux computer [0-9a-f]{4}", one) for one in names)
-        assert all(f"{one}\n" in said for one in names)
+        assert f"{names[0]} (this browser)\n" in said
+        assert f"{names[1]}\n" in said
 
 
 @pytest.mark.usefixtures("slow_peers")
