@@ -58,6 +58,17 @@ def read_metadata(path: PathLike) -> dict[str, str]:
     return read_header(Path(path)).metadata
 
 
+def is_half(bundle: Bundle) -> bool:
+    """Whether no weight has more than 16 bits, as the headers of its files say.
+
+    Raises:
+        BadBundleError: a file is missing, cut short or altered.
+    """
+    headers = [read_header(path) for path in bundle.weight_paths]
+    kinds = {one.dtype for header in headers for one in header.tensors.values()}
+    return kinds.isdisjoint({"F32", "F64"})
+
+
 def load_weights(bundle: Bundle) -> dict[str, torch.Tensor]:
     """All weights of a bundle, compared with its manifest and checked for NaN and Inf.
 

@@ -122,7 +122,7 @@ async def _run(
 ) -> None:
     async with opened(connect, typed) as mesh:
         async with mesh.generate(model, prompt, **sampling, **options) as generation:
-            with waiting(await _what_happens(mesh, model)) as over:
+            with waiting(await _what_happens(mesh, model, options)) as over:
                 async for token in generation:
                     over()
                     if as_json:
@@ -193,7 +193,7 @@ async def _classify(
     as_json: bool,
 ) -> None:
     async with opened(connect, typed) as mesh:
-        with waiting(await _what_happens(mesh, model)), _naming_text(model, given):
+        with waiting(await _what_happens(mesh, model, options)), _naming_text(model, given):
             answer = await mesh.classify(model, given, top=top, class_token=class_token, **options)
         if as_json:
             print_json(
@@ -279,7 +279,7 @@ async def _embed(
     as_json: bool,
 ) -> None:
     async with opened(connect, typed) as mesh:
-        with waiting(await _what_happens(mesh, model)):
+        with waiting(await _what_happens(mesh, model, options)):
             answer = await mesh.embed(
                 model, text, normalize=normalize, class_token=class_token, **options
             )
@@ -317,14 +317,17 @@ def by_path(model: str) -> str:
     return folder.name
 
 
-async def _what_happens(mesh: Mesh, model: str) -> str:
-    """Whom it asks; and who has to load the model first, which may take long."""
+async def _what_happens(mesh: Mesh, model: str, options: PlanOptions) -> str:
+    """Whom it asks; and who has to load the model first, which may take long. For tabs no request
+    waits until they have.
+    """
     from astra_mesh.wire.messages import names_of
 
     text = f"asking {clean(mesh.peer.name)}"
     cold = [
         clean(peer.name)
         for peer in await mesh.peers()
+        if not peer.via and (options["use"] != "solo" or peer.peer == mesh.peer.peer)
         for offer in peer.models
         if model in (*names_of(offer), offer.id) and not offer.loaded
     ]

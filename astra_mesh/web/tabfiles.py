@@ -2,13 +2,15 @@
 
 A model's files are made at its first use, in a thread, and kept in a folder that is gone when the
 API stops (that of a peer that was killed: when the next one starts): :data:`limits.TAB_MODELS`
-models at once, each as large as its manifest says. Where the system clears temporary folders, they
-are made again.
+models at once, each as large as its manifest says. Where the system clears temporary folders, or a
+file is damaged there, they are made again.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import logging
 import re
 import shutil
 import threading
@@ -26,8 +28,9 @@ from astra_mesh.browser.files import ModelFiles, make_files
 from astra_mesh.browser.sizes import blocks_bytes, check_size, fetched_bytes
 from astra_mesh.bundle import Bundle
 from astra_mesh.bundle.specs import spec_of
-from astra_mesh.bundle.tensors import load_weights
+from astra_mesh.bundle.tensors import is_half, load_weights
 from astra_mesh.errors import (
+    BadBundleError,
     CodebookError,
     ProtocolError,
     UnknownModelError,
@@ -47,6 +50,8 @@ from astra_mesh.web.jsons import json_response
 from astra_mesh.web.tab_envelope import Envelopes
 from astra_mesh.web.tab_folder import TabFolder
 from astra_mesh.wire.messages import CodebookId, Inputs, ModelId, ModelOffer
+
+log = logging.getLogger(__name__)
 
 _HASH: Final = re.compile(r"[0-9a-f]{64}")
 _FOR_EVER: Final = {"Cache-Control": "private, max-age=31536000, immutable"}
@@ -69,6 +74,7 @@ class TabFiles:
         self._folder: TabFolder | None = None
         self._known: dict[ModelId, ModelFiles] = {}  # the last one used is last
         self._made_for: dict[ModelId, frozenset[CodebookId]] = {}  # what the peer offered then
+        self._half: dict[ModelId, bool] = {}  # whether it is stored in 16 bits
         self._lock = threading.Lock()  # of making: one model is in memory at a time
         self._making = self._embedding = 0
 
@@ -81,7 +87,10 @@ class TabFiles:
 
     async def models(self, request: web.Request) -> web.Response:
         """Handle ``GET /tab/models``."""
-        return json_response([_listed(one, self._bundle(one.id)) for one in self._offers()])
+        found = [(one, self._bundle(one.id)) for one in self._offers()]
+        return json_response(
+            [_listed(one, bundle, await self._bytes(one.id, bundle)) for one, bundle in found]
+        )
 
     async def manifest(self, request: web.Request) -> web.Response:
         """Handle ``GET /tab/models/{model}``; slow at a model's first use."""
@@ -89,7 +98,9 @@ class TabFiles:
         return json_response(found.manifest)
 
     async def blob(self, request: web.Request) -> web.StreamResponse:
-        """Handle ``GET /tab/blobs/{sha256}``."""
+        """Handle ``GET /tab/blobs/{sha256}``; who says ``no-cache`` got what its name does not say,
+        so what lies on the disk is checked.
+        """
         sha256 = request.match_info["sha256"]
         if _HASH.fullmatch(sha256) is None:
             raise bad("a file for tabs is named by its SHA-256: 64 digits", "sha256")
@@ -97,6 +108,8 @@ class TabFiles:
             path = files.paths.get(sha256)
             if path is None or self._peer.models.bundle(model) is None:
                 continue
+            if "no-cache" in request.headers.get("Cache-Control", ""):
+                await asyncio.to_thread(self._remove_damaged, model, path)
             if not await asyncio.to_thread(path.is_file):
                 path = (await self._ready(model)).paths[sha256]
             headers = {"Content-Type": "application/octet-stream", **_FOR_EVER}
@@ -136,6 +149,14 @@ class TabFiles:
         assert bundle is not None
         return bundle
 
+    async def _bytes(self, model: ModelId, bundle: Bundle) -> int:
+        """What a tab fetches of the blocks: as it is, once the files are made; else at most."""
+        if files := self._known.get(model):
+            return sum(one["bytes"] for one in files.manifest["weights"])
+        if model not in self._half:
+            self._half[model] = await asyncio.to_thread(_is_half, bundle)
+        return fetched_bytes(spec_of(bundle), self._half[model])
+
     async def _ready(self, model: ModelId) -> ModelFiles:
         """The files of a model that this peer has; ApiError (429) while it makes others."""
         if self._making >= limits.TAB_MAKING:
@@ -171,6 +192,19 @@ class TabFiles:
                 shutil.rmtree(self._room(old), ignore_errors=True)
             return known
 
+    def _remove_damaged(self, model: ModelId, path: Path) -> None:
+        """Remove a file that is not what its name says; in a thread."""
+        if _is_whole(path):
+            return
+        with self._lock:  # another request may have made it anew by now
+            if path.is_file() and not _is_whole(path):
+                log.warning(
+                    "a file of %s for tabs was damaged on this device's disk; it is made anew: %s",
+                    self._bundle(model).name,
+                    path,
+                )
+                path.unlink(missing_ok=True)
+
     def _room(self, model: ModelId) -> Path:
         if self._folder is not None and not self._folder.is_there:
             self._folder.remove()
@@ -186,7 +220,24 @@ def _are_there(files: ModelFiles) -> bool:
     return all(path.is_file() for path in files.paths.values())
 
 
-def _listed(offer: ModelOffer, bundle: Bundle) -> dict[str, Any]:
+def _is_whole(path: Path) -> bool:
+    """Whether a file is there, and is what its name says."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == path.name
+    except OSError:
+        return False
+
+
+def _is_half(bundle: Bundle) -> bool:
+    """False where its files are bad, too; whoever asks for the model is told."""
+    try:
+        return is_half(bundle)
+    except BadBundleError:
+        return False
+
+
+def _listed(offer: ModelOffer, bundle: Bundle, size: int) -> dict[str, Any]:
     """A line of the list; ``why`` says what keeps tabs from running the model, if anything does."""
     spec = spec_of(bundle)
     found = {
@@ -194,7 +245,7 @@ def _listed(offer: ModelOffer, bundle: Bundle) -> dict[str, Any]:
         "name": offer.name,
         "family": offer.family,
         "tasks": [task.value for task in offer.tasks],
-        "bytes": fetched_bytes(spec),
+        "bytes": size,
         "memory_bytes": blocks_bytes(spec),
         "codebooks": [
             {

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import re
+import tempfile
 import time
 from itertools import pairwise
 from pathlib import Path
 
+import aiohttp
 import pytest
 import torch
 from aiohttp import web
@@ -90,7 +92,8 @@ async def test_texts_are_those_of_the_reference(tab: Tab) -> None:
         said = await tab.text("#lend-models")
         assert "ready" in said.split("tiny-gpt2")[1].split("vit-tiny")[0]
         assert "offered" in said.split("vit-tiny")[1]
-        assert re.search("Chrome on Linux computer [0-9a-f]{4}\n", await tab.text("#devices"))
+        own = r"Chrome on Linux computer [0-9a-f]{4} \(this browser\)\n"
+        assert re.search(own, await tab.text("#devices"))
         assert tab.complaints == []
 
 
@@ -260,7 +263,8 @@ async def test_two_browsers_give_each_other_codes(tab: Tab, other_tab: Tab) -> N
         assert len(set(names)) == 2  # though the devices are alike
         said = await tab.text("#devices")
         assert all(re.fullmatch("Chrome on Linux computer [0-9a-f]{4}", one) for one in names)
-        assert all(f"{one}\n" in said for one in names)
+        assert f"{names[0]} (this browser)\n" in said
+        assert f"{names[1]}\n" in said
 
 
 @pytest.mark.usefixtures("slow_peers")
@@ -475,6 +479,25 @@ async def test_a_file_that_was_altered_is_not_used(
             await tab.until(f"{now}.includes('{why}')")
 
 
+async def test_a_file_that_the_host_s_disk_damaged_comes_whole_the_second_time(
+    tab: Tab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The browser asks for it past its cache, and the host looks at its own copy."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    async with shown(SHIPPED, ["alone"]) as on, aiohttp.ClientSession() as http:
+        async with http.get(f"{on.url}tab/models") as answer:
+            model = next(one for one in await answer.json() if one["name"] == "tiny-gpt2")
+        async with http.get(f"{on.url}tab/models/{model['id']}") as answer:
+            weights = (await answer.json())["weights"]
+        for one in weights[:2]:
+            (file,) = tmp_path.glob(f"astra-mesh-tab-*/*/{one['sha256']}")
+            file.write_bytes(b"damaged")
+        await lend(tab, on, "tiny-gpt2")
+        assert "altered" not in await tab.text("#lend-models")
+    warned = [one for one in caplog.messages if one.startswith("a file of tiny-gpt2 for tabs was")]
+    assert 1 <= len(warned) <= 2  # all files of the model are made anew at once
+
+
 async def test_a_download_that_breaks_off_is_begun_again(
     tab: Tab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -605,6 +628,7 @@ async def test_leaving_is_a_goodbye(tab: Tab) -> None:
         await until(lambda: all(phone not in peer.others() for peer in on.peers))
         assert time.monotonic() - began < patient(4)
         assert await tab.eval("document.getElementById('lend-form').hidden") is False
+        assert "this browser" not in await tab.text("#devices")
         assert tab.complaints == []
 
 
@@ -623,7 +647,8 @@ async def test_over_plain_http_from_another_device(monkeypatch: pytest.MonkeyPat
         await tab.until("document.getElementById('lend-asked')?.hidden === false")
         await tab.click("#lend-join")
         phone = await listed(tab, on)
-        await ready(on, phone, "tiny-gpt2")
+        await ready(on, phone, "tiny-gpt2", "vit-tiny")
+        await _tells_who_and_where(tab, on.peers[1].others()[phone].name)
         async with client_of(on.peers[0]) as client:
             solo = await client.reply(ask(client, SOLO))
             reply = await client.reply(ask(client))
@@ -633,6 +658,21 @@ async def test_over_plain_http_from_another_device(monkeypatch: pytest.MonkeyPat
         await tab.click("#lend-invite")
         await tab.until("document.querySelector('#lend-qr svg')")
         assert f"/#lend&token={TOKEN}" in await tab.text("#lend-address")
+
+
+async def _tells_who_and_where(tab: Tab, name: str) -> None:
+    """Which of the devices serves the page, and which it is; why no model is on the GPU, once."""
+    why = "browsers offer the GPU to pages on HTTPS or localhost only"
+    for place, text in (
+        ("devices", f"{name} (this browser)"),
+        ("devices", "right (it serves this page)"),
+        ("lend-state", f"Joined through right as {name}"),
+        ("lend-why", f"On the processor ({why})."),
+    ):
+        await tab.until(f"document.getElementById('{place}').textContent.includes({text!r})")
+    lines = "document.getElementById('lend-models').textContent"
+    await tab.until(f"{lines}.split('on the processor').length === 3")
+    assert why not in await tab.text("#lend-models")
 
 
 @pytest.mark.parametrize("dark", [False, True])

@@ -16,8 +16,9 @@ from astra_mesh.mesh.roster import RosterBook
 from astra_mesh.mesh.trust import Trust
 from astra_mesh.naming import labelled
 from tests.browser.chrome import Tab
+from tests.browser.conftest import browser
 from tests.browser.pages import no_complaints
-from tests.integration.web_fixtures import Device, strangers
+from tests.integration.web_fixtures import ELSEWHERE, Device, strangers
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -111,6 +112,7 @@ async def test_a_code_of_one_page_is_typed_into_the_other(
     for page, own, other in ((tab, kitchen, attic), (other_tab, attic, kitchen)):
         text = await page.text("#pair-devices")
         assert f"{called(own)}, this one" in text
+        assert f"{own.peer.name} (this device)" in await page.text("#devices")
         assert f"{called(other)} Unpair" in text
         assert ("button", f"Unpair {called(other)}") in await page.names()
 
@@ -183,6 +185,37 @@ async def test_a_device_leaves_by_its_page(tab: Tab, other_tab: Tab, devices: li
     assert await other_tab.eval("document.activeElement.id") == "pair-open"
     await tab.until(listed(1))
     await no_complaints(other_tab, f"{attic.root}/")
+
+
+async def test_on_another_device_the_page_names_the_one_that_serves_it(
+    devices: list[Device],
+) -> None:
+    """There "this device" would be the one that shows the page."""
+    kitchen, attic = devices
+    window = await open_pairing(kitchen)
+    async with browser(f"--host-resolver-rules=MAP {ELSEWHERE} 127.0.0.1") as tab:
+        await tab.open(f"http://{ELSEWHERE}:{attic.server.port}/")
+        await tab.until(listed(1))
+        assert f"{called(attic)}, which serves this page" in await tab.text("#pair-devices")
+        assert "attic (it serves this page)" in await tab.text("#devices")
+        await give(tab, window, kitchen.place)
+        await tab.until(listed(2))
+        await tab.click("#pair-leave")
+        await tab.until(listed(1))
+        (question,) = tab.questions
+        assert question.startswith(f"Take {called(attic)} out of the mesh? ")
+        await tab.until(f"{SEEN}.startsWith({json.dumps(f'{called(attic)} has left the mesh; ')})")
+        assert tab.complaints == []
+
+
+async def open_pairing(device: Device) -> str:
+    """The code of a window that no page opened."""
+    async with (
+        aiohttp.ClientSession() as http,
+        http.post(f"{device.root}/v1/pairing/open", json={}) as answer,
+    ):
+        code: str = (await answer.json())["code"]
+        return code
 
 
 async def test_the_list_is_asked_for_until_it_comes(

@@ -28,6 +28,7 @@ from astra_mesh.errors import ProtocolError
 from astra_mesh.families import Model, ModelInput, build_model
 from astra_mesh.web.tab_envelope import Envelope, Envelopes, question
 from astra_mesh.web.tab_folder import remove_left
+from tests.bundles import GPT2, gpt2_tensors, write_bundle
 from tests.integration.mesh_fixtures import fit_small
 from tests.integration.tabs import joined
 from tests.integration.web_fixtures import TOKEN, Live, live, make_web_models
@@ -82,7 +83,9 @@ async def test_every_file_of_a_model_has_the_hash_that_the_manifest_says(mesh: L
         manifest = await answer.json()
     assert manifest["id"] == listed["id"]
     assert manifest["blocks"] == len(manifest["weights"]) == manifest["spec"]["num_hidden_layers"]
-    assert sum(one["bytes"] for one in manifest["weights"]) <= 1.2 * listed["bytes"]
+    fetched = sum(one["bytes"] for one in manifest["weights"])
+    assert fetched <= 1.2 * listed["bytes"]
+    assert (await _listed(mesh, "words"))["bytes"] == fetched
     wanted = [*manifest["graphs"].values(), *manifest["weights"]]
     for book in manifest["codebooks"]:
         for level in book["levels"].values():
@@ -140,6 +143,36 @@ async def test_bad_requests_for_rows_are_refused_with_a_sentence(
     async with answer:
         assert answer.status == 400
         assert says in (await answer.json())["error"]["message"]
+
+
+async def test_models_of_16_bits_are_listed_with_two_bytes_for_each_number(tmp_path: Path) -> None:
+    """In place of three: a third less is fetched, too."""
+    for name, kind in (("full", torch.float32), ("half", torch.half), ("brain", torch.bfloat16)):
+        tensors = {key: value.to(kind) for key, value in gpt2_tensors(GPT2).items()}
+        config = {**GPT2, "torch_dtype": "float16"}  # the files count
+        await asyncio.to_thread(write_bundle, tmp_path / name, config, tensors)
+    async with live(tmp_path, 1) as mesh:
+        listed = {name: await _listed(mesh, name) for name in ("full", "half", "brain")}
+        numbers = listed["full"]["memory_bytes"] // 4
+        assert {name: one["bytes"] for name, one in listed.items()} == {
+            "full": 3 * numbers,
+            "half": 2 * numbers,
+            "brain": 2 * numbers,
+        }
+        for one in listed.values():
+            async with mesh.http.get(f"{mesh.root}/tab/models/{one['id']}") as answer:
+                weights = (await answer.json())["weights"]
+            assert sum(file["bytes"] for file in weights) <= 1.2 * one["bytes"]
+
+
+async def test_a_model_whose_file_is_bad_by_now_is_listed_all_the_same(
+    models: Path, tmp_path: Path
+) -> None:
+    await asyncio.to_thread(shutil.copytree, models / "plain", tmp_path / "plain")
+    async with live(tmp_path, 1) as mesh:
+        (tmp_path / "plain" / "model.safetensors").write_bytes(b"")
+        listed = await _listed(mesh, "plain")
+        assert listed["bytes"] == 3 * listed["memory_bytes"] // 4
 
 
 async def test_what_is_asked_about_requests_is_for_the_host_alone(mesh: Live) -> None:
@@ -222,6 +255,43 @@ async def test_files_that_the_system_cleared_away_are_made_again(
     one.unlink()
     assert await fetched(first) == first
     assert await fetched(last) == last
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "empty"])
+async def test_a_file_that_the_disk_damaged_is_made_anew(
+    mesh: Live,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    damage: str,
+) -> None:
+    """For whoever asks past the caches, as tabs do where a file's hash is wrong; for several at
+    once too. A whole file is served as it is."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    listed = await _listed(mesh, "words")
+    async with mesh.http.get(f"{mesh.root}/tab/models/{listed['id']}") as answer:
+        sha256 = (await answer.json())["weights"][0]["sha256"]
+    (file,) = tmp_path.glob(f"astra-mesh-tab-*/{listed['id']}/{sha256}")
+    whole = file.read_bytes()
+
+    async def fetched(**headers: str) -> bytes:
+        async with mesh.http.get(f"{mesh.root}/tab/blobs/{sha256}", headers=headers) as answer:
+            assert answer.status == 200
+            return await answer.read()
+
+    made = file.stat().st_ino
+    assert await fetched(**{"Cache-Control": "no-cache"}) == whole
+    assert file.stat().st_ino == made
+    kept = {"flipped": bytes([whole[0] ^ 1]) + whole[1:], "cut": whole[:-1], "empty": b""}[damage]
+    file.write_bytes(kept)
+    assert await fetched() == kept
+    assert not caplog.messages
+    both = [fetched(**{"Cache-Control": "no-cache"}) for _ in range(2)]
+    assert await asyncio.gather(*both) == [whole, whole]
+    assert await fetched() == whole
+    assert caplog.messages == [
+        f"a file of words for tabs was damaged on this device's disk; it is made anew: {file}"
+    ]
 
 
 async def test_codebooks_that_come_later_are_among_the_files(models: Path, tmp_path: Path) -> None:

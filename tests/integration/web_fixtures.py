@@ -17,6 +17,7 @@ from astra_mesh.web import ApiConfig, ApiServer, serving
 from tests.bundles import GPT2, gpt2_tensors, write_bundle
 from tests.integration.mesh_fixtures import make_models, mesh_of
 
+ELSEWHERE = "device.test"  # the name of a peer that another device opens the page of
 TOKEN = "0123456789abcdefghij"
 PROMPT = " ".join(f"w{7 * i % 64}" for i in range(40))
 TEMPLATE = (
@@ -95,7 +96,8 @@ async def strangers(folder: Path, *names: str) -> AsyncIterator[list[Device]]:
                 trust_dir=folder / name / "trust",
             )
             peer = await stack.enter_async_context(Peer(config))
-            server = await stack.enter_async_context(serving(peer, ApiConfig(port=0)))
+            config_of_api = ApiConfig(port=0, hosts=(ELSEWHERE,))
+            server = await stack.enter_async_context(serving(peer, config_of_api))
             found.append(Device(peer, server))
         yield found
 

@@ -136,6 +136,7 @@ test("it joins, greets, offers, and loads when asked to prepare", async () => {
   const seen = states.flatMap((state) => state.models.map((one) => one.state));
   assert.deepEqual([...new Set(seen)], ["offered", "loading", "measuring", "ready"]);
   assert.deepEqual(states.at(-1).linked, ["host"]);
+  assert.deepEqual([states.at(-1).id, states.at(-1).name], [host.tab, "phone"]); // as the others see it
 });
 
 test("a model that cannot be loaded: the one who asks is told, and it is offered no more", async () => {

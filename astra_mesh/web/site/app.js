@@ -3,7 +3,7 @@
 import { ask, setToken, takeToken, token, typedToken } from "./api.js";
 import * as askPart from "./ask.js";
 import { $, named, say } from "./dom.js";
-import { ask as askToLend, hurry, startLending } from "./lend.js";
+import { ask as askToLend, drawState, hurry, startLending } from "./lend.js";
 import { listen } from "./live.js";
 import { showMesh } from "./mesh.js";
 import { refresh, startPairing } from "./pair.js";
@@ -44,6 +44,7 @@ listen({
     const count = message.peers.length;
     state(count === 1 ? "1 device" : `${count} devices`, false);
     showMesh(message);
+    drawState();
     const ids = [...message.peers.map((one) => one.id).sort(), ...message.paired].join();
     if (ids !== members) refresh();
     members = ids;

@@ -8,6 +8,11 @@ const SYSTEMS = [["iPhone", "iPhone"], ["iPad", "iPad"], ["Android", "Android de
 const BROWSERS = [[/EdgA?\/|EdgiOS/, "Edge"], [/SamsungBrowser/, "Samsung Internet"], [/OPR\//, "Opera"], [/Firefox|FxiOS/, "Firefox"], [/Chrome|CriOS/, "Chrome"], [/Safari/, "Safari"]];
 const MODEL = /Android [^;)]*; (?!(?:K|Mobile|Tablet|wv)[;)])([^;)]+?)(?: Build\/[^;)]*)?[;)]/; // some browsers hide it
 
+const HERE = ["localhost", "127.0.0.1", "[::1]"];
+
+/** Whether the peer that serves this page runs on the device that shows it. */
+export const isHere = () => HERE.includes(location.hostname);
+
 const systemOf = (agent) => SYSTEMS.find(([sign]) => agent.includes(sign))?.[1] ?? "a device";
 
 /** A name by kind, "Chrome on Pixel 7" or "Safari on iPhone": as much as a browser tells. */

@@ -3,6 +3,8 @@
 import { json, token } from "./api.js";
 import { device, deviceName, giveName } from "./device.js";
 import { $, bytes, h, named, picture, s, say, seconds } from "./dom.js";
+import { labelOf, markOwn } from "./mesh.js";
+import { placed, sharedReason } from "./place.js";
 
 const LENT_KEY = "astra-mesh-lent"; // of this tab: a page that is loaded again goes on lending
 const AWAKE_S = 5; // a wake lock outlives the computing: the next request may follow at once
@@ -127,27 +129,36 @@ function show(state) {
 
 function draw() {
   const on = last !== null;
+  markOwn(last?.id ?? "");
   $("lend-form").hidden = on;
   $("lend-on").hidden = !on;
   if (!on) return;
-  const through = last.phase === "joined" ? `Joined through ${named(last.host)}` : SHOWN[last.phase];
-  say($("lend-state"), last.why ? `${through}: ${last.why}` : through);
+  drawState();
   $("lend-state").classList.toggle("bad", last.phase === "waiting" || (last.phase === "joined" && Boolean(last.why)));
-  $("lend-models").replaceChildren(...last.models.map(model));
+  const shared = sharedReason(last.models);
+  $("lend-models").replaceChildren(...last.models.map((one) => model(one, shared)));
+  say($("lend-why"), shared && `On the processor (${shared}).`);
   say($("lend-now"), last.phase === "joined" ? doing() : "");
   say($("lend-done"), last.done ? `${last.done} ${last.done === 1 ? "share" : "shares"} computed so far.` : "");
   say($("lend-problem"), last.problem ? `${last.newest === "refused" ? "It did not take the last one" : "The last one was not finished"}: ${last.problem}` : "");
 }
 
-function model({ name, state, done, total, why, tokenS, place, coming }) {
+/** Where it stands, and its name: others of the same name may come, which makes that longer. */
+export function drawState() {
+  if (last === null) return;
+  const joined = () => `Joined through ${named(last.host)} as ${labelOf(last.id) ?? named(last.name)}`;
+  const where = last.phase === "joined" ? joined() : SHOWN[last.phase];
+  say($("lend-state"), last.why ? `${where}: ${last.why}` : where);
+}
+
+function model({ name, state, done, total, why, tokenS, place, coming }, shared) {
   const ready = last.phase === "joined" ? "ready" : "loaded"; // nobody can use it now
-  const where = place === "webgpu" ? ", on the GPU" : `, on the processor${why ? ` (${why})` : ""}`;
   const more = further(coming);
   const said = {
     offered: `offered (up to ${bytes(total)}, and some MB for its codes and, once, the program; fetched when somebody needs it)`,
     loading: total ? (done < total ? `fetching ${bytes(done)} of ${bytes(total)}` : "preparing") : "asking for its files",
     measuring: "ready in a moment: measuring",
-    ready: (tokenS ? `${ready}: ${seconds(tokenS)} a token and block${where}` : ready) + more.said,
+    ready: (tokenS ? `${ready}: ${seconds(tokenS)} a token and block, ${placed({ place, why }, shared)}` : ready) + more.said,
     failed: `cannot be used here: ${why}`,
     interrupted: `not fetched: ${why}; offered again soon`,
   }[state];

@@ -1,11 +1,13 @@
 // The mesh as a picture, and the same as a list.
 
+import { isHere } from "./device.js";
 import { $, h, labels, rate, say, seconds } from "./dom.js";
 import { sketch, toldBy } from "./sketch.js";
 
 const LINKS = 8; // of a device to others that are listed
 
 let mesh = null;
+let own = ""; // id of the tab that this page itself is
 let shares = new Map(); // peer id -> {start, stop, tokens} of the request that is shown
 
 export function showMesh(message) {
@@ -13,6 +15,16 @@ export function showMesh(message) {
   mesh = { ...message, peers: message.peers.map((one) => ({ ...one, name: names.get(one.id) })) };
   draw();
 }
+
+/** Mark the tab that this page itself is; "": it is none. */
+export function markOwn(id) {
+  if (own === id) return;
+  own = id;
+  draw();
+}
+
+/** A peer's name as it is shown here; undefined where it is not in the mesh. */
+export const labelOf = (id) => mesh?.peers.find((one) => one.id === id)?.name;
 
 /** Which tokens each peer holds of the request that the timeline shows. */
 export function showShares(shards) {
@@ -42,7 +54,13 @@ function entry(peer) {
   }
   const share = shares.get(peer.id);
   if (share) about.push(`tokens ${share.start} to ${share.stop} of ${share.tokens}`);
-  return h("li", {}, h("b", {}, peer.name), peer.self ? " (this device)" : "", h("small", {}, about.join(" · ")), further(peer));
+  return h("li", {}, h("b", {}, peer.name), mark(peer), h("small", {}, about.join(" · ")), further(peer));
+}
+
+function mark({ id, self }) {
+  if (id === own) return " (this browser)";
+  if (!self) return "";
+  return isHere() ? " (this device)" : " (it serves this page)";
 }
 
 /** The links of a device to others than this one, as it tells of them. */

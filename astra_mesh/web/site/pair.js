@@ -1,6 +1,7 @@
 // Letting devices into the mesh, and shutting them out.
 
 import { json } from "./api.js";
+import { isHere } from "./device.js";
 import { $, h, named, picture, s, say } from "./dom.js";
 import { startScan } from "./scan.js";
 
@@ -11,6 +12,7 @@ const SHORT_ID = 8; // digits of an id, as the command line shows it
 
 let timer = 0;
 let turn = 0; // counts what was asked and shown: an answer that was overtaken says nothing any more
+let own = ""; // how the device is called whose peer serves this page
 let left = 0; // seconds that the open window still had
 
 export function startPairing() {
@@ -24,7 +26,7 @@ export function startPairing() {
     say($("pair-state"), "Closed: the code holds no more.");
   });
   $("pair-leave").onclick = () => {
-    if (confirm("Take this device out of the mesh? It has to be paired again to come back.")) act(leave);
+    if (confirm(`Take ${isHere() ? "this device" : own} out of the mesh? It has to be paired again to come back.`)) act(leave);
   };
   $("pair-form").onsubmit = (event) => {
     event.preventDefault();
@@ -87,11 +89,12 @@ async function join() {
 async function leave() {
   say($("pair-state"), "Telling the others…");
   $("pair-leave").disabled = true;
+  const who = isHere() ? "This device" : own;
   try {
     const found = await json("/v1/pairing/leave", {});
     showStatus(found);
     $("pair-open").focus(); // a button that was disabled has lost it
-    say($("pair-state"), ["This device has left the mesh", ...found.said].join("; ") + ".");
+    say($("pair-state"), [`${who} has left the mesh`, ...found.said].join("; ") + ".");
   } catch (error) {
     say($("pair-state"), "");
     throw error;
@@ -141,6 +144,7 @@ function showStatus({ devices, window: state }) {
   }
   $("pair-window").hidden = !open;
   list($("pair-devices"), devices);
+  own = called(devices.find((one) => one.self));
   const alone = devices.length === 1;
   if (alone && document.activeElement === $("pair-leave")) $("pair-open").focus();
   $("pair-leave").hidden = alone;
@@ -174,7 +178,7 @@ function running({ name, peers }) {
 }
 
 function item(device) {
-  if (device.self) return h("li", {}, `${called(device)}, this one `, running(device));
+  if (device.self) return h("li", {}, `${called(device)}, ${isHere() ? "this one" : "which serves this page"} `, running(device));
   const button = h("button", { type: "button", "data-device": device.id, "aria-label": `Unpair ${called(device)}` }, "Unpair");
   button.onclick = () => {
     if (!confirm(`Shut ${called(device)} out of the mesh, on all devices?`)) return;

@@ -3,12 +3,12 @@
 import { json } from "./api.js";
 import { closeCamera, mayAsk, openCamera } from "./camera.js";
 import { costLine } from "./cost.js";
+import { isHere } from "./device.js";
 import { $, choices, h, percent, say } from "./dom.js";
 
 // Photos of phones are larger than a Wi-Fi carries at once; models look at a few hundred pixels a side.
 const LARGE_BYTES = 3e6;
 const MOST_BYTES = 10 * 2 ** 20; // that a peer takes
-const HERE = ["localhost", "127.0.0.1", "[::1]"]; // nothing is sent anywhere by that: the file stays as it is
 const SIDE = 1024;
 
 let count = 0; // of pictures; the answer to an older one is dropped
@@ -113,7 +113,7 @@ function dataUrl(file) {
 /** The file as it is; made smaller if it is large, or of a kind that only this browser may know. */
 async function sendable(file) {
   const known = ["image/jpeg", "image/png", "image/webp"].includes(file.type);
-  if (known && file.size <= (HERE.includes(location.hostname) ? MOST_BYTES : LARGE_BYTES)) return file;
+  if (known && file.size <= (isHere() ? MOST_BYTES : LARGE_BYTES)) return file; // here nothing is sent anywhere: it stays as it is
   let bitmap;
   try {
     bitmap = await createImageBitmap(file);

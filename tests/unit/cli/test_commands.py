@@ -17,6 +17,7 @@ from astra_mesh import client
 from astra_mesh.bundle.image import FORMATS
 from astra_mesh.cli import ask
 from astra_mesh.cli.app import app
+from astra_mesh.cli.options import Late, Use, plan_options
 from astra_mesh.cli.report import report_block, report_lines
 from astra_mesh.errors import (
     AstraMeshError,
@@ -34,7 +35,7 @@ from astra_mesh.errors import (
     WrongTaskError,
 )
 from astra_mesh.naming import Names
-from astra_mesh.wire.messages import CodebookId, CodebookOffer
+from astra_mesh.wire.messages import CodebookId, CodebookOffer, PeerInfo
 from tests.unit.cli.stub import ME, OTHER, StubMesh, planned, report
 
 
@@ -84,12 +85,23 @@ def test_run_reads_standard_input_and_names_addresses(mesh: StubMesh) -> None:
     assert (mesh.asked["address"], mesh.asked["peers"]) == ("h:1", ["a:2", "b"])
 
 
-async def test_whoever_waits_hears_who_loads_the_model(mesh: StubMesh) -> None:
+async def test_whoever_waits_hears_who_loads_the_model(
+    mesh: StubMesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tabs load it in the background, and for one device the others need not."""
     found: Any = mesh
-    assert (
-        await ask._what_happens(found, "toy") == "asking here; first toy is loaded by here, there"
-    )
-    assert await ask._what_happens(found, "other") == "asking here"
+    every, solo = (plan_options(use, 0, "", 0, None, Late.WAIT) for use in (Use.ALL, Use.SOLO))
+    cold = "asking here; first toy is loaded by"
+    assert await ask._what_happens(found, "toy", every) == f"{cold} here, there"
+    assert await ask._what_happens(found, "toy", solo) == f"{cold} here"
+    assert await ask._what_happens(found, "other", every) == "asking here"
+    here, there = await mesh.peers()
+
+    async def with_tab() -> list[PeerInfo]:
+        return [here, replace(there, via=here.peer)]
+
+    monkeypatch.setattr(mesh, "peers", with_tab)
+    assert await ask._what_happens(found, "toy", every) == f"{cold} here"
 
 
 async def test_a_hint_where_a_codebook_is_missing(mesh: StubMesh) -> None:
