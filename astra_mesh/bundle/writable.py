@@ -1,17 +1,23 @@
-"""Whether files can be written somewhere: found out before hours of work, not after."""
+"""Whether files can be written somewhere, and by nobody else: found out before hours of work."""
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
-from astra_mesh.errors import InputError
+from astra_mesh.errors import InputError, ModelError
+
+if sys.platform != "win32":
+    import fcntl
 
 _MIB: Final = 1 << 20
+_NUMBER_CHARS: Final = 20  # of a process
 
 
 def check_file(path: Path) -> None:
@@ -55,6 +61,69 @@ def folder_for(path: Path) -> Iterator[None]:
         for one in made:
             with suppress(OSError):  # not empty, or not there
                 one.rmdir()
+
+
+@contextmanager
+def only_run(lock: Path, used: Path) -> Iterator[None]:
+    """One run at a time; on Windows, and on file systems without locks, nobody is kept away.
+
+    Args:
+        lock: A file that is made for as long as this lasts, in a folder that is there.
+        used: What the runs would write both, for people.
+
+    Raises:
+        ModelError: Another run has the lock, or it cannot be made.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    with _taken(lock, used) as file:
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # it may be gone, with its folder
+                if _is_at(file, lock):
+                    lock.unlink()
+
+
+def _taken(lock: Path, used: Path) -> IO[str]:
+    while True:
+        try:
+            file = lock.open("a+", encoding="ascii", errors="replace")
+        except OSError as error:
+            raise ModelError(f"{lock} cannot be written ({error.strerror})") from error
+        if not _locked(file):
+            file.seek(0)
+            number = file.read(_NUMBER_CHARS)
+            file.close()
+            who = f" (process {number})" if number.isdecimal() else ""
+            raise ModelError(f"another run is using {used}{who}: wait for it, or stop it")
+        if _is_at(file, lock):
+            break
+        file.close()  # whoever had it has ended meanwhile and taken it away
+    with suppress(OSError):  # the number is for people only
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+    return file
+
+
+def _locked(file: IO[str]) -> bool:
+    """False where another has it."""
+    if sys.platform != "win32":
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:  # a file system without locks
+            return True
+    return True
+
+
+def _is_at(file: IO[str], path: Path) -> bool:
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    return False
 
 
 def check_room(needed: Mapping[Path, int]) -> None:

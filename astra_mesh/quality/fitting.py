@@ -13,7 +13,7 @@ import torch
 from astra_mesh.bundle import Bundle, write_manifest
 from astra_mesh.bundle.quality import stored_tasks
 from astra_mesh.bundle.tensors import load_weights, open_tensors, read_metadata, save_tensors
-from astra_mesh.bundle.writable import check_file
+from astra_mesh.bundle.writable import check_file, only_run
 from astra_mesh.errors import AstraMeshError, CodebookError
 from astra_mesh.families import ModelInput, build_model
 from astra_mesh.quality.data import Split, load_inputs
@@ -78,42 +78,44 @@ def fit(
     Raises:
         CalibrationError: data or options that cannot be used.
         InputError: the file cannot be written, as far as can be known before.
-        ModelError: the bundle cannot be used, or the file cannot be written.
+        ModelError: the bundle cannot be used, the file cannot be written, or another run is about
+            to write it.
     """
     path = output or bundle.path / codebook_name(options)
     check_file(path)
-    progress(0, 1, "reading the model")
-    model = build_model(bundle.config, load_weights(bundle))
-    options.check(model.spec.hidden_size)
-    if task:
-        model.require(task)
-    progress(0, 1, "reading the data")
-    views = PICTURE_VIEWS if model.spec.vocab_size == 0 else 1
-    inputs = load_inputs(
-        bundle, data, limit_tokens=options.max_tokens, window=window, split=split, views=views
-    )
-    partial = Partial(path, bundle.model_id, options, inputs)
-    done = partial.load()
-    resumed = len(done)
-    codebook, report = fit_codebook(
-        model,
-        bundle.model_id,
-        inputs,
-        options,
-        progress,
-        task=task,
-        done=done,
-        keep=partial.save,
-    )
-    outdated = _outdated(bundle, path, codebook)
-    codebook.save(path, notes)
-    partial.remove()
-    if output is None:
-        write_manifest(bundle.path)
-    costs = decode_costs(codebook, model.spec)
-    asked = options.stages
-    besides = tuple(bits for bits in codebook.rates.values() if bits not in asked)
-    return Fitted(path, codebook, report, resumed, costs, outdated, besides)
+    with only_run(path.with_name(f".{path.stem}.lock"), path):
+        progress(0, 1, "reading the model")
+        model = build_model(bundle.config, load_weights(bundle))
+        options.check(model.spec.hidden_size)
+        if task:
+            model.require(task)
+        progress(0, 1, "reading the data")
+        views = PICTURE_VIEWS if model.spec.vocab_size == 0 else 1
+        inputs = load_inputs(
+            bundle, data, limit_tokens=options.max_tokens, window=window, split=split, views=views
+        )
+        partial = Partial(path, bundle.model_id, options, inputs)
+        done = partial.load()
+        resumed = len(done)
+        codebook, report = fit_codebook(
+            model,
+            bundle.model_id,
+            inputs,
+            options,
+            progress,
+            task=task,
+            done=done,
+            keep=partial.save,
+        )
+        outdated = _outdated(bundle, path, codebook)
+        codebook.save(path, notes)
+        partial.remove()
+        if output is None:
+            write_manifest(bundle.path)
+        costs = decode_costs(codebook, model.spec)
+        asked = options.stages
+        besides = tuple(bits for bits in codebook.rates.values() if bits not in asked)
+        return Fitted(path, codebook, report, resumed, costs, outdated, besides)
 
 
 def _outdated(bundle: Bundle, path: Path, new: Codebook) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -235,6 +236,23 @@ def test_a_damaged_part_is_not_used(
     assert (found.resumed, fitted) == (0, 4)
     assert found.codebook.id == whole
     assert not part.exists()
+
+
+def test_one_run_at_a_time_writes_a_codebook(bundle: Bundle, data: Path, tmp_path: Path) -> None:
+    texts = []
+
+    def progress(done: int, total: int, what: str) -> None:
+        if what == "reading the data":
+            with pytest.raises(ModelError) as caught:
+                fit(bundle, data, QUICK)
+            texts.append(caught.value.message)
+            fit(bundle, data, QUICK, output=tmp_path / "other.safetensors")
+
+    found = fit(bundle, data, QUICK, progress)
+    assert texts == [
+        f"another run is using {found.path} (process {os.getpid()}): wait for it, or stop it"
+    ]
+    assert not [path for path in bundle.path.iterdir() if path.name.startswith(".")]
 
 
 # --- what goes wrong ------------------------------------------------------------------------------
