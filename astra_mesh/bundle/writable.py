@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Final
 
+from astra_mesh.bundle.configs import full_disk, no_room
 from astra_mesh.errors import InputError, ModelError
 
 if sys.platform != "win32":
@@ -21,7 +22,10 @@ _NUMBER_CHARS: Final = 20  # of a process
 
 
 def check_file(path: Path) -> None:
-    """InputError where no file ``path`` can be written; its folder must be there."""
+    """InputError where no file ``path`` can be written; its folder must be there.
+
+    ModelError where the disk is full, which no other command mends.
+    """
     folder = path.absolute().parent
     if not folder.is_dir():
         raise InputError(f"{path} cannot be written: there is no folder {folder}")
@@ -30,17 +34,24 @@ def check_file(path: Path) -> None:
             raise InputError(f"{path} cannot be written: it is a folder; name a file")
         _try(folder)
     except OSError as error:
+        if no_room(error):
+            raise full_disk(path) from error
         raise InputError(
             f"{path} cannot be written: {folder} takes no such file ({error.strerror})"
         ) from error
 
 
 def check_folder(path: Path) -> None:
-    """InputError where no folder ``path`` with files can be made; leaves nothing behind."""
+    """InputError where no folder ``path`` with files can be made; leaves nothing behind.
+
+    ModelError where the disk is full.
+    """
     try:
         with folder_for(path):
             _try(path)
     except OSError as error:
+        if no_room(error):
+            raise full_disk(path) from error
         raise InputError(
             f"{path} cannot be written: it takes no files ({error.strerror})"
         ) from error
@@ -91,6 +102,8 @@ def _taken(lock: Path, used: Path) -> IO[str]:
         try:
             file = lock.open("a+", encoding="ascii", errors="replace")
         except OSError as error:
+            if no_room(error):
+                raise full_disk(lock) from error
             raise ModelError(f"{lock} cannot be written ({error.strerror})") from error
         if not _locked(file):
             file.seek(0)
@@ -127,7 +140,7 @@ def _is_at(file: IO[str], path: Path) -> bool:
 
 
 def check_room(needed: Mapping[Path, int]) -> None:
-    """InputError where a disk has less room than is needed in bytes by folders, there or to be."""
+    """ModelError where a disk has less room than is needed in bytes by folders, there or to be."""
     sums: dict[int, int] = {}
     for folder, size in needed.items():
         place = next(one for one in (folder, *folder.absolute().parents) if one.is_dir())
@@ -135,9 +148,9 @@ def check_room(needed: Mapping[Path, int]) -> None:
         sums[device] = sums.get(device, 0) + size
         free = shutil.disk_usage(place).free
         if free < sums[device]:
-            raise InputError(
-                f"{folder} has too little room: about {-(-sums[device] // _MIB)} MiB are needed, "
-                f"{free // _MIB} MiB are free"
+            raise ModelError(
+                f"no space left for {folder.absolute()}: about {-(-sums[device] // _MIB)} MiB are "
+                f"needed, {free // _MIB} MiB are free"
             )
 
 

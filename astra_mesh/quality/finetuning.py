@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from astra_mesh.bundle import Bundle, open_bundle, write_manifest
-from astra_mesh.bundle.configs import save_json
+from astra_mesh.bundle.configs import no_room, save_json
 from astra_mesh.bundle.tensors import load_weights, read_metadata, save_tensors
 from astra_mesh.bundle.writable import check_folder, check_room, folder_for, only_run
 from astra_mesh.errors import InputError, ModelError
@@ -83,8 +83,8 @@ def finetune(
     Raises:
         CalibrationError, InputError: data, options or folders that cannot be used. Nothing was
             done then, and no folder is left.
-        ModelError: the bundle cannot be used, a file cannot be written, or another run uses the
-            work folder.
+        ModelError: the bundle cannot be used, a file cannot be written, a disk is full, or another
+            run uses the work folder.
     """
     options.check_values()
     if output.resolve() == bundle.path.resolve() or os.path.isfile(output):  # noqa: PTH113 - no errors
@@ -169,7 +169,7 @@ def _teacher(bundle: Bundle, model: Model, options: TuneOptions) -> Model:
 
 
 def _prepare(output: Path, work: Path, places: ExitStack) -> None:
-    """Both can be written; ``work`` is this run's until ``places`` end, then stays if it has files."""
+    """Both can be written; ``work`` is this run's until ``places`` end."""
     check_folder(output)
     if output.is_dir() and any(output.iterdir()) and not (work / CHECKPOINT).exists():
         raise InputError(f"{output} holds files already: delete it, or name another --output")
@@ -194,8 +194,9 @@ def _writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        reason = "no space left" if no_room(error) else error.strerror
         raise ModelError(
-            f"{folder} cannot be written ({error.strerror}); nothing trained is lost: mend that "
+            f"{folder.absolute()} cannot be written ({reason}); nothing trained is lost: mend that "
             "and give the same command again"
         ) from error
 

@@ -14,7 +14,7 @@ from astra_mesh.bundle import Bundle, write_manifest
 from astra_mesh.bundle.quality import stored_tasks
 from astra_mesh.bundle.tensors import load_weights, open_tensors, read_metadata, save_tensors
 from astra_mesh.bundle.writable import check_file, only_run
-from astra_mesh.errors import AstraMeshError, CodebookError
+from astra_mesh.errors import AstraMeshError, CodebookError, ModelError
 from astra_mesh.families import ModelInput, build_model
 from astra_mesh.quality.data import Split, load_inputs
 from astra_mesh.quant.codebook import UNLIMITED, Codebook, block_book, load_codebook
@@ -166,7 +166,7 @@ class Partial:
         return found
 
     def save(self, done: Stored) -> None:
-        """Write all of them; ModelError where that fails, the old file intact."""
+        """Write all of them; ModelError where that fails, and then the file is gone."""
         tensors = {
             f"{stages}.{block}.{name}": tensor
             for (stages, block), one in done.items()
@@ -175,7 +175,11 @@ class Partial:
         for (stages, block), one in done.items():
             shares = one.predicted, *one.left
             tensors[f"{stages}.{block}.{_SHARES}"] = torch.tensor(shares, dtype=torch.float64)
-        save_tensors(self._path, tensors, {"key": self._key})
+        try:
+            save_tensors(self._path, tensors, {"key": self._key})
+        except ModelError:
+            self.remove()
+            raise
 
     def remove(self) -> None:
         """The run is over."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -63,6 +66,24 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     assert everything(tmp_path) == {tmp_path / "file"}
 
 
+@pytest.mark.parametrize("check", [check_file, check_folder])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_no_mistake_of_the_command(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    check: Callable[[Path], None],
+    number: int,
+) -> None:
+    def full(**options: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    with pytest.raises(ModelError, match=rf"^no space left to write {tmp_path}/x: make room"):
+        check(Path("x"))
+    assert everything(tmp_path) == set()
+
+
 def test_only_empty_folders_go(tmp_path: Path) -> None:
     with folder_for(tmp_path / "a" / "b" / "c"):
         (tmp_path / "a" / "kept").write_text("x")
@@ -75,7 +96,7 @@ def test_room_is_added_up_for_a_disk(tmp_path: Path, monkeypatch: pytest.MonkeyP
     one, other = tmp_path / "one" / "x", tmp_path / "other"
     check_room({one: free})
     check_room({one: free // 2, other: free // 2})
-    with pytest.raises(InputError, match=r"other has .* 11 MiB are needed, 10 MiB are free"):
+    with pytest.raises(ModelError, match=r"for /.*other: about 11 MiB are needed, 10 MiB are free"):
         check_room({one: free // 2, other: free // 2 + 1})
 
 

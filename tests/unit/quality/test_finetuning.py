@@ -591,7 +591,7 @@ def test_too_little_room_is_named_before_any_work(
     before = names(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=2 * size))
     with pytest.raises(
-        InputError, match=r"new\.work has too little room: about \d+ MiB are needed"
+        ModelError, match=r"no space left for /.*new\.work: about \d+ MiB are needed"
     ):
         finetune(bundle, data, FIT, TUNE, tmp_path / "new")
     assert names(tmp_path) == before

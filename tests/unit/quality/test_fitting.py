@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 
 from astra_mesh.bundle import Bundle, open_bundle, verify, write_manifest
@@ -265,6 +267,26 @@ def test_a_full_disk_leaves_the_old_codebook(bundle: Bundle, data: Path) -> None
         fit(open_bundle(bundle.path), data, QUICK)
     assert contents(bundle.path) == before
     assert load_codebook(old.path).id == old.codebook.id
+
+
+def test_a_full_disk_leaves_no_part(
+    bundle: Bundle, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library tells of it in words only."""
+    plain, full = safetensors.torch.save_file, []
+
+    def save(tensors: dict[str, torch.Tensor], path: Path, **options: Any) -> None:
+        if len(full) == 2:
+            raise safetensors.SafetensorError("I/O error: No space left (os error 28)")
+        full.append(path)
+        plain(tensors, path, **options)
+
+    monkeypatch.setattr(safetensors.torch, "save_file", save)
+    part = bundle.path / ".codebook.partial.safetensors"
+    with pytest.raises(ModelError, match=rf"no space left to write {part}: make room"):
+        fit(bundle, data, QUICK)
+    assert len(full) == 2
+    assert not list(bundle.path.glob(".*"))
 
 
 @pytest.mark.parametrize("place", ["in the model's folder", "elsewhere"])

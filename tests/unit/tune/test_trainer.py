@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import itertools
 import math
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -591,6 +593,15 @@ def test_a_full_disk_leaves_the_checkpoint_before_it(work: Path, tmp_path: Path)
     found = trainer(work).run()
     assert found.codebook.id == whole.codebook.id
     assert [row["step"] for row in rows(work)] == ["0", "3", "6", "9", "11"]
+
+
+def test_a_full_disk_is_told_where_torch_does_not(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=4096))
+    text = rf"{work.absolute()}/checkpoint\.pt cannot be written \(no space left on its disk\)"
+    with files_of_at_most(3000), pytest.raises(ModelError, match=text):
+        trainer(work).run()
 
 
 def test_a_full_disk_leaves_the_curve_before_it(work: Path) -> None:
