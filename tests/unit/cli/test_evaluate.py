@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from astra_mesh.quality import FitOptions, fit
 from astra_mesh.wire.messages import ExpectedCost
 from tests.unit.cli.stub import ME, OTHER, planned, report
 from tests.unit.quality.making import toy_bundle, words, write
+from tools.models.common import REPO_ROOT
 
 QUICK = FitOptions(history=0, rates=(16, 32), groups=4, codewords=16, iterations=2)
 
@@ -164,6 +166,16 @@ def test_a_plot_without_matplotlib_is_refused_before_measuring(
     found = call(model, "--plot", str(tmp_path / "x.svg"), status=2)
     assert "astra-mesh[plot]" in found.stderr
     assert found.stdout == ""
+
+
+def test_the_help_and_the_readme_say_that_the_kl_counts_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    shown = re.sub(r"[\s│]+", " ", CliRunner().invoke(app, ["eval", "--help"]).stdout)
+    assert "0.02 (2 %) more perplexity, and a KL of at most ln(1 + LOSS)" in shown
+    readme = (REPO_ROOT / "README.md").read_text(encoding="utf-8")
+    assert "2 % more perplexity and a KL of ln 1.02 at most" in readme
 
 
 # --- reports --------------------------------------------------------------------------------------
