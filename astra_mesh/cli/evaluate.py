@@ -74,9 +74,9 @@ def evaluate(
         typer.Option(
             min=0.0,
             max=1.0,
-            help="What the recommended rate may lose. Default: 0.02 (2 %) more perplexity, and a KL "
-            "of at most ln(1 + LOSS); 0.005 (half a point) of accuracy or 0.03 other answers without "
-            "labels; 0.015 of the cosine.",
+            help="What the recommended rate may lose. Default: 0.02 (2 %) more perplexity, and a "
+            "KL of at most ln(1 + LOSS); 0.005 (half a point) of accuracy or 0.03 other answers "
+            "without labels; 0.015 of the cosine.",
         ),
     ] = None,
     bound: Annotated[
