@@ -158,7 +158,8 @@ def _fitted(found: Fitted, times: Times) -> dict[str, object]:
         "rates_besides": list(found.besides),
         "tokens": found.report.tokens,
         "sequences": found.report.sequences,
-        "resumed_blocks": found.resumed,
+        "fits": sum(map(len, found.codebook.levels.values())),
+        "resumed_fits": found.resumed,
         "outdated_tasks": list(found.outdated),
         "blocks": [asdict(one) for one in found.report.blocks],
         "costs": [
@@ -206,8 +207,17 @@ def _show_report(found: Fitted, times: Times) -> None:
             soft_wrap=True,
         )
     if found.resumed:
-        blocks = "1 block" if found.resumed == 1 else f"{found.resumed} blocks"
-        out.print(f"{blocks} came from an interrupted run", markup=False)
+        out.print(f"{_resumed(found)} came from an interrupted run", markup=False)
+
+
+def _resumed(found: Fitted) -> str:
+    """Each block is fitted once for each rate; once for all of them where codes have no history."""
+    levels = found.codebook.levels
+    blocks = len(next(iter(levels.values())))
+    if len(levels) == 1:
+        return f"{found.resumed} of {blocks} blocks"
+    fits = len(levels) * blocks
+    return f"{found.resumed} of {fits} fits ({blocks} blocks at {len(levels)} rates)"
 
 
 def _show_costs(found: Fitted, times: Times) -> None:

@@ -41,7 +41,7 @@ class Fitted:
     path: Path
     codebook: Codebook
     report: FitReport
-    resumed: int  # blocks that an interrupted run had fitted already
+    resumed: int  # of the fits, one for each block and level, what an interrupted run had done
     costs: list[DecodeCost]  # of each rate
     outdated: tuple[str, ...]  # tasks with measured figures of the codebook that was replaced
     besides: tuple[int, ...]  # rates in bits that nobody asked for: parts of codes without history

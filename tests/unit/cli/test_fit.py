@@ -73,7 +73,7 @@ def test_json_has_the_same_and_more(model: Path, data: Path) -> None:
     assert told["id"] == book.id
     assert told["codebook"] == str(model / "codebook.safetensors")
     assert told["bytes"] == (model / "codebook.safetensors").stat().st_size
-    assert (told["tokens"], told["sequences"], told["resumed_blocks"]) == (1440, 30, 0)
+    assert (told["tokens"], told["sequences"], told["resumed_fits"]) == (1440, 30, 0)
     assert told["rates"] == [4, 8]
     assert {(one["block"], one["bits"]) for one in told["blocks"]} == {
         (1, 4),
@@ -184,11 +184,19 @@ def test_options_reach_the_fit(model: Path, data: Path, tmp_path: Path) -> None:
     assert open_bundle(model).codebook_paths == {}
 
 
-@pytest.mark.parametrize(("whole", "text"), [(1, "1 block"), (2, "2 blocks")])
+@pytest.mark.parametrize(
+    ("whole", "history", "text"),
+    [
+        (1, "all", "1 of 4 fits (2 blocks at 2 rates)"),
+        (3, "all", "3 of 4 fits (2 blocks at 2 rates)"),
+        (1, "0", "1 of 2 blocks"),
+    ],
+)
 def test_a_killed_run_goes_on_and_says_so(
-    model: Path, data: Path, monkeypatch: pytest.MonkeyPatch, whole: int, text: str
+    model: Path, data: Path, monkeypatch: pytest.MonkeyPatch, whole: int, history: str, text: str
 ) -> None:
     plain, calls = fit_module.BlockFit.run, []
+    given = (model, "--data", data, *QUICK, "--history", history)
 
     def run(self: fit_module.BlockFit, *arguments: object) -> object:
         calls.append(self.index)
@@ -197,17 +205,20 @@ def test_a_killed_run_goes_on_and_says_so(
         return plain(self, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(fit_module.BlockFit, "run", run)
-    stopped = call(model, "--data", data, *QUICK)
+    stopped = call(*given)
     assert stopped.exit_code == 130
     assert "the same command goes on" in stopped.stderr
-    result = call(model, "--data", data, *QUICK)
+    result = call(*given)
     assert result.exit_code == 0
     assert f"\n{text} came from an interrupted run" in result.stdout
     monkeypatch.setattr(fit_module.BlockFit, "run", plain)
-    plainly = call(model, "--data", data, *QUICK, "-o", model.parent / "whole.safetensors")
+    plainly = call(*given, "-o", model.parent / "whole.safetensors")
     assert plainly.stdout.splitlines()[:5] == result.stdout.splitlines()[:5]  # the whole report
     again = (model.parent / "whole.safetensors").read_bytes()
-    assert again == (model / "codebook.safetensors").read_bytes()
+    (made,) = open_bundle(model).codebook_paths.values()
+    assert again == made.read_bytes()
+    told = json.loads(call(*given, "--json").stdout)
+    assert (told["fits"], told["resumed_fits"]) == (len(calls) - 1, 0)
 
 
 def test_fine_tuning_makes_a_new_model(model: Path, data: Path, tmp_path: Path) -> None:
