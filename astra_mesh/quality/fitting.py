@@ -14,7 +14,7 @@ from astra_mesh.bundle import Bundle, write_manifest
 from astra_mesh.bundle.quality import stored_tasks
 from astra_mesh.bundle.tensors import load_weights, open_tensors, read_metadata, save_tensors
 from astra_mesh.bundle.writable import check_file, only_run
-from astra_mesh.errors import AstraMeshError, CodebookError, ModelError
+from astra_mesh.errors import AstraMeshError, CalibrationError, CodebookError, ModelError
 from astra_mesh.families import ModelInput, build_model
 from astra_mesh.quality.data import Split, load_inputs
 from astra_mesh.quant.codebook import UNLIMITED, Codebook, block_book, load_codebook
@@ -87,6 +87,7 @@ def fit(
         progress(0, 1, "reading the model")
         model = build_model(bundle.config, load_weights(bundle))
         options.check(model.spec.hidden_size)
+        _check_history(options.history, model.spec.num_hidden_layers)
         if task:
             model.require(task)
         progress(0, 1, "reading the data")
@@ -116,6 +117,15 @@ def fit(
         asked = options.stages
         besides = tuple(bits for bits in codebook.rates.values() if bits not in asked)
         return Fitted(path, codebook, report, resumed, costs, outdated, besides)
+
+
+def _check_history(history: int, blocks: int) -> None:
+    """CalibrationError where so many blocks are all that a block of the model has before it."""
+    if history and history >= blocks - 1:
+        raise CalibrationError(
+            f"a history of {history} looks back no further than all does in a model of {blocks} "
+            "blocks, and costs more: use --history all"
+        )
 
 
 def _outdated(bundle: Bundle, path: Path, new: Codebook) -> tuple[str, ...]:

@@ -151,7 +151,7 @@ def test_rates_that_come_besides_are_told(
         (("--history", "all"), -1, "codebook"),
         (("--history", "unlimited"), -1, "codebook"),
         (("--history", "0"), 0, "codebook-h0"),
-        (("--history", "2"), 2, "codebook-h2"),
+        (("--history", "1"), 1, "codebook-h1"),
         (("--codec", "astra", "--groups", "4"), 0, "codebook-astra-g4"),
     ],
 )
@@ -311,6 +311,11 @@ def test_no_gain_is_said(
 WRONG: dict[str, tuple[tuple[str, ...], int, str]] = {
     "history": (("--history", "some"), 2, "--history is all or a number of blocks, not 'some'"),
     "negative history": (("--history", "-3"), 2, "--history is all or a number of blocks"),
+    "long history": (
+        ("--history", "2"),
+        2,
+        "a history of 2 looks back no further than all does in a model of 3 blocks, and costs more",
+    ),
     "rates": (("--rates", "4,x"), 2, "--rates is a list of whole numbers, as 16,64"),
     "no rates": (("--rates", ","), 2, "no rate is named"),
     "odd rate": (("--rates", "6"), 2, "a rate of 6 bits cannot be"),
