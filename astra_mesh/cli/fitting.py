@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from astra_mesh.peer.code_times import CodeTimes
     from astra_mesh.quality import FitOptions, Fitted
     from astra_mesh.tune.options import TuneOptions
+    from astra_mesh.tune.trainer import Tuned
 
 
 DEAR = 0.25  # of a block's own time: coding that takes more is worth a word
@@ -109,22 +110,35 @@ def tune_model(
         "bundle": str(found.bundle),
         "codebook": found.codebook.id,
         "steps": found.tuned.steps,
+        "held_out_start": found.tuned.start,
         "held_out_loss": found.tuned.best,
+        "held_out_one_device": found.tuned.alone,
         "best_step": found.tuned.best_step,
         "stopped_early": found.tuned.stopped_early,
     }
     if asked.as_json:
         print_json(told)
         return
-    early = " (stopped early: no gain any more)" if found.tuned.stopped_early else ""
-    if not found.tuned.best_step:
-        early += "; no step was better than the start, which is what was kept"
     out.print(
-        f"model and codebook in {clean(str(found.bundle))} after {found.tuned.steps} steps{early}; "
-        f"loss on held-out data with four peers {found.tuned.best:.4f}; curve in training.csv",
+        f"model and codebook in {clean(str(found.bundle))}; {_gain(found.tuned)}; curve in "
+        "training.csv",
         markup=False,
         soft_wrap=True,
     )
+
+
+def _gain(tuned: Tuned) -> str:
+    """From the start to what was kept."""
+    early = ", stopped early without gain" if tuned.stopped_early else ""
+    alone = f"one device {tuned.alone:.4f}"
+    text = f"held-out loss with four peers {tuned.start:.4f}"
+    if not tuned.best_step:
+        return (
+            f"{text} ({alone}): no step of {tuned.steps} was better than the start, which is what "
+            f"was kept{early}"
+        )
+    kept = f"kept: step {tuned.best_step} of {tuned.steps}"
+    return f"{text} at the start, {tuned.best:.4f} now ({kept}{early}; {alone})"
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from astra_mesh.errors import ModelError
 from astra_mesh.tune.objective import Objective
 from astra_mesh.tune.processes import file_of_first
 
-FORMAT: Final = 2  # 1 had frozen weights too
+FORMAT: Final = 3  # 1 had frozen weights too; 2 only the loss of what was kept
 _FULL_BYTES: Final = 1 << 20  # torch does not say that a disk is full: then less than this is free
 _STATISTICS: Final = (".spread", ".seen")  # of the codebook's blocks; their other buffers stay
 

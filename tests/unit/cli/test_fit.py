@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from pathlib import Path
@@ -225,7 +226,19 @@ def test_fine_tuning_makes_a_new_model(model: Path, data: Path, tmp_path: Path) 
     output = tmp_path / "new"
     result = call(model, "--data", data, *QUICK, *TUNE, "-o", output)
     assert result.exit_code == 0
-    assert f"model and codebook in {output} after 4 steps; loss on held-out data" in result.stdout
+    found = re.search(
+        r"held-out loss with four peers ([\d.]+) at the start, ([\d.]+) now "
+        r"\(kept: step (\d) of 4; one device ([\d.]+)\); curve in training.csv",
+        result.stdout,
+    )
+    assert found
+    with (output / "training.csv").open() as stream:
+        rows = {row["step"]: row for row in csv.DictReader(stream)}
+    kept = rows[found[3]]
+    shown = rows["0"]["held_out_mesh"], kept["held_out_mesh"], kept["held_out_alone"]
+    told_losses = [float(found[place]) for place in (1, 2, 4)]
+    assert told_losses == pytest.approx([float(one) for one in shown], abs=1e-4)
+    assert f"model and codebook in {output}; held-out" in result.stdout
     assert verify(open_bundle(output))
     (path,) = open_bundle(output).codebook_paths.values()
     again = call(model, "--data", data, *QUICK, *TUNE, "-o", tmp_path / "second", "--json")
@@ -235,7 +248,8 @@ def test_fine_tuning_makes_a_new_model(model: Path, data: Path, tmp_path: Path) 
     assert (told["steps"], told["stopped_early"]) == (4, False)
     assert told["best_step"] in (2, 4)
     assert "better than the start" not in result.stdout
-    assert f"{told['held_out_loss']:.4f}" in result.stdout
+    wanted = [told[f"held_out_{name}"] for name in ("start", "loss", "one_device")]
+    assert told_losses == pytest.approx(wanted, abs=1e-4)
 
 
 def test_options_reach_the_training(
@@ -300,7 +314,10 @@ def test_no_gain_is_said(
     monkeypatch.setattr(Trainer, "measure", lambda self: (1.0 + self.step, 1.0))
     result = call(model, "--data", data, *QUICK, *TUNE, "-o", tmp_path / "new")
     assert result.exit_code == 0
-    assert "after 4 steps; no step was better than the start, which is what was" in result.stdout
+    assert (
+        "; held-out loss with four peers 1.0000 (one device 1.0000): no step of 4 was better than "
+        "the start, which is what was kept; curve"
+    ) in result.stdout
     again = call(model, "--data", data, *QUICK, *TUNE, "-o", tmp_path / "second", "--json")
     told = json.loads(again.stdout)
     assert (told["steps"], told["best_step"], told["held_out_loss"]) == (4, 0, 1.0)

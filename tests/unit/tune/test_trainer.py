@@ -273,6 +273,7 @@ def test_a_resumed_run_ends_with_the_same_bits(
     assert equal(weights(last.model), weights(whole.model))
     assert found.codebook.id == wanted.codebook.id
     assert (found.best, found.best_step) == (wanted.best, wanted.best_step)
+    assert (found.start, found.alone) == (wanted.start, wanted.alone)
     assert found.steps == wanted.steps
     assert [drop(row) for row in rows(again)] == [drop(row) for row in rows(work)]
 
@@ -476,7 +477,7 @@ def test_a_run_that_had_stopped_early_stops_again(
         monkeypatch.setattr(run, "measure", lambda losses=losses: (next(losses), 1.0))
         done: list[int] = []
         tuned = run.run(lambda step, total, what, done=done: done.append(step))  # type: ignore[misc]
-        assert (tuned.steps, tuned.best, len(done)) == (12, 2.0, steps)
+        assert (tuned.steps, tuned.start, tuned.best, len(done)) == (12, 4.0, 2.0, steps)
 
 
 @pytest.mark.parametrize("covariance", ["diagonal", "full"])
