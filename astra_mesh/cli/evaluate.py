@@ -126,7 +126,7 @@ def evaluate(
         )
         bundle = find_bundle(model)
         check_class_token(bundle, class_token)
-        with counting() as progress:
+        with counting(quiet=as_json) as progress:
             found = quality.evaluate(bundle, data, settings, progress)
         if save:
             found.check_known()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -48,7 +49,7 @@ def fit_codebook(asked: Asked, options: FitOptions) -> None:
     check_class_token(bundle, asked.class_token)
     if asked.output is not None:
         check_output(asked.output)
-    with counting() as progress:
+    with counting(quiet=asked.as_json) as progress:
         found = quality.fit(
             bundle,
             asked.data,
@@ -90,7 +91,8 @@ def tune_model(
         raise InputError("--finetune makes a new model: name its folder with --output")
     bundle = find_bundle(asked.model)
     check_class_token(bundle, asked.class_token)
-    with counting() as progress:
+    one_of_several = os.environ.get("RANK", "0") != "0"  # under torchrun: the first one tells
+    with counting(quiet=asked.as_json or one_of_several) as progress:
         found = finetuning.finetune(
             bundle,
             asked.data,

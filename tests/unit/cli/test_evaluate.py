@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 
 from astra_mesh.bundle import open_bundle, verify
 from astra_mesh.bundle.quality import read_quality
+from astra_mesh.cli import progress
 from astra_mesh.cli.app import app
 from astra_mesh.cli.report import cost_line, precision_line, report_block
 from astra_mesh.naming import Names
@@ -129,6 +130,15 @@ def test_the_bound_has_a_table_of_its_own(model: Path) -> None:
         (bits, block) for bits in (16, 32) for block in (1, 2)
     }
     assert all(row["error"] < row["bound"] for row in document["bounds"])
+
+
+def test_progress_is_told_in_a_log_unless_it_is_json(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "_TELL_S", 0.01)
+    given = ("--limit", "12", "--peers", "2,4,8")
+    assert re.search(r"comparing, \d+/12 \(\d+ s\)", call(model, *given).stderr)
+    assert "comparing" not in call(model, *given, "--json").stderr
 
 
 def test_random_shards_have_a_seed(model: Path) -> None:
