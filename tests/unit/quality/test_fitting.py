@@ -273,7 +273,8 @@ def test_a_full_disk_leaves_no_part(
     bundle: Bundle, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The library tells of it in words only."""
-    plain, full = safetensors.torch.save_file, []
+    plain = safetensors.torch.save_file
+    full: list[Path] = []
 
     def save(tensors: dict[str, torch.Tensor], path: Path, **options: Any) -> None:
         if len(full) == 2:
