@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -25,6 +26,21 @@ _NAME_BYTES = 255  # the longest file name that common file systems hold
 def shown(path: Path) -> str:
     """A file as messages name it: its folder and name, without the rest of the path."""
     return f"{path.parent.name}/{path.name}"
+
+
+def no_room(error: Exception) -> bool:
+    """Whether a disk, or what one may use of it, is full; libraries say so in words only."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return f"os error {errno.ENOSPC}" in str(error)
+
+
+def full_disk(path: Path) -> ModelError:
+    """The error where a file cannot be written for want of room: its whole path, to find the disk.
+
+    What was there before is still there.
+    """
+    return ModelError(f"no space left to write {path.absolute()}: make room, then try again")
 
 
 def bad_file(path: Path, problem: str, remedy: str = "") -> BadBundleError:
@@ -145,6 +161,8 @@ def replacing(path: Path) -> Iterator[Path]:
         part.replace(path)
         _sync(path.parent)
     except OSError as error:
+        if no_room(error):
+            raise full_disk(path) from error
         reason = error.strerror or str(error)
         raise ModelError(f"cannot write {shown(path)} ({reason}); nothing was changed") from error
     finally:

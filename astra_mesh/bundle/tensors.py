@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 
 from astra_mesh import limits
-from astra_mesh.bundle.configs import bad_file, replacing, shown
+from astra_mesh.bundle.configs import bad_file, full_disk, no_room, replacing, shown
 from astra_mesh.bundle.header import read_header
 from astra_mesh.bundle.store import Bundle
 from astra_mesh.bundle.weights import INDEX, weight_map
@@ -131,6 +131,8 @@ def save_tensors(
         try:
             safetensors.torch.save_file(ready, part, metadata=dict(metadata or {}))
         except safetensors.SafetensorError as error:
+            if no_room(error):
+                raise full_disk(target) from error
             text = f"cannot write {shown(target)} ({str(error)[:200]}); nothing was changed"
             raise ModelError(text) from error
         _sort_metadata(part)

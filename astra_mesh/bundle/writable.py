@@ -1,21 +1,31 @@
-"""Whether files can be written somewhere: found out before hours of work, not after."""
+"""Whether files can be written somewhere, and by nobody else: found out before hours of work."""
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
-from astra_mesh.errors import InputError
+from astra_mesh.bundle.configs import full_disk, no_room
+from astra_mesh.errors import InputError, ModelError
+
+if sys.platform != "win32":
+    import fcntl
 
 _MIB: Final = 1 << 20
+_NUMBER_CHARS: Final = 20  # of a process
 
 
 def check_file(path: Path) -> None:
-    """InputError where no file ``path`` can be written; its folder must be there."""
+    """InputError where no file ``path`` can be written; its folder must be there.
+
+    ModelError where the disk is full, which no other command mends.
+    """
     folder = path.absolute().parent
     if not folder.is_dir():
         raise InputError(f"{path} cannot be written: there is no folder {folder}")
@@ -24,17 +34,24 @@ def check_file(path: Path) -> None:
             raise InputError(f"{path} cannot be written: it is a folder; name a file")
         _try(folder)
     except OSError as error:
+        if no_room(error):
+            raise full_disk(path) from error
         raise InputError(
             f"{path} cannot be written: {folder} takes no such file ({error.strerror})"
         ) from error
 
 
 def check_folder(path: Path) -> None:
-    """InputError where no folder ``path`` with files can be made; leaves nothing behind."""
+    """InputError where no folder ``path`` with files can be made; leaves nothing behind.
+
+    ModelError where the disk is full.
+    """
     try:
         with folder_for(path):
             _try(path)
     except OSError as error:
+        if no_room(error):
+            raise full_disk(path) from error
         raise InputError(
             f"{path} cannot be written: it takes no files ({error.strerror})"
         ) from error
@@ -57,8 +74,73 @@ def folder_for(path: Path) -> Iterator[None]:
                 one.rmdir()
 
 
+@contextmanager
+def only_run(lock: Path, used: Path) -> Iterator[None]:
+    """One run at a time; on Windows, and on file systems without locks, nobody is kept away.
+
+    Args:
+        lock: A file that is made for as long as this lasts, in a folder that is there.
+        used: What the runs would write both, for people.
+
+    Raises:
+        ModelError: Another run has the lock, or it cannot be made.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    with _taken(lock, used) as file:
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # it may be gone, with its folder
+                if _is_at(file, lock):
+                    lock.unlink()
+
+
+def _taken(lock: Path, used: Path) -> IO[str]:
+    while True:
+        try:
+            file = lock.open("a+", encoding="ascii", errors="replace")
+        except OSError as error:
+            if no_room(error):
+                raise full_disk(lock) from error
+            raise ModelError(f"{lock} cannot be written ({error.strerror})") from error
+        if not _locked(file):
+            file.seek(0)
+            number = file.read(_NUMBER_CHARS)
+            file.close()
+            who = f" (process {number})" if number.isdecimal() else ""
+            raise ModelError(f"another run is using {used}{who}: wait for it, or stop it")
+        if _is_at(file, lock):
+            break
+        file.close()  # whoever had it has ended meanwhile and taken it away
+    with suppress(OSError):  # the number is for people only
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+    return file
+
+
+def _locked(file: IO[str]) -> bool:
+    """False where another has it."""
+    if sys.platform != "win32":
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:  # a file system without locks
+            return True
+    return True
+
+
+def _is_at(file: IO[str], path: Path) -> bool:
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    return False
+
+
 def check_room(needed: Mapping[Path, int]) -> None:
-    """InputError where a disk has less room than is needed in bytes by folders, there or to be."""
+    """ModelError where a disk has less room than is needed in bytes by folders, there or to be."""
     sums: dict[int, int] = {}
     for folder, size in needed.items():
         place = next(one for one in (folder, *folder.absolute().parents) if one.is_dir())
@@ -66,9 +148,9 @@ def check_room(needed: Mapping[Path, int]) -> None:
         sums[device] = sums.get(device, 0) + size
         free = shutil.disk_usage(place).free
         if free < sums[device]:
-            raise InputError(
-                f"{folder} has too little room: about {-(-sums[device] // _MIB)} MiB are needed, "
-                f"{free // _MIB} MiB are free"
+            raise ModelError(
+                f"no space left for {folder.absolute()}: about {-(-sums[device] // _MIB)} MiB are "
+                f"needed, {free // _MIB} MiB are free"
             )
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import enum
 import io
+import json
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -74,8 +76,9 @@ def evaluate(
         typer.Option(
             min=0.0,
             max=1.0,
-            help="What the recommended rate may lose. Default: 0.02 (2 %) more perplexity, 0.005 "
-            "(half a point) of accuracy or 0.03 other answers without labels, 0.015 of the cosine.",
+            help="What the recommended rate may lose. Default: 0.02 (2 %) more perplexity, and a "
+            "KL of at most ln(1 + LOSS); 0.005 (half a point) of accuracy or 0.03 other answers "
+            "without labels; 0.015 of the cosine.",
         ),
     ] = None,
     bound: Annotated[
@@ -125,25 +128,28 @@ def evaluate(
         )
         bundle = find_bundle(model)
         check_class_token(bundle, class_token)
-        with counting() as progress:
+        with counting(quiet=as_json) as progress:
             found = quality.evaluate(bundle, data, settings, progress)
         if save:
             found.check_known()
         before = stored_tasks(bundle).get(found.task) if save else None
         if save:
             save_quality(bundle, found.task, found.stored())
+        document = to_document(found)
         if output is not None:
-            _write(output, to_csv(found) if output.suffix == ".csv" else found.to_json() + "\n")
+            _write(output, to_csv(found) if output.suffix == ".csv" else _json_text(document))
         if plot is not None:
             save_plot(found, plot)
         if as_json:
-            print_json(found.to_dict())
+            print_json(document)
         else:
             show(found)
             if save:
                 out.print(_stored(found.stored(), before), markup=False, soft_wrap=True)
             for line in _doubts(found):
                 hint(line)
+            if bound and not found.bounds:
+                hint("no bound is told: it is of a codebook's codes, and none was measured")
 
 
 def _write(path: Path, text: str) -> None:
@@ -152,6 +158,18 @@ def _write(path: Path, text: str) -> None:
 
     with replacing(path) as part:
         part.write_text(text, encoding="utf-8")
+
+
+def to_document(found: Evaluation) -> dict[str, Any]:
+    """For --json and .json: with what wrote it, and when."""
+    from astra_mesh import __version__
+
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    return found.to_dict() | {"astra_mesh": __version__, "date": date}
+
+
+def _json_text(document: dict[str, Any]) -> str:
+    return json.dumps(document, indent=2, sort_keys=True, allow_nan=False) + "\n"
 
 
 def to_csv(found: Evaluation) -> str:
@@ -207,12 +225,18 @@ def _doubts(found: Evaluation) -> list[str]:
     row = found.recommended_row
     if row is None or row.loss + 2 * row.metrics["loss_error"] <= found.limit:
         return []
+    error = _in_unit(found.measure, row.metrics["loss_error"])
     text = (
-        "the loss of the recommended rate is uncertain by "
-        f"{100 * row.metrics['loss_error']:.2g} % (one standard error), too much for the limit: "
-        "measure more inputs (--limit)"
+        f"the loss of the recommended rate is uncertain by {error} (one standard error), too much "
+        "for the limit: measure more inputs (--limit)"
     )
     return [text]
+
+
+def _in_unit(measure: str, error: float) -> str:
+    if measure == "cosine":
+        return f"{error:.2g} of the cosine"
+    return f"{100 * error:.2g} {'points of accuracy' if measure == 'accuracy' else '%'}"
 
 
 def _conclusion(found: Evaluation) -> str:

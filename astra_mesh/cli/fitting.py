@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from astra_mesh.peer.code_times import CodeTimes
     from astra_mesh.quality import FitOptions, Fitted
     from astra_mesh.tune.options import TuneOptions
+    from astra_mesh.tune.trainer import Tuned
 
 
 DEAR = 0.25  # of a block's own time: coding that takes more is worth a word
@@ -47,7 +49,7 @@ def fit_codebook(asked: Asked, options: FitOptions) -> None:
     check_class_token(bundle, asked.class_token)
     if asked.output is not None:
         check_output(asked.output)
-    with counting() as progress:
+    with counting(quiet=asked.as_json) as progress:
         found = quality.fit(
             bundle,
             asked.data,
@@ -89,7 +91,8 @@ def tune_model(
         raise InputError("--finetune makes a new model: name its folder with --output")
     bundle = find_bundle(asked.model)
     check_class_token(bundle, asked.class_token)
-    with counting() as progress:
+    one_of_several = os.environ.get("RANK", "0") != "0"  # under torchrun: the first one tells
+    with counting(quiet=asked.as_json or one_of_several) as progress:
         found = finetuning.finetune(
             bundle,
             asked.data,
@@ -109,22 +112,35 @@ def tune_model(
         "bundle": str(found.bundle),
         "codebook": found.codebook.id,
         "steps": found.tuned.steps,
+        "held_out_start": found.tuned.start,
         "held_out_loss": found.tuned.best,
+        "held_out_one_device": found.tuned.alone,
         "best_step": found.tuned.best_step,
         "stopped_early": found.tuned.stopped_early,
     }
     if asked.as_json:
         print_json(told)
         return
-    early = " (stopped early: no gain any more)" if found.tuned.stopped_early else ""
-    if not found.tuned.best_step:
-        early += "; no step was better than the start, which is what was kept"
     out.print(
-        f"model and codebook in {clean(str(found.bundle))} after {found.tuned.steps} steps{early}; "
-        f"loss on held-out data with four peers {found.tuned.best:.4f}; curve in training.csv",
+        f"model and codebook in {clean(str(found.bundle))}; {_gain(found.tuned)}; curve in "
+        "training.csv",
         markup=False,
         soft_wrap=True,
     )
+
+
+def _gain(tuned: Tuned) -> str:
+    """From the start to what was kept."""
+    early = ", stopped early without gain" if tuned.stopped_early else ""
+    alone = f"one device {tuned.alone:.4f}"
+    text = f"held-out loss with four peers {tuned.start:.4f}"
+    if not tuned.best_step:
+        return (
+            f"{text} ({alone}): no step of {tuned.steps} was better than the start, which is what "
+            f"was kept{early}"
+        )
+    kept = f"kept: step {tuned.best_step} of {tuned.steps}"
+    return f"{text} at the start, {tuned.best:.4f} now ({kept}{early}; {alone})"
 
 
 @dataclass(frozen=True)
@@ -158,7 +174,8 @@ def _fitted(found: Fitted, times: Times) -> dict[str, object]:
         "rates_besides": list(found.besides),
         "tokens": found.report.tokens,
         "sequences": found.report.sequences,
-        "resumed_blocks": found.resumed,
+        "fits": sum(map(len, found.codebook.levels.values())),
+        "resumed_fits": found.resumed,
         "outdated_tasks": list(found.outdated),
         "blocks": [asdict(one) for one in found.report.blocks],
         "costs": [
@@ -206,8 +223,17 @@ def _show_report(found: Fitted, times: Times) -> None:
             soft_wrap=True,
         )
     if found.resumed:
-        blocks = "1 block" if found.resumed == 1 else f"{found.resumed} blocks"
-        out.print(f"{blocks} came from an interrupted run", markup=False)
+        out.print(f"{_resumed(found)} came from an interrupted run", markup=False)
+
+
+def _resumed(found: Fitted) -> str:
+    """Each block is fitted once for each rate; once for all of them where codes have no history."""
+    levels = found.codebook.levels
+    blocks = len(next(iter(levels.values())))
+    if len(levels) == 1:
+        return f"{found.resumed} of {blocks} blocks"
+    fits = len(levels) * blocks
+    return f"{found.resumed} of {fits} fits ({blocks} blocks at {len(levels)} rates)"
 
 
 def _show_costs(found: Fitted, times: Times) -> None:

@@ -1,8 +1,10 @@
-"""Progress bars for what takes longer than a moment; on standard error, gone when it is over."""
+"""Progress bars for what takes longer than a moment; on standard error, gone when it is over. Where
+that is no terminal: a line now and then of what takes minutes."""
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -17,9 +19,10 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from astra_mesh.cli.console import clean, err
+from astra_mesh.cli.console import clean, err, hint
 
 _LOOK_S: Final = 0.2
+_TELL_S: Final = 30.0  # between lines in a log
 
 
 @contextmanager
@@ -54,8 +57,12 @@ def waiting(text: str) -> Iterator[Callable[[], None]]:
 
 
 @contextmanager
-def counting() -> Iterator[Callable[[int, int, str], None]]:
-    """A bar on standard error; called with (done, total, what)."""
+def counting(*, quiet: bool) -> Iterator[Callable[[int, int, str], None]]:
+    """A bar on standard error, or lines unless ``quiet``; called with (done, total, what)."""
+    if not err.is_terminal and not quiet:
+        with _lines() as advance:
+            yield advance
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f}%"))
     with Progress(*columns, TimeElapsedColumn(), console=err.moving, transient=True) as bar:
         task = bar.add_task("starting", total=None)
@@ -64,3 +71,24 @@ def counting() -> Iterator[Callable[[int, int, str], None]]:
             bar.update(task, completed=done, total=total, description=clean(what))
 
         yield advance
+
+
+@contextmanager
+def _lines() -> Iterator[Callable[[int, int, str], None]]:
+    """Told by a thread of its own: a single step may take longer than people wait."""
+    over, began, newest = threading.Event(), time.monotonic(), ["starting"]
+
+    def tell() -> None:
+        while not over.wait(_TELL_S):
+            hint(f"{newest[0]} ({time.monotonic() - began:.0f} s)")
+
+    def advance(done: int, total: int, what: str) -> None:
+        newest[0] = clean(what) + (f", {done}/{total}" if total > 1 else "")
+
+    thread = threading.Thread(target=tell, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield advance
+    finally:
+        over.set()
+        thread.join()

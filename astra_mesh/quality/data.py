@@ -129,6 +129,11 @@ def _some(found: list[T], path: Path, spec: ModelSpec, split: Split | None) -> l
     return found
 
 
+def window_of(spec: ModelSpec, asked: int | None) -> int:
+    """Tokens of a window of text, or the most of a sentence."""
+    return min(spec.max_tokens, WINDOW_TOKENS if asked is None else asked)
+
+
 def _samples(
     bundle: Bundle,
     spec: ModelSpec,
@@ -143,7 +148,7 @@ def _samples(
     What is in a split is the same in every view, down to the token.
     """
     _check_there(path)
-    size = min(spec.max_tokens, WINDOW_TOKENS if window is None else window)
+    size = window_of(spec, window)
     if size < 2:
         raise CalibrationError(f"a window must have at least 2 tokens, not {size}")
     if spec.vocab_size == 0:

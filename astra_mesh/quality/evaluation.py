@@ -6,7 +6,6 @@ same inputs, so rows differ by the codec, its rate and the number of peers only.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -35,7 +34,7 @@ from astra_mesh.limits import NAME_CHARS, PEERS_PER_PLAN
 from astra_mesh.plan.layout import make_layout
 from astra_mesh.quality.bounds import BoundRow, BoundSettings, attention_bounds
 from astra_mesh.quality.cuts import Shards, cut
-from astra_mesh.quality.data import Split, load_samples
+from astra_mesh.quality.data import Split, load_samples, window_of
 from astra_mesh.quality.metrics import INPUTS, Meter, make_meter
 from astra_mesh.quality.sample import Sample
 from astra_mesh.quant.codebook import Codebook, load_codebook
@@ -110,6 +109,8 @@ class Evaluation:
     baseline: dict[str, float]  # of the single device
     rows: list[EvalRow] = field(default_factory=list)
     bounds: list[BoundRow] = field(default_factory=list)
+    window: int | None = None  # tokens of a window of text, or the most of a sentence
+    seed: int | None = None  # of random shards
 
     @property
     def lacking(self) -> str:
@@ -186,17 +187,13 @@ class Evaluation:
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values."""
+        """As plain values, the same for the same results."""
         best = self.recommended
         more = {
             "recommended": None if best is None else msgspec.to_builtins(best),
             "definitions": self.stored().definitions,
         }
         return asdict(self) | {"peers": list(self.peers)} | more
-
-    def to_json(self) -> str:
-        """As a JSON text that is the same for the same results."""
-        return json.dumps(self.to_dict(), indent=2, sort_keys=True, allow_nan=False)
 
 
 @dataclass(frozen=True)
@@ -284,6 +281,8 @@ def evaluate(
         baseline=baseline,
         rows=rows,
         bounds=_bounds(model, samples, rated, settings, progress),
+        window=window_of(model.spec, settings.window) if model.spec.vocab_size else None,
+        seed=settings.seed if settings.shards == "random" else None,
     )
 
 

@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 
 from astra_mesh.bundle import Bundle, open_bundle, write_manifest
-from astra_mesh.bundle.configs import save_json
+from astra_mesh.bundle.configs import no_room, save_json
 from astra_mesh.bundle.tensors import load_weights, read_metadata, save_tensors
-from astra_mesh.bundle.writable import check_folder, check_room, folder_for
+from astra_mesh.bundle.writable import check_folder, check_room, folder_for, only_run
 from astra_mesh.errors import InputError, ModelError
 from astra_mesh.families import Model, build_model, export_config, export_weights
 from astra_mesh.quality.data import Split, check_labels, load_samples, stream_samples
@@ -36,6 +36,7 @@ from astra_mesh.tune.trainer import CHECKPOINT, CURVE, Trainer, Tuned
 
 WEIGHTS = "model.safetensors"
 START = "start.safetensors"  # the codebook that training began with
+_LOCK = ".lock"  # in the work folder while a run uses it
 BUFFER = 2048  # samples among which the next batch is drawn
 _MADE_FROM = "made_from"  # in its metadata: options and data that it was fitted with
 _WAITING = "waiting for the first process, which fits the codebook that all begin with"
@@ -82,71 +83,81 @@ def finetune(
     Raises:
         CalibrationError, InputError: data, options or folders that cannot be used. Nothing was
             done then, and no folder is left.
-        ModelError: the bundle cannot be used, or a file cannot be written.
+        ModelError: the bundle cannot be used, a file cannot be written, a disk is full, or another
+            run uses the work folder.
     """
     options.check_values()
     if output.resolve() == bundle.path.resolve() or os.path.isfile(output):  # noqa: PTH113 - no errors
         raise InputError("the fine-tuned model needs a folder of its own: name another --output")
     own_work = work is None
     work = work or output.with_name(f"{output.name}.work")
-    with distributed(), ExitStack() as places:
-        of_first(lambda: _prepare(output, work, places))
-        model = build_model(bundle.config, load_weights(bundle))
-        of_first(lambda: check_room(_needed(bundle, model, options, output, work)))
-        task = task or model.spec.tasks[0]
-        model.require(task)
-        fit_options = replace(
-            fit_options, distributed=options.distributed and model.spec.has_class_token
-        )
-        options = replace(options, distributed=fit_options.distributed)
-        fit_split = split if held_out_data else split or "fit"
-        classes = model.labels if task == "classify" else None
-        if classes is not None:
-            check_labels(bundle, data, classes)
-        held_out = load_samples(
-            bundle,
-            held_out_data or data,
-            limit=options.held_out,
-            window=window,
-            split=None if held_out_data else "eval" if fit_split == "fit" else "fit",
-            classes=classes,
-        )
-        distils = options.distill > 0 or task == "embed"
-        if not distils and task == "classify" and all(sample.label is None for sample in held_out):
-            raise InputError("the data have no labels: there is nothing to learn with --distill 0")
-        source = of_first(lambda: _source(data, fit_options, window, fit_split, task))
-        measured = of_first(lambda: data_fingerprint(held_out_data) if held_out_data else "")
-        start, fitted = _start(
-            bundle, data, fit_options, work, progress, window, fit_split, task, source
-        )
+    with ExitStack() as places:
+        with distributed():
+            of_first(lambda: _prepare(output, work, places))
+            model = build_model(bundle.config, load_weights(bundle))
+            of_first(lambda: check_room(_needed(bundle, model, options, output, work)))
+            task = task or model.spec.tasks[0]
+            model.require(task)
+            fit_options = replace(
+                fit_options, distributed=options.distributed and model.spec.has_class_token
+            )
+            options = replace(options, distributed=fit_options.distributed)
+            fit_split = split if held_out_data else split or "fit"
+            classes = model.labels if task == "classify" else None
+            if classes is not None:
+                check_labels(bundle, data, classes)
+            held_out = load_samples(
+                bundle,
+                held_out_data or data,
+                limit=options.held_out,
+                window=window,
+                split=None if held_out_data else "eval" if fit_split == "fit" else "fit",
+                classes=classes,
+            )
+            distils = options.distill > 0 or task == "embed"
+            if (
+                not distils
+                and task == "classify"
+                and all(sample.label is None for sample in held_out)
+            ):
+                raise InputError(
+                    "the data have no labels: there is nothing to learn with --distill 0"
+                )
+            source = of_first(lambda: _source(data, fit_options, window, fit_split, task))
+            measured = of_first(lambda: data_fingerprint(held_out_data) if held_out_data else "")
+            start, fitted = _start(
+                bundle, data, fit_options, work, progress, window, fit_split, task, source
+            )
 
-        def batches(skip: int) -> Iterator[Batch]:
-            stream = stream_samples(bundle, data, window=window, split=fit_split, classes=classes)
-            return _batches(stream, options, skip)
+            def batches(skip: int) -> Iterator[Batch]:
+                stream = stream_samples(
+                    bundle, data, window=window, split=fit_split, classes=classes
+                )
+                return _batches(stream, options, skip)
 
-        trainer = Trainer(
-            model,
-            _teacher(bundle, model, options) if distils else None,
-            start,
-            task,
-            batches,
-            [_batch(group) for group in _by_length(held_out, options.batch)],
-            options,
-            work,
-            source + measured,
-        )
-        tuned = trainer.run(progress)
-        if rank():
-            return None
-    with _writing(output):
-        weights = None
-        if options.trained != "codebook":
-            weights = export_weights(bundle.config, model.cpu())
-        codebook = _write(bundle, weights, tuned, output)
-        shutil.copyfile(work / CURVE, output / CURVE)
-        (work / CHECKPOINT).unlink(missing_ok=True)
-        if own_work:
-            shutil.rmtree(work)
+            trainer = Trainer(
+                model,
+                _teacher(bundle, model, options) if distils else None,
+                start,
+                task,
+                batches,
+                [_batch(group) for group in _by_length(held_out, options.batch)],
+                options,
+                work,
+                source + measured,
+            )
+            tuned = trainer.run(progress)
+            if rank():
+                return None
+        with _writing(output):
+            weights = None
+            if options.trained != "codebook":
+                weights = export_weights(bundle.config, model.cpu())
+            codebook = _write(bundle, weights, tuned, output)
+            shutil.copyfile(work / CURVE, output / CURVE)
+            (work / CHECKPOINT).unlink(missing_ok=True)
+            if own_work:
+                shutil.rmtree(work)
     return Finetuned(output, codebook, tuned, fitted)
 
 
@@ -158,12 +169,13 @@ def _teacher(bundle: Bundle, model: Model, options: TuneOptions) -> Model:
 
 
 def _prepare(output: Path, work: Path, places: ExitStack) -> None:
-    """Both can be written; ``work`` is there until ``places`` end, and then if it holds files."""
+    """Both can be written; ``work`` is this run's until ``places`` end."""
     check_folder(output)
     if output.is_dir() and any(output.iterdir()) and not (work / CHECKPOINT).exists():
         raise InputError(f"{output} holds files already: delete it, or name another --output")
     check_folder(work)
     places.enter_context(folder_for(work))
+    places.enter_context(only_run(work / _LOCK, work))
 
 
 def _needed(
@@ -182,8 +194,9 @@ def _writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        reason = "no space left" if no_room(error) else error.strerror
         raise ModelError(
-            f"{folder} cannot be written ({error.strerror}); nothing trained is lost: mend that "
+            f"{folder.absolute()} cannot be written ({reason}); nothing trained is lost: mend that "
             "and give the same command again"
         ) from error
 

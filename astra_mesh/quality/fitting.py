@@ -13,8 +13,8 @@ import torch
 from astra_mesh.bundle import Bundle, write_manifest
 from astra_mesh.bundle.quality import stored_tasks
 from astra_mesh.bundle.tensors import load_weights, open_tensors, read_metadata, save_tensors
-from astra_mesh.bundle.writable import check_file
-from astra_mesh.errors import AstraMeshError, CodebookError
+from astra_mesh.bundle.writable import check_file, only_run
+from astra_mesh.errors import AstraMeshError, CalibrationError, CodebookError, ModelError
 from astra_mesh.families import ModelInput, build_model
 from astra_mesh.quality.data import Split, load_inputs
 from astra_mesh.quant.codebook import UNLIMITED, Codebook, block_book, load_codebook
@@ -41,7 +41,7 @@ class Fitted:
     path: Path
     codebook: Codebook
     report: FitReport
-    resumed: int  # blocks that an interrupted run had fitted already
+    resumed: int  # of the fits, one for each block and level, what an interrupted run had done
     costs: list[DecodeCost]  # of each rate
     outdated: tuple[str, ...]  # tasks with measured figures of the codebook that was replaced
     besides: tuple[int, ...]  # rates in bits that nobody asked for: parts of codes without history
@@ -78,42 +78,54 @@ def fit(
     Raises:
         CalibrationError: data or options that cannot be used.
         InputError: the file cannot be written, as far as can be known before.
-        ModelError: the bundle cannot be used, or the file cannot be written.
+        ModelError: the bundle cannot be used, the file cannot be written, or another run is about
+            to write it.
     """
     path = output or bundle.path / codebook_name(options)
     check_file(path)
-    progress(0, 1, "reading the model")
-    model = build_model(bundle.config, load_weights(bundle))
-    options.check(model.spec.hidden_size)
-    if task:
-        model.require(task)
-    progress(0, 1, "reading the data")
-    views = PICTURE_VIEWS if model.spec.vocab_size == 0 else 1
-    inputs = load_inputs(
-        bundle, data, limit_tokens=options.max_tokens, window=window, split=split, views=views
-    )
-    partial = Partial(path, bundle.model_id, options, inputs)
-    done = partial.load()
-    resumed = len(done)
-    codebook, report = fit_codebook(
-        model,
-        bundle.model_id,
-        inputs,
-        options,
-        progress,
-        task=task,
-        done=done,
-        keep=partial.save,
-    )
-    outdated = _outdated(bundle, path, codebook)
-    codebook.save(path, notes)
-    partial.remove()
-    if output is None:
-        write_manifest(bundle.path)
-    costs = decode_costs(codebook, model.spec)
-    asked = options.stages
-    besides = tuple(bits for bits in codebook.rates.values() if bits not in asked)
-    return Fitted(path, codebook, report, resumed, costs, outdated, besides)
+    with only_run(path.with_name(f".{path.stem}.lock"), path):
+        progress(0, 1, "reading the model")
+        model = build_model(bundle.config, load_weights(bundle))
+        options.check(model.spec.hidden_size)
+        _check_history(options.history, model.spec.num_hidden_layers)
+        if task:
+            model.require(task)
+        progress(0, 1, "reading the data")
+        views = PICTURE_VIEWS if model.spec.vocab_size == 0 else 1
+        inputs = load_inputs(
+            bundle, data, limit_tokens=options.max_tokens, window=window, split=split, views=views
+        )
+        partial = Partial(path, bundle.model_id, options, inputs)
+        done = partial.load()
+        resumed = len(done)
+        codebook, report = fit_codebook(
+            model,
+            bundle.model_id,
+            inputs,
+            options,
+            progress,
+            task=task,
+            done=done,
+            keep=partial.save,
+        )
+        outdated = _outdated(bundle, path, codebook)
+        codebook.save(path, notes)
+        partial.remove()
+        if output is None:
+            write_manifest(bundle.path)
+        costs = decode_costs(codebook, model.spec)
+        asked = options.stages
+        besides = tuple(bits for bits in codebook.rates.values() if bits not in asked)
+        return Fitted(path, codebook, report, resumed, costs, outdated, besides)
+
+
+def _check_history(history: int, blocks: int) -> None:
+    """CalibrationError where so many blocks are all that a block of the model has before it."""
+    if history and history >= blocks - 1:
+        raise CalibrationError(
+            f"a history of {history} looks back no further than all does in a model of {blocks} "
+            "blocks, and costs more: use --history all"
+        )
 
 
 def _outdated(bundle: Bundle, path: Path, new: Codebook) -> tuple[str, ...]:
@@ -164,7 +176,7 @@ class Partial:
         return found
 
     def save(self, done: Stored) -> None:
-        """Write all of them; ModelError where that fails, the old file intact."""
+        """Write all of them; ModelError where that fails, and then the file is gone."""
         tensors = {
             f"{stages}.{block}.{name}": tensor
             for (stages, block), one in done.items()
@@ -173,7 +185,11 @@ class Partial:
         for (stages, block), one in done.items():
             shares = one.predicted, *one.left
             tensors[f"{stages}.{block}.{_SHARES}"] = torch.tensor(shares, dtype=torch.float64)
-        save_tensors(self._path, tensors, {"key": self._key})
+        try:
+            save_tensors(self._path, tensors, {"key": self._key})
+        except ModelError:
+            self.remove()
+            raise
 
     def remove(self) -> None:
         """The run is over."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from astra_mesh.bundle.configs import full_disk, no_room
 from astra_mesh.errors import AstraMeshError, InputError
 from astra_mesh.quality.evaluation import EvalRow, Evaluation
 
@@ -61,6 +62,8 @@ def save_plot(found: Evaluation, path: Path) -> None:
         try:
             figure.savefig(path, dpi=150, metadata=metadata)
         except OSError as exc:
+            if no_room(exc):
+                raise full_disk(path) from None
             raise AstraMeshError(f"{path} cannot be written: {exc.strerror or exc}") from None
 
 

@@ -10,8 +10,9 @@ from typing import Final, TextIO
 import torch
 
 from astra_mesh.bundle import Bundle
+from astra_mesh.bundle.text import NAME as TOKENIZER
 from astra_mesh.bundle.text import TextTokenizer
-from astra_mesh.errors import CalibrationError
+from astra_mesh.errors import CalibrationError, WrongTaskError
 from astra_mesh.families import ModelInput
 from astra_mesh.limits import NAME_CHARS
 from astra_mesh.quality.sample import Sample
@@ -48,9 +49,18 @@ def windows(
         yield _sample(tokens)
 
 
+def _tokenizer(bundle: Bundle) -> TextTokenizer:
+    """WrongTaskError where there is none: data are no token ids."""
+    if not bundle.has(TOKENIZER):
+        raise WrongTaskError(
+            f"{bundle.name} has no {TOKENIZER}: add the one that the model was trained with"
+        )
+    return TextTokenizer.from_bundle(bundle)
+
+
 def _pieces(bundle: Bundle, path: Path, size: int) -> Iterator[tuple[list[int], bool]]:
     """Windows, and if each goes on where the one before ended."""
-    tokenizer = TextTokenizer.from_bundle(bundle)
+    tokenizer = _tokenizer(bundle)
     for file in _text_files(path, (".txt",)):
         held: list[int] = []
         goes_on = False
@@ -116,7 +126,7 @@ def sentences(
     Raises:
         CalibrationError: a label is none of the classes; names its file and line.
     """
-    tokenizer = TextTokenizer.from_bundle(bundle)
+    tokenizer = _tokenizer(bundle)
     for file in _text_files(path, _SENTENCES):
         rows = _table(file, classes) if _is_table(file) else _lines(file)
         for text, label in rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -9,11 +10,13 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from astra_mesh.bundle.configs import no_room
 from astra_mesh.errors import ModelError
 from astra_mesh.tune.objective import Objective
 from astra_mesh.tune.processes import file_of_first
 
-FORMAT: Final = 2  # 1 had frozen weights too
+FORMAT: Final = 3  # 1 had frozen weights too; 2 only the loss of what was kept
+_FULL_BYTES: Final = 1 << 20  # torch does not say that a disk is full: then less than this is free
 _STATISTICS: Final = (".spread", ".seen")  # of the codebook's blocks; their other buffers stay
 
 
@@ -45,9 +48,11 @@ def write(path: Path, state: Mapping[str, Any]) -> None:
         torch.save(dict(state), part)
         part.replace(path)
     except (OSError, RuntimeError) as error:
+        full = no_room(error) or shutil.disk_usage(path.parent).free < _FULL_BYTES
         part.unlink(missing_ok=True)
         raise ModelError(
-            f"the checkpoint {path} cannot be written ({error}); the one before is intact: "
+            f"the checkpoint {path.absolute()} cannot be written "
+            f"({'no space left on its disk' if full else error}); the one before is intact: "
             "make room and start again to go on from there"
         ) from error
 

@@ -49,7 +49,9 @@ class Tuned:
 
     codebook: Codebook
     steps: int
-    best: float  # held-out loss under four peers, of what was kept
+    start: float  # held-out loss under four peers, before the first step
+    best: float  # of what was kept
+    alone: float  # of what was kept too, on one device
     best_step: int  # when it was reached; 0: training brought no gain
     stopped_early: bool
 
@@ -105,6 +107,7 @@ class Trainer:
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.module = averaging(self.objective)
         self.step, self.best, self.best_step, self.worse = 0, math.inf, 0, 0
+        self.start = self.alone = math.inf
         self.kept: dict[str, Tensor] = {}
         self.seconds = 0.0
 
@@ -149,7 +152,8 @@ class Trainer:
         checkpoint.put(self.objective, self.kept)
         merge(self.model)
         self.model.requires_grad_(False)
-        return Tuned(self.book.stored(), self.step, self.best, self.best_step, stopped)
+        losses = self.start, self.best, self.alone
+        return Tuned(self.book.stored(), self.step, *losses, self.best_step, stopped)
 
     def _learn(self, batch: Batch) -> Tensor:
         """One step; loss and its parts (4,)."""
@@ -187,9 +191,11 @@ class Trainer:
         mesh, alone_loss = self.measure()
         if not math.isfinite(mesh):
             raise self._diverged()
+        if self.step == 0:
+            self.start = mesh
         if mesh < self.best:
             self.best, self.worse, self.kept = mesh, 0, checkpoint.copy_of(self.objective)
-            self.best_step = self.step
+            self.best_step, self.alone = self.step, alone_loss
         else:
             self.worse += 1
         if rank() == 0:
@@ -244,7 +250,9 @@ class Trainer:
         state = {
             **self._identity(),
             "step": self.step,
+            "start": self.start,
             "best": self.best,
+            "alone": self.alone,
             "worse": self.worse,
             "best_step": self.best_step,
             "seconds": self.seconds,
@@ -267,6 +275,7 @@ class Trainer:
         self.step, self.best, self.worse = state["step"], state["best"], state["worse"]
         self.kept, self.seconds = state["kept"], state["seconds"]
         self.best_step = state["best_step"]
+        self.start, self.alone = state["start"], state["alone"]
 
     def _write_curve(self, row: Sequence[float]) -> None:
         path = self.work / CURVE

@@ -2,7 +2,7 @@
 
     python -m tools.bench.fidelity                    # all studies, hours on two cores
     python -m tools.bench.fidelity --only llama bert  # some
-    python -m tools.bench.fidelity --threads 1
+    python -m tools.bench.fidelity --only bounds --threads 1  # half a minute
 
 Each study fits codebooks with ``astra_mesh.quality.fit`` and measures them with
 ``astra_mesh.quality.evaluate``, as the commands ``fit`` and ``eval`` do, on copies of the models in
@@ -45,6 +45,8 @@ PASSAGE, PASSAGES = 128, 150  # tokens, for measuring
 PIECE = 95  # words between the starts of pieces that overlap
 CLASS_TOKEN: dict[str, Any] = {"distributed": False}  # unless a study says something else
 SMALL_PICTURES, PICTURES = 1_000, 2_000  # for calibration: other pictures; views in all
+BOUNDED = {"vit-tiny": 32, "tiny-gpt2": 8}  # inputs of the shipped models
+BOOK = "codebook.safetensors"
 Book = tuple[str, FitOptions]  # file name, options
 
 
@@ -373,6 +375,23 @@ def finetuned(data: Path, work: Path) -> dict[str, Any]:
     return found
 
 
+def bounds(data: Path, work: Path) -> dict[str, Any]:
+    """Attention errors beside their bound (docs/attention-error.md), of the shipped codebooks."""
+    from tools.bench.finetune import pictures, texts
+
+    tests = {"vit-tiny": pictures(data, work)[1], "tiny-gpt2": texts(data, work)[1]}
+    found = {}
+    for name, inputs in BOUNDED.items():
+        folder = copied(REPO_ROOT / "models" / name, work)
+        shutil.copyfile(REPO_ROOT / "models" / name / BOOK, folder / BOOK)
+        document = measured(
+            folder, tests[name], codecs=("vq",), rates=(16, 128), limit=inputs, bounds=inputs
+        )
+        found[name] = {"inputs": document["sequences"], "tokens": document["tokens"]}
+        found[name]["bounds"] = document["bounds"]
+    return found
+
+
 STUDIES: dict[str, Callable[[Path, Path], dict[str, Any]]] = {
     "vit": vit,
     "history": history,
@@ -381,6 +400,7 @@ STUDIES: dict[str, Callable[[Path, Path], dict[str, Any]]] = {
     "bert": bert,
     "zeroshot": zeroshot,
     "finetuned": finetuned,
+    "bounds": bounds,
 }
 ARGS = argparse.Namespace(finetuned=None)
 

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from astra_mesh.bundle.writable import check_file, check_folder, check_room, folder_for
-from astra_mesh.errors import InputError
+from astra_mesh.bundle.writable import check_file, check_folder, check_room, folder_for, only_run
+from astra_mesh.errors import InputError, ModelError
 from tests.unit.quality.full_disk import files_of_at_most
 
 
@@ -59,6 +66,24 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     assert everything(tmp_path) == {tmp_path / "file"}
 
 
+@pytest.mark.parametrize("check", [check_file, check_folder])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_no_mistake_of_the_command(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    check: Callable[[Path], None],
+    number: int,
+) -> None:
+    def full(**options: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    with pytest.raises(ModelError, match=rf"^no space left to write {tmp_path}/x: make room"):
+        check(Path("x"))
+    assert everything(tmp_path) == set()
+
+
 def test_only_empty_folders_go(tmp_path: Path) -> None:
     with folder_for(tmp_path / "a" / "b" / "c"):
         (tmp_path / "a" / "kept").write_text("x")
@@ -71,5 +96,70 @@ def test_room_is_added_up_for_a_disk(tmp_path: Path, monkeypatch: pytest.MonkeyP
     one, other = tmp_path / "one" / "x", tmp_path / "other"
     check_room({one: free})
     check_room({one: free // 2, other: free // 2})
-    with pytest.raises(InputError, match=r"other has .* 11 MiB are needed, 10 MiB are free"):
+    with pytest.raises(ModelError, match=r"for /.*other: about 11 MiB are needed, 10 MiB are free"):
         check_room({one: free // 2, other: free // 2 + 1})
+
+
+# --- one run at a time ----------------------------------------------------------------------------
+
+HOLDER = """
+import sys
+from pathlib import Path
+from astra_mesh.bundle.writable import only_run
+
+with only_run(Path(sys.argv[1]), Path("x")):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def held(lock: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process has the lock meanwhile."""
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", HOLDER, str(lock)]
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        yield other
+
+
+def test_another_process_is_named_until_it_ends(tmp_path: Path) -> None:
+    lock = tmp_path / ".lock"
+    with held(lock) as other:
+        text = rf"another run is using new\.work \(process {other.pid}\): wait for it, or stop it"
+        with pytest.raises(ModelError, match=text), only_run(lock, Path("new.work")):
+            pass
+        assert lock.exists()  # still the other's
+    assert everything(tmp_path) == set()
+    with only_run(lock, tmp_path):
+        assert lock.exists()
+    assert everything(tmp_path) == set()
+
+
+def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
+    lock = tmp_path / ".lock"
+    with held(lock) as other:
+        other.kill()
+        other.wait()
+        assert lock.exists()
+        with only_run(lock, tmp_path), pytest.raises(ModelError), only_run(lock, tmp_path):
+            pass
+    assert everything(tmp_path) == set()
+
+
+def test_a_lock_may_go_with_its_folder(tmp_path: Path) -> None:
+    """And what another made in its place stays."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    with only_run(folder / ".lock", folder):
+        shutil.rmtree(folder)
+        folder.mkdir()
+        (folder / ".lock").write_text("of another")
+    assert (folder / ".lock").read_text() == "of another"
+
+
+def test_a_lock_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "absent" / ".lock"
+    with pytest.raises(ModelError, match=r"absent/\.lock cannot be written"), only_run(path, path):
+        pass

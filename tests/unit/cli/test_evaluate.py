@@ -5,23 +5,30 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from msgspec.structs import replace
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
+from astra_mesh import __version__
 from astra_mesh.bundle import open_bundle, verify
 from astra_mesh.bundle.quality import read_quality
+from astra_mesh.cli import progress
 from astra_mesh.cli.app import app
+from astra_mesh.cli.evaluate import _doubts
 from astra_mesh.cli.report import cost_line, precision_line, report_block
 from astra_mesh.naming import Names
 from astra_mesh.quality import FitOptions, fit
 from astra_mesh.wire.messages import ExpectedCost
 from tests.unit.cli.stub import ME, OTHER, planned, report
 from tests.unit.quality.making import toy_bundle, words, write
+from tools.models.common import REPO_ROOT
 
 QUICK = FitOptions(history=0, rates=(16, 32), groups=4, codewords=16, iterations=2)
 
@@ -85,6 +92,22 @@ def test_too_few_inputs_for_the_limit_are_a_hint(model: Path) -> None:
     assert "measure more inputs" in call(model, "--codec", "vq", "--loss", f"{loss + 1e-9}").stderr
 
 
+@pytest.mark.parametrize(
+    ("measure", "words"),
+    [
+        ("perplexity", "3.3 % ("),
+        ("accuracy", "3.3 points of accuracy ("),
+        ("agreement", "3.3 % ("),
+        ("cosine", "0.033 of the cosine ("),
+    ],
+)
+def test_an_error_has_the_unit_of_its_loss(measure: str, words: str) -> None:
+    row = SimpleNamespace(loss=0.001, metrics={"loss_error": 0.0331})
+    found = SimpleNamespace(lacking="", recommended_row=row, limit=0.005, measure=measure)
+    (line,) = _doubts(found)  # type: ignore[arg-type]
+    assert f"is uncertain by {words}one standard error)" in line
+
+
 def test_the_error_of_one_input_is_unknown(model: Path) -> None:
     """What was stored before stays."""
     call(model, "--save")
@@ -106,7 +129,12 @@ def test_json_and_csv_hold_the_same(model: Path, tmp_path: Path) -> None:
     path, table = tmp_path / "out.json", tmp_path / "out.csv"
     shown = call(model, "--json", "--output", str(path)).stdout
     document = json.loads(path.read_text())
-    assert json.loads(shown) == document
+    told = json.loads(shown)
+    ago = datetime.now(UTC) - datetime.fromisoformat(told["date"])
+    assert timedelta() <= ago < timedelta(minutes=5)
+    assert told | {"date": document["date"]} == document
+    assert document["astra_mesh"] == __version__
+    assert (document["window"], document["seed"]) == (48, None)
     assert document["class_token"] == "none"
     assert set(document["definitions"]) >= {"kl", "loss_error"}
     call(model, "--output", str(table))
@@ -127,6 +155,22 @@ def test_the_bound_has_a_table_of_its_own(model: Path) -> None:
         (bits, block) for bits in (16, 32) for block in (1, 2)
     }
     assert all(row["error"] < row["bound"] for row in document["bounds"])
+
+
+def test_a_bound_without_a_codebook_is_missed(model: Path) -> None:
+    none = "no bound is told: it is of a codebook's codes, and none was measured"
+    assert none in call(model, "--bound", "1", "--codec", "fp32").stderr
+    assert none not in call(model, "--codec", "fp32").stderr
+    assert none not in call(model, "--bound", "1", "--codec", "vq").stderr
+
+
+def test_progress_is_told_in_a_log_unless_it_is_json(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "_TELL_S", 0.01)
+    given = ("--limit", "12", "--peers", "2,4,8")
+    assert re.search(r"comparing, \d+/12 \(\d+ s\)", call(model, *given).stderr)
+    assert "comparing" not in call(model, *given, "--json").stderr
 
 
 def test_random_shards_have_a_seed(model: Path) -> None:
@@ -164,6 +208,16 @@ def test_a_plot_without_matplotlib_is_refused_before_measuring(
     found = call(model, "--plot", str(tmp_path / "x.svg"), status=2)
     assert "astra-mesh[plot]" in found.stderr
     assert found.stdout == ""
+
+
+def test_the_help_and_the_readme_say_that_the_kl_counts_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    shown = re.sub(r"[\s│]+", " ", CliRunner().invoke(app, ["eval", "--help"]).stdout)
+    assert "0.02 (2 %) more perplexity, and a KL of at most ln(1 + LOSS)" in shown
+    readme = (REPO_ROOT / "README.md").read_text(encoding="utf-8")
+    assert "2 % more perplexity and a KL of ln 1.02 at most" in readme
 
 
 # --- reports --------------------------------------------------------------------------------------

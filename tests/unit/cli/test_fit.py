@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from pathlib import Path
@@ -73,7 +74,7 @@ def test_json_has_the_same_and_more(model: Path, data: Path) -> None:
     assert told["id"] == book.id
     assert told["codebook"] == str(model / "codebook.safetensors")
     assert told["bytes"] == (model / "codebook.safetensors").stat().st_size
-    assert (told["tokens"], told["sequences"], told["resumed_blocks"]) == (1440, 30, 0)
+    assert (told["tokens"], told["sequences"], told["resumed_fits"]) == (1440, 30, 0)
     assert told["rates"] == [4, 8]
     assert {(one["block"], one["bits"]) for one in told["blocks"]} == {
         (1, 4),
@@ -151,7 +152,7 @@ def test_rates_that_come_besides_are_told(
         (("--history", "all"), -1, "codebook"),
         (("--history", "unlimited"), -1, "codebook"),
         (("--history", "0"), 0, "codebook-h0"),
-        (("--history", "2"), 2, "codebook-h2"),
+        (("--history", "1"), 1, "codebook-h1"),
         (("--codec", "astra", "--groups", "4"), 0, "codebook-astra-g4"),
     ],
 )
@@ -184,11 +185,19 @@ def test_options_reach_the_fit(model: Path, data: Path, tmp_path: Path) -> None:
     assert open_bundle(model).codebook_paths == {}
 
 
-@pytest.mark.parametrize(("whole", "text"), [(1, "1 block"), (2, "2 blocks")])
+@pytest.mark.parametrize(
+    ("whole", "history", "text"),
+    [
+        (1, "all", "1 of 4 fits (2 blocks at 2 rates)"),
+        (3, "all", "3 of 4 fits (2 blocks at 2 rates)"),
+        (1, "0", "1 of 2 blocks"),
+    ],
+)
 def test_a_killed_run_goes_on_and_says_so(
-    model: Path, data: Path, monkeypatch: pytest.MonkeyPatch, whole: int, text: str
+    model: Path, data: Path, monkeypatch: pytest.MonkeyPatch, whole: int, history: str, text: str
 ) -> None:
     plain, calls = fit_module.BlockFit.run, []
+    given = (model, "--data", data, *QUICK, "--history", history)
 
     def run(self: fit_module.BlockFit, *arguments: object) -> object:
         calls.append(self.index)
@@ -197,24 +206,39 @@ def test_a_killed_run_goes_on_and_says_so(
         return plain(self, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(fit_module.BlockFit, "run", run)
-    stopped = call(model, "--data", data, *QUICK)
+    stopped = call(*given)
     assert stopped.exit_code == 130
     assert "the same command goes on" in stopped.stderr
-    result = call(model, "--data", data, *QUICK)
+    result = call(*given)
     assert result.exit_code == 0
     assert f"\n{text} came from an interrupted run" in result.stdout
     monkeypatch.setattr(fit_module.BlockFit, "run", plain)
-    plainly = call(model, "--data", data, *QUICK, "-o", model.parent / "whole.safetensors")
+    plainly = call(*given, "-o", model.parent / "whole.safetensors")
     assert plainly.stdout.splitlines()[:5] == result.stdout.splitlines()[:5]  # the whole report
     again = (model.parent / "whole.safetensors").read_bytes()
-    assert again == (model / "codebook.safetensors").read_bytes()
+    (made,) = open_bundle(model).codebook_paths.values()
+    assert again == made.read_bytes()
+    told = json.loads(call(*given, "--json").stdout)
+    assert (told["fits"], told["resumed_fits"]) == (len(calls) - 1, 0)
 
 
 def test_fine_tuning_makes_a_new_model(model: Path, data: Path, tmp_path: Path) -> None:
     output = tmp_path / "new"
     result = call(model, "--data", data, *QUICK, *TUNE, "-o", output)
     assert result.exit_code == 0
-    assert f"model and codebook in {output} after 4 steps; loss on held-out data" in result.stdout
+    found = re.search(
+        r"held-out loss with four peers ([\d.]+) at the start, ([\d.]+) now "
+        r"\(kept: step (\d) of 4; one device ([\d.]+)\); curve in training.csv",
+        result.stdout,
+    )
+    assert found
+    with (output / "training.csv").open() as stream:
+        rows = {row["step"]: row for row in csv.DictReader(stream)}
+    kept = rows[found[3]]
+    shown = rows["0"]["held_out_mesh"], kept["held_out_mesh"], kept["held_out_alone"]
+    told_losses = [float(found[place]) for place in (1, 2, 4)]
+    assert told_losses == pytest.approx([float(one) for one in shown], abs=1e-4)
+    assert f"model and codebook in {output}; held-out" in result.stdout
     assert verify(open_bundle(output))
     (path,) = open_bundle(output).codebook_paths.values()
     again = call(model, "--data", data, *QUICK, *TUNE, "-o", tmp_path / "second", "--json")
@@ -224,7 +248,8 @@ def test_fine_tuning_makes_a_new_model(model: Path, data: Path, tmp_path: Path) 
     assert (told["steps"], told["stopped_early"]) == (4, False)
     assert told["best_step"] in (2, 4)
     assert "better than the start" not in result.stdout
-    assert f"{told['held_out_loss']:.4f}" in result.stdout
+    wanted = [told[f"held_out_{name}"] for name in ("start", "loss", "one_device")]
+    assert told_losses == pytest.approx(wanted, abs=1e-4)
 
 
 def test_options_reach_the_training(
@@ -289,7 +314,10 @@ def test_no_gain_is_said(
     monkeypatch.setattr(Trainer, "measure", lambda self: (1.0 + self.step, 1.0))
     result = call(model, "--data", data, *QUICK, *TUNE, "-o", tmp_path / "new")
     assert result.exit_code == 0
-    assert "after 4 steps; no step was better than the start, which is what was" in result.stdout
+    assert (
+        "; held-out loss with four peers 1.0000 (one device 1.0000): no step of 4 was better than "
+        "the start, which is what was kept; curve"
+    ) in result.stdout
     again = call(model, "--data", data, *QUICK, *TUNE, "-o", tmp_path / "second", "--json")
     told = json.loads(again.stdout)
     assert (told["steps"], told["best_step"], told["held_out_loss"]) == (4, 0, 1.0)
@@ -300,6 +328,11 @@ def test_no_gain_is_said(
 WRONG: dict[str, tuple[tuple[str, ...], int, str]] = {
     "history": (("--history", "some"), 2, "--history is all or a number of blocks, not 'some'"),
     "negative history": (("--history", "-3"), 2, "--history is all or a number of blocks"),
+    "long history": (
+        ("--history", "2"),
+        2,
+        "a history of 2 looks back no further than all does in a model of 3 blocks, and costs more",
+    ),
     "rates": (("--rates", "4,x"), 2, "--rates is a list of whole numbers, as 16,64"),
     "no rates": (("--rates", ","), 2, "no rate is named"),
     "odd rate": (("--rates", "6"), 2, "a rate of 6 bits cannot be"),

@@ -212,10 +212,14 @@ def test_too_little_says_how_much_is_needed(bert: Bundle, vit: Bundle, tmp_path:
 
 
 def test_models_without_tokenizer_read_no_text(gpt: Bundle, tmp_path: Path) -> None:
-    (gpt.path / "tokenizer.json").unlink()
     path = write(tmp_path, {"a.txt": words(9)}) / "a.txt"
-    with pytest.raises(WrongTaskError, match="no tokenizer"):
-        load_samples(gpt, path, limit=5)
+    for bundle in (gpt, toy_bundle(tmp_path / "bert", "bert")):
+        (bundle.path / "tokenizer.json").unlink()
+        text = (
+            rf"{bundle.name} has no tokenizer\.json: add the one that the model was trained with$"
+        )
+        with pytest.raises(WrongTaskError, match=text):
+            load_samples(bundle, path, limit=5)
 
 
 # --- pictures -------------------------------------------------------------------------------------

@@ -189,8 +189,11 @@ def test_class_tokens_may_be_distributed(tmp_path: Path) -> None:
 def test_results_repeat_and_are_json(tmp_path: Path) -> None:
     bundle, data = toy(tmp_path, "llama")
     first, second = (evaluate(bundle, data, EvalSettings(limit=2)) for _ in range(2))
-    assert first.to_json() == second.to_json()
-    assert json.loads(first.to_json()) == first.to_dict()
+    assert first.to_dict() == second.to_dict()
+    assert json.loads(json.dumps(first.to_dict(), allow_nan=False)) == first.to_dict()
+    assert (first.window, first.seed) == (48, None)
+    other = evaluate(bundle, data, EvalSettings(limit=2, window=20, shards="random", seed=3))
+    assert (other.window, other.seed) == (20, 3)
     assert first.to_dict()["rows"][0]["codec"] == "fp32"
     assert first.model_id == bundle.model_id
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -17,7 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from astra_mesh.bundle import Bundle, open_bundle, verify
+from astra_mesh.bundle import Bundle, open_bundle, verify, write_manifest
 from astra_mesh.bundle.tensors import load_weights, open_tensors, save_tensors
 from astra_mesh.engine.reference import hidden_rows, pooled, run_solo
 from astra_mesh.errors import CalibrationError, CodebookError, InputError, ModelError
@@ -538,6 +539,27 @@ def test_a_full_disk_at_the_end_loses_no_training(
     verify(open_bundle(found.bundle))
 
 
+def test_one_run_at_a_time_uses_a_work_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From before the first file until after the last."""
+    plain, texts = write_manifest, []
+
+    def second(folder: Path) -> None:
+        plain(folder)
+        with pytest.raises(ModelError) as caught:
+            tuned(tmp_path)
+        texts.append(caught.value.message)
+
+    monkeypatch.setattr(finetuning, "write_manifest", second)
+    tuned(tmp_path)
+    work = tmp_path / "new.work"
+    assert texts == [
+        f"another run is using {work} (process {os.getpid()}): wait for it, or stop it"
+    ]
+    assert names(work) == {START, CURVE}
+
+
 @pytest.mark.parametrize("place", ["new", "elsewhere/work"])
 def test_folders_that_cannot_be_written_are_named_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
@@ -569,7 +591,7 @@ def test_too_little_room_is_named_before_any_work(
     before = names(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=2 * size))
     with pytest.raises(
-        InputError, match=r"new\.work has too little room: about \d+ MiB are needed"
+        ModelError, match=r"no space left for /.*new\.work: about \d+ MiB are needed"
     ):
         finetune(bundle, data, FIT, TUNE, tmp_path / "new")
     assert names(tmp_path) == before

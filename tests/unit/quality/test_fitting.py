@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 
 from astra_mesh.bundle import Bundle, open_bundle, verify, write_manifest
@@ -237,6 +240,23 @@ def test_a_damaged_part_is_not_used(
     assert not part.exists()
 
 
+def test_one_run_at_a_time_writes_a_codebook(bundle: Bundle, data: Path, tmp_path: Path) -> None:
+    texts = []
+
+    def progress(done: int, total: int, what: str) -> None:
+        if what == "reading the data":
+            with pytest.raises(ModelError) as caught:
+                fit(bundle, data, QUICK)
+            texts.append(caught.value.message)
+            fit(bundle, data, QUICK, output=tmp_path / "other.safetensors")
+
+    found = fit(bundle, data, QUICK, progress)
+    assert texts == [
+        f"another run is using {found.path} (process {os.getpid()}): wait for it, or stop it"
+    ]
+    assert not [path for path in bundle.path.iterdir() if path.name.startswith(".")]
+
+
 # --- what goes wrong ------------------------------------------------------------------------------
 
 
@@ -247,6 +267,27 @@ def test_a_full_disk_leaves_the_old_codebook(bundle: Bundle, data: Path) -> None
         fit(open_bundle(bundle.path), data, QUICK)
     assert contents(bundle.path) == before
     assert load_codebook(old.path).id == old.codebook.id
+
+
+def test_a_full_disk_leaves_no_part(
+    bundle: Bundle, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library tells of it in words only."""
+    plain = safetensors.torch.save_file
+    full: list[Path] = []
+
+    def save(tensors: dict[str, torch.Tensor], path: Path, **options: Any) -> None:
+        if len(full) == 2:
+            raise safetensors.SafetensorError("I/O error: No space left (os error 28)")
+        full.append(path)
+        plain(tensors, path, **options)
+
+    monkeypatch.setattr(safetensors.torch, "save_file", save)
+    part = bundle.path / ".codebook.partial.safetensors"
+    with pytest.raises(ModelError, match=rf"no space left to write {part}: make room"):
+        fit(bundle, data, QUICK)
+    assert len(full) == 2
+    assert not list(bundle.path.glob(".*"))
 
 
 @pytest.mark.parametrize("place", ["in the model's folder", "elsewhere"])

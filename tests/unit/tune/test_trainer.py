@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import itertools
 import math
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -271,6 +273,7 @@ def test_a_resumed_run_ends_with_the_same_bits(
     assert equal(weights(last.model), weights(whole.model))
     assert found.codebook.id == wanted.codebook.id
     assert (found.best, found.best_step) == (wanted.best, wanted.best_step)
+    assert (found.start, found.alone) == (wanted.start, wanted.alone)
     assert found.steps == wanted.steps
     assert [drop(row) for row in rows(again)] == [drop(row) for row in rows(work)]
 
@@ -474,7 +477,7 @@ def test_a_run_that_had_stopped_early_stops_again(
         monkeypatch.setattr(run, "measure", lambda losses=losses: (next(losses), 1.0))
         done: list[int] = []
         tuned = run.run(lambda step, total, what, done=done: done.append(step))  # type: ignore[misc]
-        assert (tuned.steps, tuned.best, len(done)) == (12, 2.0, steps)
+        assert (tuned.steps, tuned.start, tuned.best, len(done)) == (12, 4.0, 2.0, steps)
 
 
 @pytest.mark.parametrize("covariance", ["diagonal", "full"])
@@ -591,6 +594,15 @@ def test_a_full_disk_leaves_the_checkpoint_before_it(work: Path, tmp_path: Path)
     found = trainer(work).run()
     assert found.codebook.id == whole.codebook.id
     assert [row["step"] for row in rows(work)] == ["0", "3", "6", "9", "11"]
+
+
+def test_a_full_disk_is_told_where_torch_does_not(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=4096))
+    text = rf"{work.absolute()}/checkpoint\.pt cannot be written \(no space left on its disk\)"
+    with files_of_at_most(3000), pytest.raises(ModelError, match=text):
+        trainer(work).run()
 
 
 def test_a_full_disk_leaves_the_curve_before_it(work: Path) -> None:
