@@ -176,7 +176,7 @@ class Partial:
         return found
 
     def save(self, done: Stored) -> None:
-        """Write all of them; ModelError where that fails, and then the file is gone."""
+        """Write all of them; ModelError where that fails: the file then has those of before."""
         tensors = {
             f"{stages}.{block}.{name}": tensor
             for (stages, block), one in done.items()
@@ -187,9 +187,13 @@ class Partial:
             tensors[f"{stages}.{block}.{_SHARES}"] = torch.tensor(shares, dtype=torch.float64)
         try:
             save_tensors(self._path, tensors, {"key": self._key})
-        except ModelError:
-            self.remove()
-            raise
+        except ModelError as error:
+            if not self._path.exists():
+                raise
+            raise ModelError(
+                f"{error.message}; what was fitted before is kept there: once it can be written, "
+                "the same command goes on from it"
+            ) from error
 
     def remove(self) -> None:
         """The run is over."""

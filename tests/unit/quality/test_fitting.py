@@ -269,7 +269,7 @@ def test_a_full_disk_leaves_the_old_codebook(bundle: Bundle, data: Path) -> None
     assert load_codebook(old.path).id == old.codebook.id
 
 
-def test_a_full_disk_leaves_no_part(
+def test_a_full_disk_loses_nothing_that_was_fitted(
     bundle: Bundle, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The library tells of it in words only."""
@@ -284,9 +284,13 @@ def test_a_full_disk_leaves_no_part(
 
     monkeypatch.setattr(safetensors.torch, "save_file", save)
     part = bundle.path / ".codebook.partial.safetensors"
-    with pytest.raises(ModelError, match=rf"no space left to write {part}: make room"):
+    wanted = rf"no space left to write {part}: make room.*; what was fitted before is kept there"
+    with pytest.raises(ModelError, match=wanted):
         fit(bundle, data, QUICK)
     assert len(full) == 2
+    assert list(bundle.path.glob(".*")) == [part]
+    monkeypatch.setattr(safetensors.torch, "save_file", plain)
+    assert fit(bundle, data, QUICK).resumed == 2
     assert not list(bundle.path.glob(".*"))
 
 
