@@ -73,6 +73,14 @@ def fit(
             "not for astra."
         ),
     ] = "",
+    code_first: Annotated[
+        bool,
+        typer.Option(
+            "--code-first",
+            help="Code the first block, too, which all devices otherwise compute of all tokens: "
+            "quicker, a little less exact. With --history 0 only.",
+        ),
+    ] = False,
     rates: Annotated[
         str, typer.Option(help="Bits per token and block. Default: 16,32,64,128; not for astra.")
     ] = "",
@@ -211,6 +219,7 @@ def fit(
             codewords=codewords or (1024 if astra else 256),
             max_tokens=tokens,
             sensitivity=sensitivity,
+            code_first=code_first,
             distributed=class_token is not ClassTokenName.SINGLE,
             seed=seed,
         )

@@ -102,7 +102,7 @@ def fit_codebook(
         InputError: an input that does not fit the model.
     """
     options.check(model.spec.hidden_size)
-    first = 0 if options.codec == "astra" else 1
+    first = int(options.codec == "vq" and not options.code_first)
     if model.spec.num_hidden_layers <= first:
         raise CalibrationError(
             "a model of one block needs no codebook: all peers know that block's input anyway"

@@ -33,6 +33,7 @@ class FitOptions:
     sensitivity_tokens: int = 50_000
     ridge: float = 1e-3  # of the prediction, in mean variances
     dropped: float = 0.005  # share of the variance in coordinates that are not coded
+    code_first: bool = False  # the first block, too, whose input all devices know; no history
     peers: tuple[int, ...] = (4, 2, 8, 4)  # even shards, one number for each batch in turn
     distributed: bool = True  # a class token on every peer, where there is one
     seed: int = 0
@@ -82,6 +83,11 @@ class FitOptions:
                 raise CalibrationError("astra needs groups that divide the hidden size, no history")
         else:
             self._check_rates(hidden_size)
+        if self.code_first and (self.codec != "vq" or self.history):
+            raise CalibrationError(
+                "the first block is coded (--code-first) by vq with --history 0 only: predictions "
+                "begin with that block's exact input, and astra codes it anyway"
+            )
         if self.history < UNLIMITED:
             raise CalibrationError("history is 0 (none), a number of blocks, or -1 (unlimited)")
         for name in ("sensitivity", "ridge"):

@@ -117,6 +117,14 @@ def test_codes_of_a_codebook(history: int, tmp_path: Path) -> None:
     _check([_Case(codec, stages, folder) for stages in (1, 2, 3)], tmp_path)
 
 
+def test_codes_of_all_blocks(tmp_path: Path) -> None:
+    codec = random_codec(deep_model("gpt2"), groups=3, stages=2, code_first=True)
+    assert codec.first_block == 0
+    folder = tmp_path / "model"
+    write_model(codec.model, [codec], folder)
+    _check([_Case(codec, 2, folder), _Case(codec, 2, folder, table_bytes=0)], tmp_path)
+
+
 def test_codes_of_the_published_form(tmp_path: Path) -> None:
     codec = random_codec(deep_model("gpt2"), "astra", groups=4)
     folder = tmp_path / "model"

@@ -55,11 +55,16 @@ def groups_of(groups: int, stages: int) -> tuple[int, ...]:
 
 
 def random_book(
-    model: Model, codec: str = "vq", groups: int = 4, stages: int = 2, history: int = 0
+    model: Model,
+    codec: str = "vq",
+    groups: int = 4,
+    stages: int = 2,
+    history: int = 0,
+    code_first: bool = False,
 ) -> Codebook:
     """Random codewords in the right coordinates, random predictions: bad quality, but valid."""
     generator = torch.Generator().manual_seed(7)
-    size, first = model.spec.hidden_size, int(codec == "vq")
+    size, first = model.spec.hidden_size, int(codec == "vq" and not code_first)
     blocks = range(first, model.spec.num_hidden_layers)
     counts: tuple[int, ...] = (groups,)
     if codec == "astra":
@@ -114,10 +119,16 @@ def random_order(coordinates: int, groups: int, generator: torch.Generator) -> T
 
 
 def random_codec(
-    model: Model, codec: str = "vq", groups: int = 4, stages: int = 2, history: int = 0
+    model: Model,
+    codec: str = "vq",
+    groups: int = 4,
+    stages: int = 2,
+    history: int = 0,
+    code_first: bool = False,
 ) -> VectorCodec:
     """The codec of a :func:`random_book`."""
-    made = make_codec(codec, model, random_book(model, codec, groups, stages, history))
+    book = random_book(model, codec, groups, stages, history, code_first)
+    made = make_codec(codec, model, book)
     assert isinstance(made, VectorCodec)
     return made
 

@@ -232,6 +232,23 @@ def test_shapes_and_progress(kind: str, history: int) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_the_first_block_can_be_coded_too(kind: str) -> None:
+    model = make_model(kind)
+    options = replace(QUICK, history=0, code_first=True)
+    book, report = fit_codebook(model, MODEL, inputs_for(model), options)
+    check(book)
+    assert (book.first_block, book.blocks) == (0, 3)
+    assert sorted({one.block for one in report.blocks}) == [0, 1, 2]
+    assert all(0 < one.left < one.predicted <= 1.001 for one in report.blocks)
+    xs = block_inputs(model, inputs_for(model))
+    codec = VectorCodec(model, book)
+    errors = [kv_errors(model, one, xs, book.stages) for one in (codec, codec.projecting())]
+    assert list(errors[0]) == [0, 1, 2]
+    assert errors[0] == pytest.approx(errors[1], rel=1e-3)
+    assert all(error < 2 for error in errors[0].values())  # of keys and of values: all of them
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_published_form(kind: str) -> None:
     """One stage, all blocks, and nothing but groups of codewords of the embedding."""
     model = make_model(kind)
@@ -578,6 +595,8 @@ VQ = partial(FitOptions, codewords=16)
         (FitOptions(codewords=1), "codewords"),
         (FitOptions(codewords=65537), "codewords"),
         (VQ(history=-2), "history"),
+        (VQ(history=1, code_first=True), "first block is coded .* with --history 0 only"),
+        (FitOptions("astra", 0, groups=4, code_first=True), "astra codes it anyway"),
         (VQ(rates=()), "no rate"),
         (VQ(rates=(0,)), "0 bits"),
         (VQ(rates=(-4,)), "-4 bits"),
