@@ -78,7 +78,7 @@ def fit(
         typer.Option(
             "--code-first",
             help="Code the first block, too, which all devices otherwise compute of all tokens: "
-            "quicker, a little less exact. With --history 0 only.",
+            "quicker for pictures, slower for texts; a little less exact. With --history 0 only.",
         ),
     ] = False,
     rates: Annotated[
