@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from astra_mesh.bundle import open_bundle
+from astra_mesh.bundle import Bundle, open_bundle
 from astra_mesh.bundle.image import ImageProcessor
 from astra_mesh.bundle.tensors import load_weights
 from astra_mesh.engine.reference import hidden_rows, run_plan
-from astra_mesh.families import ModelInput, build_model, read_spec
+from astra_mesh.families import Model, ModelInput, build_model, read_spec
 from astra_mesh.plan.layout import make_layout
 from astra_mesh.quant.codebook import load_codebook
 from astra_mesh.quant.codecs import VectorCodec, make_codec
@@ -39,6 +39,13 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 
 
+def drawn(model: Model, bundle: Bundle) -> ModelInput:
+    """A text or a picture, as the model reads."""
+    if model.spec.vocab_size:
+        return ModelInput(tokens=torch.tensor(random_tokens(model.spec.vocab_size, 20)))
+    return ModelInput(pixels=ImageProcessor.from_bundle(bundle)(random_picture(64)))
+
+
 @pytest.mark.parametrize("name", list(SMALL))
 def test_a_model_is_made_once_and_runs_with_all_its_codebooks(name: str, tmp_path: Path) -> None:
     config = CONFIGS[name] | SMALL[name]
@@ -49,10 +56,7 @@ def test_a_model_is_made_once_and_runs_with_all_its_codebooks(name: str, tmp_pat
 
     bundle = open_bundle(folder / name)
     model = build_model(bundle.config, load_weights(bundle))
-    if model.spec.vocab_size:
-        inputs = ModelInput(tokens=torch.tensor(random_tokens(model.spec.vocab_size, 20)))
-    else:
-        inputs = ModelInput(pixels=ImageProcessor.from_bundle(bundle)(random_picture(64)))
+    inputs = drawn(model, bundle)
     count = model.count_tokens(inputs)
     paths = [*bundle.codebook_paths.values(), *sorted((folder / "astra").iterdir())]
     assert len(paths) == 5
@@ -91,10 +95,7 @@ def test_another_form_of_the_codes_has_the_same_weights(name: str, tmp_path: Pat
     assert [len(one) for one in ranks if one is not None] == [22, 11]
 
     model = build_model(other.config, load_weights(other))
-    if model.spec.vocab_size:
-        inputs = ModelInput(tokens=torch.tensor(random_tokens(model.spec.vocab_size, 20)))
-    else:
-        inputs = ModelInput(pixels=ImageProcessor.from_bundle(other)(random_picture(64)))
+    inputs = drawn(model, other)
     count = model.count_tokens(inputs)
     layout = make_layout(model.spec, [(0, 6), (6, count)], pooling="all", first_block=0)
     codec = make_codec("vq", model, books[1])
