@@ -71,9 +71,9 @@ class Int8Linear(Linear):
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
         x = x.float()
-        low, high = torch.aminmax(x, dim=-1, keepdim=True)
+        low, high = x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)  # aminmax is 15 times slower
         step = ((high - low) / _LEVELS).clamp_min(_LEAST_STEP)
-        levels = ((x - low) / step).round_().clamp_(0, _LEVELS)
+        levels = x.sub(low).div_(step).round_().clamp_(0, _LEVELS)
         found = torch.ops.quantized.linear_dynamic(levels, self._packed, reduce_range=True)
         base = low * self._sums
         if self._bias is not None:

@@ -9,6 +9,9 @@ from astra_mesh.wire.messages import Ping
 _REMEMBERED = 64  # pings under way; the oldest are forgotten
 _MEASURE_EVERY = 5  # heartbeats between pings on a link that is never silent
 _LATELY = 8  # round trips
+# Heartbeats between the first pings. A link opens while its ends shake hands with others: the first
+# pong may wait for long, and must not stand for what the link is.
+_FIRST = (0.0, 0.2, 0.4, 0.8)
 _GAIN = 0.125  # of a longer sample in the smoothed round trip (RFC 6298, section 2)
 
 
@@ -24,7 +27,7 @@ class Pings:
         self._trips_s: deque[float] = deque(maxlen=_LATELY)
         self._heartbeat_s = heartbeat_s
         self._number = 0
-        self._last = 0.0
+        self._last, self._beats = 0.0, 0  # when the last heartbeat went out, and how many did
         self._sent: dict[int, tuple[float, bool]] = {}  # number -> when, and whether a probe
 
     @property
@@ -34,16 +37,17 @@ class Pings:
 
     def start(self, now: float) -> None:
         """The link is open: the first ping is due at once."""
-        self._last = now - _MEASURE_EVERY * self._heartbeat_s
+        self._last, self._beats = now, 0
 
     def due(self, heard: float) -> float:
         """When the next heartbeat is due; ``heard`` is when the last frame came."""
         silent = max(heard, self._last) + self._heartbeat_s
-        return min(silent, self._last + _MEASURE_EVERY * self._heartbeat_s)
+        busy = _FIRST[self._beats] if self._beats < len(_FIRST) else _MEASURE_EVERY
+        return min(silent, self._last + busy * self._heartbeat_s)
 
     def heartbeat(self, now: float) -> Ping:
         """A ping that only this class waits for."""
-        self._last = now
+        self._beats, self._last = self._beats + 1, now
         return self._ping(now, 0, probe=False)
 
     def probe(self, now: float, padding: int) -> Ping:

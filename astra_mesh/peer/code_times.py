@@ -51,7 +51,7 @@ class _MadeUp(VectorCodec):
     """
 
     def __init__(self, model: Model, codebook: Codebook, tables: bool) -> None:
-        super().__init__(model, codebook, lean=not tables)
+        super().__init__(model, codebook, lean=not tables, rough=True)
         self.can_look_up = self.decoder == "table"
         self._made: dict[tuple[int, int], Table] = {}
         self._rows, self._at = torch.empty(0), 0
@@ -69,7 +69,8 @@ class _MadeUp(VectorCodec):
         depth = {0: 1, UNLIMITED: block}.get(history, min(block, history + 1))
         known = torch.rand(spec.hidden_size, width, dtype=dtype) if history else None
         blocks = tuple(range(block - depth + 1, block + 1))
-        rows = self._slice(self.table_rows(block, stages) * self.codebook.size, width, dtype)
+        count = self.table_rows(block, stages) * self.codebook.size
+        rows = self._slice(count, width, self.row_dtype)
         return Table(blocks, rows, torch.zeros(width, dtype=dtype), known)
 
     def _slice(self, count: int, width: int, dtype: torch.dtype) -> Tensor:

@@ -181,7 +181,12 @@ def make_codec(
     *,
     lean: bool = False,
 ) -> PlainCodec | VectorCodec:
-    """The codec of that name; CodecError for an unknown one, CodebookError without its codebook."""
+    """The codec of that name, as peers run it: codes without history are looked for roughly.
+
+    Raises:
+        CodecError: an unknown one.
+        CodebookError: it needs a codebook, which is missing or is not the model's.
+    """
     if name in PLAIN:
         return PlainCodec(name, model)
     if name not in VECTOR:
@@ -195,4 +200,4 @@ def make_codec(
         codebook.blocks != model.spec.num_hidden_layers - codebook.first_block
     ):
         raise CodebookError("the codebook does not fit the model's blocks; fit it again")
-    return VectorCodec(model, codebook, decoder, lean)
+    return VectorCodec(model, codebook, decoder, lean, rough=True)

@@ -11,6 +11,7 @@ from astra_mesh.families.spec import ModelSpec
 from astra_mesh.quant.codebook import UNLIMITED, Codebook, sources
 
 BYTES = 4  # of a float32 number in a table
+ROUGH_BYTES = 2  # of a float16 number
 
 
 @dataclass(frozen=True)
@@ -35,14 +36,26 @@ def table_rows(codebook: Codebook, block: int, stages: int) -> int:
     return codes * depth
 
 
-def table_bytes(codebook: Codebook, stages: int, kv_size: int, number_bytes: int = BYTES) -> int:
-    """Memory of the tables of all blocks: rows, offsets, what the first block is multiplied by."""
-    rows = 0
+def table_bytes(
+    codebook: Codebook,
+    stages: int,
+    kv_size: int,
+    number_bytes: int = BYTES,
+    row_bytes: int | None = None,
+) -> int:
+    """Memory of the tables of all blocks: rows, offsets, what the first block is multiplied by.
+
+    ``row_bytes`` is of a number in a row; None: as in a peer whose model computes in numbers of
+    ``number_bytes`` (:class:`astra_mesh.quant.vector.VectorCodec`, *rough*).
+    """
+    if row_bytes is None:
+        row_bytes = number_bytes if codebook.history else min(number_bytes, ROUGH_BYTES)
+    size = 0
     for block in range(codebook.first_block, codebook.first_block + codebook.blocks):
-        rows += table_rows(codebook, block, stages) * codebook.size + 1
+        size += table_rows(codebook, block, stages) * codebook.size * row_bytes + number_bytes
         if codebook.history:
-            rows += codebook.hidden_size
-    return rows * 2 * kv_size * number_bytes
+            size += codebook.hidden_size * number_bytes
+    return size * 2 * kv_size
 
 
 def decode_costs(codebook: Codebook, spec: ModelSpec) -> list[DecodeCost]:

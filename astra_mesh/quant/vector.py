@@ -32,6 +32,7 @@ from astra_mesh.quant.codes import CodeArray
 from astra_mesh.wire.bits import pack, packed_bytes, unpack
 
 TABLE_BYTES = 1 << 30  # of one codec's tables; where they would be larger, receivers project
+_LARGEST = 6e4  # sum of numbers in float16
 
 
 class VectorSender:
@@ -114,7 +115,8 @@ class VectorReceiver:
         own = self._codec.indices(self._stages, codes)
         rows = slice(first, first + len(own))
         if not self._codec.codebook.history:
-            return F.embedding_bag(torch.from_numpy(own), table.rows, mode="sum") + table.offset
+            found = F.embedding_bag(torch.from_numpy(own), table.rows, mode="sum")
+            return found.to(table.offset.dtype) + table.offset
         assert self._known is not None
         if block not in self._codes:
             depth = self._codec.codebook.history
@@ -152,16 +154,26 @@ class VectorCodec:
         decoder: "table" or "project", see the module. ``astra`` can only project, because it
             quantizes before the norm; so do tables above :data:`TABLE_BYTES`.
         lean: without any tables, so with one product more; "project" only.
+        rough: where codes have no history, they are looked for by a product of 8-bit numbers, and
+            tables have 16 bits for a number: both are most of the work there, and what rounding
+            costs is far below what codes lose. With history the two ways of decoding must agree
+            closely, as senders follow one of them, and other work counts for more.
     """
 
     def __init__(
-        self, model: Model, codebook: Codebook, decoder: str = "table", lean: bool = False
+        self,
+        model: Model,
+        codebook: Codebook,
+        decoder: str = "table",
+        lean: bool = False,
+        rough: bool = False,
     ) -> None:
         self.name, self.codebook, self.model = codebook.codec, codebook, model
         self.stages, self.able = codebook.stages, codebook.able
         self.first_block = codebook.first_block
         self.dtype = np.uint8 if codebook.code_bits <= 8 else np.uint16
         self.lean = lean
+        self.rough = rough and codebook.codec == "vq" and not codebook.history
         possible = codebook.codec == "vq" and not lean and self._table_bytes() <= TABLE_BYTES
         self.decoder = decoder if possible else "project"
         self._coders: dict[tuple[int, int], BlockCoder] = {}
@@ -201,7 +213,8 @@ class VectorCodec:
         key = block, stages
         if key not in self._coders:
             dtype = self.model.block(block).kv_dtype
-            self._coders[key] = BlockCoder(self.codebook.book(block, stages), dtype)
+            book = self.codebook.book(block, stages)
+            self._coders[key] = BlockCoder(book, dtype, self.rough)
         return self._coders[key]
 
     def predicted(
@@ -248,10 +261,24 @@ class VectorCodec:
         known = reach.get(0) if self.first_block else None
         return Table(
             blocks,
-            torch.cat(rows).to(dtype).contiguous(),
+            self._as_kept(torch.cat(rows)),
             offset.to(dtype),
             None if known is None else known.to(dtype).contiguous(),
         )
+
+    @property
+    def row_dtype(self) -> torch.dtype:
+        """Of tables' rows."""
+        dtype = self.model.block(0).kv_dtype
+        return torch.float16 if self.rough and dtype == torch.float32 else dtype
+
+    def _as_kept(self, rows: Tensor) -> Tensor:
+        """Rows (codewords, 2 kv_size) as tables have them; float32 where sums might overflow."""
+        dtype = self.row_dtype
+        if dtype == torch.float16:
+            largest = rows.view(-1, self.codebook.size, rows.shape[1]).abs().amax(1).sum(0).max()
+            dtype = dtype if float(largest) < _LARGEST else torch.float32
+        return rows.to(dtype).contiguous()
 
     def prepare(self, stages: int) -> None:
         """Make all tables for so many stages now rather than in the first request."""
@@ -264,8 +291,8 @@ class VectorCodec:
 
     def table_bytes(self, stages: int) -> int:
         """Memory of the tables of all blocks."""
-        itemsize = self.model.block(0).kv_dtype.itemsize
-        return cost.table_bytes(self.codebook, stages, self.model.spec.kv_size, itemsize)
+        size, one = self.model.block(0).kv_dtype.itemsize, self.row_dtype.itemsize
+        return cost.table_bytes(self.codebook, stages, self.model.spec.kv_size, size, one)
 
     def _table_bytes(self) -> int:
         return max(self.table_bytes(stages) for stages in self.able)

@@ -13,7 +13,7 @@ from torch import Tensor
 from astra_mesh.families import Model, ModelInput, build_model
 from astra_mesh.families.block import Block
 from astra_mesh.quant.codebook import UNLIMITED, BlockBook, Codebook, as_stored, sources
-from astra_mesh.quant.codecs import CodeArray, VectorCodec, make_codec
+from astra_mesh.quant.codecs import CodeArray, VectorCodec
 from astra_mesh.quant.frame import kv_metric, make_frame
 from astra_mesh.wire.messages import ModelId
 from tests.unit.families.making import BLOCKS, CONFIGS, make_tensors
@@ -126,11 +126,8 @@ def random_codec(
     history: int = 0,
     code_first: bool = False,
 ) -> VectorCodec:
-    """The codec of a :func:`random_book`."""
-    book = random_book(model, codec, groups, stages, history, code_first)
-    made = make_codec(codec, model, book)
-    assert isinstance(made, VectorCodec)
-    return made
+    """The codec of a :func:`random_book`, exact."""
+    return VectorCodec(model, random_book(model, codec, groups, stages, history, code_first))
 
 
 class Rebuilt:

@@ -482,9 +482,13 @@ def test_heartbeats() -> None:
     assert carry(a, b, 0.01) == []
     assert carry(b, a, 0.02) == []
     assert a.round_trip_s == pytest.approx(0.02)
-    assert due == 1.0
-    due = a.tick(1.0)
-    assert due == pytest.approx(1.02)  # heard at 0.02
+    for after in (0.2, 0.6, 1.4):  # a few more soon
+        assert due == pytest.approx(after)
+        due = a.tick(due)
+        assert carry(a, b, after + 0.01) == []
+        assert carry(b, a, after + 0.02) == []
+    due = a.tick(2.0)
+    assert due == pytest.approx(2.42)  # then in silence: heard at 1.42
     a.tick(due)
     assert isinstance(sent(a)[0], m.Ping)
 
@@ -497,7 +501,7 @@ def test_pings_go_on_in_traffic() -> None:
         session.receive(encode(m.Ping(tenth)), tenth / 10)
         session.tick(tenth / 10)
     pings = [message for message in sent(session) if isinstance(message, m.Ping)]
-    assert len(pings) == 1  # after 5 s
+    assert len(pings) == 3  # within 2 s; the next after 5 s
 
 
 def test_silence() -> None:
@@ -537,7 +541,7 @@ def test_whoever_is_heard_again_is_silent_no_more() -> None:
 def test_a_process_that_stood_still_asks_first() -> None:
     session = opened()
     due = session.tick(0.0)
-    assert due == 1.0
+    assert due == 0.2
     session.tick(100.0)  # this machine was suspended
     assert state(session) is State.OPEN
     assert any(isinstance(message, m.Ping) for message in sent(session))

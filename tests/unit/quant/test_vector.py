@@ -17,7 +17,7 @@ from torch import Tensor
 from astra_mesh.families import Model
 from astra_mesh.quant import vector
 from astra_mesh.quant.codebook import UNLIMITED, Codebook, load_codebook
-from astra_mesh.quant.codecs import CodeArray, VectorCodec
+from astra_mesh.quant.codecs import CodeArray, VectorCodec, make_codec
 from astra_mesh.quant.coders import Memory
 from astra_mesh.quant.vector import VectorReceiver, VectorSender
 from tests.unit.engine.plans import HISTORIES, Rebuilt, deep_model, random_book, random_codec
@@ -134,6 +134,79 @@ def test_without_any_tables_codes_and_what_they_stand_for_are_the_same(history: 
         assert lean.coder(block, 3)._rows is None
     lean.prepare(3)
     assert not lean._tables
+
+
+# --- roughly, as peers do without history ---------------------------------------------------------
+
+
+def rough_pair(model: Model, stages: int = 3) -> tuple[VectorCodec, VectorCodec]:
+    """Two codecs of one codebook: as peers run it, and exact."""
+    exact = random_codec(model, stages=stages, history=0)
+    rough = make_codec("vq", model, exact.codebook)
+    assert isinstance(rough, VectorCodec)
+    return rough, exact
+
+
+@pytest.mark.parametrize("history", WINDOWS)
+def test_peers_code_roughly_where_codes_have_no_history(history: int) -> None:
+    model = deep_model("gpt2")
+    codec = make_codec("vq", model, random_book(model, history=history))
+    assert isinstance(codec, VectorCodec)
+    assert codec.rough == (history == 0)
+    assert codec.row_dtype == (torch.float16 if history == 0 else torch.float32)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rough_codes_are_about_as_near(kind: str) -> None:
+    """Some fall to the second nearest codeword, where that is nearly as near."""
+    model = deep_model(kind)
+    rough, exact = rough_pair(model)
+    inputs = block_inputs(model, 200)
+    for block, x in list(enumerate(inputs))[1:]:
+        coders = [one.coder(block, 3) for one in (rough, exact)]
+        center = coders[1].book.center
+        assert center is not None
+        n = model.block(block).normalize(x) - center
+        near, y = (coder.coordinates(n) for coder in coders)
+        assert 0 < float((near - y).norm()) < 0.02 * float(y.norm())
+        errors = [float((y - one.decode(one.encode(n))).square().sum()) for one in coders]
+        assert errors[0] == pytest.approx(errors[1], rel=0.01)
+
+
+def test_rough_codes_do_not_depend_on_the_tokens_beside() -> None:
+    model = deep_model("gpt2")
+    rough, _ = rough_pair(model)
+    x = block_inputs(model, 50)[2] * torch.logspace(-2, 2, 50).unsqueeze(1)
+    sender = rough.sender(3, None)
+    whole = sender.encode(2, x)
+    for start, stop in pairwise([0, 1, 7, 30, 50]):
+        for part, one in zip(sender.encode(2, x[start:stop]), whole, strict=True):
+            np.testing.assert_array_equal(part, one[start:stop])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rough_tables_agree_with_exact_ones(dtype: torch.dtype) -> None:
+    model = deep_model("gpt2", dtype=dtype)
+    rough, exact = rough_pair(model)
+    inputs = block_inputs(model)
+    known, codes = known_of(model, inputs), codes_of(exact, inputs, 3)
+    found, wanted = decoded(rough, known, codes, 3), decoded(exact, known, codes, 3)
+    for block in codes:
+        assert found[block].dtype == wanted[block].dtype == dtype
+        assert_close(found[block], wanted[block], 1e-3)
+
+
+def test_rough_tables_hold_large_keys_too() -> None:
+    model = deep_model("gpt2")
+    rough, exact = rough_pair(model)
+    for block in range(model.spec.num_hidden_layers):
+        model.block(block).qkv.weight.data *= 1e6
+    inputs = block_inputs(model)
+    known, codes = known_of(model, inputs), codes_of(exact, inputs, 3)
+    found, wanted = decoded(rough, known, codes, 3), decoded(exact, known, codes, 3)
+    for block in codes:
+        assert wanted[block].abs().max() > 65_504  # of float16
+        assert_close(found[block], wanted[block])
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "qwen3", "bert"])
