@@ -98,8 +98,7 @@ def test_another_form_of_the_codes_has_the_same_weights(name: str, tmp_path: Pat
     inputs = drawn(model, other)
     count = model.count_tokens(inputs)
     layout = make_layout(model.spec, [(0, 6), (6, count)], pooling="all", first_block=0)
-    codec = make_codec("vq", model, books[1])
-    assert isinstance(codec, VectorCodec)
+    codec = VectorCodec(model, books[1])
     hidden = [
         hidden_rows(run_plan(model, layout, one, inputs)) for one in (codec, codec.projecting())
     ]
