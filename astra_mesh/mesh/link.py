@@ -75,6 +75,8 @@ class Link:
         self._measured = asyncio.Event()  # the other end told its throughput, or the link is over
         self._over = asyncio.Event()  # the session is closed
         self._done = asyncio.Event()  # run() has ended
+        self._news = asyncio.Event()  # so it has, or the link came back from silence
+        self.outages = 0  # silences that it came back from
         self._state = session.state
 
     # --- what is known ----------------------------------------------------------------------------
@@ -166,6 +168,7 @@ class Link:
         self._changed()
         if not self._started:
             self._done.set()
+            self._news.set()
             await self._close_socket()
         try:
             async with asyncio.timeout(2 * self._timings.close_s):
@@ -205,13 +208,20 @@ class Link:
         return _now() - self._meter.measured < limits.PROBE_AGAIN_S / 2
 
     async def wait_closed(self, wait_s: float) -> bool:
-        """Whether the link ends within this time."""
+        """Whether the link ends within this time; False sooner if it comes back from silence."""
         try:
             async with asyncio.timeout(wait_s):
-                await self._done.wait()
+                await self._news.wait()
         except TimeoutError:
-            return False
-        return True
+            pass
+        self._news.clear()
+        return self._done.is_set()
+
+    def _came_back(self) -> None:
+        """Something is heard again: the network may be another one than before the silence."""
+        self.outages += 1
+        self._meter.doubt()
+        self._news.set()
 
     def _tell_rate(self) -> None:
         """Tell the other end, which cannot measure this direction, unless it knows about it.
@@ -290,6 +300,7 @@ class Link:
             self._changed()
             await self._close_socket()
             self._done.set()
+            self._news.set()
         if self._fault is not None:
             raise self._fault
         return self.close_error
@@ -385,6 +396,8 @@ class Link:
             self._measured.set()
         if self.session.silent is not self._silent:
             self._silent = self.session.silent
+            if not self._silent:
+                self._came_back()
             self.on_silence()
         if state is State.CLOSED:
             self._over.set()

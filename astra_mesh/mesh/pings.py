@@ -12,6 +12,8 @@ _LATELY = 8  # round trips
 # Heartbeats between the first pings. A link opens while its ends shake hands with others: the first
 # pong may wait for long, and must not stand for what the link is.
 _FIRST = (0.0, 0.2, 0.4, 0.8)
+_HELD_UP = 4.0  # times the round trip, and _SLACK_S: such a pong is soon asked for again
+_SLACK_S = 0.02  # that busy devices add
 _GAIN = 0.125  # of a longer sample in the smoothed round trip (RFC 6298, section 2)
 
 
@@ -65,11 +67,15 @@ class Pings:
         """Note a pong; whether it answers a probe. An unknown number is ignored."""
         sent, probe = self._sent.pop(number, (None, False))
         if sent is not None and not probe:
-            sample = max(0.0, now - sent)
-            self._trips_s.append(sample)
-            old = self.round_trip_s
-            # Busy devices and queues only add to a link's own delay: a shorter time counts at once.
-            self.round_trip_s = (
-                sample if old is None or sample < old else old + _GAIN * (sample - old)
-            )
+            self._took(max(0.0, now - sent))
         return probe
+
+    def _took(self, sample: float) -> None:
+        old = self.round_trip_s
+        if old is not None and sample > _HELD_UP * old + _SLACK_S:
+            self._beats = min(self._beats, 1)  # ask again soon: was it this once?
+            if sample > self._heartbeat_s:
+                return  # the network was away, which says nothing of its delay
+        self._trips_s.append(sample)
+        # Busy devices and queues only add to a link's own delay: a shorter time counts at once.
+        self.round_trip_s = sample if old is None or sample < old else old + _GAIN * (sample - old)

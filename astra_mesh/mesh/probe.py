@@ -177,6 +177,10 @@ class Meter:
         bps = 8 * size / took_s if size and took_s > 0 else math.inf
         return Backlog(size + queued, bps, self.bps)
 
+    def doubt(self) -> None:
+        """What was measured may hold no more: the next probe counts."""
+        self.measured = -math.inf
+
     def probed(self, bps: float, now: float) -> None:
         """A probe measured this."""
         self.bps, self.measured = bps, now

@@ -49,7 +49,8 @@ def _alike(one: float, other: float) -> bool:
 
 
 async def probe(link: Link, is_busy: Callable[[], bool]) -> None:
-    """Measure a link, and again when its traffic has not for a while, until it is over.
+    """Measure a link, and again when its traffic has not for a while, or when it comes back from
+    silence, until it is over.
 
     Args:
         link: Open.
@@ -59,8 +60,11 @@ async def probe(link: Link, is_busy: Callable[[], bool]) -> None:
     while True:
         if not link.is_measured and not link.is_silent:
             rhythm.probed(*await _measured(link))
+        outages = link.outages
         if await link.wait_closed(rhythm.wait_s * random.uniform(1 - _JITTER, 1 + _JITTER)):
             return
+        if link.outages > outages:
+            rhythm = Rhythm()
         while is_busy():
             if await link.wait_closed(limits.PROBE_IDLE_S):
                 return

@@ -14,6 +14,7 @@ from typing import Any, Final, Self
 from msgspec import structs
 
 from astra_mesh.client.inputs import UseName
+from astra_mesh.limits import LOST_S
 from tools.bench.baselines.variants import SINGLE
 from tools.bench.shifts import Codes
 from tools.bench.sizes import CONFIGS, random_picture, random_tokens
@@ -27,7 +28,7 @@ WORKER_PORT: Final = 7600
 START_S: Final = 600.0  # to load a model in every process, on a share of a core
 ANSWER_S: Final = 600.0
 MEET_S: Final = 60.0
-UNPLUGGED_S: Final = 5.5  # more than the silence after which a link is given up
+UNPLUGGED_S: Final = LOST_S + 1.0  # then links are given up
 SETTLE_S: Final = 300.0
 _POLL_S: Final = 0.25
 _SETTLED_S: Final = 0.5  # so long idle

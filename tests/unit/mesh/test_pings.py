@@ -47,3 +47,36 @@ def test_a_first_pong_that_was_held_up_does_not_stand() -> None:
     assert pings.round_trip_s == pytest.approx(0.5)
     pings.pong(soon.number, 0.203)
     assert pings.round_trip_s == pytest.approx(0.003)
+
+
+def steady(pings: Pings, trips: int = 6) -> float:
+    """So many quick pongs; when the last came."""
+    now = 0.0
+    pings.start(now)
+    for _ in range(trips):
+        now = pings.due(now)
+        pings.pong(pings.heartbeat(now).number, now + 0.002)
+    return now + 0.002
+
+
+def test_a_network_that_was_away_has_no_longer_delay() -> None:
+    """A ping that waited for it tells nothing; the next one is due at once."""
+    pings = Pings(1.0)
+    now = steady(pings)
+    pings.pong(pings.heartbeat(now).number, now + 7.0)
+    assert pings.round_trip_s == pytest.approx(0.002)
+    assert pings.least_trip_s == pytest.approx(0.002)
+    assert pings.due(now + 7.0) <= now + 7.0
+
+
+def test_a_late_pong_is_soon_asked_for_again() -> None:
+    """It counts until the next one, which tells whether the link is as slow now."""
+    pings = Pings(1.0)
+    now = steady(pings)
+    pings.pong(pings.heartbeat(now).number, now + 0.4)
+    assert pings.round_trip_s == pytest.approx(0.002 + 0.398 / 8)
+    again = pings.due(now + 0.4)
+    assert again == pytest.approx(now + 0.2)  # before that pong: now
+    pings.pong(pings.heartbeat(now + 0.4).number, now + 0.402)
+    assert pings.round_trip_s == pytest.approx(0.002)
+    assert pings.due(now + 0.402) == pytest.approx(now + 0.8)  # twice more, then rarely

@@ -30,7 +30,8 @@ class Line:
     ) -> None:
         self.now, self.ends_s, self.bps = 0.0, ends_s, bps
         self.probed: list[tuple[float, float]] = []  # when, and what was found
-        self.is_measured = False
+        self.is_measured, self.outages = False, 0
+        self.returns: list[float] = []  # when it comes back from silence
 
     async def probe(self) -> float:
         bps = self.bps(self.now)
@@ -40,7 +41,10 @@ class Line:
         return bps
 
     async def wait_closed(self, wait_s: float) -> bool:
-        self.now += wait_s
+        until = self.now + wait_s
+        if self.returns and self.returns[0] <= until:
+            until, self.outages = self.returns.pop(0), self.outages + 1
+        self.now = until
         return self.now >= self.ends_s
 
     @property
@@ -116,3 +120,16 @@ def test_probes_that_say_the_same(before: float, after: float) -> None:
     assert rhythm.wait_s == 2 * limits.PROBE_AGAIN_S
     rhythm.probed(after / 100, MOMENT)
     assert rhythm.wait_s == limits.PROBE_AGAIN_S
+
+
+async def test_a_link_that_comes_back_is_probed_at_once() -> None:
+    """The network may be another one: what agreed before makes no long waits either."""
+    line = Line(400.0)
+    line.returns = [300.0]
+    await run(line)
+    times = [when for when, _ in line.probed]
+    assert 300.0 in times
+    after = times[times.index(300.0) + 1]
+    assert after - 300.0 == pytest.approx(limits.PROBE_AGAIN_S)
+    before = times[times.index(300.0) - 1] - times[times.index(300.0) - 2]
+    assert before == pytest.approx(limits.PROBE_EVERY_S)
