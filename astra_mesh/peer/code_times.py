@@ -70,14 +70,14 @@ class _MadeUp(VectorCodec):
         known = torch.rand(spec.hidden_size, width, dtype=dtype) if history else None
         blocks = tuple(range(block - depth + 1, block + 1))
         count = self.table_rows(block, stages) * self.codebook.size
-        rows = self._slice(count, width, self.row_dtype)
+        rows = self._slice(count, *self.row_form)
         return Table(blocks, rows, torch.zeros(width, dtype=dtype), known)
 
     def _slice(self, count: int, width: int, dtype: torch.dtype) -> Tensor:
         """Rows after those that were taken before, or again from the start."""
         whole = min(_BUFFER_BYTES, self.table_bytes(self.stages)) // (width * dtype.itemsize)
         if len(self._rows) < max(whole, count):
-            self._rows = torch.full((max(whole, count), width), 0.5, dtype=dtype)
+            self._rows = torch.zeros(max(whole, count), width, dtype=dtype)
         if self._at + count > len(self._rows):
             self._at = 0
         self._at += count

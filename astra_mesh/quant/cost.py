@@ -11,7 +11,7 @@ from astra_mesh.families.spec import ModelSpec
 from astra_mesh.quant.codebook import UNLIMITED, Codebook, sources
 
 BYTES = 4  # of a float32 number in a table
-ROUGH_BYTES = 2  # of a float16 number
+ROUGH_BYTES = 8  # beside a row's numbers of one byte each
 
 
 @dataclass(frozen=True)
@@ -41,21 +41,23 @@ def table_bytes(
     stages: int,
     kv_size: int,
     number_bytes: int = BYTES,
-    row_bytes: int | None = None,
+    *,
+    rough: bool | None = None,
 ) -> int:
     """Memory of the tables of all blocks: rows, offsets, what the first block is multiplied by.
 
-    ``row_bytes`` is of a number in a row; None: as in a peer whose model computes in numbers of
-    ``number_bytes`` (:class:`astra_mesh.quant.vector.VectorCodec`, *rough*).
+    ``number_bytes`` is of a number that the model computes in; ``rough`` as in
+    :class:`astra_mesh.quant.vector.VectorCodec`, None: as in a peer.
     """
-    if row_bytes is None:
-        row_bytes = number_bytes if codebook.history else min(number_bytes, ROUGH_BYTES)
+    width = 2 * kv_size
+    rough = not codebook.history if rough is None else rough
+    row_bytes = width + ROUGH_BYTES if rough else width * number_bytes
+    others = codebook.hidden_size + 1 if codebook.history else 1
     size = 0
     for block in range(codebook.first_block, codebook.first_block + codebook.blocks):
-        size += table_rows(codebook, block, stages) * codebook.size * row_bytes + number_bytes
-        if codebook.history:
-            size += codebook.hidden_size * number_bytes
-    return size * 2 * kv_size
+        size += table_rows(codebook, block, stages) * codebook.size * row_bytes
+        size += others * width * number_bytes
+    return size
 
 
 def decode_costs(codebook: Codebook, spec: ModelSpec) -> list[DecodeCost]:

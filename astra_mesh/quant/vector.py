@@ -32,7 +32,6 @@ from astra_mesh.quant.codes import CodeArray
 from astra_mesh.wire.bits import pack, packed_bytes, unpack
 
 TABLE_BYTES = 1 << 30  # of one codec's tables; where they would be larger, receivers project
-_LARGEST = 6e4  # sum of numbers in float16
 
 
 class VectorSender:
@@ -115,8 +114,7 @@ class VectorReceiver:
         own = self._codec.indices(self._stages, codes)
         rows = slice(first, first + len(own))
         if not self._codec.codebook.history:
-            found = F.embedding_bag(torch.from_numpy(own), table.rows, mode="sum")
-            return found.to(table.offset.dtype) + table.offset
+            return table.sum(own) + table.offset
         assert self._known is not None
         if block not in self._codes:
             depth = self._codec.codebook.history
@@ -126,9 +124,7 @@ class VectorReceiver:
         self._codes[block][rows] = own
         step = len(table.rows) // len(table.blocks)
         wide = [self._codes[b][rows] + i * step for i, b in enumerate(table.blocks)]
-        found = F.embedding_bag(
-            torch.from_numpy(np.concatenate(wide, axis=1)), table.rows, mode="sum"
-        )
+        found = table.sum(np.concatenate(wide, axis=1))
         if table.known is None:
             return found + table.offset
         known = self._known[rows].to(table.known.dtype)
@@ -140,9 +136,25 @@ class Table:
     """Decoding of one block: raw keys and values are offset + known part + a sum of rows."""
 
     blocks: tuple[int, ...]  # whose codes are looked up; rows of each in turn
-    rows: Tensor  # (blocks * codewords, 2 kv_size)
+    rows: Tensor  # (blocks * codewords, 2 kv_size), or as :func:`to_bytes` makes them
     offset: Tensor  # (2 kv_size,)
     known: Tensor | None  # (D, 2 kv_size): what n of the first block is multiplied by
+
+    def sum(self, indices: npt.NDArray[np.int64]) -> Tensor:
+        """The sums (T, 2 kv_size) of rows (T, codes)."""
+        if self.rows.dtype != torch.uint8:
+            return F.embedding_bag(torch.from_numpy(indices), self.rows, mode="sum")
+        ends = torch.arange(0, indices.size + 1, indices.shape[1])
+        found: Tensor = torch.ops.quantized.embedding_bag_byte_rowwise_offsets(
+            self.rows, torch.from_numpy(indices).flatten(), ends, include_last_offset=True
+        )
+        return found.to(self.offset.dtype)
+
+
+def to_bytes(rows: Tensor) -> Tensor:
+    """Rows (N, W) float32 in 8 bits a number, each with its own scale: (N, W + 8) uint8."""
+    found: Tensor = torch.ops.quantized.embedding_bag_byte_prepack(rows)
+    return found
 
 
 class VectorCodec:
@@ -155,7 +167,7 @@ class VectorCodec:
             quantizes before the norm; so do tables above :data:`TABLE_BYTES`.
         lean: without any tables, so with one product more; "project" only.
         rough: where codes have no history, they are looked for by a product of 8-bit numbers, and
-            tables have 16 bits for a number: both are most of the work there, and what rounding
+            tables have 8 bits for a number: both are most of the work there, and what rounding
             costs is far below what codes lose. With history the two ways of decoding must agree
             closely, as senders follow one of them, and other work counts for more.
     """
@@ -261,24 +273,18 @@ class VectorCodec:
         known = reach.get(0) if self.first_block else None
         return Table(
             blocks,
-            self._as_kept(torch.cat(rows)),
+            to_bytes(torch.cat(rows)) if self.rough else torch.cat(rows).to(dtype).contiguous(),
             offset.to(dtype),
             None if known is None else known.to(dtype).contiguous(),
         )
 
     @property
-    def row_dtype(self) -> torch.dtype:
-        """Of tables' rows."""
-        dtype = self.model.block(0).kv_dtype
-        return torch.float16 if self.rough and dtype == torch.float32 else dtype
-
-    def _as_kept(self, rows: Tensor) -> Tensor:
-        """Rows (codewords, 2 kv_size) as tables have them; float32 where sums might overflow."""
-        dtype = self.row_dtype
-        if dtype == torch.float16:
-            largest = rows.view(-1, self.codebook.size, rows.shape[1]).abs().amax(1).sum(0).max()
-            dtype = dtype if float(largest) < _LARGEST else torch.float32
-        return rows.to(dtype).contiguous()
+    def row_form(self) -> tuple[int, torch.dtype]:
+        """Columns of a table's rows, and of what."""
+        width = 2 * self.model.spec.kv_size
+        if self.rough:
+            return width + cost.ROUGH_BYTES, torch.uint8
+        return width, self.model.block(0).kv_dtype
 
     def prepare(self, stages: int) -> None:
         """Make all tables for so many stages now rather than in the first request."""
@@ -291,8 +297,9 @@ class VectorCodec:
 
     def table_bytes(self, stages: int) -> int:
         """Memory of the tables of all blocks."""
-        size, one = self.model.block(0).kv_dtype.itemsize, self.row_dtype.itemsize
-        return cost.table_bytes(self.codebook, stages, self.model.spec.kv_size, size, one)
+        size = self.model.block(0).kv_dtype.itemsize
+        kv_size = self.model.spec.kv_size
+        return cost.table_bytes(self.codebook, stages, kv_size, size, rough=self.rough)
 
     def _table_bytes(self) -> int:
         return max(self.table_bytes(stages) for stages in self.able)

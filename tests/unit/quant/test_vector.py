@@ -153,7 +153,8 @@ def test_peers_code_roughly_where_codes_have_no_history(history: int) -> None:
     codec = make_codec("vq", model, random_book(model, history=history))
     assert isinstance(codec, VectorCodec)
     assert codec.rough == (history == 0)
-    assert codec.row_dtype == (torch.float16 if history == 0 else torch.float32)
+    rows = codec.table(2, 2).rows
+    assert rows.dtype == (torch.uint8 if history == 0 else torch.float32)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -193,7 +194,7 @@ def test_rough_tables_agree_with_exact_ones(dtype: torch.dtype) -> None:
     found, wanted = decoded(rough, known, codes, 3), decoded(exact, known, codes, 3)
     for block in codes:
         assert found[block].dtype == wanted[block].dtype == dtype
-        assert_close(found[block], wanted[block], 1e-3)
+        assert_close(found[block], wanted[block], 0.01)
 
 
 def test_rough_tables_hold_large_keys_too() -> None:
@@ -206,7 +207,7 @@ def test_rough_tables_hold_large_keys_too() -> None:
     found, wanted = decoded(rough, known, codes, 3), decoded(exact, known, codes, 3)
     for block in codes:
         assert wanted[block].abs().max() > 65_504  # of float16
-        assert_close(found[block], wanted[block])
+        assert_close(found[block], wanted[block], 0.01)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "qwen3", "bert"])
