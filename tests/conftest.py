@@ -36,6 +36,7 @@ import pytest
 from blockbuster import BlockBuster
 from hypothesis import HealthCheck, settings
 
+from tests.forks import serving
 from tests.hygiene import leftover_tasks, leftovers, snapshot
 from tools.lab.network import unavailable_reason
 
@@ -135,6 +136,16 @@ def home(_homes: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = next(_homes)
     _point_home_to(folder, monkeypatch)
     return folder
+
+
+# --- programs -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def forks(_homes: Iterator[Path]) -> Iterator[None]:
+    """Makes programs started with :func:`tests.forks.python` quick."""
+    with serving():
+        yield
 
 
 # --- repeatable arithmetic ------------------------------------------------------------------------
