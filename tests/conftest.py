@@ -33,6 +33,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import typer.main
+import typer.testing
 from blockbuster import BlockBuster
 from hypothesis import HealthCheck, settings
 
@@ -145,6 +147,14 @@ def home(_homes: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> Path:
 def forks(_homes: Iterator[Path]) -> Iterator[None]:
     """Makes programs started with :func:`tests.forks.python` quick."""
     with serving():
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _commands_made_once() -> Iterator[None]:
+    """``CliRunner`` makes all commands of an app at each call, which takes longer than most do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(typer.testing, "_get_command", cache(typer.main.get_command))
         yield
 
 
