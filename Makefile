@@ -33,6 +33,8 @@ PYTEST := $(BIN)/python -m pytest
 # (tests/conftest.py has the kinds).
 WORKERS := $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 3 ? 3 : n > 6 ? 6 : n)))
 OR_NONE := || [ $$? -eq 5 ]
+# Else each of the hundreds of processes that tests start compiles the package anew, 0.2 s each time.
+unexport PYTHONDONTWRITEBYTECODE
 DATA := $(or $(ASTRA_MESH_DATA),../shared/data)
 
 .PHONY: help

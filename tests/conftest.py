@@ -33,9 +33,12 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import typer.main
+import typer.testing
 from blockbuster import BlockBuster
 from hypothesis import HealthCheck, settings
 
+from tests.forks import serving
 from tests.hygiene import leftover_tasks, leftovers, snapshot
 from tools.lab.network import unavailable_reason
 
@@ -135,6 +138,24 @@ def home(_homes: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = next(_homes)
     _point_home_to(folder, monkeypatch)
     return folder
+
+
+# --- programs -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def forks(_homes: Iterator[Path]) -> Iterator[None]:
+    """Makes programs started with :func:`tests.forks.python` quick."""
+    with serving():
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _commands_made_once() -> Iterator[None]:
+    """``CliRunner`` makes all commands of an app at each call, which takes longer than most do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(typer.testing, "_get_command", cache(typer.main.get_command))
+        yield
 
 
 # --- repeatable arithmetic ------------------------------------------------------------------------

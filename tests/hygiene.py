@@ -33,8 +33,12 @@ THREAD_CLASSES = ("TMonitor",)  # tqdm's, whose name is a plain number
 # Descriptors that libraries open once and keep, and that hold no resource of ours.
 FD_PREFIXES = ("/dev/", "/proc/", "/sys/")
 
-# multiprocessing keeps one such helper for the life of the process.
-CHILD_MARKS = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
+# multiprocessing keeps one such helper for the life of the process, and so does tests.forks.
+CHILD_MARKS = (
+    "multiprocessing.resource_tracker",
+    "multiprocessing.forkserver",
+    "tests.fork_server",
+)
 
 
 @dataclass(frozen=True)

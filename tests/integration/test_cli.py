@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,16 @@ from astra_mesh.cli import completing
 from astra_mesh.cli.app import app
 from astra_mesh.cli.options import elsewhere_names
 from astra_mesh.quant.codebook import load_codebook
+from tests.forks import python
 from tests.integration.mesh_fixtures import picture
 from tests.timings import patient
 
 START_S = patient(40.0)  # a process that imports torch on a busy core
 
-pytestmark = pytest.mark.timeout(240)  # some start several, one after the other
+pytestmark = [
+    pytest.mark.timeout(240),  # some start several, one after the other
+    pytest.mark.usefixtures("forks"),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -46,10 +50,12 @@ def call(*arguments: str, status: int = 0) -> Result:
     return found
 
 
-def spawn(*arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
+def spawn(
+    *arguments: str, status: int = 0, by: Sequence[str] = (sys.executable,)
+) -> subprocess.CompletedProcess[str]:
     """The command as a process."""
     found = subprocess.run(
-        [sys.executable, "-m", "astra_mesh", *arguments],
+        [*by, "-m", "astra_mesh", *arguments],
         capture_output=True,
         text=True,
         timeout=2 * START_S,
@@ -78,7 +84,7 @@ def running_peer(tmp_path: Path, *options: str) -> Iterator[tuple[subprocess.Pop
         fixed = ("peer", "--json", "--port", "0", "--threads", "1", "--no-discovery")
         models = ("--model", "words", "--model", "pictures")
         process = subprocess.Popen(
-            [sys.executable, "-m", "astra_mesh", *fixed, *models, *options],
+            [*python(), "-m", "astra_mesh", *fixed, *models, *options],
             stdout=file,
             stdin=subprocess.PIPE,
         )
@@ -154,7 +160,7 @@ def test_a_page_for_phones_is_drawn_on_a_terminal() -> None:
 def test_a_peer_whose_output_nobody_reads_any_more_goes_on(form: tuple[str, ...]) -> None:
     options = ("--port", "0", "--threads", "1", "--no-discovery", "--no-api", "--model", "words")
     with subprocess.Popen(
-        [sys.executable, "-m", "astra_mesh", "peer", *form, *options],
+        [*python(), "-m", "astra_mesh", "peer", *form, *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -242,18 +248,18 @@ def test_a_port_in_use_is_named() -> None:
         taken.listen()
         port = str(taken.getsockname()[1])
         arguments = ("--port", port, "--listen", "127.0.0.1", "--no-discovery")
-        found = spawn("peer", *arguments, status=1)
+        found = spawn("peer", *arguments, status=1, by=python())
     assert f"error: port {port}" in found.stderr
 
 
 def test_a_port_of_an_own_peer_is_told_from_others(tmp_path: Path) -> None:
     with running_peer(tmp_path, "--name", "kitchen", "--api-port", "0") as (_, started):
         fixed = ("peer", "--no-discovery", "--listen", "127.0.0.1")
-        found = spawn(*fixed, "--port", str(started["port"]), status=1)
+        found = spawn(*fixed, "--port", str(started["port"]), status=1, by=python())
         assert "is that of kitchen, an astra-mesh peer which runs here already" in found.stderr
         api = started["api"].removesuffix("/v1")
         port = api.rpartition(":")[2]
-        found = spawn(*fixed, "--port", "0", "--api-port", port, status=1)
+        found = spawn(*fixed, "--port", "0", "--api-port", port, status=1, by=python())
         assert f"has its API and page at {api}/" in found.stderr
         assert "--api-port 0" in found.stderr
 
@@ -336,7 +342,7 @@ main()
 
 def test_a_pull_that_is_interrupted_ends_at_once() -> None:
     with subprocess.Popen(
-        [sys.executable, "-c", SLOW_IMPORT], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [*python(), "-c", SLOW_IMPORT], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"looking\n"

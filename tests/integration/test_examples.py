@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from astra_mesh.peer import Peer
+from tests.forks import python
 from tests.integration.mesh_fixtures import mesh_of, picture
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+
+pytestmark = pytest.mark.usefixtures("forks")
 
 
 @pytest.fixture
@@ -32,7 +34,7 @@ async def run(peer: Peer, name: str, *argv: str) -> list[str]:
 async def ended(peer: Peer, name: str, *argv: str) -> tuple[int | None, str, str]:
     """Status, output and errors of an example."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
+        *python(),
         str(EXAMPLES / name),
         *argv,
         stdout=asyncio.subprocess.PIPE,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,12 @@ import yaml
 from astra_mesh import limits
 from astra_mesh.peer import Peer, PeerConfig
 from astra_mesh.peer.config import DEFAULT_PORT
+from tests.forks import python
 from tests.integration.mesh_fixtures import until
 
 DAEMON = Path(__file__).parents[2] / "peers" / "cluster" / "daemonset.yaml"
+
+pytestmark = pytest.mark.usefixtures("forks")
 
 
 def free_port() -> int:
@@ -88,7 +90,7 @@ async def test_the_probe_of_a_cluster_passes_only_where_a_peer_runs() -> None:
 
 async def status_of(argv: list[str]) -> int | None:
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "astra_mesh", *argv),
+        *(*python(), "-m", "astra_mesh", *argv),
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.DEVNULL,
     )

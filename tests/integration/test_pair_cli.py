@@ -16,14 +16,20 @@ from typing import Any
 import pytest
 
 from astra_mesh.mesh.invitations import Invitations
+from tests.forks import python
 from tests.timings import patient
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]  # programs that start programs
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(240),  # programs that start programs
+    pytest.mark.usefixtures("forks"),
+]
 WAIT_S = 60.0
 
 
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "astra_mesh", *arguments]
+def command(*arguments: str, own: bool = False) -> list[str]:
+    """In a fork of :mod:`tests.forks`, or in a process of its ``own`` from the start."""
+    return [*([sys.executable] if own else python()), "-m", "astra_mesh", *arguments]
 
 
 def environment(trust: Path) -> dict[str, str]:
@@ -49,17 +55,17 @@ Started = Iterator[tuple[dict[str, Any], subprocess.Popen]]
 
 
 @contextmanager
-def shown_code(trust: Path) -> Started:
+def shown_code(trust: Path, own: bool = False) -> Started:
     """A device that shows a code until the end of the ``with``."""
-    with started(trust, "pair") as found:
+    with started(trust, "pair", own=own) as found:
         yield found
 
 
 @contextmanager
-def started(trust: Path, *arguments: str) -> Started:
+def started(trust: Path, *arguments: str, own: bool = False) -> Started:
     """A command that runs until the end of the ``with``, and the first that it printed."""
     process = subprocess.Popen(
-        command(*arguments, "--json"), env=environment(trust), stdout=subprocess.PIPE
+        command(*arguments, "--json", own=own), env=environment(trust), stdout=subprocess.PIPE
     )
     assert process.stdout is not None
     try:
@@ -153,7 +159,7 @@ def test_a_key_from_a_file_joins_and_is_in_no_list_of_processes(tmp_path: Path) 
     with started(one, "peer", *FIXED, "--name", "desk") as (here, _):
         at = ("--peer", f"127.0.0.1:{here['port']}")
         options = (*FIXED, "--name", "board", *at, "--join-key-file", str(file))
-        with started(two, "peer", *options) as (_, process):
+        with started(two, "peer", *options, own=True) as (_, process):
             seen = Path(f"/proc/{process.pid}/cmdline")
             assert not seen.exists() or key.encode() not in seen.read_bytes()
             deadline = time.monotonic() + patient(30.0)
@@ -209,7 +215,7 @@ def test_a_newer_window_ends_the_older_and_outlives_it(tmp_path: Path) -> None:
     [(signal.SIGTERM, 130), (signal.SIGHUP, 130), (signal.SIGKILL, -signal.SIGKILL)],
 )
 def test_a_signal_closes_the_window(tmp_path: Path, number: signal.Signals, status: int) -> None:
-    with shown_code(tmp_path) as (_, process):
+    with shown_code(tmp_path, own=True) as (_, process):
         assert Invitations(tmp_path).window() is not None
         process.send_signal(number)
         ended(process, status)
@@ -219,7 +225,7 @@ def test_a_signal_closes_the_window(tmp_path: Path, number: signal.Signals, stat
 def test_a_window_outlives_its_terminal_where_that_was_asked_for(tmp_path: Path) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     try:
-        with shown_code(tmp_path) as (_, process):
+        with shown_code(tmp_path, own=True) as (_, process):
             signal.signal(signal.SIGHUP, before)
             process.send_signal(signal.SIGHUP)
             with pytest.raises(subprocess.TimeoutExpired):

@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,11 @@ from astra_mesh.bundle.store import user_models_path
 from astra_mesh.bundle.tensors import open_tensors, save_tensors
 from astra_mesh.cli.app import app
 from tests.bundles import GPT2, gpt2_tensors, write_bundle
+from tests.forks import python
 from tests.integration.hub import SHA, Hub, serving_hub
 from tests.integration.mesh_fixtures import fit_small
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.timeout(180), pytest.mark.usefixtures("forks")]
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ async def command(*argv: str, hub: Hub | None = None) -> tuple[int, dict[str, An
     if hub is not None:
         environment["HF_ENDPOINT"] = hub.url
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
+        *python(),
         *("-m", "astra_mesh", "models", *argv, "--json"),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,

@@ -6,7 +6,6 @@ import asyncio
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,12 @@ import pytest
 
 from astra_mesh.bundle import install, open_bundle, verify
 from astra_mesh.bundle.store import user_models_path
+from tests.forks import python
 from tests.integration.mesh_fixtures import mesh_of
 
 WEIGHTS = "model.safetensors"
+
+pytestmark = pytest.mark.usefixtures("forks")
 
 
 @pytest.fixture
@@ -27,7 +29,7 @@ def own(models: Path) -> Path:
 
 async def pull(port: int, *argv: str) -> tuple[int | None, dict[str, Any], str]:
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "astra_mesh", "models", "pull", "words", "--json", *argv),
+        *(*python(), "-m", "astra_mesh", "models", "pull", "words", "--json", *argv),
         *("--connect", f"127.0.0.1:{port}"),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -97,7 +99,7 @@ async def test_another_model_of_that_name_is_left_alone(models: Path, own: Path)
 
 def add(source: Path) -> tuple[int, dict[str, Any]]:
     done = subprocess.run(
-        [sys.executable, "-m", "astra_mesh", "models", "add", source, "--name", "words", "--json"],
+        [*python(), "-m", "astra_mesh", "models", "add", source, "--name", "words", "--json"],
         stdout=subprocess.PIPE,
         check=False,
     )

@@ -19,7 +19,10 @@ from astra_mesh.cli.app import app
 from astra_mesh.cli.service_paths import SHARED
 from astra_mesh.client import Mesh
 from astra_mesh.errors import InputError
+from tests.forks import python
 from tests.integration.mesh_fixtures import mesh_of
+
+pytestmark = pytest.mark.usefixtures("forks")
 
 
 def run(*argv: str) -> tuple[int, str]:
@@ -248,7 +251,7 @@ def test_a_service_of_the_system_needs_a_python_outside_of_homes(
 async def test_top_tells_peers_and_requests(models: Path) -> None:
     async with mesh_of(["left", "right"], models) as peers:
         process = await asyncio.create_subprocess_exec(
-            sys.executable,
+            *python(),
             *("-m", "astra_mesh", "top", "--json", "--interval", "0.2"),
             *("--connect", f"127.0.0.1:{peers[0].port}"),
             stdout=asyncio.subprocess.PIPE,
@@ -269,7 +272,7 @@ async def test_top_tells_peers_and_requests(models: Path) -> None:
             process.terminate()
             await process.communicate()
         shown = await asyncio.create_subprocess_exec(
-            sys.executable,
+            *python(),
             *("-m", "astra_mesh", "top", "-n", "1", "--connect", f"127.0.0.1:{peers[0].port}"),
             stdout=asyncio.subprocess.PIPE,
             env=os.environ | {"COLUMNS": "160"},

@@ -6,7 +6,6 @@ import asyncio
 import json
 import re
 import shutil
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -29,11 +28,14 @@ from astra_mesh.mesh.connect import TLS_NAME
 from astra_mesh.peer import Peer, PeerConfig
 from astra_mesh.peer.share import Listing, Share, SharedFile
 from tests.bundles import word_tokenizer
+from tests.forks import python
 from tests.integration.mesh_fixtures import mesh_of, until
 from tests.integration.test_share_codebooks import giving
 from tests.timings import patient
 
 PIECE = 16_000
+
+pytestmark = pytest.mark.usefixtures("forks")
 
 
 @pytest.fixture(scope="module")
@@ -392,7 +394,7 @@ async def test_the_command_pulls_from_the_mesh(models: Path, tmp_path: Path) -> 
     async with mesh_of(["left", "right"], models) as peers:
         argv = ["models", "pull", "words", "--connect", f"127.0.0.1:{peers[0].port}", "--json"]
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "astra_mesh", *argv, stdout=asyncio.subprocess.PIPE
+            *python(), "-m", "astra_mesh", *argv, stdout=asyncio.subprocess.PIPE
         )
         out, _ = await process.communicate()
     assert process.returncode == 0
@@ -424,7 +426,7 @@ async def test_who_interrupts_a_pull_is_told_what_is_kept(
     async with mesh_of(["left"], models) as peers:
         argv = ["models", "pull", "words", "--name", "mine"]
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-c", INTERRUPTED, *argv),
+            *(*python(), "-c", INTERRUPTED, *argv),
             *("--connect", f"127.0.0.1:{peers[0].port}"),
             stderr=asyncio.subprocess.PIPE,
         )
@@ -485,7 +487,7 @@ async def test_who_has_a_model_by_another_name_is_told_what_brings_its_tokenizer
 async def pulled(peer: Peer, *argv: str) -> str:
     """What the command says beside its output."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "astra_mesh", *argv, "--connect", f"127.0.0.1:{peer.port}"),
+        *(*python(), "-m", "astra_mesh", *argv, "--connect", f"127.0.0.1:{peer.port}"),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )

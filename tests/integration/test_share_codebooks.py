@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -33,7 +32,10 @@ from astra_mesh.errors import BadBundleError, MeshError
 from astra_mesh.peer import Peer, PeerConfig
 from astra_mesh.peer.share import Share
 from astra_mesh.wire.messages import CodebookId
+from tests.forks import python
 from tests.integration.mesh_fixtures import fit_small, mesh_of, until
+
+pytestmark = pytest.mark.usefixtures("forks")
 
 
 @pytest.fixture
@@ -49,7 +51,7 @@ def bare(models: Path, tmp_path: Path) -> Bundle:
 
 async def pull(peer: Peer, *argv: str) -> dict[str, Any]:
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "astra_mesh", "models", "pull", "words", "--json", *argv),
+        *(*python(), "-m", "astra_mesh", "models", "pull", "words", "--json", *argv),
         *("--connect", f"127.0.0.1:{peer.port}"),
         stdout=asyncio.subprocess.PIPE,
     )

@@ -39,7 +39,7 @@ def made_up_row(cell: Cell, turn: int, variant: str) -> dict[str, Any]:
     return cell._asdict() | row
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="session")
 def _fonts_opened(tmp_path_factory: pytest.TempPathFactory) -> None:
     """matplotlib keeps the files of the fonts that it has used open."""
     path = tmp_path_factory.mktemp("fonts") / "speed-x.json"
@@ -269,6 +269,7 @@ def test_missing_results_are_told(tmp_path: Path) -> None:
         plots([str(tmp_path / "none.json")])
 
 
+@pytest.mark.usefixtures("_fonts_opened")
 def test_figures_and_table_of_made_up_rows(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

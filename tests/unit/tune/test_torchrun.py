@@ -22,6 +22,7 @@ from astra_mesh.bundle.tensors import load_weights
 from astra_mesh.cli.app import app
 from astra_mesh.quant.codebook import load_codebook
 from tests.bundles import GPT2, gpt2_tensors, write_bundle
+from tests.forks import python
 from tests.timings import patient
 from tests.unit.quality.making import picture, toy_bundle, write
 from tests.unit.tune import two
@@ -29,7 +30,13 @@ from tests.unit.tune import two
 REPO_ROOT = Path(__file__).resolve().parents[3]
 LIMIT_S = patient(200.0)  # seen: 9 s on two busy cores, 35 to 65 s beside long calculations
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(patient(480))]
+TOOL = "torch.distributed.run"
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(patient(480)),
+    pytest.mark.usefixtures("forks"),
+]
 
 
 def free_port() -> int:
@@ -39,10 +46,17 @@ def free_port() -> int:
 
 
 def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Two processes of ``python -m ARGUMENTS``; all of them are gone afterwards."""
-    place = ("--nproc-per-node", 2, "--master-addr", "127.0.0.1", "--master-port", free_port())
-    tool = (sys.executable, "-m", "torch.distributed.run", *place, "-m")
-    command = [str(word) for word in (*tool, *arguments)]
+    """Two processes of ``python -m ARGUMENTS``, which import nothing anew."""
+    return launched(*python(), "-m", TOOL, *place(), "--no-python", *python(), "-m", *arguments)
+
+
+def place() -> tuple[object, ...]:
+    return ("--nproc-per-node", 2, "--master-addr", "127.0.0.1", "--master-port", free_port())
+
+
+def launched(*words: object) -> subprocess.CompletedProcess[str]:
+    """The command, of whose processes all are gone afterwards."""
+    command = [str(word) for word in words]
     settings = {"PYTHONPATH": str(REPO_ROOT), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
     running = subprocess.Popen(
         command,
@@ -87,7 +101,8 @@ def test_the_command_fine_tunes_with_two_processes(
         "--codewords 16 --rates 4,8 --default-rate 8 --tokens 2000 --steps 20 --batch 4 --check 5 "
         "--held-out 6 --learning-rate 0.003 --covariance full --finetune --json"
     )
-    done = torchrun("astra_mesh", "fit", bundle, "--data", data, *options.split(), "-o", output)
+    fit = ("astra_mesh", "fit", bundle, "--data", data, *options.split(), "-o", output)
+    done = launched(sys.executable, "-m", TOOL, *place(), "-m", *fit)  # as people start it
     assert done.returncode == 0, done.stderr
     (line,) = done.stdout.splitlines()  # the second process says nothing
     told = json.loads(line)
@@ -123,8 +138,9 @@ def test_two_processes_print_no_warning(
         "--codewords 16 --rates 4,8 --default-rate 8 --tokens 2000 --steps 6 --batch 4 --check 6 "
         "--held-out 6 --learning-rate 0.003 --sensitivity 0 --seed 1 --finetune --json"
     )
-    place = ("-o", tmp_path / "new", *options.split(), *more.split())
-    done = torchrun("astra_mesh", "fit", bundle, "--data", data, *place)
+    options = f"{options} {more}"
+    new = ("-o", tmp_path / "new")
+    done = torchrun("astra_mesh", "fit", bundle, "--data", data, *new, *options.split())
     assert done.returncode == 0, done.stderr
     told = [line for line in done.stderr.splitlines() if "waiting for the first" not in line]
     assert told == []
