@@ -179,8 +179,8 @@ ClassToken = Annotated[
 
 
 _DATA_HELP = (
-    "Text files or a folder of them, a .tsv or .txt of sentences, or a folder or .zip of pictures, "
-    "as the model reads."
+    "Text files or a folder of them, a .tsv or .txt of sentences, a .npy of token ids (a text, or "
+    "one sequence per row), or a folder or .zip of pictures, as the model reads."
 )
 Data = Annotated[Path, typer.Option("--data", help=_DATA_HELP)]
 Window = Annotated[

@@ -90,8 +90,10 @@ def load_samples(
     (default: the model's context, at most 1,024); a line ``<|endoftext|>`` ends a document, and no
     window crosses from one to the next. Text encoders read a .tsv with a column
     ``sentence`` (and perhaps ``label``, which is read where the model's ``classes`` are given), or
-    a .txt with one sentence a line. Image models read a folder or .zip of JPEG and PNG files;
-    classes come from ``labels.csv`` (see ``pictures.COLUMNS``) or the parent folder's name.
+    a .txt with one sentence a line. Both read token ids, too: a .npy file of integers, (N,) one
+    text or (sequences, N) one sequence per row, of which no window crosses from one to the next;
+    an encoder's is cut after ``window`` ids. Image models read a folder or .zip of JPEG and PNG
+    files; classes come from ``labels.csv`` (see ``pictures.COLUMNS``) or the parent folder's name.
     ``split`` "eval" takes every tenth item only, "fit" the nine others, None all.
 
     Raises:

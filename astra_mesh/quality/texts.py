@@ -1,4 +1,7 @@
-"""Text data: windows of running text for causal models, single sentences for encoders."""
+"""Text data: windows of running text for causal models, single sentences for encoders.
+
+Either may be given as token ids, too.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,13 @@ from typing import Final, TextIO
 import torch
 
 from astra_mesh.bundle import Bundle
+from astra_mesh.bundle.specs import spec_of
 from astra_mesh.bundle.text import NAME as TOKENIZER
 from astra_mesh.bundle.text import TextTokenizer
 from astra_mesh.errors import CalibrationError, WrongTaskError
 from astra_mesh.families import ModelInput
 from astra_mesh.limits import NAME_CHARS
+from astra_mesh.quality import token_ids
 from astra_mesh.quality.sample import Sample
 
 CHUNK_CHARS = 1 << 16  # of text tokenized at a time, cut at a line's end
@@ -38,8 +43,8 @@ def windows(
     used if it has at least two tokens.
 
     Args:
-        bundle: whose tokenizer is used.
-        path: a file or a folder of files.
+        bundle: whose tokenizer is used, unless token ids are given.
+        path: a file or a folder of files, or a .npy file of token ids.
         size: tokens of a window.
         skip: tokens by which windows begin later, below ``size``: the same text, cut elsewhere.
         wanted: tells by its number if a window is used. Other windows' tokens are never seen,
@@ -50,16 +55,20 @@ def windows(
 
 
 def _tokenizer(bundle: Bundle) -> TextTokenizer:
-    """WrongTaskError where there is none: data are no token ids."""
+    """WrongTaskError where there is none."""
     if not bundle.has(TOKENIZER):
         raise WrongTaskError(
-            f"{bundle.name} has no {TOKENIZER}: add the one that the model was trained with"
+            f"{bundle.name} has no {TOKENIZER}, so it reads no text: add the one that the model "
+            f"was trained with, or give token ids ({token_ids.SUFFIX}, see the README)"
         )
     return TextTokenizer.from_bundle(bundle)
 
 
 def _pieces(bundle: Bundle, path: Path, size: int) -> Iterator[tuple[list[int], bool]]:
     """Windows, and if each goes on where the one before ended."""
+    if token_ids.holds_ids(path):
+        yield from token_ids.pieces(path, spec_of(bundle).vocab_size, size)
+        return
     tokenizer = _tokenizer(bundle)
     for file in _text_files(path, (".txt",)):
         held: list[int] = []
@@ -122,10 +131,14 @@ def sentences(
 
     Each is cut after ``size`` tokens. A label is the number or the name of one of the ``classes``,
     upper or lower case; an empty one and -1 are none. Without ``classes`` labels are not read.
+    Rows of token ids in a .npy file are sentences without labels.
 
     Raises:
         CalibrationError: a label is none of the classes; names its file and line.
     """
+    if token_ids.holds_ids(path):
+        yield from map(_sample, token_ids.sequences(path, spec_of(bundle).vocab_size, size))
+        return
     tokenizer = _tokenizer(bundle)
     for file in _text_files(path, _SENTENCES):
         rows = _table(file, classes) if _is_table(file) else _lines(file)
@@ -137,6 +150,8 @@ def sentences(
 
 def check_labels(path: Path, classes: Mapping[int, str]) -> None:
     """CalibrationError where a label of any sentence there is none of a model's classes."""
+    if token_ids.holds_ids(path):
+        return
     for file in _text_files(path, _SENTENCES):
         for _ in _table(file, classes) if _is_table(file) else ():
             pass
@@ -158,11 +173,19 @@ def _text_files(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
     names = " or ".join(suffixes)
     if not path.is_dir():
         if path.suffix.lower() not in suffixes:
-            raise CalibrationError(f"this model reads text: give a {names} file, not {path.name}")
+            raise CalibrationError(
+                f"this model reads text: give a {names} file, or token ids ({token_ids.SUFFIX}), "
+                f"not {path.name}"
+            )
         return [path]
     found = sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
     if not found:
-        raise CalibrationError(f"this model reads text, and there is no {names} file in {path}")
+        more = ""
+        if any(one.suffix.lower() == token_ids.SUFFIX for one in path.iterdir()):
+            more = f"; token ids come as one {token_ids.SUFFIX} file: name it"
+        raise CalibrationError(
+            f"this model reads text, and there is no {names} file in {path}{more}"
+        )
     if len(found) > FILES:
         raise CalibrationError(f"{path} holds {len(found)} text files; at most {FILES} are read")
     return found

@@ -392,6 +392,22 @@ def bounds(data: Path, work: Path) -> dict[str, Any]:
     return found
 
 
+def trials(data: Path, work: Path) -> dict[str, Any]:
+    """Ideas that are not in ``fit`` (tools.bench.trials), on the shipped models."""
+    from tools.bench.finetune import texts
+    from tools.bench.trials import subject, tried
+
+    given = {
+        "vit-tiny": (
+            data / "datasets/cifar10_train_jpeg.zip", data / "datasets/cifar10_test_jpeg.zip", 500,
+        ),
+        "tiny-gpt2": (*texts(data, work), 48),
+    }  # fmt: skip
+    return {
+        name: tried(subject(REPO_ROOT / "models" / name, *of), say) for name, of in given.items()
+    }
+
+
 STUDIES: dict[str, Callable[[Path, Path], dict[str, Any]]] = {
     "vit": vit,
     "history": history,
@@ -401,6 +417,7 @@ STUDIES: dict[str, Callable[[Path, Path], dict[str, Any]]] = {
     "zeroshot": zeroshot,
     "finetuned": finetuned,
     "bounds": bounds,
+    "trials": trials,
 }
 ARGS = argparse.Namespace(finetuned=None)
 

@@ -8,7 +8,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 from typer.testing import CliRunner, Result
 
 from astra_mesh.bundle import open_bundle, verify
@@ -46,6 +48,51 @@ def call(*arguments: object) -> Result:
 
 
 # --- what it does ---------------------------------------------------------------------------------
+
+
+def test_models_without_tokenizer_take_token_ids(model: Path, data: Path) -> None:
+    """``eval`` and ``fit --finetune`` as well; where texts are given, the error says so."""
+    ids = data.with_name("ids.npy")
+    np.save(ids, np.array([int(word[1:]) for word in data.read_text().split()], "uint8"))
+    (model / "tokenizer.json").unlink()
+    measure = ["eval", str(model), "--limit", "3", "--data"]
+    for result in (
+        call(model, "--data", data, *QUICK),
+        call(model, "--data", data, *QUICK, *TUNE, "-o", model.parent / "tuned"),
+        CliRunner().invoke(app, [*measure, str(data)]),
+    ):
+        assert result.exit_code == 2
+        assert "toy has no tokenizer.json, so it reads no text: " in result.stderr
+        assert "or give token ids (.npy, see the README)" in result.stderr
+    result = call(model, "--data", ids, *QUICK)
+    assert result.exit_code == 0, result.output
+    assert "30 sequences, 1440 tokens" in result.stdout
+    measured = CliRunner().invoke(app, [*measure, str(ids), "--codec", "vq", "--save"])
+    assert measured.exit_code == 0, measured.output
+    assert "toy, generate: 3 inputs of ids.npy, 144 tokens" in measured.stdout
+    tuned = call(model, "--data", ids, *QUICK, *TUNE, "-o", model.parent / "tuned")
+    assert tuned.exit_code == 0, tuned.output
+    assert not (model.parent / "tuned/tokenizer.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("ids", "text"),
+    [
+        (np.ones(99), "ids.npy holds float64 values; token ids are whole numbers, as int32"),
+        (np.full(99, 61), "ids.npy holds ids from 61 to 61, and the model's go from 0 to 60"),
+        (np.ones((2, 2, 2), int), "ids.npy has 3 dimensions: give one"),
+        (np.ones(1, int), "ids.npy holds too little"),
+    ],
+)
+def test_token_ids_that_cannot_be_used(
+    model: Path, tmp_path: Path, ids: NDArray[np.generic], text: str
+) -> None:
+    np.save(tmp_path / "ids.npy", ids)
+    for command in ("fit", "eval"):
+        result = CliRunner().invoke(app, [command, str(model), "--data", f"{tmp_path}/ids.npy"])
+        assert result.exit_code == 2
+        assert text in result.stderr
+        assert "Traceback" not in result.output
 
 
 def test_a_codebook_is_fitted_and_the_report_printed(model: Path, data: Path) -> None:
@@ -445,7 +492,9 @@ def test_data_of_the_wrong_kind(model: Path, tmp_path: Path) -> None:
     write(tmp_path, {"x.png": picture(1)})
     result = call(model, "--data", tmp_path / "x.png")
     assert result.exit_code == 2
-    assert "this model reads text: give a .txt file, not x.png" in result.stderr
+    assert (
+        "this model reads text: give a .txt file, or token ids (.npy), not x.png" in result.stderr
+    )
     result = call(tmp_path / "nowhere", "--data", tmp_path / "x.png")
     assert result.exit_code == 2
     assert "there is no folder" in result.stderr

@@ -174,7 +174,7 @@ BAD_TEXTS: dict[str, tuple[str, bytes | str, str]] = {
     "an empty file": ("x.txt", "", "too little: at least a text of 2 tokens is needed"),
     "one token": ("x.txt", "w1", "too little: at least a text of 2 tokens is needed"),
     "no text": ("x.txt", b"w1 \xff\xfe w2\n", "no UTF-8"),
-    "a picture": ("x.png", b"", r"give a \.txt file, not x\.png"),
+    "a picture": ("x.png", b"", r"give a \.txt file, or token ids \(\.npy\), not x\.png"),
     "a table": ("x.tsv", "sentence\nw1 w2\n", r"give a \.txt file"),
 }
 
@@ -216,7 +216,8 @@ def test_models_without_tokenizer_read_no_text(gpt: Bundle, tmp_path: Path) -> N
     for bundle in (gpt, toy_bundle(tmp_path / "bert", "bert")):
         (bundle.path / "tokenizer.json").unlink()
         text = (
-            rf"{bundle.name} has no tokenizer\.json: add the one that the model was trained with$"
+            rf"{bundle.name} has no tokenizer\.json, so it reads no text: add the one that .* "
+            r"trained with, or give token ids \(\.npy, see the README\)$"
         )
         with pytest.raises(WrongTaskError, match=text):
             load_samples(bundle, path, limit=5)

@@ -1,0 +1,141 @@
+"""The trials of fitting: they measure what the engine does, and change what they say they do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from astra_mesh.bundle import Bundle
+from astra_mesh.quality import EvalSettings, FitOptions, evaluate
+from astra_mesh.quality.data import load_samples
+from astra_mesh.quant.block_fit import BlockFit, seeded
+from astra_mesh.quant.codebook import Codebook
+from astra_mesh.quant.frame import kv_metric
+from astra_mesh.quant.kmeans import kmeans
+from tests.unit.quality.making import picture, toy_bundle, words, write
+from tools.bench import trials
+from tools.bench.trials import Run, Subject, Trial, TrialFit
+
+OPTIONS = FitOptions(
+    history=-1, rates=(8,), groups=2, codewords=16, iterations=2, peers=(4,), distributed=False
+)
+
+
+def made(folder: Path, kind: str) -> tuple[Bundle, Path]:
+    """A toy model, and thirty inputs for it."""
+    bundle = toy_bundle(folder / kind, kind)
+    if kind == "gpt2":
+        return bundle, write(folder, {"x.txt": words(48 * 30)}) / "x.txt"
+    files: dict[str, bytes | str] = {f"{i}.png": picture(8 * i) for i in range(30)}
+    return bundle, write(folder / "pictures", files)
+
+
+@pytest.fixture(params=["gpt2", "vit"])
+def of(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Subject, Bundle, Path]:
+    bundle, data = made(tmp_path, request.param)
+    return trials.subject(bundle.path, data, data, 9), bundle, data
+
+
+@pytest.mark.parametrize("history", [0, -1])
+def test_what_is_measured_is_what_eval_measures(
+    of: tuple[Subject, Bundle, Path], history: int
+) -> None:
+    subject, bundle, data = of
+    options = replace(OPTIONS, history=history)
+    run = Run(subject, Trial(), options)
+    blocks = run.fit()
+    book = Codebook(
+        "vq", bundle.model_id, subject.model.spec.hidden_size, 1, history, options.stage_groups,
+        options.codewords, 1, {1: tuple(run.books)},
+    )  # fmt: skip
+    book.save(bundle.path / "codebook.safetensors")
+    wanted = evaluate(bundle, data, EvalSettings(codecs=("vq",), limit=9)).rows[0].metrics
+    kl, agreement = run.measure(blocks).mean(0).tolist()
+    assert kl == pytest.approx(wanted["kl"], rel=1e-3, abs=1e-9)
+    assert agreement == pytest.approx(wanted["agreement"])
+    assert len(load_samples(bundle, data, limit=9)) == 9
+
+
+def test_without_weights_a_block_is_fitted_as_fit_does(of: tuple[Subject, Bundle, Path]) -> None:
+    subject = of[0]
+    batches = trials.batches_of(subject, subject.calibration)
+    groups = OPTIONS.stage_groups
+    options = replace(OPTIONS, history=0)
+    block = subject.model.block(1)
+    found = TrialFit(options, block, 1, None).run(batches, groups).book
+    wanted = BlockFit(options, block, 1, None).run(batches, groups).book
+    assert found.center is not None
+    assert wanted.center is not None
+    torch.testing.assert_close(found.center, wanted.center)
+    for one, other in zip(found.codewords, wanted.codewords, strict=True):
+        torch.testing.assert_close(
+            one.abs().sort(1)[0], other.abs().sort(1)[0], atol=1e-3, rtol=1e-2
+        )
+
+
+def test_rows_of_weight_two_are_rows_that_are_there_twice() -> None:
+    y = torch.randn(2, 60, 3, generator=torch.Generator().manual_seed(1))
+    options = replace(OPTIONS, iterations=5)
+    weight = torch.ones(60)
+    plain = kmeans(y, 16, 5, seeded(0, "x"))
+    torch.testing.assert_close(trials.weighed_kmeans(y, weight, options, seeded(0, "x")), plain)
+    weight[:20] = 2
+    rows, doubled = [y[0]], [torch.cat([y[0], y[0, :20]])]
+    found, wanted = (
+        trials.moments(one, [w]) for one, w in ((rows, weight), (doubled, torch.ones(80)))
+    )
+    torch.testing.assert_close(found, wanted)
+
+
+def test_heads_of_equal_weight_are_all_keys_and_values(of: tuple[Subject, Bundle, Path]) -> None:
+    subject = of[0]
+    block = subject.model.block(1)
+    centered = torch.randn(50, subject.model.spec.hidden_size)
+    heads = torch.ones(2, subject.model.spec.num_key_value_heads)
+    whole = block.kv_weight.double()
+    torch.testing.assert_close(trials.by_heads(heads)(centered, block), whole.T @ whole)
+    unit = trials.by_heads(None)(centered, block)
+    covariance = (centered.T @ centered).double() / 50
+    assert float((unit * covariance).sum()) == pytest.approx(2 * len(heads[0]))
+    assert float((kv_metric(centered, block) * covariance).sum()) == pytest.approx(2)
+
+
+def test_gradients_come_to_all_coded_blocks_and_leave_nothing_behind(
+    of: tuple[Subject, Bundle, Path],
+) -> None:
+    model = of[0].model
+    assert [bool(one.sum() > 0) for one in of[0].by_head] == [
+        index > 0 for index in range(model.spec.num_hidden_layers)
+    ]
+    assert not any("project_key_value" in vars(one) for one in model.block_list)
+
+
+@pytest.mark.parametrize("correction", ["attention", "remote"])
+def test_corrected_attention_is_right_on_average(
+    of: tuple[Subject, Bundle, Path], correction: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Corrected once more, nothing is left to add."""
+    subject = of[0]
+    run = Run(subject, Trial(correction=correction), OPTIONS)  # type: ignore[arg-type]
+    first = run.fit()[1]
+    assert first.added is not None
+    assert float(first.added.abs().max()) > 0
+    plain: Callable[..., trials.Attention] = trials.attention
+
+    def corrected(block: object, batch: object, rebuilt: object) -> trials.Attention:
+        found = plain(block, batch, rebuilt)
+        if rebuilt is None:
+            return found
+        assert first.added is not None
+        return replace(found, out=found.out + run.share(found) * first.added[:, None])
+
+    batches = trials.batches_of(subject, subject.calibration)
+    for batch in batches:
+        run.advance(0, batch, None)
+    monkeypatch.setattr(trials, "attention", corrected)
+    left = run.off(1, batches, replace(first, added=None))
+    assert float(left.abs().max()) < 1e-4 * float(first.added.abs().max())
