@@ -180,8 +180,9 @@ def make_codec(
     decoder: str = "table",
     *,
     lean: bool = False,
+    rough: bool = True,
 ) -> PlainCodec | VectorCodec:
-    """The codec of that name, as peers run it: codes without history are looked for roughly.
+    """The codec of that name, by default as peers run it; the rest as for :class:`VectorCodec`.
 
     Raises:
         CodecError: an unknown one.
@@ -200,4 +201,4 @@ def make_codec(
         codebook.blocks != model.spec.num_hidden_layers - codebook.first_block
     ):
         raise CodebookError("the codebook does not fit the model's blocks; fit it again")
-    return VectorCodec(model, codebook, decoder, lean, rough=True)
+    return VectorCodec(model, codebook, decoder, lean, rough)

@@ -20,8 +20,10 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -30,9 +32,10 @@ from astra_mesh.bundle.tensors import load_weights
 from astra_mesh.bundle.text import TextTokenizer, eos_ids
 from astra_mesh.engine.reference import decode, run_solo
 from astra_mesh.families import ModelInput, build_model
-from astra_mesh.quality import EvalSettings, FitOptions, evaluate, fit
+from astra_mesh.quality import EvalSettings, FitOptions, evaluate, evaluation, fit
 from astra_mesh.quality.pictures import interleaved
 from astra_mesh.quant.codebook import load_codebook
+from astra_mesh.quant.codecs import make_codec
 from astra_mesh.wire.messages import Sampling
 from tools.models.common import REPO_ROOT, default_data_root
 
@@ -313,14 +316,20 @@ def _minilm() -> Path | None:
     return None
 
 
-def zeroshot(data: Path, work: Path) -> dict[str, Any]:
-    """Fitted on one text, measured on another: tiny-gpt2, Shakespeare and wikitext."""
+def plays(data: Path) -> tuple[str, str]:
+    """Shakespeare's plays: nine tenths to fit on, the rest to measure."""
     play = (data / "datasets/tinyshakespeare/input.txt").read_text(encoding="utf-8")
     cut = int(0.9 * len(play))
+    return play[:cut], play[cut:]
+
+
+def zeroshot(data: Path, work: Path) -> dict[str, Any]:
+    """Fitted on one text, measured on another: tiny-gpt2, Shakespeare and wikitext."""
+    fitting, held_out = plays(data)
     wiki = (data / "datasets/wikitext2/valid.txt").read_text(encoding="utf-8")
     texts = {
-        "play-fit": play[:cut],
-        "play-eval": play[cut:],
+        "play-fit": fitting,
+        "play-eval": held_out,
         "wiki-fit": wiki[: len(wiki) // 2],
         "wiki-eval": wiki[len(wiki) // 2 :],
     }
@@ -408,6 +417,28 @@ def trials(data: Path, work: Path) -> dict[str, Any]:
     }
 
 
+def rough(data: Path, work: Path) -> dict[str, Any]:
+    """Codes without history as peers handle them, in 8 bits, beside exact ones."""
+    texts = work / "fit.txt", work / "held-out.txt"
+    for path, text in zip(texts, plays(data), strict=True):
+        path.write_text(text, encoding="utf-8")
+    vits = (data / "datasets/cifar10_train_jpeg.zip", data / "datasets/cifar10_test_jpeg.zip", 1000)
+    cases = {"vit-tiny": vits, "tiny-gpt2": (*texts, 48)}
+    found: dict[str, Any] = {}
+    for name, (calibration, held_out, limit) in cases.items():
+        folder = copied(REPO_ROOT / "models" / name, work)
+        few = {"max_tokens": 40_000, "distributed": True}
+        books = [vq("one-stage", 0, 128, groups=16, **few), vq("stages", 0, 64, 128, 256, **few)]
+        found[name] = {"books": books_of(folder, calibration, books)}
+        for kind in ("exact", "rough"):
+            codec = partial(make_codec, rough=kind == "rough")
+            with mock.patch.object(evaluation, "make_codec", codec):
+                found[name][kind] = measured(
+                    folder, held_out, codecs=("vq",), limit=limit, rates=(64, 128, 256)
+                )
+    return found
+
+
 STUDIES: dict[str, Callable[[Path, Path], dict[str, Any]]] = {
     "vit": vit,
     "history": history,
@@ -418,6 +449,7 @@ STUDIES: dict[str, Callable[[Path, Path], dict[str, Any]]] = {
     "finetuned": finetuned,
     "bounds": bounds,
     "trials": trials,
+    "rough": rough,
 }
 ARGS = argparse.Namespace(finetuned=None)
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 from astra_mesh.bundle import Bundle
-from astra_mesh.quality import EvalSettings, FitOptions, evaluate
+from astra_mesh.quality import EvalSettings, FitOptions, evaluate, evaluation
 from astra_mesh.quality.data import load_samples
 from astra_mesh.quant.block_fit import BlockFit, seeded
 from astra_mesh.quant.codebook import Codebook
+from astra_mesh.quant.codecs import make_codec
 from astra_mesh.quant.frame import kv_metric
 from astra_mesh.quant.kmeans import kmeans
 from tests.unit.quality.making import picture, toy_bundle, words, write
@@ -42,9 +44,10 @@ def of(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Subject, Bundle,
 
 @pytest.mark.parametrize("history", [0, -1])
 def test_what_is_measured_is_what_eval_measures(
-    of: tuple[Subject, Bundle, Path], history: int
+    of: tuple[Subject, Bundle, Path], history: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     subject, bundle, data = of
+    monkeypatch.setattr(evaluation, "make_codec", partial(make_codec, rough=False))
     options = replace(OPTIONS, history=history)
     run = Run(subject, Trial(), options)
     blocks = run.fit()
