@@ -28,6 +28,7 @@ from tools.bench.rig import Rig
 from tools.bench.shifts import MESH
 from tools.bench.sizes import CONFIGS, default_cache, ensure, text_limit
 from tools.lab import options
+from tools.lab.system import end_in_order
 from tools.models.common import REPO_ROOT
 
 OUT: Final = REPO_ROOT / "docs" / "data" / "memory.json"
@@ -113,4 +114,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    end_in_order()
     sys.exit(main())

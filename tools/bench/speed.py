@@ -37,7 +37,7 @@ from tools.bench.speed_results import ResultsError, difference, other_machine, r
 from tools.lab import options
 from tools.lab.network import DEVICES, require_lab
 from tools.lab.scenario import Cores, Delay, Mbps, Seconds
-from tools.lab.system import LabError, LabUnavailableError
+from tools.lab.system import LabError, LabUnavailableError, end_in_order
 from tools.models.common import REPO_ROOT
 
 OUT: Final = REPO_ROOT / "docs" / "data"
@@ -46,7 +46,7 @@ SPARE_GIB: Final = 1.5  # of the free memory, for the kernel, this program and w
 LEFT_GIB: Final = 0.7  # with less the sweep ends itself, before the kernel ends anything
 # Of the results' head.
 SETTINGS: Final = ("dtype", "cores", "threads", "rounds", "slow_s", "delay_ms", "codes")
-BAD: Final = 2  # exit status, as that of tools.lab
+BAD, INTERRUPTED = 2, 130  # exit statuses, as those of tools.lab
 WARM_TRIES: Final = 6  # peers that still load a model when they are first asked are asked again
 
 PRESETS: Final[dict[str, dict[str, Any]]] = {
@@ -389,9 +389,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except LabError as error:
         say(f"error: {error}")
         return UNAVAILABLE if isinstance(error, LabUnavailableError) else 1
+    except KeyboardInterrupt:
+        say(f"interrupted; nothing is left running, --resume goes on with the cells in {path}")
+        return INTERRUPTED
     say(f"results: {path}")
     return 0
 
 
 if __name__ == "__main__":
+    end_in_order()
     sys.exit(main())

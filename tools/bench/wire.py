@@ -34,6 +34,7 @@ from tools.bench.sizes import default_cache, ensure, random_tokens
 from tools.lab import options
 from tools.lab.house import House
 from tools.lab.scenario import Device, Network, Options, Request, Scenario
+from tools.lab.system import end_in_order
 from tools.models.common import REPO_ROOT
 
 OUT: Final = REPO_ROOT / "docs" / "data" / "wire.json"
@@ -173,4 +174,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    end_in_order()
     sys.exit(main())

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 
 from tools.lab import accuracy, options, record, runner
 from tools.lab.house import sweep
 from tools.lab.scenario import ScenarioError, load_scenario
-from tools.lab.system import LabError, LabUnavailableError
+from tools.lab.system import LabError, LabUnavailableError, end_in_order
 
 FAILED, MENDABLE, UNAVAILABLE, INTERRUPTED = 1, 2, 3, 130  # exit statuses
 
@@ -21,7 +19,7 @@ FAILED, MENDABLE, UNAVAILABLE, INTERRUPTED = 1, 2, 3, 130  # exit statuses
 def main(arguments: Sequence[str]) -> int:
     """Run one command; its exit status."""
     parsed = _parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, _interrupt)
+    end_in_order()
     try:
         if parsed.command == "sweep":
             return _sweep()
@@ -151,10 +149,6 @@ def _status(error: LabError) -> int:
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

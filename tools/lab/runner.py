@@ -31,7 +31,8 @@ def run(scenario: Scenario, say: Say = lambda text: None) -> dict[str, Any]:
     made = time.monotonic()
     with House(scenario, say) as house:
         met_s = time.monotonic() - made
-        say(f"{len(house.running())} peers have met after {met_s:.1f} s")
+        count = len(house.running())
+        say(f"{count} {'peers have' if count != 1 else 'peer has'} met after {met_s:.1f} s")
         running = _Run(house, say)
         running.run()
         record.attach_timelines(house, running.requests, running.zero)

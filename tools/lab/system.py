@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any, Final, Self
 
 PREFIX = "astra-lab"
@@ -109,6 +110,17 @@ def kill_all(pids: Iterable[int]) -> None:
     deadline = time.monotonic() + STOP_GRACE_S
     while any(owner.is_alive() for owner in owners) and time.monotonic() < deadline:
         time.sleep(POLL_S)
+
+
+def end_in_order() -> None:
+    """Let SIGTERM end this program as Ctrl-C does, so that what it made is cleared away; and SIGINT,
+    too, where whoever started it in the background left that ignored."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def stop(processes: list[subprocess.Popen[Any]]) -> None:
