@@ -173,7 +173,7 @@ at_s = 600
         argv = [sys.executable, "-m", "tools.lab", "run", str(path)]
         with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, cwd=REPO_ROOT) as process:
             assert process.stderr is not None
-            assert any("have met" in line for line in process.stderr)
+            assert any(" met after" in line for line in process.stderr)
             yield process
             process.kill()
 
