@@ -52,14 +52,16 @@ def _program(asking: socket.socket) -> list[str]:
         return list(arguments)
     for descriptor in (0, 1, 2, *descriptors):
         os.close(descriptor)
-    asking.sendall(b"%d\n" % pid)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the program and the client hear of Ctrl-C
     ended = os.pidfd_open(pid)
-    ready, _, _ = select.select([ended, asking.fileno()], [], [])
-    if ended not in ready:  # the client says nothing: it is gone
-        os.kill(pid, signal.SIGKILL)
-    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    if ended in ready:
-        asking.sendall(b"%d\n" % status)
+    with suppress(OSError):  # the client is gone
+        asking.sendall(b"%d\n" % pid)
+        ready, _, _ = select.select([ended, asking.fileno()], [], [])
+        if ended in ready:
+            status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            asking.sendall(b"%d\n" % status)
+    with suppress(ProcessLookupError):  # it ended
+        signal.pidfd_send_signal(ended, signal.SIGKILL)
     os._exit(0)
 
 

@@ -73,7 +73,7 @@ class Int8Linear(Linear):
         x = x.float()
         low, high = x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)  # aminmax is 15 times slower
         step = ((high - low) / _LEVELS).clamp_min(_LEAST_STEP)
-        levels = x.sub(low).div_(step).round_().clamp_(0, _LEVELS)
+        levels = x.sub(low).div_(step).round_().clamp_(0, _LEVELS).nan_to_num_()  # NaN comes by low
         found = torch.ops.quantized.linear_dynamic(levels, self._packed, reduce_range=True)
         base = low * self._sums
         if self._bias is not None:

@@ -73,6 +73,7 @@ class Link:
         self._idle = asyncio.Event()  # the writer holds no frames
         self._room = asyncio.Event()  # the queue is short enough, or the link is over
         self._measured = asyncio.Event()  # the other end told its throughput, or the link is over
+        self._told = 0  # how often it did so far
         self._over = asyncio.Event()  # the session is closed
         self._done = asyncio.Event()  # run() has ended
         self._news = asyncio.Event()  # so it has, or the link came back from silence
@@ -207,6 +208,10 @@ class Link:
         """Whether real traffic or a probe measured it just now: a probe would tell no more."""
         return _now() - self._meter.measured < limits.PROBE_AGAIN_S / 2
 
+    def doubt(self) -> None:
+        """What was measured may hold no more."""
+        self._meter.doubt()
+
     async def wait_closed(self, wait_s: float) -> bool:
         """Whether the link ends within this time; False sooner if it comes back from silence."""
         try:
@@ -220,7 +225,7 @@ class Link:
     def _came_back(self) -> None:
         """Something is heard again: the network may be another one than before the silence."""
         self.outages += 1
-        self._meter.doubt()
+        self._measured.clear()  # both ends probe now, one after the other
         self._news.set()
 
     def _tell_rate(self) -> None:
@@ -389,10 +394,11 @@ class Link:
         """The session was touched: wake whoever may have something to do."""
         state = self.session.state
         self._wake.set()
-        if state is not self._state:
+        if state is not self._state or self.session.is_due_sooner:
             self._state = state
             self._tock.set()
-        if self.session.receive_bps is not None or state is State.CLOSED:
+        if self.session.told > self._told or state is State.CLOSED:
+            self._told = self.session.told
             self._measured.set()
         if self.session.silent is not self._silent:
             self._silent = self.session.silent

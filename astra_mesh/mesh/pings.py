@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 
 from astra_mesh.wire.messages import Ping
@@ -30,6 +31,7 @@ class Pings:
         self._heartbeat_s = heartbeat_s
         self._number = 0
         self._last, self._beats = 0.0, 0  # when the last heartbeat went out, and how many did
+        self._back = math.inf  # when a pong came last that was held up
         self._sent: dict[int, tuple[float, bool]] = {}  # number -> when, and whether a probe
 
     @property
@@ -67,15 +69,16 @@ class Pings:
         """Note a pong; whether it answers a probe. An unknown number is ignored."""
         sent, probe = self._sent.pop(number, (None, False))
         if sent is not None and not probe:
-            self._took(max(0.0, now - sent))
+            self._took(sent, now)
         return probe
 
-    def _took(self, sample: float) -> None:
-        old = self.round_trip_s
+    def _took(self, sent: float, now: float) -> None:
+        sample, old = max(0.0, now - sent), self.round_trip_s
         if old is not None and sample > _HELD_UP * old + _SLACK_S:
             self._beats = min(self._beats, 1)  # ask again soon: was it this once?
-            if sample > self._heartbeat_s:
-                return  # the network was away, which says nothing of its delay
+            waited, self._back = sent < self._back, now
+            if waited and sample > self._heartbeat_s:
+                return  # for a network that was away: it says nothing of its delay
         self._trips_s.append(sample)
         # Busy devices and queues only add to a link's own delay: a shorter time counts at once.
         self.round_trip_s = sample if old is None or sample < old else old + _GAIN * (sample - old)

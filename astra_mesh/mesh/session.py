@@ -90,6 +90,7 @@ class Session:
         self.close_reason: Reason | None = None  # of a LinkRefused, sent or received
         self.silent = False  # nothing was heard for a while; it may come back until it is lost
         self.receive_bps: float | None = None  # bits per second, as the other end measured
+        self.told = 0  # how often it did
         self.timings = timings if timings is not None else Timings()
         self._expected = expected
         self._proven, self._via = proven, via
@@ -236,6 +237,11 @@ class Session:
         return self._due
 
     @property
+    def is_due_sooner(self) -> bool:
+        """Whether a ping is due before the time that :meth:`tick` told last."""
+        return self.state is State.OPEN and self._pings.due(self._heard) < self._due
+
+    @property
     def _silence_s(self) -> float:
         """How long the other end may say nothing before it counts as silent."""
         client = self.peer_hello is not None and self.peer_hello.role is Role.CLIENT
@@ -324,7 +330,7 @@ class Session:
         elif isinstance(message, Credit):
             self._credit(message.size)
         elif isinstance(message, Throughput):
-            self.receive_bps = message.bps
+            self.receive_bps, self.told = message.bps, self.told + 1
         else:
             return self._deliver(message, frame)
         return []

@@ -58,16 +58,17 @@ async def probe(link: Link, is_busy: Callable[[], bool]) -> None:
     """
     rhythm = Rhythm()
     while True:
+        outages = link.outages
         if not link.is_measured and not link.is_silent:
             rhythm.probed(*await _measured(link))
-        outages = link.outages
         if await link.wait_closed(rhythm.wait_s * random.uniform(1 - _JITTER, 1 + _JITTER)):
             return
-        if link.outages > outages:
-            rhythm = Rhythm()
         while is_busy():
             if await link.wait_closed(limits.PROBE_IDLE_S):
                 return
+        if link.outages > outages:
+            rhythm = Rhythm()
+            link.doubt()
 
 
 async def _measured(link: Link) -> tuple[float | None, float]:

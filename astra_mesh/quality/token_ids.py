@@ -46,13 +46,14 @@ def sequences(path: Path, vocab: int, size: int) -> Iterator[list[int]]:
 
 
 def _read(path: Path, vocab: int) -> Ids:
-    """All ids, (N,) or (sequences, N) integers in 0..``vocab`` - 1; the file stays on the disk."""
+    """All ids, (N,) or (sequences, N) integers in 0..``vocab`` - 1. They are read whole: a file
+    that is mapped and written to meanwhile would end the process."""
     try:
         with path.open("rb") as file:
             whole = file.read(len(MAGIC_PREFIX)) == MAGIC_PREFIX
         if not whole:  # numpy would try it as an archive, or a pickle
             raise ValueError("no magic")
-        found: Ids = np.load(path, mmap_mode="r", allow_pickle=False)
+        found: Ids = np.load(path, allow_pickle=False)
     except OSError as error:
         raise CalibrationError(f"{path} cannot be read: {error.strerror}") from error
     except Exception as error:  # a damaged header makes numpy raise many kinds

@@ -80,3 +80,16 @@ def test_a_late_pong_is_soon_asked_for_again() -> None:
     pings.pong(pings.heartbeat(now + 0.4).number, now + 0.402)
     assert pings.round_trip_s == pytest.approx(0.002)
     assert pings.due(now + 0.402) == pytest.approx(now + 0.8)  # twice more, then rarely
+
+
+def test_a_link_that_became_slow_is_believed() -> None:
+    """What is sent once the network is back and takes as long is the link's own delay."""
+    pings = Pings(1.0)
+    now, sent = steady(pings), 0
+    while now < 60.0:
+        now = max(now, pings.due(now))
+        pings.pong(pings.heartbeat(now).number, now + 1.2)
+        now, sent = now + 1.2, sent + 1
+    assert pings.round_trip_s is not None
+    assert 0.25 < pings.round_trip_s <= 1.2
+    assert sent < 40  # no more often than the link answers

@@ -493,6 +493,19 @@ def test_heartbeats() -> None:
     assert isinstance(sent(a)[0], m.Ping)
 
 
+def test_a_late_pong_makes_the_next_ping_due_sooner() -> None:
+    a, b = joined()
+    now = 0.0
+    for took in (0.002, 0.002, 0.002, 0.5):
+        due = a.tick(now)
+        carry(a, b, now)
+        assert not a.is_due_sooner
+        carry(b, a, now + took)
+        now = due
+    assert a.is_due_sooner
+    assert a.tick(now) < now + 0.5
+
+
 def test_pings_go_on_in_traffic() -> None:
     session = opened()
     session.tick(0.0)

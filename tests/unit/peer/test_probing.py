@@ -33,6 +33,9 @@ class Line:
         self.is_measured, self.outages = False, 0
         self.returns: list[float] = []  # when it comes back from silence
 
+    def doubt(self) -> None:
+        self.is_measured = False
+
     async def probe(self) -> float:
         bps = self.bps(self.now)
         if bps is None:
