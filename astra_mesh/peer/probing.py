@@ -69,6 +69,8 @@ async def probe(link: Link, is_busy: Callable[[], bool]) -> None:
         if link.outages > outages:
             rhythm = Rhythm()
             link.doubt()
+            if await link.wait_closed(limits.PROBE_SETTLE_S):
+                return
 
 
 async def _measured(link: Link) -> tuple[float | None, float]:

@@ -117,8 +117,8 @@ class BlockCoder:
         book: of one block.
         dtype: of the large product in encoding; nothing that both ends must agree on to the bit
             depends on it, nor on ``rough``.
-        rough: that product is one of 8-bit numbers, two to four times as fast: codes of 128 bits
-            leave some per cent of the variance, and this adds some thousandths of that.
+        rough: that product is one of 8-bit numbers, up to three times as fast; what it costs is
+            in docs/fidelity.md.
     """
 
     def __init__(

@@ -59,3 +59,4 @@ def test_a_network_that_was_away_is_measured_anew() -> None:
             assert time.monotonic() - plugged < patient(12), "the link was not measured anew"
             time.sleep(0.2)
         assert slowest < patient(0.2)
+        assert now["send_bps"] < 100e6

@@ -37,6 +37,7 @@ from astra_mesh.quality.pictures import interleaved
 from astra_mesh.quant.codebook import load_codebook
 from astra_mesh.quant.codecs import make_codec
 from astra_mesh.wire.messages import Sampling
+from tools.lab import options
 from tools.models.common import REPO_ROOT, default_data_root
 
 OUT = REPO_ROOT / "docs" / "data"
@@ -457,10 +458,12 @@ ARGS = argparse.Namespace(finetuned=None)
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="*", choices=sorted(STUDIES), default=sorted(STUDIES))
+    parser.add_argument("--only", nargs="+", choices=sorted(STUDIES), default=sorted(STUDIES))
     parser.add_argument("--data", type=Path, default=default_data_root())
-    parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--threads", type=int, default=0, help="0: torch's own choice")
+    parser.add_argument("--out", type=options.folder, default=OUT)
+    parser.add_argument(
+        "--threads", type=options.within(int, 0), default=0, help="0: torch's own choice"
+    )
     parser.add_argument("--finetuned", type=Path, help="folder of fine-tuned bundles")
     parser.parse_args(namespace=ARGS)
     if ARGS.threads:

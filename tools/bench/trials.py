@@ -11,7 +11,7 @@
   or by its root, in the regression, the coordinates and k-means.
 
 Blocks are fitted and measured on whole batches (:mod:`astra_mesh.quant.mixed`), which gives what
-``fit`` and ``eval`` give. Four peers, a single class token.
+``fit`` gives, and ``eval`` with exact arithmetic. Four peers, a single class token.
 """
 
 from __future__ import annotations
