@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from astra_mesh.wire.messages import Timing
 _REPEATS = 3
 WINDOW_S = 0.02  # that a steady measurement takes at least
 _SIZES = (8, 64, 256)  # tokens that a block is timed with
+_ATTENDED = 512  # that attention is timed with, apart: in a block it hides behind the products
 _CHECKED = 64  # tokens that figures are checked with
 _CHECKS = 3
 
@@ -52,8 +53,8 @@ def _mean_s(function: Callable[[], object]) -> float:
 
 @torch.inference_mode()
 def measure(model: Model, codec: Codec | None, stages: int) -> Timing:
-    """Time of one block at three sizes, of the codec and of the head; takes well under a second for
-    small models. Runs in the compute thread.
+    """Time of one block at three sizes, of attention, of the codec and of the head; well under a
+    second for small models. Runs in the compute thread.
 
     ``codec`` has no codebook; see :mod:`astra_mesh.peer.code_times` for those.
     """
@@ -68,7 +69,10 @@ def measuring(model: Model, codec: Codec | None, stages: int) -> Parts[Timing]:
     for size in sizes:
         times.append(_block_time(model, size))
         yield
-    fixed, per_token, per_pair = _fit(sizes, [_pairs(model, size) for size in sizes], times)
+    per_pair = _pair_time(model)
+    yield
+    rest = [t - per_pair * _pairs(model, n) for n, t in zip(sizes, times, strict=True)]
+    fixed, per_token = _fit(sizes, times, rest)
     encode_s = decode_s = 0.0
     if codec is not None:
         encode_s, decode_s = _codec_time(model, codec, stages)
@@ -156,20 +160,32 @@ def _step_time(model: Model) -> float:
     return steady_s(lambda: _forward(model, x))
 
 
-def _fit(sizes: list[int], pairs: list[float], times: list[float]) -> tuple[float, float, float]:
-    """Non-negative fixed, per-token and per-pair seconds through the measured points."""
-    columns = np.array([[1.0, size, pair] for size, pair in zip(sizes, pairs, strict=True)])
+def _pair_time(model: Model) -> float:
+    """Seconds of a token with one that it attends to, in one block."""
+    spec, block = model.spec, model.block(0)
+    tokens = min(_ATTENDED, spec.max_tokens)
+    x = torch.randn(tokens, spec.hidden_size, dtype=dtype_of(model))
+    query, rows = block.query_key_value(block.normalize(x), 0)
+    return steady_s(lambda: attend(query, rows, spec.causal)) / _pairs(model, tokens)
+
+
+def _fit(
+    sizes: Sequence[int], times: Sequence[float], rest: Sequence[float]
+) -> tuple[float, float]:
+    """Non-negative fixed and per-token seconds that explain ``rest``, which is a part of ``times``.
+
+    Errors count in proportion to what was measured.
+    """
     weights = 1.0 / np.array(times)
-    kept = [0, 1, 2][: len(sizes)]
-    solution = np.zeros(3)
-    while kept:
-        scaled = columns[:, kept] * weights[:, None]
-        found, *_ = np.linalg.lstsq(scaled, np.ones(len(times)), rcond=None)
+    columns = np.array([np.ones(len(sizes)), sizes]).T * weights[:, None]
+    wanted = np.maximum(rest, 0.0) * weights
+    if len(sizes) > 1:
+        found, *_ = np.linalg.lstsq(columns, wanted, rcond=None)
         if found.min() >= 0:
-            solution[kept] = found
-            break
-        kept.pop(int(found.argmin()))
-    return float(solution[0]), float(solution[1]), float(solution[2])
+            return float(found[0]), float(found[1])
+    one = [max(0.0, float(column @ wanted / (column @ column))) for column in columns.T]
+    left = [float(np.square(wanted - x * c).sum()) for x, c in zip(one, columns.T, strict=True)]
+    return (one[0], 0.0) if left[0] < left[1] else (0.0, one[1])
 
 
 def _codec_time(model: Model, codec: Codec, stages: int) -> tuple[float, float]:

@@ -27,7 +27,7 @@ from astra_mesh.families.block import Block
 from astra_mesh.families.model import Model
 from astra_mesh.quant import cost
 from astra_mesh.quant.codebook import UNLIMITED, BlockBook, Codebook, sources
-from astra_mesh.quant.coders import BlockCoder, Memory
+from astra_mesh.quant.coders import BlockCoder, Memory, has_quick_scores
 from astra_mesh.quant.codes import CodeArray
 from astra_mesh.wire.bits import pack, packed_bytes, unpack
 
@@ -166,10 +166,11 @@ class VectorCodec:
         decoder: "table" or "project", see the module. ``astra`` can only project, because it
             quantizes before the norm; so do tables above :data:`TABLE_BYTES`.
         lean: without any tables, so with one product more; "project" only.
-        rough: where codes have no history, they are looked for by a product of 8-bit numbers, and
-            tables have 8 bits for a number: both are most of the work there, and what rounding
-            costs is far below what codes lose. With history the two ways of decoding must agree
-            closely, as senders follow one of them, and other work counts for more.
+        rough: codewords are compared in bfloat16 where that is faster. Where codes have no history,
+            the coordinates come from a product of 8-bit numbers, and tables have 8 bits for a
+            number: both are most of the work there, and what rounding costs is far below what
+            codes lose. With history the two ways of decoding must agree closely, as senders follow
+            one of them, and other work counts for more.
     """
 
     def __init__(
@@ -186,6 +187,7 @@ class VectorCodec:
         self.dtype = np.uint8 if codebook.code_bits <= 8 else np.uint16
         self.lean = lean
         self.rough = rough and codebook.codec == "vq" and not codebook.history
+        self._quick = rough and has_quick_scores()
         possible = codebook.codec == "vq" and not lean and self._table_bytes() <= TABLE_BYTES
         self.decoder = decoder if possible else "project"
         self._coders: dict[tuple[int, int], BlockCoder] = {}
@@ -226,7 +228,7 @@ class VectorCodec:
         if key not in self._coders:
             dtype = self.model.block(block).kv_dtype
             book = self.codebook.book(block, stages)
-            self._coders[key] = BlockCoder(book, dtype, self.rough)
+            self._coders[key] = BlockCoder(book, dtype, self.rough, self._quick)
         return self._coders[key]
 
     def predicted(

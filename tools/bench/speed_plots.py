@@ -22,6 +22,7 @@ from tools.bench.speed_stats import (
     Key,
     Row,
     Spread,
+    foreseen,
     grouped,
     latencies,
     predictions,
@@ -346,6 +347,13 @@ def remarks(results: Results) -> Iterator[str]:
     told = predictions(results.rows)
     if told:
         yield f"\n{within(told):.0%} of {len(told)} predictions within 20 %"
+    alone = foreseen(results.rows)
+    if alone:
+        least, most = min(one.error for one in alone), max(one.error for one in alone)
+        yield (
+            f"one device as answers foretold it: {within(alone):.0%} of {len(alone)} within 20 % "
+            f"({least:+.0%} to {most:+.0%})"
+        )
     chosen = {key: one for key, one in results.speedup.items() if key.variant == "mesh-auto"}
     if chosen:
         key, least = min(chosen.items(), key=lambda one: one[1].median)

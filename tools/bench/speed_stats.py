@@ -97,6 +97,18 @@ def predictions(rows: Iterable[Row]) -> list[Predicted]:
     return found
 
 
+def foreseen(rows: Iterable[Row]) -> list[Predicted]:
+    """What answers of several devices said that one device would take, beside what it took."""
+    found, every = [], grouped(rows)
+    for key, some in sorted(every.items()):
+        told = [row["solo_predicted_s"] for row in some if row.get("solo_predicted_s")]
+        alone = every.get(key._replace(variant="single"), [])
+        if told and alone:
+            measured = statistics.median(row["seconds"] for row in alone)
+            found.append(Predicted(key, statistics.median(told), measured))
+    return found
+
+
 def within(found: Sequence[Predicted], share: float = 0.2) -> float:
     """The part of the predictions whose relative error is at most ``share``; 0 of none."""
     return sum(abs(one.error) <= share for one in found) / max(len(found), 1)

@@ -7,6 +7,7 @@ import pytest
 from tools.bench.speed_stats import (
     Key,
     Predicted,
+    foreseen,
     latencies,
     predictions,
     sent_bytes,
@@ -76,6 +77,13 @@ def test_predictions_of_those_that_have_one() -> None:
     far = Predicted(key("x"), 1.0, 2.0)
     assert within([found, far]) == 0.5
     assert within([]) == 0.0
+
+
+def test_what_answers_foretold_of_one_device() -> None:
+    rows = [row("single", 0, 1.0), row("mesh-16", 0, 0.5, solo_predicted_s=1.3)]
+    (found,) = foreseen(rows)
+    assert found.error == pytest.approx(0.3)
+    assert foreseen(rows[1:]) == []  # nobody measured one device
 
 
 def test_shares_and_bytes() -> None:

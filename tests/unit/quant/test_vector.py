@@ -18,7 +18,7 @@ from astra_mesh.families import Model
 from astra_mesh.quant import vector
 from astra_mesh.quant.codebook import UNLIMITED, Codebook, load_codebook
 from astra_mesh.quant.codecs import CodeArray, VectorCodec, make_codec
-from astra_mesh.quant.coders import Memory
+from astra_mesh.quant.coders import Memory, Nearest, take
 from astra_mesh.quant.vector import VectorReceiver, VectorSender
 from tests.unit.engine.plans import HISTORIES, Rebuilt, deep_model, random_book, random_codec
 from tests.unit.families.making import KINDS, make_model
@@ -183,6 +183,22 @@ def test_rough_codes_do_not_depend_on_the_tokens_beside() -> None:
     for start, stop in pairwise([0, 1, 7, 30, 50]):
         for part, one in zip(sender.encode(2, x[start:stop]), whole, strict=True):
             np.testing.assert_array_equal(part, one[start:stop])
+
+
+@pytest.mark.parametrize(("groups", "width"), [(16, 34), (4, 130), (1, 3)])
+def test_codewords_compared_quickly_are_about_as_near(groups: int, width: int) -> None:
+    generator = torch.Generator().manual_seed(3)
+    y = torch.randn(groups, 500, width, generator=generator)
+    codewords = torch.randn(groups, 256, width, generator=generator)
+    found, quick = Nearest(codewords)(y), Nearest(codewords, quick=True)(y)
+    assert 0.95 < (found == quick).mean() < 1.0
+    errors = [
+        float((y - take(codewords, torch.from_numpy(x))).square().sum()) for x in (found, quick)
+    ]
+    assert errors[0] < errors[1] < 1.001 * errors[0]
+    for start, stop in pairwise([0, 1, 7, 64, 500]):  # whatever is beside
+        part = Nearest(codewords, quick=True)(y[:, start:stop])
+        np.testing.assert_array_equal(part, quick[:, start:stop])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
