@@ -20,6 +20,7 @@ from astra_mesh.quant.codebook import UNLIMITED, BlockBook, sources
 
 _LEAST_SPREAD = 1e-3  # of the largest
 _NONE = 1e-12
+_AS_NEAR = 1.001  # times the squared distance
 
 
 def nearest(y: Tensor, codewords: Tensor, offset: Tensor | None = None) -> npt.NDArray[np.int64]:
@@ -49,22 +50,57 @@ class Nearest:
     Args:
         codewords: (G, K, W) float32.
         quick: scores are bfloat16 products, two to three times as fast where
-            :func:`has_quick_scores`; one code in a hundred falls to a codeword about as near.
+            :func:`has_quick_scores`, in those groups where that finds codewords as near. They are
+            not where few coordinates hold most of the variance: K codewords lie closely then.
     """
 
     def __init__(self, codewords: Tensor, quick: bool = False) -> None:
         self._codewords, self._offset = codewords, score_offset(codewords)
-        self._quick = codewords.bfloat16().transpose(1, 2) if quick else None
-        if quick:
-            self._offset = self._offset.bfloat16()
+        able = is_precise(codewords) if quick else torch.zeros(len(codewords), dtype=torch.bool)
+        self._quick = able.nonzero().flatten().tolist()
+        self._exact = (~able).nonzero().flatten().tolist()
+        if self._quick:
+            self._products = _halved(codewords[self._quick])
 
     def __call__(self, y: Tensor) -> npt.NDArray[np.int64]:
         """Index (G, T) of the nearest codeword to ``y`` (G, T, W), row by row."""
-        if self._quick is None:
+        if not self._quick:
             return nearest(y, self._codewords, self._offset)
-        scores = torch.baddbmm(self._offset, y.bfloat16(), self._quick)
-        found: npt.NDArray[np.int64] = scores.float().numpy().argmax(-1)
+        if not self._exact:
+            return _nearest_quickly(y, *self._products)
+        found = np.empty(y.shape[:2], dtype=np.int64)
+        found[self._quick] = _nearest_quickly(y[self._quick], *self._products)
+        found[self._exact] = nearest(
+            y[self._exact], self._codewords[self._exact], self._offset[self._exact]
+        )
         return found
+
+
+def is_precise(codewords: Tensor) -> Tensor:
+    """(G,) bool: whether bfloat16 finds codewords (G, K, W) as near as float32 does, for points as
+    far from each codeword as its neighbour is."""
+    gaps = torch.cdist(codewords, codewords)
+    gaps.diagonal(dim1=1, dim2=2).fill_(torch.inf)
+    away = torch.randn(codewords.shape, generator=torch.Generator().manual_seed(0))
+    y = codewords + gaps.amin(-1, keepdim=True) * F.normalize(away, dim=-1)
+    exact = nearest(y, codewords)
+    quick = _nearest_quickly(y, *_halved(codewords))
+    errors = [
+        (y - take(codewords, torch.from_numpy(found))).square().sum((1, 2))
+        for found in (exact, quick)
+    ]
+    return errors[1] <= _AS_NEAR * errors[0]
+
+
+def _halved(codewords: Tensor) -> tuple[Tensor, Tensor]:
+    """Offset (G, 1, K) and codewords (G, W, K) in bfloat16."""
+    return score_offset(codewords).bfloat16(), codewords.transpose(1, 2).bfloat16()
+
+
+def _nearest_quickly(y: Tensor, offset: Tensor, codewords: Tensor) -> npt.NDArray[np.int64]:
+    scores = torch.baddbmm(offset, y.bfloat16(), codewords)
+    found: npt.NDArray[np.int64] = scores.float().numpy().argmax(-1)
+    return found
 
 
 def score_offset(codewords: Tensor) -> Tensor:

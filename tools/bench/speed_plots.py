@@ -349,10 +349,10 @@ def remarks(results: Results) -> Iterator[str]:
         yield f"\n{within(told):.0%} of {len(told)} predictions within 20 %"
     alone = foreseen(results.rows)
     if alone:
-        least, most = min(one.error for one in alone), max(one.error for one in alone)
+        errors = [one.error for one in alone]
         yield (
             f"one device as answers foretold it: {within(alone):.0%} of {len(alone)} within 20 % "
-            f"({least:+.0%} to {most:+.0%})"
+            f"({min(errors):+.0%} to {max(errors):+.0%})"
         )
     chosen = {key: one for key, one in results.speedup.items() if key.variant == "mesh-auto"}
     if chosen:

@@ -18,7 +18,7 @@ from astra_mesh.families import Model
 from astra_mesh.quant import vector
 from astra_mesh.quant.codebook import UNLIMITED, Codebook, load_codebook
 from astra_mesh.quant.codecs import CodeArray, VectorCodec, make_codec
-from astra_mesh.quant.coders import Memory, Nearest, take
+from astra_mesh.quant.coders import Memory, Nearest, is_precise, take
 from astra_mesh.quant.vector import VectorReceiver, VectorSender
 from tests.unit.engine.plans import HISTORIES, Rebuilt, deep_model, random_book, random_codec
 from tests.unit.families.making import KINDS, make_model
@@ -185,20 +185,38 @@ def test_rough_codes_do_not_depend_on_the_tokens_beside() -> None:
             np.testing.assert_array_equal(part, one[start:stop])
 
 
-@pytest.mark.parametrize(("groups", "width"), [(16, 34), (4, 130), (1, 3)])
-def test_codewords_compared_quickly_are_about_as_near(groups: int, width: int) -> None:
-    generator = torch.Generator().manual_seed(3)
-    y = torch.randn(groups, 500, width, generator=generator)
-    codewords = torch.randn(groups, 256, width, generator=generator)
+# --- codewords compared in bfloat16 ---------------------------------------------------------------
+
+
+def cloud(groups: int, rows: int, width: int, spread: float, seed: int) -> Tensor:
+    """(groups, rows, width); the first coordinate of the last group is ``spread`` as large."""
+    found = torch.randn(groups, rows, width, generator=torch.Generator().manual_seed(seed))
+    found[-1, :, 0] *= spread
+    return found
+
+
+@pytest.mark.parametrize(("groups", "width", "spread"), [(16, 34, 1), (4, 130, 1), (8, 16, 300)])
+def test_codewords_compared_quickly_are_as_near(groups: int, width: int, spread: float) -> None:
+    codewords = cloud(groups, 256, width, spread, 3)
+    y = cloud(groups, 500, width, spread, 4)
     found, quick = Nearest(codewords)(y), Nearest(codewords, quick=True)(y)
     assert 0.95 < (found == quick).mean() < 1.0
     errors = [
-        float((y - take(codewords, torch.from_numpy(x))).square().sum()) for x in (found, quick)
+        (y - take(codewords, torch.from_numpy(one))).square().sum((1, 2)) for one in (found, quick)
     ]
-    assert errors[0] < errors[1] < 1.001 * errors[0]
+    assert bool((errors[1] <= 1.001 * errors[0]).all())
     for start, stop in pairwise([0, 1, 7, 64, 500]):  # whatever is beside
         part = Nearest(codewords, quick=True)(y[:, start:stop])
         np.testing.assert_array_equal(part, quick[:, start:stop])
+
+
+@pytest.mark.parametrize(("width", "spread"), [(1, 1), (34, 100)])
+def test_codewords_that_lie_closely_are_compared_exactly(width: int, spread: float) -> None:
+    """Along a line 256 codewords are nearer to each other than bfloat16 can tell."""
+    codewords, y = cloud(3, 256, width, spread, 5), cloud(3, 200, width, spread, 6)
+    assert is_precise(codewords).tolist() == [width > 1, width > 1, False]
+    exact, found = Nearest(codewords)(y), Nearest(codewords, quick=True)(y)
+    np.testing.assert_array_equal(found[-1], exact[-1])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
