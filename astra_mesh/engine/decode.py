@@ -20,7 +20,8 @@ class Decoder:
     :func:`step_all` does a step of several at once.
 
     Args:
-        run: a finished causal shard run that holds the last token and has ``spare`` rows.
+        run: a finished causal shard run that holds the last token, with ``spare`` of at least
+            ``sampling.max_new_tokens``; for a single token it may be 0.
         stop_ids: tokens that end the text (they are not returned).
         best: note of each new token how probable it was, and so many of the most probable ones,
             in ``likely``; None notes nothing.
@@ -38,7 +39,10 @@ class Decoder:
         self._left, self._best = sampling.max_new_tokens, best
         self.likely: Likely | None = None  # of the last token
         self.position = run.stop  # of the token that comes next
-        self._tokens = torch.zeros(len(run.rows[0]), dtype=torch.int64)  # only new ones are read
+        if sampling.max_new_tokens > 1 and not run.rows:
+            raise ValueError("the run kept no keys and values to decode from")
+        self._room = len(run.rows[0]) if run.rows else 0  # tokens whose keys and values fit
+        self._tokens = torch.zeros(self._room, dtype=torch.int64)  # only new ones are read
         self.finish = ""  # "length", "eos" or "context" once it has ended
         self.logits: Tensor = self.model.logits(self.model.final(run.x[-1:]))[0]  # (vocab,)
 
@@ -63,7 +67,7 @@ class Decoder:
         self._left -= 1
         if self._left == 0:
             self.finish = "length"
-        elif self.position >= min(self.model.spec.max_tokens, len(self._rows[0])):
+        elif self.position >= min(self.model.spec.max_tokens, self._room):
             self.finish = "context"
         return token
 

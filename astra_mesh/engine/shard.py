@@ -24,8 +24,10 @@ class ShardRun:
     """State of one shard. Per block call, in this order:
 
     ``encode`` (codes to send), ``attend_local``, ``attend_remote`` once for each of
-    ``layout.sources``, ``finish``. ``rows[block]`` keeps the keys and values (T, 2, H_kv, E) of all
-    tokens that this shard has seen, in token order; decoding continues from them.
+    ``layout.sources``, ``finish``. With ``spare``, the number of new tokens that come after,
+    ``rows[block]`` keeps the keys and values (T + spare, 2, H_kv, E) of all tokens that this shard
+    has seen, in token order: decoding continues from them. Without, nothing is kept, which spares
+    shards that do not answer the copies, and the memory, of all keys and values.
     """
 
     def __init__(
@@ -155,7 +157,7 @@ class ShardRun:
 
     def _store(self, block: int, start: int, rows: Tensor) -> None:
         """Keep rows for decoding, in a buffer with room for the new tokens."""
-        if not self.layout.causal:
+        if not self._spare:
             return
         if block == len(self.rows):
             self.rows.append(rows.new_empty(self.stop + self._spare, *rows.shape[1:]))

@@ -191,7 +191,9 @@ class Answer:
             raise refused from error
 
     def _spare(self) -> int:
-        return min(self._sampling().max_new_tokens, NEW_TOKENS)
+        """New tokens whose keys and values need room; the first one comes from the prefill."""
+        count = self._sampling().max_new_tokens
+        return min(count, NEW_TOKENS) if count > 1 else 0
 
     def _sampling(self) -> Sampling:
         """What is left to do of it, where another peer gave the first tokens."""
