@@ -24,12 +24,18 @@ class ComputeThread:
 
     async def __call__(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """The function's result; its exceptions are raised here."""
+        return await self.submit(function, *args, **kwargs)
+
+    def submit(
+        self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs
+    ) -> asyncio.Future[R]:
+        """Queue a function behind those that wait already."""
 
         def work() -> R:
             with torch.inference_mode():
                 return function(*args, **kwargs)
 
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        return asyncio.get_running_loop().run_in_executor(self._pool, work)
 
     def close(self) -> None:
         """Let the running function end and stop the thread; queued ones are dropped."""

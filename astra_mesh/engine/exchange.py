@@ -16,7 +16,8 @@ class Exchange(Protocol):
     """One request's view of the network, for one shard."""
 
     def stages(self, block: int, busy_s: float) -> Mapping[int, int]:
-        """How many stages of the own codes of ``block`` each receiver is to get.
+        """How many stages of the own codes of ``block`` each receiver is to get. Called by the
+        compute thread, just before it encodes.
 
         ``busy_s``: seconds of work of this shard for the block before.
         """
@@ -27,8 +28,12 @@ class Exchange(Protocol):
         ``codes`` has one array per stage for each receiver, the same ones for those alike.
         """
 
-    async def receive_codes(self, block: int) -> tuple[int, Sequence[CodeArray]]:
+    async def receive_codes(
+        self, block: int, busy: asyncio.Future[None] | None = None
+    ) -> tuple[int, Sequence[CodeArray]]:
         """The next complete part of ``block``, in order of arrival: (shard, arrays).
+
+        While ``busy`` is not done there is other work: patience begins only then.
 
         No arrays: the codes did not come in time, and the plan says to go on without them.
         """
@@ -73,7 +78,9 @@ class LocalExchange:
         for receiver in self._layout.receivers(self._shard, block):
             self._mailboxes[receiver]._queue(block).put_nowait((self._shard, codes[receiver]))
 
-    async def receive_codes(self, block: int) -> tuple[int, Sequence[CodeArray]]:
+    async def receive_codes(
+        self, block: int, busy: asyncio.Future[None] | None = None
+    ) -> tuple[int, Sequence[CodeArray]]:
         """See :class:`Exchange`."""
         return await self._queue(block).get()
 

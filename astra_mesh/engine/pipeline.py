@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -47,10 +48,15 @@ class Step(NamedTuple):
     mark: Mark
     block: int
     part: int = -1  # the shard that a remote part came from
+    came: float = 0.0  # when that was waited for
 
 
 class Pipeline:
     """Drives a :class:`ShardRun` through all blocks over an :class:`Exchange`.
+
+    The compute thread has work queued for it up to the end of a block and the start of the next
+    one, as far as that needs nothing from the network: it never waits for the event loop. More is
+    not queued, so that other requests have their turns.
 
     Cancelling :meth:`prefill` leaves nothing behind but the run's own tensors.
     """
@@ -66,58 +72,60 @@ class Pipeline:
         self.spent = Spent()
         self.timeline = timeline  # None: nothing is noted
         self._worked_s = 0.0
+        self._free = math.inf  # since when the compute thread has nothing to do here
+        self._before: list[asyncio.Future[None]] = []  # work of the block before
+        self._queued: list[asyncio.Future[None]] = []  # and of this one
+        self._over = False  # nothing more is computed
+        self._error: Exception | None = None  # of the compute thread
 
     async def prefill(self) -> None:
         """All blocks of the own shard; errors of the exchange are raised here."""
-        for block in range(self.run.layout.blocks):
-            await self._block(block)
-        await self._compute([self._finish(self.run.layout.blocks - 1)])
+        last = self.run.layout.blocks - 1
+        try:
+            for block in range(last + 1):
+                await self._block(block)
+            await self._submit([self._finish(last)])
+        finally:
+            self._over, left = True, [*self._before, *self._queued]
+            for one in left:
+                one.cancel()  # nothing once it is done
+            await asyncio.gather(*left, return_exceptions=True)
 
     async def _block(self, block: int) -> None:
-        """One block up to its last attention part; it is finished together with the next one.
-
-        Each wait for the compute thread costs as much as a small block's arithmetic, so steps that
-        need not wait for the network go there together.
-        """
+        """Queue one block up to its last attention part; it is finished with the next one. Returns
+        when the block before it is done."""
         run, layout = self.run, self.run.layout
+        self._before, self._queued = self._queued, []
         steps = [self._finish(block - 1)] if block else []
         local = Step("compute_s", lambda: run.attend_local(block), Mark.LOCAL, block)
-        coded = block >= layout.first_block
-        missing = len(layout.sources(run.shard, block)) if coded else 0
+        missing = len(layout.sources(run.shard, block)) if block >= layout.first_block else 0
+        ready = self._ready(block) if missing else []
         if layout.receivers(run.shard, block):
-            ready = self._ready(block) if missing else []
             await self._encode_and_send(block, steps, [local, *ready])
-            missing, steps = missing - len(ready), []
         else:
-            steps.append(local)
-        while steps or missing:
-            ready = self._ready(block) if missing else []
-            if missing and not (steps or ready):
-                ready = [self._attend(block, *await self._receive(block))]
-            await self._compute([*steps, *ready])
-            missing, steps = missing - len(ready), []
+            self._submit([*steps, local, *ready])
+        missing -= len(ready)
+        while missing:
+            ready = self._ready(block) or [await self._receive(block)]
+            self._submit(ready)
+            missing -= len(ready)
+        await asyncio.gather(*self._before)
 
     async def _encode_and_send(
         self, block: int, before: Sequence[Step], behind: Sequence[Step]
     ) -> None:
         """The steps ``before``, then encoding; the codes go out while the thread works on."""
         codes: dict[int, Sequence[CodeArray]] = {}
-        stages = self.exchange.stages(block, self._busy_s())
 
         def encode() -> None:
+            stages = self.exchange.stages(block, self._busy_s())
             codes.update(self.run.encode(block, stages))
 
-        encoding = Step("encode_s", encode, Mark.ENCODED, block)
-        encoded = asyncio.ensure_future(self._compute([*before, encoding]))
-        rest = asyncio.ensure_future(self._compute(behind))
-        try:
-            await encoded
-            await self.exchange.send_codes(block, codes)
-            self._note(Mark.SENT, block)
-            await rest
-        finally:
-            rest.cancel()  # nothing once it is done
-            await asyncio.gather(encoded, rest, return_exceptions=True)
+        encoded = self._submit([*before, Step("encode_s", encode, Mark.ENCODED, block)])
+        self._submit(behind)
+        await encoded
+        await self.exchange.send_codes(block, codes)
+        self._note(Mark.SENT, block)
 
     def _ready(self, block: int) -> list[Step]:
         """Attention to the parts that have come."""
@@ -133,28 +141,38 @@ class Pipeline:
 
     def _attend(self, block: int, source: int, codes: Sequence[CodeArray]) -> Step:
         attend = partial(self.run.attend_remote, block, source, codes)
-        return Step("decode_s", attend, Mark.ATTENDED, block, source)
+        return Step("decode_s", attend, Mark.ATTENDED, block, source, time.perf_counter())
 
     def _note(self, mark: Mark, block: int, part: int = -1) -> None:
         if self.timeline is not None:
             self.timeline.note(mark, block, part)
 
-    async def _receive(self, block: int) -> tuple[int, Sequence[CodeArray]]:
-        began = time.perf_counter()
-        part = await self.exchange.receive_codes(block)
-        self.spent.wait_s += time.perf_counter() - began
-        return part
+    async def _receive(self, block: int) -> Step:
+        return self._attend(block, *await self.exchange.receive_codes(block, self._queued[-1]))
 
-    async def _compute(self, steps: Sequence[Step]) -> None:
-        def work() -> None:
-            for step in steps:
-                began = time.perf_counter()
+    def _submit(self, steps: Sequence[Step]) -> asyncio.Future[None]:
+        """Queue steps for the compute thread; nothing more is done there once one has failed."""
+        queued = self.compute.submit(self._work, steps)
+        self._queued.append(queued)
+        return queued
+
+    def _work(self, steps: Sequence[Step]) -> None:
+        for step in steps:
+            if self._over:
+                return
+            if self._error is not None:
+                raise self._error
+            began = time.perf_counter()
+            self.spent.wait_s += max(0.0, step.came - self._free)
+            try:
                 step.run()
-                took = time.perf_counter() - began
-                setattr(self.spent, step.kind, getattr(self.spent, step.kind) + took)
-                self._note(step.mark, step.block, step.part)
-
-        await self.compute(work)
+            except Exception as error:
+                self._error = error
+                raise
+            self._free = time.perf_counter()
+            took = self._free - began
+            setattr(self.spent, step.kind, getattr(self.spent, step.kind) + took)
+            self._note(step.mark, step.block, step.part)
 
     async def pool(self) -> Tensor | None:
         """After :meth:`prefill`: the pooled row (D,) on the answering shard, None on the others."""

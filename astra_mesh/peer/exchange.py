@@ -274,7 +274,9 @@ class MeshExchange:
     def _packed_bytes(self, stages: range, tokens: int) -> int:
         return sum(self._codec.packed_bytes(stage, tokens) for stage in stages)
 
-    async def receive_codes(self, block: int) -> tuple[int, Sequence[CodeArray]]:
+    async def receive_codes(
+        self, block: int, busy: asyncio.Future[None] | None = None
+    ) -> tuple[int, Sequence[CodeArray]]:
         """See :class:`Exchange`.
 
         Raises:
@@ -283,19 +285,38 @@ class MeshExchange:
         """
         if self._error is not None:
             raise self._error
-        wait_s = self._wait_s(block)
         try:
-            async with asyncio.timeout(wait_s):
-                found = await self._queue(block).get()
+            found = await self._get(block, busy)
         except TimeoutError:
             missing = self._missing(block)
             if not self._goes_on(block):
+                wait_s = self._wait_s(block)
                 raise self._overdue(f"codes of block {block}", missing, wait_s) from None
             return self._give_up(block, missing[0]), []
         if found is None:
             assert self._error is not None
             raise self._error
         return found
+
+    async def _get(
+        self, block: int, busy: asyncio.Future[None] | None
+    ) -> tuple[int, list[CodeArray]] | None:
+        """From the queue of a block; TimeoutError some time after there is nothing else to do."""
+        waiting, loop = True, asyncio.get_running_loop()
+        async with asyncio.timeout(None) as patience:
+
+            def begin(_: object = None) -> None:
+                if waiting:
+                    patience.reschedule(loop.time() + self._wait_s(block))
+
+            if busy is None:
+                begin()
+            else:
+                busy.add_done_callback(begin)
+            try:
+                return await self._queue(block).get()
+            finally:
+                waiting = False
 
     def _goes_on(self, block: int) -> bool:
         """Whether a prediction may stand in; of the very first block's input there is none."""

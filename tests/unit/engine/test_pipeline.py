@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
+import time
 from collections.abc import Mapping, Sequence
 
 import pytest
@@ -48,7 +49,9 @@ class ShuffledExchange:
         await self._dawdle()
         await self._inner.send_codes(block, codes)
 
-    async def receive_codes(self, block: int) -> tuple[int, Sequence[CodeArray]]:
+    async def receive_codes(
+        self, block: int, busy: asyncio.Future[None] | None = None
+    ) -> tuple[int, Sequence[CodeArray]]:
         await self._dawdle()
         queue = self._inner._queue(block)
         waiting = [await queue.get()]
@@ -205,8 +208,10 @@ async def test_only_what_is_needed_is_sent() -> None:
     sent: list[tuple[int, int, int]] = []
 
     class Counting(LocalExchange):
-        async def receive_codes(self, block: int) -> tuple[int, Sequence[CodeArray]]:
-            source, arrays = await super().receive_codes(block)
+        async def receive_codes(
+            self, block: int, busy: asyncio.Future[None] | None = None
+        ) -> tuple[int, Sequence[CodeArray]]:
+            source, arrays = await super().receive_codes(block, busy)
             sent.append((block, source, len(arrays)))
             return source, arrays
 
@@ -242,6 +247,71 @@ async def test_cancelling_leaves_no_task_and_a_usable_thread() -> None:
             await pipeline.prefill()  # the other shard never sends
     assert await thread(lambda: 3) == 3
     thread.close()
+
+
+async def test_the_thread_has_work_while_the_loop_is_busy_but_not_all_of_it() -> None:
+    """It need not wait for the loop between two blocks; other requests wait for two at most."""
+    model = deep_model("gpt2")
+    inputs, codec = input_of(model, 16), PlainCodec("fp32", model)
+    layout = make_layout(model.spec, [(0, 16)], pooling="last")
+    run, thread = ShardRun(model, layout, 0, codec, inputs), ComputeThread()
+    going, blocks = threading.Semaphore(0), list[int]()
+    finish = run.finish
+
+    def slowly(block: int) -> None:
+        assert going.acquire(timeout=10)
+        finish(block)
+        blocks.append(block)
+
+    run.finish = slowly  # type: ignore[method-assign]
+    prefill = asyncio.ensure_future(
+        Pipeline(run, LocalExchange.connect(layout)[0], thread).prefill()
+    )
+    await asyncio.sleep(0.05)
+    beside = thread.submit(blocks.copy)  # a step of another request
+    going.release(model.spec.num_hidden_layers)
+    deadline = time.monotonic() + 10
+    while not blocks and time.monotonic() < deadline:
+        pass  # the loop does nothing else
+    assert blocks
+    await prefill
+    assert len(blocks) == model.spec.num_hidden_layers
+    assert len(await beside) <= 2
+    thread.close()
+
+
+async def test_a_step_that_fails_is_told_and_nothing_is_computed_after_it() -> None:
+    model = deep_model("gpt2")
+    inputs, codec = input_of(model, 16), PlainCodec("fp32", model)
+    layout = make_layout(model.spec, [(0, 8), (8, 16)], pooling="last")
+    run, thread = ShardRun(model, layout, 0, codec, inputs), ComputeThread()
+    done = list[int]()
+
+    def fail(block: int) -> None:
+        done.append(block)
+        raise MemoryError("no room")
+
+    run.finish = fail  # type: ignore[method-assign]
+    pipeline = Pipeline(run, LocalExchange.connect(layout)[0], thread)
+    async with asyncio.timeout(10):
+        with pytest.raises(MemoryError, match="no room"):
+            await pipeline.prefill()
+    assert await thread(done.copy) == [0]
+    thread.close()
+
+
+async def test_only_shards_with_new_tokens_to_come_keep_keys_and_values() -> None:
+    model = make_model("gpt2")
+    inputs, codec = input_of(model, 12), random_codec(model, stages=2)
+    layout = make_layout(model.spec, [(0, 5), (5, 12)], pooling="last", stages=2)
+    wanted = run_plan(model, layout, codec, inputs, 3)
+    assert [len(rows) for rows in wanted[1].rows] == [15] * model.spec.num_hidden_layers
+    runs = run_plan(model, layout, codec, inputs)
+    assert [run.rows for run in runs] == [[], []]
+    assert torch.equal(runs[1].x, wanted[1].x)
+    assert decode(runs, Sampling(max_new_tokens=1)) == decode(wanted, Sampling(max_new_tokens=1))
+    with pytest.raises(ValueError, match="kept no keys"):
+        decode(runs, Sampling(max_new_tokens=2))
 
 
 async def test_computing_happens_in_one_thread_without_gradients() -> None:

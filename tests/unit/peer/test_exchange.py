@@ -333,6 +333,26 @@ async def test_what_is_missing_is_named_at_the_deadline(
         await last.receive_codes(1)
 
 
+async def test_patience_begins_when_there_is_nothing_else_to_do(
+    last: MeshExchange, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "CODES_TIMEOUT_S", 0.01)
+    busy = asyncio.get_running_loop().create_future()
+    waiting = asyncio.ensure_future(last.receive_codes(1, busy))
+    await asyncio.sleep(0.1)
+    assert not waiting.done()
+    last.take(A, codes(0, 10))
+    assert (await waiting)[0] == 0
+    waiting = asyncio.ensure_future(last.receive_codes(1, busy))
+    await asyncio.sleep(0.1)
+    assert not waiting.done()
+    busy.set_result(None)
+    with pytest.raises(DeadlineError):
+        await waiting
+    with pytest.raises(DeadlineError):  # done already
+        await last.receive_codes(1, busy)
+
+
 async def test_a_failure_ends_waiting_now_and_later(last: MeshExchange) -> None:
     waiting = asyncio.ensure_future(last.receive_codes(1))
     await asyncio.sleep(0)
