@@ -8,7 +8,9 @@
   to them (keys and values are linear in them, and corrected with them), or what the attention's
   output is off by, to all of it or in proportion to the share of the coded tokens in it.
 * Weights of rows: each calibration row counts by the attention that the others' tokens pay to it,
-  or by its root, in the regression, the coordinates and k-means.
+  or by its root, in the regression, the coordinates and k-means; or only by whether there is any.
+* Shared errors: what the codes of one peer's tokens are off by on average goes with them in each
+  block, exact or in a few bits for each coordinate. Codes would have to be fitted to nothing new.
 
 Blocks are fitted and measured on whole batches (:mod:`astra_mesh.quant.mixed`), which gives what
 ``fit`` gives, and ``eval`` with exact arithmetic. Four peers, a single class token.
@@ -54,6 +56,7 @@ PEERS: Final = 4
 SEEDS: Final = (0, 1)
 ITERATIONS: Final = 8  # of k-means
 RATES: Final = ((0, 128), (-1, 64))  # history and bits
+EXACT: Final = 32
 Metric = Callable[[Tensor, Block], Tensor]
 
 
@@ -63,7 +66,8 @@ class Trial:
 
     heads: Literal["", "energy", "sensitivity"] = ""
     correction: Literal["", "rows", "attention", "remote"] = ""
-    weights: float = 0.0  # power of the attention that a row gets from others; 0: all alike
+    weights: float | None = None  # power of the attention that a row gets from others
+    shared: int = 0  # bits of a coordinate of the mean error that is sent; EXACT: not rounded
 
 
 TRIALS: Final = {
@@ -75,6 +79,10 @@ TRIALS: Final = {
     "mean of the coded part": Trial(correction="remote"),
     "rows by attention": Trial(weights=1.0),
     "rows by its root": Trial(weights=0.5),
+    "rows that are sent": Trial(weights=0.0),
+    "shared error sent": Trial(shared=EXACT),
+    "shared error in 3 bits": Trial(shared=3),
+    "shared error in 2 bits": Trial(shared=2),
 }
 
 
@@ -177,11 +185,12 @@ def attention(block: Block, batch: Batch, rebuilt: Tensor | None) -> Attention:
 
 
 def _paid(of: Subject, index: int, batch: Batch, power: float) -> Tensor:
-    """(N,): the attention that others' queries pay to each coded row, to a power."""
+    """(N,): the attention that others' queries pay to each coded row, to a power; 0: if any."""
     remote = attention(of.model.block(index), batch, None).remote.mean(1)  # (B, T, T)
     if of.task == "classify" and index == of.model.spec.num_hidden_layers - 1:
         remote = remote[:, :1]  # nobody reads the others' answers
-    return remote.sum(1).T.flatten() ** power
+    paid = remote.sum(1).T.flatten()
+    return paid**power if power else (paid > 0).float()
 
 
 # --- fitting --------------------------------------------------------------------------------------
@@ -333,7 +342,7 @@ class Run:
         if trial.heads:
             metric = by_heads(self.of.by_head[index] if trial.heads == "sensitivity" else None)
         weights = None
-        if trial.weights:
+        if trial.weights is not None:
             weights = [_paid(self.of, index, batch, trial.weights) for batch in batches]
         fitted = TrialFit(self.options, block, index, self.of.fisher[index], metric, weights)
         book = as_stored(fitted.run(batches, self.options.stage_groups).book)
@@ -355,7 +364,25 @@ class Run:
         for batch in batches:
             n = batch.coded(self.of.model.block(index).normalize(batch.x))
             predicted = predicted_rows(batch, index, coded.coder.book, n)
-            yield n, predicted + added_rows(coded.coder, n - predicted)
+            yield n, predicted + self._added(index, batch, coded, n - predicted)
+
+    def _added(self, index: int, batch: Batch, coded: Coded, residual: Tensor) -> Tensor:
+        """What is added to predictions (N, D), with the error that a peer's tokens share."""
+        added, bits = added_rows(coded.coder, residual), self.trial.shared
+        if not bits:
+            return added
+        wide = (residual - added).view(-1, len(batch.embedded), residual.shape[1])
+        alike = batch.held.owner[:, :, None] == batch.held.owner[:, None, :]
+        share = alike / alike.sum(-1, keepdim=True)
+        mean = torch.einsum("bts,sbd->tbd", share, wide).flatten(0, 1)
+        book = self.books[index - 1]
+        assert book.analysis is not None
+        assert book.synthesis is not None
+        y = mean @ book.analysis.T
+        if bits < EXACT:
+            step = y.abs().amax(-1, keepdim=True).clamp_min(1e-12) / (2 ** (bits - 1) - 1)
+            y = (y / step).round() * step
+        return added + y @ book.synthesis.T
 
     def off(self, index: int, batches: list[Batch], coded: Coded) -> Tensor:
         """What the attention's output lacks on average: (H, E)."""
@@ -384,7 +411,7 @@ class Run:
             return
         rows = batch.coded(n)
         predicted = predicted_rows(batch, index, coded.coder.book, rows)
-        added = added_rows(coded.coder, rows - predicted)
+        added = self._added(index, batch, coded, rows - predicted)
         if batch.memory is not None:
             batch.memory.keep(index, slice(None), predicted, added)
         rebuilt = batch.restore(n, predicted + added)

@@ -16,6 +16,7 @@ from astra_mesh.quality.data import load_samples
 from astra_mesh.quant.block_fit import BlockFit, seeded
 from astra_mesh.quant.codebook import Codebook
 from astra_mesh.quant.codecs import make_codec
+from astra_mesh.quant.coders import BlockCoder
 from astra_mesh.quant.frame import kv_metric
 from astra_mesh.quant.kmeans import kmeans
 from tests.unit.quality.making import picture, toy_bundle, words, write
@@ -142,3 +143,32 @@ def test_corrected_attention_is_right_on_average(
     monkeypatch.setattr(trials, "attention", corrected)
     left = run.off(1, batches, replace(first, added=None))
     assert float(left.abs().max()) < 1e-4 * float(first.added.abs().max())
+
+
+def test_the_shared_error_that_is_sent_leaves_none_but_its_rounding(
+    of: tuple[Subject, Bundle, Path],
+) -> None:
+    subject, found = of[0], []
+    for shared in (0, 2, 8, trials.EXACT):
+        run = Run(subject, Trial(shared=shared), replace(OPTIONS, history=0))
+        run.fit()
+        book, batch = run.books[0], trials.batches_of(subject, subject.calibration)[0]
+        assert book.analysis is not None
+        assert book.center is not None
+        residual = batch.coded(subject.model.block(1).normalize(batch.x)) - book.center
+        error = residual - run._added(1, batch, trials.Coded(BlockCoder(book)), residual)
+        wide = (error @ book.analysis.T).view(*batch.x.shape[:2], -1)[:, 0]
+        own = wide[batch.held.owner[0] == 0]  # of one peer
+        found.append(float(own.mean(0).norm() / own.norm(dim=1).mean()))
+    assert found[0] > found[1] > found[2] > found[3]
+    assert found[2] < 0.05
+    assert found[3] < 1e-3
+
+
+def test_rows_that_nobody_attends_have_no_weight(of: tuple[Subject, Bundle, Path]) -> None:
+    """The last peer's in a causal model."""
+    subject = of[0]
+    batch = trials.batches_of(subject, subject.calibration)[0]
+    paid = trials._paid(subject, 1, batch, 0.0).view(batch.x.shape[:2])
+    sent = batch.held.owner.T < trials.PEERS - 1
+    assert torch.equal(paid, sent.float() if subject.model.spec.causal else torch.ones_like(paid))
