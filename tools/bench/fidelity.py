@@ -459,12 +459,14 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=sorted(STUDIES), default=sorted(STUDIES))
-    parser.add_argument("--data", type=Path, default=default_data_root())
+    parser.add_argument("--data", type=options.existing_folder, default=default_data_root())
     parser.add_argument("--out", type=options.folder, default=OUT)
     parser.add_argument(
         "--threads", type=options.within(int, 0), default=0, help="0: torch's own choice"
     )
-    parser.add_argument("--finetuned", type=Path, help="folder of fine-tuned bundles")
+    parser.add_argument(
+        "--finetuned", type=options.existing_folder, help="folder of fine-tuned bundles"
+    )
     parser.parse_args(namespace=ARGS)
     if ARGS.threads:
         torch.set_num_threads(ARGS.threads)

@@ -26,6 +26,7 @@ from astra_mesh.quality.finetuning import finetune
 from astra_mesh.quality.pictures import interleaved
 from astra_mesh.tune.options import TuneOptions
 from tools.bench.fidelity import ASTRA_CODEWORDS, copied, say
+from tools.lab import options
 from tools.models.common import REPO_ROOT, default_data_root
 
 HOLD_OUT, MEASURE = 1_000, 2_000  # pictures of the test set, one after the other; there are more
@@ -94,7 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", type=Path, help="folder for the new models")
     parser.add_argument("--only", nargs="*", choices=sorted(variants()), default=list(variants()))
-    parser.add_argument("--data", type=Path, default=default_data_root())
+    parser.add_argument("--data", type=options.existing_folder, default=default_data_root())
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

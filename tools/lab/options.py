@@ -77,6 +77,13 @@ def folder(text: str) -> Path:
     return Path(text)
 
 
+def existing_folder(text: str) -> Path:
+    """A folder that is there."""
+    if not Path(text).is_dir():
+        raise ArgumentTypeError(f"no folder {text!r}")
+    return Path(text)
+
+
 def file(text: str) -> Path:
     """A file to write, in a folder that is there."""
     path = Path(text)

@@ -97,3 +97,7 @@ def test_files_and_folders(tmp_path: Path) -> None:
     assert options.folder(str(tmp_path / "new" / "er")) == tmp_path / "new" / "er"
     with pytest.raises(ArgumentTypeError, match="file is no folder"):
         options.folder(str(there / "below"))
+    assert options.existing_folder(str(tmp_path)) == tmp_path
+    for wrong in (there, tmp_path / "new"):
+        with pytest.raises(ArgumentTypeError, match="no folder"):
+            options.existing_folder(str(wrong))
