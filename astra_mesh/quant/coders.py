@@ -40,7 +40,8 @@ def has_quick_scores() -> bool:
     if not torch.backends.mkldnn.is_available():
         return False
     if platform.machine() in ("x86_64", "AMD64"):  # others with AVX-512 do it in float32
-        return bool(torch.cpu._is_avx512_bf16_supported())
+        found = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+        return found is not None and bool(found())
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
@@ -79,17 +80,17 @@ class Nearest:
 def is_precise(codewords: Tensor) -> Tensor:
     """(G,) bool: whether bfloat16 finds codewords (G, K, W) as near as float32 does, for points as
     far from each codeword as its neighbour is."""
+    return torch.tensor([_is_precise(group) for group in codewords.split(1)])  # in little memory
+
+
+def _is_precise(codewords: Tensor) -> bool:
     gaps = torch.cdist(codewords, codewords)
     gaps.diagonal(dim1=1, dim2=2).fill_(torch.inf)
     away = torch.randn(codewords.shape, generator=torch.Generator().manual_seed(0))
     y = codewords + gaps.amin(-1, keepdim=True) * F.normalize(away, dim=-1)
-    exact = nearest(y, codewords)
-    quick = _nearest_quickly(y, *_halved(codewords))
-    errors = [
-        (y - take(codewords, torch.from_numpy(found))).square().sum((1, 2))
-        for found in (exact, quick)
-    ]
-    return errors[1] <= _AS_NEAR * errors[0]
+    found = nearest(y, codewords), _nearest_quickly(y, *_halved(codewords))
+    exact, quick = (float((y - take(codewords, torch.from_numpy(x))).square().sum()) for x in found)
+    return quick <= _AS_NEAR * exact
 
 
 def _halved(codewords: Tensor) -> tuple[Tensor, Tensor]:

@@ -166,11 +166,11 @@ class VectorCodec:
         decoder: "table" or "project", see the module. ``astra`` can only project, because it
             quantizes before the norm; so do tables above :data:`TABLE_BYTES`.
         lean: without any tables, so with one product more; "project" only.
-        rough: codewords are compared in bfloat16 where that is faster. Where codes have no history,
-            the coordinates come from a product of 8-bit numbers, and tables have 8 bits for a
-            number: both are most of the work there, and what rounding costs is far below what
-            codes lose. With history the two ways of decoding must agree closely, as senders follow
-            one of them, and other work counts for more.
+        rough: ``vq`` compares codewords in bfloat16 where that is faster. Where codes have no
+            history, the coordinates come from a product of 8-bit numbers, and tables have 8 bits
+            for a number: both are most of the work there, and what rounding costs is far below
+            what codes lose. With history the two ways of decoding must agree closely, as senders
+            follow one of them, and other work counts for more.
     """
 
     def __init__(
@@ -187,7 +187,7 @@ class VectorCodec:
         self.dtype = np.uint8 if codebook.code_bits <= 8 else np.uint16
         self.lean = lean
         self.rough = rough and codebook.codec == "vq" and not codebook.history
-        self._quick = rough and has_quick_scores()
+        self._quick = rough and codebook.codec == "vq" and has_quick_scores()
         possible = codebook.codec == "vq" and not lean and self._table_bytes() <= TABLE_BYTES
         self.decoder = decoder if possible else "project"
         self._coders: dict[tuple[int, int], BlockCoder] = {}
