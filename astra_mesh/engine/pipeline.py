@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -48,15 +48,15 @@ class Step(NamedTuple):
     mark: Mark
     block: int
     part: int = -1  # the shard that a remote part came from
-    came: float = 0.0  # when that was waited for
+    came: float = 0.0  # when that was at hand; 0: nothing was waited for
 
 
 class Pipeline:
     """Drives a :class:`ShardRun` through all blocks over an :class:`Exchange`.
 
     The compute thread has work queued for it up to the end of a block and the start of the next
-    one, as far as that needs nothing from the network: it never waits for the event loop. More is
-    not queued, so that other requests have their turns.
+    one, as far as that needs nothing from the network: between blocks it does not wait for the
+    event loop. More is not queued, so that other requests have their turns.
 
     Cancelling :meth:`prefill` leaves nothing behind but the run's own tensors.
     """
@@ -90,6 +90,7 @@ class Pipeline:
             for one in left:
                 one.cancel()  # nothing once it is done
             await asyncio.gather(*left, return_exceptions=True)
+            self._error = None  # it holds all that the run holds
 
     async def _block(self, block: int) -> None:
         """Queue one block up to its last attention part; it is finished with the next one. Returns
@@ -148,7 +149,18 @@ class Pipeline:
             self.timeline.note(mark, block, part)
 
     async def _receive(self, block: int) -> Step:
-        return self._attend(block, *await self.exchange.receive_codes(block, self._queued[-1]))
+        """Attention to the next part; raises at once what fails in the compute thread meanwhile."""
+        busy = self._queued[-1]
+        part = asyncio.ensure_future(self.exchange.receive_codes(block, busy))
+        either: list[asyncio.Future[Any]] = [part, busy]
+        try:
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if not part.done():
+                await busy
+            return self._attend(block, *await part)
+        finally:
+            part.cancel()  # nothing once it is done
+            await asyncio.gather(part, return_exceptions=True)
 
     def _submit(self, steps: Sequence[Step]) -> asyncio.Future[None]:
         """Queue steps for the compute thread; nothing more is done there once one has failed."""

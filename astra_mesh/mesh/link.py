@@ -113,7 +113,10 @@ class Link:
         return self._meter.bps
 
     def backlog(self) -> Backlog:
-        """What was given to :meth:`send` and is not known to have arrived."""
+        """What was given to :meth:`send` and is not known to have arrived.
+
+        Also for the compute thread: nothing that is read here is in pieces between two steps.
+        """
         return self._meter.backlog(_now(), self.session.queued_bytes, self.round_trip_s)
 
     @property

@@ -285,14 +285,13 @@ class MeshExchange:
         """
         if self._error is not None:
             raise self._error
+        queue = self._queue(block)
         try:
             found = await self._get(block, busy)
         except TimeoutError:
-            missing = self._missing(block)
-            if not self._goes_on(block):
-                wait_s = self._wait_s(block)
-                raise self._overdue(f"codes of block {block}", missing, wait_s) from None
-            return self._give_up(block, missing[0]), []
+            if queue.empty():
+                return self._without(block), []
+            found = queue.get_nowait()  # it came in the same moment
         if found is None:
             assert self._error is not None
             raise self._error
@@ -317,6 +316,13 @@ class MeshExchange:
                 return await self._queue(block).get()
             finally:
                 waiting = False
+
+    def _without(self, block: int) -> int:
+        """The shard whose part is given up; DeadlineError where the plan says to wait."""
+        missing = self._missing(block)
+        if not self._goes_on(block):
+            raise self._overdue(f"codes of block {block}", missing, self._wait_s(block))
+        return self._give_up(block, missing[0])
 
     def _goes_on(self, block: int) -> bool:
         """Whether a prediction may stand in; of the very first block's input there is none."""

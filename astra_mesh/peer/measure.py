@@ -12,6 +12,7 @@ import torch
 from astra_mesh.engine.attention import attend, merge
 from astra_mesh.families.model import Model
 from astra_mesh.peer.parts import Parts, whole
+from astra_mesh.plan.cost import causal_keys
 from astra_mesh.quant.codes import Codec
 from astra_mesh.wire.messages import Timing
 
@@ -126,8 +127,8 @@ def block_s(timing: Timing, tokens: int, pairs: float) -> float:
 
 
 def _pairs(model: Model, tokens: int) -> float:
-    """Of a token with one that it attends to."""
-    return tokens * tokens * (0.5 if model.spec.causal else 1.0)
+    """Of a token with one that its query is multiplied with."""
+    return tokens * (causal_keys(tokens) if model.spec.causal else tokens)
 
 
 def dtype_of(model: Model) -> torch.dtype:

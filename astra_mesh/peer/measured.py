@@ -59,6 +59,7 @@ class Conditions(msgspec.Struct, frozen=True):
     tables: bool = True  # whether codes may be decoded by them
     torch: str = str(torch.__version__)
     software: str = __version__
+    method: int = 2  # of measuring: another one than before for each change of what figures mean
 
     @property
     def key(self) -> str:

@@ -16,6 +16,7 @@ MESSAGE_S = 0.0006  # handling the codes of one block for or from one peer; two 
 LOOP_CORES = 0.5  # that a peer's event loop keeps busy beside its threads; the same machine
 DEFAULT_ROUND_TRIP_S = 0.004  # a link that is not measured yet: an ordinary Wi-Fi
 DEFAULT_BPS = 20e6
+_PIECE = 512  # keys
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,15 @@ class Link:
 
 
 UNMEASURED = Link()
+
+
+def causal_keys(tokens: int) -> float:
+    """Keys that each of so many tokens of a causal model is multiplied with on average.
+
+    torch's attention for CPUs takes keys in pieces of 512, and leaves out those pieces only that
+    come after all of its queries: up to 512 tokens it computes all pairs.
+    """
+    return min(tokens, tokens / 2 + _PIECE / 2)
 
 
 class CodeCost(NamedTuple):
@@ -193,7 +203,7 @@ class _Play:
         timing, factor = self.candidates[shard].timing, self.factor[shard]
         rows = self.layout.local_rows(shard)
         outputs = len(self.layout.wanted(shard)) if last else rows
-        own_keys = rows / 2 if self.layout.causal and outputs == rows else rows
+        own_keys = causal_keys(rows) if self.layout.causal and outputs == rows else rows
         share = max(outputs / rows, 0.3)  # keys and values are computed for all rows
         local = timing.fixed_s + timing.per_token_s * rows * share
         local += timing.per_pair_s * outputs * own_keys

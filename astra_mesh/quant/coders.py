@@ -20,7 +20,9 @@ from astra_mesh.quant.codebook import UNLIMITED, BlockBook, sources
 
 _LEAST_SPREAD = 1e-3  # of the largest
 _NONE = 1e-12
-_AS_NEAR = 1.001  # times the squared distance
+_FARTHER = 0.001  # of the squared distance
+_TRIED, _LEAST_TRIED, _TRIED_PAIRS = 256, 16, 1 << 20  # points, and points with codewords
+_LEAST_GAP = 1e-9  # of the codewords' squared length
 
 
 def nearest(y: Tensor, codewords: Tensor, offset: Tensor | None = None) -> npt.NDArray[np.int64]:
@@ -36,13 +38,11 @@ def nearest(y: Tensor, codewords: Tensor, offset: Tensor | None = None) -> npt.N
 
 
 def has_quick_scores() -> bool:
-    """Whether this processor multiplies bfloat16 numbers faster than float32 ones."""
-    if not torch.backends.mkldnn.is_available():
-        return False
-    if platform.machine() in ("x86_64", "AMD64"):  # others with AVX-512 do it in float32
-        found = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-        return found is not None and bool(found())
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    """Whether this processor is known to multiply bfloat16 numbers faster than float32 ones."""
+    if platform.machine() not in ("x86_64", "AMD64") or not torch.backends.mkldnn.is_available():
+        return False  # others were not measured
+    found = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return found is not None and bool(found())
 
 
 class Nearest:
@@ -56,41 +56,44 @@ class Nearest:
     """
 
     def __init__(self, codewords: Tensor, quick: bool = False) -> None:
-        self._codewords, self._offset = codewords, score_offset(codewords)
         able = is_precise(codewords) if quick else torch.zeros(len(codewords), dtype=torch.bool)
         self._quick = able.nonzero().flatten().tolist()
         self._exact = (~able).nonzero().flatten().tolist()
-        if self._quick:
-            self._products = _halved(codewords[self._quick])
+        self._halved = _halved(codewords[able])
+        self._codewords = codewords[~able] if self._quick else codewords
+        self._offset = score_offset(self._codewords)
 
     def __call__(self, y: Tensor) -> npt.NDArray[np.int64]:
         """Index (G, T) of the nearest codeword to ``y`` (G, T, W), row by row."""
         if not self._quick:
             return nearest(y, self._codewords, self._offset)
         if not self._exact:
-            return _nearest_quickly(y, *self._products)
+            return _nearest_quickly(y, *self._halved)
         found = np.empty(y.shape[:2], dtype=np.int64)
-        found[self._quick] = _nearest_quickly(y[self._quick], *self._products)
-        found[self._exact] = nearest(
-            y[self._exact], self._codewords[self._exact], self._offset[self._exact]
-        )
+        found[self._quick] = _nearest_quickly(y[self._quick], *self._halved)
+        found[self._exact] = nearest(y[self._exact], self._codewords, self._offset)
         return found
 
 
 def is_precise(codewords: Tensor) -> Tensor:
     """(G,) bool: whether bfloat16 finds codewords (G, K, W) as near as float32 does, for points as
-    far from each codeword as its neighbour is."""
-    return torch.tensor([_is_precise(group) for group in codewords.split(1)])  # in little memory
+    far from some of the codewords as the neighbour of each is. Tried one group after the other."""
+    return torch.tensor([_is_precise(group) for group in codewords.split(1)])
 
 
 def _is_precise(codewords: Tensor) -> bool:
-    gaps = torch.cdist(codewords, codewords)
-    gaps.diagonal(dim1=1, dim2=2).fill_(torch.inf)
-    away = torch.randn(codewords.shape, generator=torch.Generator().manual_seed(0))
-    y = codewords + gaps.amin(-1, keepdim=True) * F.normalize(away, dim=-1)
-    found = nearest(y, codewords), _nearest_quickly(y, *_halved(codewords))
-    exact, quick = (float((y - take(codewords, torch.from_numpy(x))).square().sum()) for x in found)
-    return quick <= _AS_NEAR * exact
+    size = codewords.shape[1]
+    step = -(-size // max(_LEAST_TRIED, min(_TRIED, _TRIED_PAIRS // size)))
+    points = codewords[:, ::step]
+    gaps = torch.cdist(points, codewords).topk(min(2, size), largest=False).values[..., -1:]
+    away = torch.randn(points.shape, generator=torch.Generator().manual_seed(0))
+    y = points + gaps * F.normalize(away, dim=-1)
+    exact, quick = (
+        (y - take(codewords, torch.from_numpy(found))).square().sum(-1)
+        for found in (nearest(y, codewords), _nearest_quickly(y, *_halved(codewords)))
+    )
+    floor = _LEAST_GAP * codewords.square().sum(-1).mean()  # where codewords are alike
+    return bool(((quick - exact) / (exact + floor)).mean() <= _FARTHER)
 
 
 def _halved(codewords: Tensor) -> tuple[Tensor, Tensor]:

@@ -122,9 +122,9 @@ const LAYOUT = {
 
 test("what a shard takes is predicted as planners do", () => {
   const { fixed_s: fixed, per_token_s: token, per_pair_s: pair } = TIMING;
-  assert.equal(shareS(TIMING, LAYOUT, 0), 2 * (fixed + 4 * token + 8 * pair));
+  assert.equal(shareS(TIMING, LAYOUT, 0), 2 * (fixed + 4 * token + 16 * pair));
   const known = 4 * (0.3 * token + 6 * pair);
-  assert.ok(Math.abs(shareS(TIMING, LAYOUT, 1) - (2 * (fixed + 6 * token + 18 * pair) + known + fixed + 1.8 * token + 6 * pair)) < 1e-9);
+  assert.ok(Math.abs(shareS(TIMING, LAYOUT, 1) - (2 * (fixed + 6 * token + 36 * pair) + known + fixed + 1.8 * token + 6 * pair)) < 1e-9);
 });
 
 test("what own shares took is told at once, and a look takes it back", async () => {

@@ -459,7 +459,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=sorted(STUDIES), default=sorted(STUDIES))
-    parser.add_argument("--data", type=options.existing_folder, default=default_data_root())
+    parser.add_argument("--data", type=options.existing_folder, default=str(default_data_root()))
     parser.add_argument("--out", type=options.folder, default=OUT)
     parser.add_argument(
         "--threads", type=options.within(int, 0), default=0, help="0: torch's own choice"

@@ -95,7 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", type=Path, help="folder for the new models")
     parser.add_argument("--only", nargs="*", choices=sorted(variants()), default=list(variants()))
-    parser.add_argument("--data", type=options.existing_folder, default=default_data_root())
+    parser.add_argument("--data", type=options.existing_folder, default=str(default_data_root()))
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

@@ -53,7 +53,7 @@ def training_parser(doc: str, model: str, *, steps: int, check: int) -> argparse
     """
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     work = Path(tempfile.gettempdir()) / f"{model}-run"
-    parser.add_argument("--data", type=options.existing_folder, default=default_data_root())
+    parser.add_argument("--data", type=options.existing_folder, default=str(default_data_root()))
     parser.add_argument("--out", type=Path, default=REPO_ROOT / "models" / model)
     parser.add_argument("--work", type=Path, default=work)
     parser.add_argument("--seed", type=int, default=1)

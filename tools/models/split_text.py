@@ -17,7 +17,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--data", type=options.existing_folder, default=default_data_root())
+    parser.add_argument("--data", type=options.existing_folder, default=str(default_data_root()))
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     for name, text in zip(("train", "valid"), load_text(args.data), strict=True):

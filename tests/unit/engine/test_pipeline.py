@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -255,25 +256,31 @@ async def test_the_thread_has_work_while_the_loop_is_busy_but_not_all_of_it() ->
     inputs, codec = input_of(model, 16), PlainCodec("fp32", model)
     layout = make_layout(model.spec, [(0, 16)], pooling="last")
     run, thread = ShardRun(model, layout, 0, codec, inputs), ComputeThread()
-    going, blocks = threading.Semaphore(0), list[int]()
-    finish = run.finish
+    going, ended, queued = threading.Semaphore(0), threading.Event(), list[object]()
+    finish, submit, blocks = run.finish, thread.submit, list[int]()
 
     def slowly(block: int) -> None:
         assert going.acquire(timeout=10)
         finish(block)
         blocks.append(block)
+        if block == 1:
+            ended.set()
+
+    def counted(*work: Any) -> asyncio.Future[Any]:
+        queued.append(work)
+        return submit(*work)
 
     run.finish = slowly  # type: ignore[method-assign]
+    thread.submit = counted  # type: ignore[method-assign,assignment]
     prefill = asyncio.ensure_future(
         Pipeline(run, LocalExchange.connect(layout)[0], thread).prefill()
     )
-    await asyncio.sleep(0.05)
-    beside = thread.submit(blocks.copy)  # a step of another request
+    async with asyncio.timeout(10):
+        while len(queued) < 3:  # the first block, its end with the second, its end with the third
+            await asyncio.sleep(0.001)
+    beside = submit(blocks.copy)  # a step of another request
     going.release(model.spec.num_hidden_layers)
-    deadline = time.monotonic() + 10
-    while not blocks and time.monotonic() < deadline:
-        pass  # the loop does nothing else
-    assert blocks
+    assert ended.wait(10)  # the loop does nothing else
     await prefill
     assert len(blocks) == model.spec.num_hidden_layers
     assert len(await beside) <= 2
@@ -298,6 +305,87 @@ async def test_a_step_that_fails_is_told_and_nothing_is_computed_after_it() -> N
             await pipeline.prefill()
     assert await thread(done.copy) == [0]
     thread.close()
+
+
+async def test_what_fails_while_codes_are_waited_for_is_told_at_once() -> None:
+    model = deep_model("gpt2")
+    inputs, codec = input_of(model, 16), PlainCodec("fp32", model)
+    layout = make_layout(model.spec, [(0, 8), (8, 16)], pooling="last")
+    run, thread = ShardRun(model, layout, 1, codec, inputs), ComputeThread()
+    attend = run.attend_local
+
+    def fail(block: int) -> None:
+        if block == 2:
+            raise MemoryError("no room")
+        attend(block)
+
+    run.attend_local = fail  # type: ignore[method-assign]
+    exchange = LocalExchange.connect(layout)[1]
+    first = ShardRun(model, layout, 0, codec, inputs)
+    with torch.inference_mode():
+        for block in range(2):
+            codes = first.encode(block)
+            first.attend_local(block)
+            first.finish(block)
+            if block:
+                exchange._queue(block).put_nowait((0, codes[1]))
+    async with asyncio.timeout(10):
+        with pytest.raises(MemoryError, match="no room"):  # the other never sends block 2
+            await Pipeline(run, exchange, thread).prefill()
+    thread.close()
+
+
+async def test_a_cancelled_request_computes_nothing_more() -> None:
+    model = deep_model("gpt2")
+    inputs, codec = input_of(model, 16), PlainCodec("fp32", model)
+    layout = make_layout(model.spec, [(0, 16)], pooling="last")
+    run, thread = ShardRun(model, layout, 0, codec, inputs), ComputeThread()
+    going, began, done = threading.Event(), threading.Event(), list[int]()
+
+    def slowly(block: int) -> None:
+        done.append(block)
+        began.set()
+        assert going.wait(10)
+
+    run.attend_local = slowly  # type: ignore[method-assign]
+
+    def finish(block: int) -> None:
+        done.append(block)
+
+    run.finish = finish  # type: ignore[method-assign]
+    pipeline = Pipeline(run, LocalExchange.connect(layout)[0], thread)
+    prefill = asyncio.ensure_future(pipeline.prefill())
+    assert await asyncio.to_thread(began.wait, 10)
+    prefill.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await prefill
+    going.set()
+    assert await thread(done.copy) == [0]
+    thread.close()
+
+
+@pytest.mark.parametrize("late", [True, False])
+async def test_only_time_without_work_is_waiting(late: bool) -> None:
+    model = deep_model("gpt2")
+    inputs, codec = input_of(model, 16), PlainCodec("fp32", model)
+    layout = make_layout(model.spec, [(0, 8), (8, 16)], pooling="last")
+    runs = [ShardRun(model, layout, i, codec, inputs) for i in range(2)]
+    threads, exchanges = [ComputeThread(), ComputeThread()], LocalExchange.connect(layout)
+    slow = runs[0 if late else 1]
+    finish = slow.finish
+
+    def slowly(block: int) -> None:
+        time.sleep(0.1)
+        finish(block)
+
+    slow.finish = slowly  # type: ignore[method-assign]
+    pipelines = [Pipeline(*one) for one in zip(runs, exchanges, threads, strict=True)]
+    async with asyncio.timeout(20):
+        await asyncio.gather(*(one.prefill() for one in pipelines))
+    assert (pipelines[1].spent.wait_s > 0.05) is late
+    assert pipelines[0].spent.wait_s == 0
+    for thread in threads:
+        thread.close()
 
 
 async def test_only_shards_with_new_tokens_to_come_keep_keys_and_values() -> None:

@@ -7,10 +7,9 @@ import math
 import msgspec
 import numpy as np
 import pytest
-import torch
 
 from astra_mesh.families import build_model
-from astra_mesh.peer.measure import _fit, _forward, best_s, block_s, measure
+from astra_mesh.peer.measure import _fit, _pairs, measure
 from astra_mesh.quant.codecs import PLAIN, make_codec
 from tests.bundles import GPT2, gpt2_tensors
 from tests.unit.peer.fakes import small_model
@@ -39,7 +38,7 @@ def test_models_with_a_tiny_context(context: int) -> None:
 
 
 SIZES = [8, 64, 256]
-PAIRS = [size * size / 2 for size in SIZES]
+PAIRS = [float(size * size) for size in SIZES]
 
 
 def test_the_fit_finds_what_made_the_times() -> None:
@@ -63,25 +62,21 @@ def test_long_inputs_are_foreseen_from_noisy_times_of_short_ones() -> None:
     """A pair's time was once fitted, too: a tenth of noise made 1,024 tokens take twice as long."""
     g, tokens = np.random.default_rng(2), 1024
     exact = np.array([1e-3 + 7e-5 * n for n in SIZES])
-    pair_s = 7e-8
-    truth = 1e-3 + 7e-5 * tokens + pair_s * tokens**2 / 2
+    pair_s = 3.5e-8
+    truth = 1e-3 + 7e-5 * tokens + pair_s * 0.75 * tokens**2
     for _ in range(200):
         times = (exact + pair_s * np.array(PAIRS)) * g.uniform(0.95, 1.1, 3)
         noisy_s = pair_s * g.uniform(0.95, 1.1)
         rest = times - noisy_s * np.array(PAIRS)
         fixed, per_token = _fit(SIZES, list(times), list(rest))
-        found = fixed + per_token * tokens + noisy_s * tokens**2 / 2
+        found = fixed + per_token * tokens + noisy_s * 0.75 * tokens**2
         assert 0.85 * truth < found < 1.25 * truth
 
 
-def test_the_whole_of_a_longer_input_is_foreseen() -> None:
-    """Measured figures beside a pass of four times as many tokens as a block is timed with."""
-    config = GPT2 | {"n_positions": 1024, "n_embd": 64, "n_head": 2, "n_layer": 2}
-    model = build_model(config, gpt2_tensors(config))
-    ratios = []
-    for _ in range(5):  # other programs may disturb one
-        timing = measure(model, None, 1)
-        said = block_s(timing, 1024, 1024**2 / 2) * model.spec.num_hidden_layers
-        x = torch.randn(1024, 64)
-        ratios.append(said / best_s(lambda x=x: _forward(model, x)))  # type: ignore[misc]
-    assert 0.5 < sorted(ratios)[2] < 2.0
+@pytest.mark.parametrize(
+    ("kind", "tokens", "pairs"),
+    [("vit", 5, 25), ("gpt2", 5, 25), ("gpt2", 512, 512**2), ("gpt2", 1024, 0.75 * 1024**2)],
+)
+def test_pairs_are_those_that_the_kernel_computes(kind: str, tokens: int, pairs: float) -> None:
+    """torch 2.13, 12 heads, one thread: 2.3, 9.3, 26.8 ms for 256, 512, 1,024 causal tokens."""
+    assert _pairs(small_model(kind), tokens) == pairs

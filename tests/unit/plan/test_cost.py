@@ -95,7 +95,7 @@ def test_one_device_is_its_own_sum() -> None:
     only = device("a")
     shards = make_layout(GPT, [(0, 100)], pooling="all")
     timing = only.timing
-    block = timing.fixed_s + timing.per_token_s * 100 + timing.per_pair_s * 100 * 50
+    block = timing.fixed_s + timing.per_token_s * 100 + timing.per_pair_s * 100 * 100
     found = predict(shards, Work(WORK_BYTES, only.peer), [only], {})
     assert found.total_s == pytest.approx(12 * block + timing.head_s)
     assert found.waited_s == (0.0,)
@@ -113,7 +113,7 @@ def test_two_devices_by_hand() -> None:
         {(first.peer, second.peer): link, (second.peer, first.peer): link},
     )
     timing = first.timing
-    block = timing.fixed_s + timing.per_token_s * 100 + timing.per_pair_s * 100 * 50
+    block = timing.fixed_s + timing.per_token_s * 100 + timing.per_pair_s * 100 * 100
     encode = timing.encode_token_s * 100
     done = 0.005 + 12 * block + 11 * (encode + MESSAGE_S)
     assert found.finished_s[0] == pytest.approx(done)

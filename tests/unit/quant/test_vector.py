@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,7 +19,7 @@ from astra_mesh.families import Model
 from astra_mesh.quant import vector
 from astra_mesh.quant.codebook import UNLIMITED, Codebook, load_codebook
 from astra_mesh.quant.codecs import CodeArray, VectorCodec, make_codec
-from astra_mesh.quant.coders import Memory, Nearest, is_precise, take
+from astra_mesh.quant.coders import Memory, Nearest, has_quick_scores, is_precise, take
 from astra_mesh.quant.vector import VectorReceiver, VectorSender
 from tests.unit.engine.plans import HISTORIES, Rebuilt, deep_model, random_book, random_codec
 from tests.unit.families.making import KINDS, make_model
@@ -215,8 +216,32 @@ def test_codewords_that_lie_closely_are_compared_exactly(width: int, spread: flo
     """Along a line 256 codewords are nearer to each other than bfloat16 can tell."""
     codewords, y = cloud(3, 256, width, spread, 5), cloud(3, 200, width, spread, 6)
     assert is_precise(codewords).tolist() == [width > 1, width > 1, False]
+    assert is_precise(codewords[:1, :2]).tolist() == [True]
+    assert is_precise(torch.full((1, 4, 3), torch.nan)).tolist() == [False]
+    assert is_precise(codewords[:1].repeat(1, 2, 1)).tolist() == [width > 1]  # each there twice
+    many = torch.randn(1, 65_536, 2, generator=torch.Generator().manual_seed(1))
+    assert is_precise(many).tolist() == [False]  # in little memory and time
     exact, found = Nearest(codewords)(y), Nearest(codewords, quick=True)(y)
     np.testing.assert_array_equal(found[-1], exact[-1])
+
+
+def test_a_dense_cluster_beside_far_codewords_is_compared_exactly() -> None:
+    """Most rows lie in it, though the others' distances outweigh it by far."""
+    codewords = cloud(1, 256, 8, 1, 7)
+    codewords[:, :200] = 1.0 + 0.003 * codewords[:, :200]
+    codewords[:, 200:] *= 5.0
+    assert is_precise(codewords).tolist() == [False]
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_bfloat16_is_used_where_it_is_known_to_be_faster(
+    machine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
+    assert has_quick_scores() is (machine == "x86_64" and torch.backends.mkldnn.is_available())
+    monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported")  # an older torch
+    assert not has_quick_scores()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

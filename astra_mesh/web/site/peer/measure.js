@@ -2,6 +2,7 @@
 
 import { firstStages } from "./fetching.js";
 import { Matrix } from "./matrix.js";
+import { causalKeys } from "./pace.js";
 
 const SIZES = [8, 64, 256]; // tokens
 const BLOCKS = 3; // that are run in turn: more would only take longer
@@ -49,8 +50,8 @@ async function blockS(model, tokens) {
   return steadyS(() => model.runBlock(turn++ % Math.min(BLOCKS, model.blocks), x));
 }
 
-/** Pairs of a token with one that it attends to. */
-const pairsOf = (spec, tokens) => tokens * tokens * (spec.causal ? 0.5 : 1);
+/** Pairs of a token with one that its query is multiplied with. */
+const pairsOf = (spec, tokens) => tokens * (spec.causal ? causalKeys(tokens) : tokens);
 
 /**
  * How many times what `timing` says a block takes now: the best of some calls, three blocks or 20 ms of work; null if

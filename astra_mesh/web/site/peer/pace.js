@@ -26,6 +26,9 @@ export function learned(pace, saidS, tookS) {
   return bounded(pace * (tookS / (pace * saidS)) ** LEARNING);
 }
 
+/** Keys that each of so many tokens of a causal model is multiplied with on average, as planners count them. */
+export const causalKeys = (tokens) => Math.min(tokens, tokens / 2 + 256);
+
 /** Seconds that a shard computes, its codes aside, by what the device measured: as planners predict them. */
 export function shareS(timing, layout, shard) {
   let seconds = 0;
@@ -33,7 +36,7 @@ export function shareS(timing, layout, shard) {
     const rows = layout.localRows(shard);
     const outputs = block === layout.blocks - 1 ? layout.wanted(shard).length : rows;
     if (!outputs) continue;
-    const keys = layout.causal && outputs === rows ? rows / 2 : rows;
+    const keys = layout.causal && outputs === rows ? causalKeys(rows) : rows;
     seconds += timing.fixed_s + timing.per_token_s * Math.max(outputs, KEYS_VALUES * rows) + timing.per_pair_s * outputs * keys;
     if (block >= layout.firstBlock) continue;
     for (const source of layout.sources(shard, block)) {
