@@ -127,10 +127,10 @@ class Search:
         return best if best.total_s > HOPELESS * alone_s else self.improved(best)
 
     def sized(self, group: Sequence[Candidate]) -> Trial:
-        """Sizes for a group that is settled: in proportion to speed, unless others gain clearly."""
-        plain = self.trial(group, proportional(self.job.tokens, group))
-        found = self.improved(self.balanced(group))
-        return found if found.total_s < (1 - NOISE) * plain.total_s else plain
+        """Sizes for a group that is settled: all equally long busy, unless others gain clearly."""
+        even = self.balanced(group)
+        found = self.improved(even)
+        return found if found.total_s < (1 - NOISE) * even.total_s else even
 
     def balanced(self, group: Sequence[Candidate]) -> Trial:
         """Sizes that keep all peers busy equally long, from those in proportion to speed."""

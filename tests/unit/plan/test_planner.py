@@ -219,6 +219,16 @@ def test_shares_are_whole_positive_and_complete(tokens: int, weights: list[float
     )
 
 
+def test_equal_peers_of_a_causal_model_are_equally_long_busy() -> None:
+    """The later ones have more to attend; that is less than the planner's noise."""
+    peers = [device("a"), device("b")]
+    choice = choose(job(1000, True, Use.ALL), peers[0], peers[1:], links(peers, FAST))
+    first = choice.plan.shards[0].stop
+    assert 505 < first < 600
+    done, end = choice.prediction.finished_s
+    assert done == pytest.approx(end, rel=0.02)
+
+
 def test_proportional_to_speed() -> None:
     group = [device("a", 1e-4), device("b", 2e-4), device("c", 4e-4)]
     assert proportional(700, group) == [400, 200, 100]
