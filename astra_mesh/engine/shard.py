@@ -25,9 +25,9 @@ class ShardRun:
 
     ``encode`` (codes to send), ``attend_local``, ``attend_remote`` once for each of
     ``layout.sources``, ``finish``. With ``spare``, the number of new tokens that come after,
-    ``rows[block]`` keeps the keys and values (T + spare, 2, H_kv, E) of all tokens that this shard
-    has seen, in token order: decoding continues from them. Without, nothing is kept, which spares
-    shards that do not answer the copies, and the memory, of all keys and values.
+    ``rows[block]`` keeps the keys and values (stop + spare, 2, H_kv, E) of all tokens that this
+    shard has seen, in token order: decoding continues from them. Without, nothing is kept, which
+    spares shards that do not answer the copies, and the memory, of all keys and values.
     """
 
     def __init__(

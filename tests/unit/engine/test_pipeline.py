@@ -250,12 +250,17 @@ async def test_cancelling_leaves_no_task_and_a_usable_thread() -> None:
     thread.close()
 
 
+def runs_of(*bounds: tuple[int, int]) -> list[ShardRun]:
+    """Fresh shards of 16 tokens of a deep GPT-2, with exact codes."""
+    model = deep_model("gpt2")
+    layout = make_layout(model.spec, bounds, pooling="last")
+    codec, inputs = PlainCodec("fp32", model), input_of(model, 16)
+    return [ShardRun(model, layout, i, codec, inputs) for i in range(len(bounds))]
+
+
 async def test_the_thread_has_work_while_the_loop_is_busy_but_not_all_of_it() -> None:
     """It need not wait for the loop between two blocks; other requests wait for two at most."""
-    model = deep_model("gpt2")
-    inputs, codec = input_of(model, 16), PlainCodec("fp32", model)
-    layout = make_layout(model.spec, [(0, 16)], pooling="last")
-    run, thread = ShardRun(model, layout, 0, codec, inputs), ComputeThread()
+    (run,), thread = runs_of((0, 16)), ComputeThread()
     going, ended, queued = threading.Semaphore(0), threading.Event(), list[object]()
     finish, submit, blocks = run.finish, thread.submit, list[int]()
 
@@ -273,25 +278,22 @@ async def test_the_thread_has_work_while_the_loop_is_busy_but_not_all_of_it() ->
     run.finish = slowly  # type: ignore[method-assign]
     thread.submit = counted  # type: ignore[method-assign,assignment]
     prefill = asyncio.ensure_future(
-        Pipeline(run, LocalExchange.connect(layout)[0], thread).prefill()
+        Pipeline(run, LocalExchange.connect(run.layout)[0], thread).prefill()
     )
     async with asyncio.timeout(10):
         while len(queued) < 3:  # the first block, its end with the second, its end with the third
             await asyncio.sleep(0.001)
     beside = submit(blocks.copy)  # a step of another request
-    going.release(model.spec.num_hidden_layers)
+    going.release(run.layout.blocks)
     assert ended.wait(10)  # the loop does nothing else
     await prefill
-    assert len(blocks) == model.spec.num_hidden_layers
+    assert len(blocks) == run.layout.blocks
     assert len(await beside) <= 2
     thread.close()
 
 
 async def test_a_step_that_fails_is_told_and_nothing_is_computed_after_it() -> None:
-    model = deep_model("gpt2")
-    inputs, codec = input_of(model, 16), PlainCodec("fp32", model)
-    layout = make_layout(model.spec, [(0, 8), (8, 16)], pooling="last")
-    run, thread = ShardRun(model, layout, 0, codec, inputs), ComputeThread()
+    (run, _), thread = runs_of((0, 8), (8, 16)), ComputeThread()
     done = list[int]()
 
     def fail(block: int) -> None:
@@ -299,7 +301,7 @@ async def test_a_step_that_fails_is_told_and_nothing_is_computed_after_it() -> N
         raise MemoryError("no room")
 
     run.finish = fail  # type: ignore[method-assign]
-    pipeline = Pipeline(run, LocalExchange.connect(layout)[0], thread)
+    pipeline = Pipeline(run, LocalExchange.connect(run.layout)[0], thread)
     async with asyncio.timeout(10):
         with pytest.raises(MemoryError, match="no room"):
             await pipeline.prefill()
@@ -308,10 +310,7 @@ async def test_a_step_that_fails_is_told_and_nothing_is_computed_after_it() -> N
 
 
 async def test_what_fails_while_codes_are_waited_for_is_told_at_once() -> None:
-    model = deep_model("gpt2")
-    inputs, codec = input_of(model, 16), PlainCodec("fp32", model)
-    layout = make_layout(model.spec, [(0, 8), (8, 16)], pooling="last")
-    run, thread = ShardRun(model, layout, 1, codec, inputs), ComputeThread()
+    (first, run), thread = runs_of((0, 8), (8, 16)), ComputeThread()
     attend = run.attend_local
 
     def fail(block: int) -> None:
@@ -320,8 +319,7 @@ async def test_what_fails_while_codes_are_waited_for_is_told_at_once() -> None:
         attend(block)
 
     run.attend_local = fail  # type: ignore[method-assign]
-    exchange = LocalExchange.connect(layout)[1]
-    first = ShardRun(model, layout, 0, codec, inputs)
+    exchange = LocalExchange.connect(run.layout)[1]
     with torch.inference_mode():
         for block in range(2):
             codes = first.encode(block)
@@ -336,10 +334,7 @@ async def test_what_fails_while_codes_are_waited_for_is_told_at_once() -> None:
 
 
 async def test_a_cancelled_request_computes_nothing_more() -> None:
-    model = deep_model("gpt2")
-    inputs, codec = input_of(model, 16), PlainCodec("fp32", model)
-    layout = make_layout(model.spec, [(0, 16)], pooling="last")
-    run, thread = ShardRun(model, layout, 0, codec, inputs), ComputeThread()
+    (run,), thread = runs_of((0, 16)), ComputeThread()
     going, began, done = threading.Event(), threading.Event(), list[int]()
 
     def slowly(block: int) -> None:
@@ -353,7 +348,7 @@ async def test_a_cancelled_request_computes_nothing_more() -> None:
         done.append(block)
 
     run.finish = finish  # type: ignore[method-assign]
-    pipeline = Pipeline(run, LocalExchange.connect(layout)[0], thread)
+    pipeline = Pipeline(run, LocalExchange.connect(run.layout)[0], thread)
     prefill = asyncio.ensure_future(pipeline.prefill())
     assert await asyncio.to_thread(began.wait, 10)
     prefill.cancel()
@@ -366,11 +361,8 @@ async def test_a_cancelled_request_computes_nothing_more() -> None:
 
 @pytest.mark.parametrize("late", [True, False])
 async def test_only_time_without_work_is_waiting(late: bool) -> None:
-    model = deep_model("gpt2")
-    inputs, codec = input_of(model, 16), PlainCodec("fp32", model)
-    layout = make_layout(model.spec, [(0, 8), (8, 16)], pooling="last")
-    runs = [ShardRun(model, layout, i, codec, inputs) for i in range(2)]
-    threads, exchanges = [ComputeThread(), ComputeThread()], LocalExchange.connect(layout)
+    runs = runs_of((0, 8), (8, 16))
+    threads, exchanges = [ComputeThread(), ComputeThread()], LocalExchange.connect(runs[0].layout)
     slow = runs[0 if late else 1]
     finish = slow.finish
 
