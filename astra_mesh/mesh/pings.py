@@ -10,6 +10,7 @@ from astra_mesh.wire.messages import Ping
 _REMEMBERED = 64  # pings under way; the oldest are forgotten
 _MEASURE_EVERY = 5  # heartbeats between pings on a link that is never silent
 _LATELY = 8  # round trips
+_ENOUGH = 3  # of them, before the shortest may stand for the link
 # Heartbeats between the first pings. A link opens while its ends shake hands with others: the first
 # pong may wait for long, and must not stand for what the link is.
 _FIRST = (0.0, 0.2, 0.4, 0.8)
@@ -36,8 +37,8 @@ class Pings:
 
     @property
     def least_trip_s(self) -> float | None:
-        """The shortest round trip of the last few."""
-        return min(self._trips_s, default=None)
+        """The shortest round trip of the last few; None before there are enough of them."""
+        return min(self._trips_s) if len(self._trips_s) >= _ENOUGH else None
 
     def start(self, now: float) -> None:
         """The link is open: the first ping is due at once."""

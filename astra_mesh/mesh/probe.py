@@ -129,7 +129,7 @@ class Meter:
         Args:
             now: When, seconds.
             round_trip_s: As it usually is; None: not known.
-            least_trip_s: The shortest one lately.
+            least_trip_s: The shortest one lately; None: not known.
         """
         if self._mark is None:
             return False

@@ -113,7 +113,7 @@ class Session:
 
     @property
     def least_trip_s(self) -> float | None:
-        """The shortest round trip lately, seconds; None before the first pong."""
+        """The shortest round trip lately, seconds; None before a few pongs came."""
         return self._pings.least_trip_s
 
     @property

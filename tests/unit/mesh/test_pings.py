@@ -49,6 +49,21 @@ def test_a_first_pong_that_was_held_up_does_not_stand() -> None:
     assert pings.round_trip_s == pytest.approx(0.003)
 
 
+def test_the_shortest_of_a_few_pongs_is_not_yet_the_links_own() -> None:
+    """Devices that shake hands with others answer the first ones late: what is subtracted from a
+    run's time must not be longer than the link's own delay."""
+    pings = Pings(1.0)
+    now = 0.0
+    pings.start(now)
+    found = []
+    for delay in (0.06, 0.04, 0.003, 0.005):
+        now = pings.due(now)
+        pings.pong(pings.heartbeat(now).number, now + delay)
+        found.append(pings.least_trip_s)
+    assert found[:2] == [None, None]
+    assert found[2:] == pytest.approx([0.003, 0.003])
+
+
 def steady(pings: Pings, trips: int = 6) -> float:
     """So many quick pongs; when the last came."""
     now = 0.0

@@ -154,6 +154,16 @@ def test_a_run_of_a_few_bytes_says_nothing() -> None:
     assert wire.meter.bps is None
 
 
+def test_a_first_run_of_a_link_whose_delay_is_not_known_yet() -> None:
+    """Here a pong came back late so far: what the run took in all bounds the rate all the same."""
+    meter, size, took_s = Meter(), 98_352, 0.02
+    meter.wrote(size, 0.0)
+    assert meter.idle(0.0)
+    meter.mark(0.0)
+    assert meter.pong(took_s, round_trip_s=0.05, least_trip_s=None)
+    assert meter.bps == pytest.approx(8 * size / took_s)
+
+
 def test_a_long_run_is_measured_while_it_goes_on() -> None:
     """Each mark's pong comes when all before it is there; the next run queues behind the last."""
     meter, rate, trip_s, chunk = Meter(), 10e6, 0.01, 64 * 1024
