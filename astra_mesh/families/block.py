@@ -97,6 +97,10 @@ class Linear(nn.Module):
         """(..., in) to (..., out)."""
         return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
 
+    def activated(self, x: Tensor, act: Activation) -> Tensor:
+        """``act`` of the outputs: (..., in) to (..., out)."""
+        return act(self(x))
+
     def outputs_from(self, x: Tensor, start: int) -> Tensor:
         """(..., in) to (..., out - start): the outputs from ``start`` on."""
         bias = None if self.bias is None else self.bias[start:]
@@ -134,6 +138,7 @@ class Rope(nn.Module):
             angles = torch.arange(length, dtype=torch.float32)[:, None] * self.inverse_frequency
             angles = torch.cat([angles, angles], dim=-1)  # (length, E)
             self._cos, self._sin = angles.cos().to(like), angles.sin().to(like)
+            self._sin[:, : angles.shape[-1] // 2].neg_()  # of the half that is turned
 
     def forward(self, x: Tensor, start: int) -> Tensor:
         """Rotate ``x`` (T, ..., E), whose first row has position ``start``."""
@@ -142,8 +147,8 @@ class Rope(nn.Module):
         shape = (x.shape[0],) + (1,) * (x.dim() - 2) + (x.shape[-1],)
         cos, sin = self._cos[start:stop].view(shape), self._sin[start:stop].view(shape)
         half = x.shape[-1] // 2
-        turned = torch.cat([-x[..., half:], x[..., :half]], dim=-1)
-        return x * cos + turned * sin
+        turned = torch.cat([x[..., half:], x[..., :half]], dim=-1)
+        return turned.mul_(sin).addcmul_(x, cos)
 
 
 class FeedForward(nn.Module):
@@ -155,11 +160,10 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(T, D) to (T, D)."""
-        wide = self.up(x)
         if self.gated:
-            gate, value = wide.chunk(2, dim=-1)
+            gate, value = self.up(x).chunk(2, dim=-1)
             return self.down(self.act(gate) * value)  # type: ignore[no-any-return]
-        return self.down(self.act(wide))  # type: ignore[no-any-return]
+        return self.down(self.up.activated(x, self.act))  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):

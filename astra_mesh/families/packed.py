@@ -8,15 +8,25 @@ fewer tokens a device has. Measured on two EPYC cores, one thread, 3072 x 768: 4
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Final
 
 import torch
 from torch import Tensor
 
-from astra_mesh.families.block import Linear
+from astra_mesh.families.block import Activation, Linear, activation
 from astra_mesh.families.precision import linears, set_linears
 
 _TOKENS: Final = 256  # that the order is chosen for; it serves other counts as well
+
+# What oneDNN applies to outputs while they are in the cache. Measured on two Xeon cores with AMX,
+# one thread, 1,024 tokens, 768 to 3,072: GELU by tanh 1.3 ms of 39.6 in float32, where it takes 9.3
+# by itself, and 4.4 of 8.8 in bfloat16, where it takes 9.5.
+_FUSED: Final[Mapping[Activation, tuple[str, str]]] = {
+    activation("gelu"): ("gelu", "none"),
+    activation("gelu_new"): ("gelu", "tanh"),
+    activation("relu"): ("relu", ""),
+}
 
 # oneDNN, and its binding in torch, keep the code that they make for a shape: 0.2 MiB each for any
 # layer and number of tokens, up to 1,024 times. Prompts of 250 lengths cost 420 MiB so; making the
@@ -54,8 +64,17 @@ class PackedLinear(Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
+        return self._pointwise(x, "none", "")
+
+    def activated(self, x: Tensor, act: Activation) -> Tensor:
+        """See :meth:`Linear.activated`."""
+        if act not in _FUSED:
+            return act(self(x))
+        return self._pointwise(x, *_FUSED[act])
+
+    def _pointwise(self, x: Tensor, name: str, algorithm: str) -> Tensor:
         return torch.ops.mkldnn._linear_pointwise(  # type: ignore[no-any-return]
-            x.to(self._dtype), self._packed, self._bias, "none", [], ""
+            x.to(self._dtype), self._packed, self._bias, name, [], algorithm
         )
 
     def outputs_from(self, x: Tensor, start: int) -> Tensor:

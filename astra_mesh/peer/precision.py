@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from astra_mesh.engine.reference import hidden_rows, pooled, run_solo
+from astra_mesh.families.block import Linear
 from astra_mesh.families.model import Model, ModelInput
 from astra_mesh.families.packed import pack, packed
 from astra_mesh.families.precision import PRECISIONS, Precision, convert, set_linears
@@ -73,13 +74,17 @@ def pack_if_faster(model: Model) -> bool:
     """Pack the weights of a model (:mod:`astra_mesh.families.packed`) where that makes its largest
     product faster on this device; whether it did. Runs in the compute thread.
     """
-    layer = model.block(0).ffn.up
-    other = packed(layer)
+    ffn = model.block(0).ffn
+    layer, other = ffn.up, packed(ffn.up)
     if other is layer:
         return False
+
+    def wide(up: Linear) -> Tensor:
+        return up(x) if ffn.gated else up.activated(x, ffn.act)
+
     rows = min(_TOKENS, model.spec.max_tokens)
     x = torch.randn(rows, model.spec.hidden_size).to(layer.dtype)
-    if best_s(lambda: other(x)) > PACKING_GAIN * best_s(lambda: layer(x)):
+    if best_s(lambda: wide(other)) > PACKING_GAIN * best_s(lambda: wide(layer)):
         return False
     pack(model)
     return True

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from astra_mesh.engine.reference import hidden_rows, run_solo
-from astra_mesh.families.block import Linear
+from astra_mesh.families.block import Linear, activation
 from astra_mesh.families.model import Model
 from astra_mesh.families.packed import PackedLinear, can_pack, pack, packed
 from astra_mesh.families.precision import Int8Linear, Precision, convert
@@ -67,6 +67,20 @@ def test_a_packed_layer_is_the_layer(dtype: torch.dtype, bias: bool, count: int)
     for start in (0, 16, 20):
         assert close(other.outputs_from(x, start), plain.outputs_from(x, start))
     assert packed(other) is other
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["gelu", "gelu_new", "gelu_fast", "relu", "silu", "quick_gelu"])
+def test_what_is_applied_with_the_product_is_the_activation(name: str, dtype: torch.dtype) -> None:
+    if not can_pack(dtype):
+        pytest.skip("this processor has no kernels for it")
+    drawn = torch.Generator().manual_seed(0)
+    weight, bias = torch.randn(48, 33, generator=drawn), torch.randn(48, generator=drawn)
+    plain = Linear(weight.to(dtype), bias.to(dtype)).requires_grad_(False)
+    x, act = torch.randn(2, 40, 33, generator=drawn), activation(name)
+    found = packed(plain).activated(x, act)
+    assert close(found, act(plain(x)))
+    assert not torch.allclose(found, plain(x), 0.1, 0.1)
 
 
 def test_other_formats_stay_as_they_are() -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from astra_mesh.engine.attention import attend, merge
 from astra_mesh.families import Model
 from astra_mesh.families.block import Block, FeedForward, Linear
+from astra_mesh.families.packed import PackedLinear, pack
 from tools.bench.baselines.run import Run, even
 
 
@@ -119,20 +120,21 @@ def cut(model: Model, index: int, members: int, rank: int) -> Slice:
     columns = _head_rows(heads, size, 0)
     own = replace(spec, num_attention_heads=len(heads), num_key_value_heads=len(kv_heads))
     bias = None if whole.qkv.bias is None else whole.qkv.bias[rows]
-    return Slice(
-        Block(
-            own,
-            post_norm=whole.post_norm,
-            norm_1=whole.norm_1,
-            norm_2=whole.norm_2,
-            qkv=Linear(whole.qkv.weight[rows], bias),
-            out=Linear(whole.out.weight[:, columns]),
-            ffn=_cut_feed_forward(whole.ffn, members, rank),
-            rope=whole.rope,
-            q_norm=whole.q_norm,
-            k_norm=whole.k_norm,
-        ).requires_grad_(False)
-    )
+    block = Block(
+        own,
+        post_norm=whole.post_norm,
+        norm_1=whole.norm_1,
+        norm_2=whole.norm_2,
+        qkv=Linear(whole.qkv.weight[rows], bias),
+        out=Linear(whole.out.weight[:, columns]),
+        ffn=_cut_feed_forward(whole.ffn, members, rank),
+        rope=whole.rope,
+        q_norm=whole.q_norm,
+        k_norm=whole.k_norm,
+    ).requires_grad_(False)
+    if isinstance(whole.qkv, PackedLinear):
+        pack(block)
+    return Slice(block)
 
 
 def _head_rows(heads: range | list[int], size: int, first: int) -> list[int]:
