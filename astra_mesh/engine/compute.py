@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -30,13 +31,19 @@ class ComputeThread:
         self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs
     ) -> asyncio.Future[R]:
         """Queue a function behind those that wait already."""
-
-        def work() -> R:
-            with torch.inference_mode():
-                return function(*args, **kwargs)
-
+        work = partial(_without_gradients, function, *args, **kwargs)
         return asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+    def post(self, function: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
+        """The same for a function that raises nothing and whose end nobody waits for: the event
+        loop is not woken by it."""
+        self._pool.submit(partial(_without_gradients, function, *args, **kwargs))
 
     def close(self) -> None:
         """Let the running function end and stop the thread; queued ones are dropped."""
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _without_gradients(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    with torch.inference_mode():
+        return function(*args, **kwargs)

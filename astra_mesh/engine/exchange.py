@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from torch import Tensor
 
 from astra_mesh.plan.layout import Layout
 from astra_mesh.quant.codes import CodeArray
+
+Idle = Callable[[], float]
 
 
 class Exchange(Protocol):
@@ -29,11 +32,11 @@ class Exchange(Protocol):
         """
 
     async def receive_codes(
-        self, block: int, busy: asyncio.Future[None] | None = None
+        self, block: int, idle_s: Idle | None = None
     ) -> tuple[int, Sequence[CodeArray]]:
         """The next complete part of ``block``, in order of arrival: (shard, arrays).
 
-        While ``busy`` is not done there is other work: patience begins only then.
+        ``idle_s`` tells for how many seconds there has been no other work: only these are patience.
 
         No arrays: the codes did not come in time, and the plan says to go on without them.
         """
@@ -47,15 +50,19 @@ class Exchange(Protocol):
     async def receive_pooled(self, count: int) -> list[tuple[Tensor, float]]:
         """The shares of ``count`` other shards, in shard order."""
 
+    def fail(self, error: Exception) -> None:
+        """End all waiting for codes, now and later, with this error."""
+
 
 class LocalExchange:
-    """Shards of one process, joined by queues: for tests and simulations."""
+    """Shards of one process, joined in memory: for tests and simulations."""
 
     def __init__(self, layout: Layout, shard: int, mailboxes: list[LocalExchange]) -> None:
         self._layout, self._shard, self._mailboxes = layout, shard, mailboxes
-        self._codes: dict[int, asyncio.Queue[tuple[int, Sequence[CodeArray]]]] = {}
+        self._codes: defaultdict[int, deque[tuple[int, Sequence[CodeArray]]]] = defaultdict(deque)
         self._pooled: dict[int, tuple[Tensor, float]] = {}
         self._arrived = asyncio.Event()
+        self._error: Exception | None = None
 
     @classmethod
     def connect(cls, layout: Layout) -> list[LocalExchange]:
@@ -65,8 +72,10 @@ class LocalExchange:
             found.append(cls(layout, shard, found))
         return found
 
-    def _queue(self, block: int) -> asyncio.Queue[tuple[int, Sequence[CodeArray]]]:
-        return self._codes.setdefault(block, asyncio.Queue())
+    def put(self, block: int, shard: int, arrays: Sequence[CodeArray]) -> None:
+        """The codes of another shard are here."""
+        self._codes[block].append((shard, arrays))
+        self._arrived.set()
 
     def stages(self, block: int, busy_s: float) -> Mapping[int, int]:
         """Those of the layout."""
@@ -76,18 +85,22 @@ class LocalExchange:
     async def send_codes(self, block: int, codes: Mapping[int, Sequence[CodeArray]]) -> None:
         """See :class:`Exchange`."""
         for receiver in self._layout.receivers(self._shard, block):
-            self._mailboxes[receiver]._queue(block).put_nowait((self._shard, codes[receiver]))
+            self._mailboxes[receiver].put(block, self._shard, codes[receiver])
 
     async def receive_codes(
-        self, block: int, busy: asyncio.Future[None] | None = None
+        self, block: int, idle_s: Idle | None = None
     ) -> tuple[int, Sequence[CodeArray]]:
         """See :class:`Exchange`."""
-        return await self._queue(block).get()
+        while self._error is None and not self._codes[block]:
+            self._arrived.clear()
+            await self._arrived.wait()
+        if self._error is not None:
+            raise self._error
+        return self._codes[block].popleft()
 
     def ready_codes(self, block: int) -> list[tuple[int, Sequence[CodeArray]]]:
         """See :class:`Exchange`."""
-        queue = self._queue(block)
-        return [queue.get_nowait() for _ in range(queue.qsize())]
+        return list(self._codes.pop(block, ()))
 
     async def send_pooled(self, vector: Tensor, weight: float) -> None:
         """See :class:`Exchange`."""
@@ -101,3 +114,8 @@ class LocalExchange:
             self._arrived.clear()
             await self._arrived.wait()
         return [self._pooled[shard] for shard in sorted(self._pooled)]
+
+    def fail(self, error: Exception) -> None:
+        """See :class:`Exchange`."""
+        self._error = error
+        self._arrived.set()

@@ -6,9 +6,10 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -73,8 +74,10 @@ class Pipeline:
         self.timeline = timeline  # None: nothing is noted
         self._worked_s = 0.0
         self._free = math.inf  # since when the compute thread has nothing to do here
-        self._before: list[asyncio.Future[None]] = []  # work of the block before
-        self._queued: list[asyncio.Future[None]] = []  # and of this one
+        self._queued = self._ended = 0  # pieces of work for it
+        # Of blocks whose codes nobody needs: what was queued last, and that of the block before.
+        self._last: asyncio.Future[None] | None = None
+        self._before: asyncio.Future[None] | None = None
         self._over = False  # nothing more is computed
         self._error: Exception | None = None  # of the compute thread
 
@@ -86,7 +89,8 @@ class Pipeline:
                 await self._block(block)
             await self._submit([self._finish(last)])
         finally:
-            self._over, left = True, [*self._before, *self._queued]
+            self._over = True
+            left = [one for one in (self._before, self._last) if one is not None]
             for one in left:
                 one.cancel()  # nothing once it is done
             await asyncio.gather(*left, return_exceptions=True)
@@ -96,21 +100,23 @@ class Pipeline:
         """Queue one block up to its last attention part; it is finished with the next one. Returns
         when the block before it is done."""
         run, layout = self.run, self.run.layout
-        self._before, self._queued = self._queued, []
+        self._before, self._last = self._last, None
         steps = [self._finish(block - 1)] if block else []
         local = Step("compute_s", lambda: run.attend_local(block), Mark.LOCAL, block)
         missing = len(layout.sources(run.shard, block)) if block >= layout.first_block else 0
         ready = self._ready(block) if missing else []
-        if layout.receivers(run.shard, block):
+        missing -= len(ready)
+        sends = bool(layout.receivers(run.shard, block))
+        if sends:  # waits until the codes are made, and so for all of the block before
             await self._encode_and_send(block, steps, [local, *ready])
         else:
-            self._submit([*steps, local, *ready])
-        missing -= len(ready)
+            self._queue([*steps, local, *ready], last=not missing)
         while missing:
             ready = self._ready(block) or [await self._receive(block)]
-            self._submit(ready)
             missing -= len(ready)
-        await asyncio.gather(*self._before)
+            self._queue(ready, last=not missing and not sends)
+        if self._before is not None:
+            await self._before
 
     async def _encode_and_send(
         self, block: int, before: Sequence[Step], behind: Sequence[Step]
@@ -123,7 +129,7 @@ class Pipeline:
             codes.update(self.run.encode(block, stages))
 
         encoded = self._submit([*before, Step("encode_s", encode, Mark.ENCODED, block)])
-        self._submit(behind)
+        self._queue(behind)
         await encoded
         await self.exchange.send_codes(block, codes)
         self._note(Mark.SENT, block)
@@ -150,41 +156,56 @@ class Pipeline:
 
     async def _receive(self, block: int) -> Step:
         """Attention to the next part; raises at once what fails in the compute thread meanwhile."""
-        busy = self._queued[-1]
-        part = asyncio.ensure_future(self.exchange.receive_codes(block, busy))
-        either: list[asyncio.Future[Any]] = [part, busy]
-        try:
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            if not part.done():
-                await busy
-            return self._attend(block, *await part)
-        finally:
-            part.cancel()  # nothing once it is done
-            await asyncio.gather(part, return_exceptions=True)
+        return self._attend(block, *await self.exchange.receive_codes(block, self._idle_s))
+
+    def _idle_s(self) -> float:
+        """For how many seconds the compute thread has had nothing to do here."""
+        return time.perf_counter() - self._free if self._ended == self._queued else 0.0
+
+    def _queue(self, steps: Sequence[Step], *, last: bool = False) -> None:
+        """Queue steps behind which only the ``last`` ones of a block need the event loop."""
+        if last:
+            self._last = self._submit(steps)
+        else:
+            self._queued += 1
+            self.compute.post(self._try, steps, asyncio.get_running_loop())
 
     def _submit(self, steps: Sequence[Step]) -> asyncio.Future[None]:
         """Queue steps for the compute thread; nothing more is done there once one has failed."""
-        queued = self.compute.submit(self._work, steps)
-        self._queued.append(queued)
-        return queued
+        self._queued += 1
+        return self.compute.submit(self._work, steps)
+
+    def _try(self, steps: Sequence[Step], loop: asyncio.AbstractEventLoop) -> None:
+        """Work that nobody awaits: what fails ends the wait for codes."""
+        try:
+            self._work(steps)
+        except Exception as error:
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(self.exchange.fail, error)
 
     def _work(self, steps: Sequence[Step]) -> None:
-        for step in steps:
-            if self._over:
-                return
-            if self._error is not None:
-                raise self._error
-            began = time.perf_counter()
-            self.spent.wait_s += max(0.0, step.came - self._free)
-            try:
-                step.run()
-            except Exception as error:
-                self._error = error
-                raise
-            self._free = time.perf_counter()
-            took = self._free - began
-            setattr(self.spent, step.kind, getattr(self.spent, step.kind) + took)
-            self._note(step.mark, step.block, step.part)
+        try:
+            for step in steps:
+                if self._over:
+                    return
+                if self._error is not None:
+                    raise self._error
+                self._step(step)
+        finally:
+            self._ended += 1
+
+    def _step(self, step: Step) -> None:
+        began = time.perf_counter()
+        self.spent.wait_s += max(0.0, step.came - self._free)
+        try:
+            step.run()
+        except Exception as error:
+            self._error = error
+            raise
+        self._free = time.perf_counter()
+        took = self._free - began
+        setattr(self.spent, step.kind, getattr(self.spent, step.kind) + took)
+        self._note(step.mark, step.block, step.part)
 
     async def pool(self) -> Tensor | None:
         """After :meth:`prefill`: the pooled row (D,) on the answering shard, None on the others."""

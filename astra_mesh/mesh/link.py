@@ -130,14 +130,18 @@ class Link:
 
     # --- sending ----------------------------------------------------------------------------------
 
-    def send(self, message: AnyMessage) -> None:
+    def send(self, message: AnyMessage, frame: bytes | None = None) -> None:
         """Queue a message; never blocks. Who sends much awaits :meth:`drain` in between.
+
+        Args:
+            message: What to send.
+            frame: It encoded, where that is done already: it goes to several ends.
 
         Raises:
             MeshError: The link is not open.
             ProtocolError: The message may not be sent here: a mistake of the caller.
         """
-        self.session.send(message)
+        self.session.send(message, frame)
         self._changed()
 
     async def drain(self) -> None:
@@ -379,7 +383,8 @@ class Link:
             if self._meter.wrote(sum(map(len, frames)), began):
                 self._mark_run()
             self._changed()
-            await asyncio.sleep(0)
+            if self.session.queued_bytes:
+                await asyncio.sleep(0)  # before more of it, others have their turn
 
     async def _watch(self) -> None:
         """Call the session when it wants to be called."""

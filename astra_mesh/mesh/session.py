@@ -137,8 +137,12 @@ class Session:
         self._deadline = now + self.timings.hello_s
         self._heard = now
 
-    def send(self, message: AnyMessage) -> None:
+    def send(self, message: AnyMessage, frame: bytes | None = None) -> None:
         """Queue a message. What belongs to an ended request is dropped in silence.
+
+        Args:
+            message: What to send.
+            frame: It encoded, where that is done already.
 
         Raises:
             MeshError: The link is closed (``close_error`` where there is one).
@@ -149,7 +153,8 @@ class Session:
         if not may_send(type(message), self.hello, self.peer_hello):
             kind = type(message).__name__
             raise ProtocolError(f"{kind} does not go from a {kind_of(self.hello)} to this end")
-        frame = encode(message)
+        if frame is None:
+            frame = encode(message)
         if not self._requests.sending(message):
             return
         if isinstance(message, Cancel | Fail | Refuse):

@@ -7,15 +7,19 @@ more than the plan says.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
+from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from astra_mesh import limits
+from astra_mesh.engine.exchange import Idle
 from astra_mesh.engine.timeline import Mark, Timeline
 from astra_mesh.errors import DeadlineError, MeshError, PeerLostError, ProtocolError
 from astra_mesh.mesh.link import Link
@@ -25,7 +29,10 @@ from astra_mesh.peer.loaded import AnyCodec
 from astra_mesh.peer.rates import LinkRate, Pacing
 from astra_mesh.plan.layout import Layout
 from astra_mesh.quant.codes import CodeArray
+from astra_mesh.wire.codec import encode
 from astra_mesh.wire.messages import Codes, PeerId, Pooled, RequestId
+
+_TICK_S: Final = 0.001  # of a loop's clock
 
 
 @dataclass(frozen=True)
@@ -96,7 +103,8 @@ class MeshExchange:
         self._pacing = Pacing(self._patience.predicted_s / self._patience.blocks)
         self._parts: dict[tuple[int, int], Part] = {}
         self._done: set[tuple[int, int]] = set()
-        self._ready: dict[int, asyncio.Queue[tuple[int, list[CodeArray]] | None]] = {}
+        self._ready: defaultdict[int, deque[tuple[int, list[CodeArray]]]] = defaultdict(deque)
+        self._waiting: tuple[int, asyncio.Future[None]] | None = None  # a block, and for its codes
         self._pooled: dict[int, tuple[Tensor, float]] = {}
         self._pooled_came = asyncio.Event()
         self._error: Exception | None = None
@@ -150,7 +158,9 @@ class MeshExchange:
                 arrays = self._parts.pop(key).complete()
                 if self.kept is not None:
                     self.kept.put(block, source, arrays)
-                self._queue(block).put_nowait((source, arrays))
+                self._ready[block].append((source, arrays))
+                if self._waiting is not None and self._waiting[0] == block:
+                    _wake(self._waiting[1])
 
     def _take_pooled(self, source: int, message: Pooled) -> None:
         if source not in self._sharing():
@@ -201,8 +211,8 @@ class MeshExchange:
         """End all waiting, now and later, with this error."""
         self._error = self._error or error
         self._pooled_came.set()
-        for queue in self._ready.values():
-            queue.put_nowait(None)
+        if self._waiting is not None:
+            _wake(self._waiting[1])
 
     # --- the engine's side ------------------------------------------------------------------------
 
@@ -250,8 +260,9 @@ class MeshExchange:
             alike.setdefault(id(codes[receiver]), []).append(receiver)
         for group in sorted(alike.values(), key=lambda one: len(codes[one[0]])):
             for message in self._messages(block, codes[group[0]]):
+                frame = encode(message)
                 for receiver in group:
-                    self._send(links[receiver], message)
+                    self._send(links[receiver], message, frame)
         for link in links.values():
             await link.drain()
 
@@ -275,47 +286,43 @@ class MeshExchange:
         return sum(self._codec.packed_bytes(stage, tokens) for stage in stages)
 
     async def receive_codes(
-        self, block: int, busy: asyncio.Future[None] | None = None
+        self, block: int, idle_s: Idle | None = None
     ) -> tuple[int, Sequence[CodeArray]]:
-        """See :class:`Exchange`.
+        """See :class:`Exchange`; one wait at a time.
 
         Raises:
             DeadlineError: nothing came in time, and the plan says to wait.
             PeerLostError: and others, as given to :meth:`fail`.
         """
+        ready = self._ready[block]
+        if not ready and self._error is None:
+            await self._arrival(block, idle_s or _endlessly)
         if self._error is not None:
             raise self._error
-        queue = self._queue(block)
-        try:
-            found = await self._get(block, busy)
-        except TimeoutError:
-            if queue.empty():
-                return self._without(block), []
-            found = queue.get_nowait()  # it came in the same moment
-        if found is None:
-            assert self._error is not None
-            raise self._error
-        return found
+        return ready.popleft() if ready else (self._without(block), [])
 
-    async def _get(
-        self, block: int, busy: asyncio.Future[None] | None
-    ) -> tuple[int, list[CodeArray]] | None:
-        """From the queue of a block; TimeoutError some time after there is nothing else to do."""
-        waiting, loop = True, asyncio.get_running_loop()
-        async with asyncio.timeout(None) as patience:
+    async def _arrival(self, block: int, idle_s: Idle) -> None:
+        """Until a part of a block is there or overdue, or nothing comes any more."""
+        loop = asyncio.get_running_loop()
+        came, began = loop.create_future(), time.monotonic()
+        timer: asyncio.TimerHandle
 
-            def begin(_: object = None) -> None:
-                if waiting:
-                    patience.reschedule(loop.time() + self._wait_s(block))
-
-            if busy is None:
-                begin()
+        def look() -> None:
+            nonlocal timer
+            waited_s = min(idle_s(), time.monotonic() - began)
+            left_s = self._wait_s(block) - waited_s
+            if left_s <= 0:
+                _wake(came)
             else:
-                busy.add_done_callback(begin)
-            try:
-                return await self._queue(block).get()
-            finally:
-                waiting = False
+                timer = loop.call_later(max(left_s, _TICK_S), look)
+
+        timer = loop.call_later(self._wait_s(block), look)
+        self._waiting = block, came
+        try:
+            await came
+        finally:
+            timer.cancel()
+            self._waiting = None
 
     def _without(self, block: int) -> int:
         """The shard whose part is given up; DeadlineError where the plan says to wait."""
@@ -347,9 +354,7 @@ class MeshExchange:
         """See :class:`Exchange`; nothing once it failed, so that :meth:`receive_codes` says why."""
         if self._error is not None:
             return []
-        queue = self._queue(block)
-        found = [queue.get_nowait() for _ in range(queue.qsize())]
-        return [part for part in found if part is not None]
+        return list(self._ready.pop(block, ()))
 
     async def send_pooled(self, vector: Tensor, weight: float) -> None:
         """See :class:`Exchange`; raises as :meth:`send_codes`."""
@@ -372,9 +377,6 @@ class MeshExchange:
             raise self._overdue("pooled vectors", missing, wait_s) from None
         return [self._pooled[source] for source in sorted(self._pooled)]
 
-    def _queue(self, block: int) -> asyncio.Queue[tuple[int, list[CodeArray]] | None]:
-        return self._ready.setdefault(block, asyncio.Queue())
-
     def _overdue(self, what: str, missing: Sequence[int], wait_s: float) -> DeadlineError:
         peers = ", ".join(self.peers[source][:8] for source in missing)
         return DeadlineError(
@@ -388,9 +390,9 @@ class MeshExchange:
             raise PeerLostError(f"the link to peer {self.peers[shard][:8]} is gone")
         return link
 
-    def _send(self, link: Link, message: Codes | Pooled) -> None:
+    def _send(self, link: Link, message: Codes | Pooled, frame: bytes | None = None) -> None:
         before = link.session.queued_bytes
-        link.send(message)
+        link.send(message, frame)
         if link.is_open and link.peer is not None:
             peer, queued = link.peer.peer, link.session.queued_bytes - before
             self.sent_bytes[peer] = self.sent_bytes.get(peer, 0) + queued
@@ -399,6 +401,16 @@ class MeshExchange:
         """The request ends early: drop what is queued for it, and what still comes."""
         for link in self.links.values():
             link.end(self.request)
+
+
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
+
+
+def _endlessly() -> float:
+    """There is no other work."""
+    return math.inf
 
 
 def partners(layout: Layout, shard: int) -> list[int]:

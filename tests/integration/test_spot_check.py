@@ -107,11 +107,11 @@ async def test_a_false_result_is_not_given(models: Path, monkeypatch: pytest.Mon
     async with mesh_of(["one", "two", "three"], models, spot_check=1.0) as (one, two, three):
         send = MeshExchange._send
 
-        def wrong(self: MeshExchange, link: object, message: object) -> None:
+        def wrong(self: MeshExchange, link: object, message: object, *frame: object) -> None:
             if isinstance(message, Pooled) and self.peers[self.shard] != one.id:
                 row = np.frombuffer(message.vector, "<f4")[::-1]
                 message = Pooled(message.request, message.weight, row.tobytes())
-            send(self, link, message)  # type: ignore[arg-type]
+            send(self, link, message, *frame)  # type: ignore[arg-type]
 
         monkeypatch.setattr(MeshExchange, "_send", wrong)
         monkeypatch.setattr(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from astra_mesh.engine.compute import ComputeThread
-from astra_mesh.engine.exchange import LocalExchange
+from astra_mesh.engine.exchange import Idle, LocalExchange
 from astra_mesh.engine.pipeline import Pipeline
 from astra_mesh.engine.reference import decode, pooled, run_plan
 from astra_mesh.engine.shard import ShardRun
@@ -51,16 +51,13 @@ class ShuffledExchange:
         await self._inner.send_codes(block, codes)
 
     async def receive_codes(
-        self, block: int, busy: asyncio.Future[None] | None = None
+        self, block: int, idle_s: Idle | None = None
     ) -> tuple[int, Sequence[CodeArray]]:
         await self._dawdle()
-        queue = self._inner._queue(block)
-        waiting = [await queue.get()]
-        while not queue.empty():
-            waiting.append(queue.get_nowait())
+        waiting = [await self._inner.receive_codes(block), *self._inner.ready_codes(block)]
         self._rng.shuffle(waiting)
-        for one in waiting[1:]:
-            queue.put_nowait(one)
+        for source, arrays in waiting[1:]:
+            self._inner.put(block, source, arrays)
         return waiting[0]
 
     def ready_codes(self, block: int) -> list[tuple[int, Sequence[CodeArray]]]:
@@ -76,6 +73,9 @@ class ShuffledExchange:
 
     async def receive_pooled(self, count: int) -> list[tuple[Tensor, float]]:
         return await self._inner.receive_pooled(count)
+
+    def fail(self, error: Exception) -> None:
+        self._inner.fail(error)
 
 
 async def run_mesh(
@@ -210,9 +210,9 @@ async def test_only_what_is_needed_is_sent() -> None:
 
     class Counting(LocalExchange):
         async def receive_codes(
-            self, block: int, busy: asyncio.Future[None] | None = None
+            self, block: int, idle_s: Idle | None = None
         ) -> tuple[int, Sequence[CodeArray]]:
-            source, arrays = await super().receive_codes(block, busy)
+            source, arrays = await super().receive_codes(block, idle_s)
             sent.append((block, source, len(arrays)))
             return source, arrays
 
@@ -262,7 +262,7 @@ async def test_the_thread_has_work_while_the_loop_is_busy_but_not_all_of_it() ->
     """It need not wait for the loop between two blocks; other requests wait for two at most."""
     (run,), thread = runs_of((0, 16)), ComputeThread()
     going, ended, queued = threading.Semaphore(0), threading.Event(), list[object]()
-    finish, submit, blocks = run.finish, thread.submit, list[int]()
+    finish, submit, post, blocks = run.finish, thread.submit, thread.post, list[int]()
 
     def slowly(block: int) -> None:
         assert going.acquire(timeout=10)
@@ -275,8 +275,13 @@ async def test_the_thread_has_work_while_the_loop_is_busy_but_not_all_of_it() ->
         queued.append(work)
         return submit(*work)
 
+    def posted(*work: Any) -> None:
+        queued.append(work)
+        post(*work)
+
     run.finish = slowly  # type: ignore[method-assign]
     thread.submit = counted  # type: ignore[method-assign,assignment]
+    thread.post = posted  # type: ignore[method-assign,assignment]
     prefill = asyncio.ensure_future(
         Pipeline(run, LocalExchange.connect(run.layout)[0], thread).prefill()
     )
@@ -326,7 +331,7 @@ async def test_what_fails_while_codes_are_waited_for_is_told_at_once() -> None:
             first.attend_local(block)
             first.finish(block)
             if block:
-                exchange._queue(block).put_nowait((0, codes[1]))
+                exchange.put(block, 0, codes[1])
     async with asyncio.timeout(10):
         with pytest.raises(MemoryError, match="no room"):  # the other never sends block 2
             await Pipeline(run, exchange, thread).prefill()

@@ -65,7 +65,7 @@ class FakeLink:
     def session(self) -> FakeLink:
         return self
 
-    def send(self, message: AnyMessage) -> None:
+    def send(self, message: AnyMessage, frame: bytes | None = None) -> None:
         if self.error is not None:
             raise self.error
         if not self.is_open:

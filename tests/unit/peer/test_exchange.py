@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -337,20 +338,26 @@ async def test_patience_begins_when_there_is_nothing_else_to_do(
     last: MeshExchange, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "CODES_TIMEOUT_S", 0.01)
-    busy = asyncio.get_running_loop().create_future()
-    waiting = asyncio.ensure_future(last.receive_codes(1, busy))
+    idle_s = 0.0
+
+    def idle() -> float:
+        return idle_s
+
+    waiting = asyncio.ensure_future(last.receive_codes(1, idle))
     await asyncio.sleep(0.1)
     assert not waiting.done()
     last.take(A, codes(0, 10))
     assert (await waiting)[0] == 0
-    waiting = asyncio.ensure_future(last.receive_codes(1, busy))
+    waiting = asyncio.ensure_future(last.receive_codes(1, idle))
     await asyncio.sleep(0.1)
     assert not waiting.done()
-    busy.set_result(None)
+    idle_s = 5.0  # longer than anybody waits
     with pytest.raises(DeadlineError):
         await waiting
-    with pytest.raises(DeadlineError):  # done already
-        await last.receive_codes(1, busy)
+    began = time.monotonic()
+    with pytest.raises(DeadlineError):  # idle already: patience begins with the wait
+        await last.receive_codes(1, idle)
+    assert time.monotonic() - began >= 0.009
 
 
 async def test_a_failure_ends_waiting_now_and_later(last: MeshExchange) -> None:
