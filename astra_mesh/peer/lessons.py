@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 
 from astra_mesh.plan.drift import Drifts
 from astra_mesh.plan.experience import Conditions, Effort, Experience
+from astra_mesh.plan.memory import Memory
 from astra_mesh.plan.planner import Choice
 from astra_mesh.wire.messages import Device, Hello, PeerId, PeerReport
 
@@ -28,6 +29,7 @@ class Lessons:
 
     experience: Experience = field(default_factory=Experience)  # of the pace of each peer
     drifts: Drifts = field(default_factory=Drifts)  # of whole plans
+    plans: Memory = field(default_factory=Memory)  # that were found; for the compute thread
     _tabs: dict[_Tab, PeerId] = field(default_factory=dict)
 
     def recognise(self, hellos: Mapping[PeerId, Hello]) -> None:

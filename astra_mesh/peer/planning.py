@@ -80,7 +80,8 @@ class Planning:
         """The plan with this peer as the one that answers."""
         me, others = self._as_seen()
         links = self._around.links()
-        choice = await self._compute(choose_among, self._jobs, me, others, links)
+        plans = self._around.lessons.plans
+        choice = await self._compute(choose_among, self._jobs, me, others, links, plans)
         self.left_out = ""
         if len(choice.plan.shards) > 1:
             self.left_out = await self._without(choice, me, others, links)
@@ -113,7 +114,10 @@ class Planning:
         places = {one.peer: self._around.address(one.peer) for one in others}
         others = [one for one in others if places[one.peer]]
         tokens, links = ask.sampling.max_new_tokens, self._around.links()
-        found = await self._compute(better_placed, self._jobs, choice, me, others, links, tokens)
+        plans = self._around.lessons.plans
+        found = await self._compute(
+            better_placed, self._jobs, choice, me, others, links, tokens, plans
+        )
         if found is None:
             return None
         name = sanitise(found.peer.name)

@@ -10,18 +10,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from astra_mesh.plan.cost import Candidate, Link
+from astra_mesh.plan.memory import Memory
 from astra_mesh.plan.planner import Choice, Job, Room, settle
-from astra_mesh.plan.search import Trial
+from astra_mesh.plan.search import NOISE, Trial
 from astra_mesh.wire.messages import PeerId, Use
 
 SHOWN = 2  # codes that were not taken, in the reason
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Tried:
     room: Room
     trial: Trial
-    searched: bool  # with a group and sizes of its own
 
     @property
     def total_s(self) -> float:
@@ -33,32 +33,66 @@ def choose_among(
     me: Candidate,
     others: Sequence[Candidate],
     links: Mapping[tuple[PeerId, PeerId], Link],
+    memory: Memory | None = None,
 ) -> Choice:
     """The plan with the shortest predicted time, over jobs that differ in their codes only.
 
     Of equally fast ones the first is taken. One job is searched in full, the others are predicted
     for the group and sizes that it found, and the fastest of them is then searched, too: a search
-    takes as long as hundreds of predictions.
+    takes as long as a hundred predictions. What ``memory`` has of a search that would find the same
+    is taken instead.
     """
     rooms = _comparable([Room.of(job, me, others, links) for job in jobs])
-    tried: list[_Tried] = []
-    for room in rooms:
-        same = room.same(tried[0].trial) if tried else None
-        if same is not None:
-            tried.append(_Tried(room, same, searched=False))
-        elif (best := room.best()) is not None:
-            tried.append(_Tried(room, best, searched=True))
-    if not tried:
+    memory = memory if memory is not None else Memory()
+    tried, fastest = _recalled(rooms, memory) or _searched(rooms, memory)
+    if fastest is None:
         return settle(rooms[0], None)
-    fastest = min(tried, key=lambda one: one.total_s)
-    trial = fastest.trial
-    if not fastest.searched:
-        trial = min(trial, fastest.room.best() or trial, key=lambda one: one.total_s)
-    choice = settle(fastest.room, trial)
+    choice = settle(fastest.room, fastest.trial)
     rivals = sorted((one for one in tried if one is not fastest), key=lambda one: one.total_s)
     if len(choice.plan.shards) > 1 and rivals:
         choice = replace(choice, reason=f"{choice.reason}; {_compared(choice, fastest, rivals)}")
     return choice
+
+
+def _recalled(rooms: Sequence[Room], memory: Memory) -> tuple[list[_Tried], _Tried] | None:
+    """What a search found before, beside the same with other codes; None where those are faster
+    now."""
+    known = memory.recall(rooms)
+    if known is None:
+        return None
+    fastest = _Tried(*known)
+    tried = [
+        _Tried(room, same)
+        for room in rooms
+        if room is not fastest.room and (same := room.same(fastest.trial)) is not None
+    ]
+    if any(one.total_s < (1 - NOISE) * fastest.total_s for one in tried):
+        return None
+    return [fastest, *tried], fastest
+
+
+def _searched(rooms: Sequence[Room], memory: Memory) -> tuple[list[_Tried], _Tried | None]:
+    """All that was tried, and the fastest; None where only one device comes into question."""
+    tried: list[_Tried] = []
+    searched: list[_Tried] = []
+    for room in rooms:
+        same = room.same(tried[0].trial) if tried else None
+        if same is not None:
+            tried.append(_Tried(room, same))
+        elif (best := room.best()) is not None:
+            tried.append(_Tried(room, best))
+            searched.append(tried[-1])
+    if not tried:
+        return [], None
+    fastest = min(tried, key=_total)
+    if fastest not in searched and (best := fastest.room.best()) is not None:
+        tried[tried.index(fastest)] = fastest = min(fastest, _Tried(fastest.room, best), key=_total)
+    memory.keep(rooms, fastest.room, fastest.trial)
+    return tried, fastest
+
+
+def _total(one: _Tried) -> float:
+    return one.total_s
 
 
 def _comparable(rooms: list[Room]) -> list[Room]:

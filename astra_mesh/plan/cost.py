@@ -161,7 +161,6 @@ class _Play:
         self.encoded = [0.0] * len(candidates)
         self.decoded = [0.0] * len(candidates)
         self.other = [0.0] * len(candidates)
-        self.costs = {i: (self._costs(i, False), self._costs(i, True)) for i in self.shards}
         self.hops = {(i, j): self._hop(i, j) for j in self.shards for i in layout.sources(j, 0)}
 
     def link(self, sender: PeerId, receiver: PeerId) -> Link:
@@ -179,9 +178,19 @@ class _Play:
         return began, free
 
     def run(self) -> Prediction:
-        for block in range(self.layout.blocks):
-            self._block(block)
-        layout, answering = self.layout, self.layout.answering()
+        layout, last = self.layout, self.layout.blocks - 1
+        steps = [(i, self._step(i, 0)) for i in self.shards]
+        for block in range(last):
+            if block < layout.first_block:
+                self._known(steps)
+            else:
+                self._coded(steps)
+        steps = [(i, self._step(i, last)) for i in self.shards]
+        if last < layout.first_block:
+            self._known(steps)
+        else:
+            self._coded(steps)
+        answering = layout.answering()
         owner = self.candidates[answering]
         arrivals = [
             self.now[i] + self.link(self.candidates[i].peer, owner.peer).delay_s
@@ -199,92 +208,94 @@ class _Play:
         size = self.sent[shard] * self.work.token_bytes[self.layout.stages[shard, receiver]]
         return 8 * size / link.bps, link.delay_s
 
-    def _costs(self, shard: int, last: bool) -> _Costs:
+    def _step(self, shard: int, block: int) -> _Step:
+        layout = self.layout
         timing, factor = self.candidates[shard].timing, self.factor[shard]
-        rows = self.layout.local_rows(shard)
-        outputs = len(self.layout.wanted(shard)) if last else rows
-        own_keys = causal_keys(rows) if self.layout.causal and outputs == rows else rows
+        rows = layout.local_rows(shard)
+        last = block == layout.blocks - 1
+        outputs = len(layout.wanted(shard)) if last else rows
+        own_keys = causal_keys(rows) if layout.causal and outputs == rows else rows
         share = max(outputs / rows, 0.3)  # keys and values are computed for all rows
         local = timing.fixed_s + timing.per_token_s * rows * share
         local += timing.per_pair_s * outputs * own_keys
         pair = timing.per_pair_s * outputs
         candidate = self.candidates[shard]
         pace = candidate.pace if len(self.shards) > 1 else candidate.pace_alone
-        return _Costs(
+        known = (0.3 * timing.per_token_s + pair) * factor * pace.compute
+        coded = (timing.decode_token_s + pair) * factor * pace.decode
+        sources = layout.sources(shard, block)
+        receivers = layout.receivers(shard, max(block, layout.first_block))
+        return _Step(
             encode=timing.encode_token_s * self.sent[shard] * factor * pace.encode,
             local=local * factor * pace.compute if outputs else 0.0,
-            known=(0.3 * timing.per_token_s + pair) * factor * pace.compute,
-            coded=(timing.decode_token_s + pair) * factor * pace.decode,
+            known=known * sum(self.sent[i] for i in sources),
+            coded={i: coded * self.sent[i] for i in sources},
             message=MESSAGE_S * factor * pace.other,
+            sends=[(receiver, *self.hops[shard, receiver]) for receiver in receivers],
         )
 
-    def _block(self, block: int) -> None:
-        arrivals = self._arrivals(
-            [one for shard in self.shards for one in self._send(block, shard)]
-        )
-        for shard in self.shards:
-            self._compute(block, shard, arrivals)
+    def _known(self, steps: Sequence[tuple[int, _Step]]) -> None:
+        """A block whose input every peer knows."""
+        for shard, step in steps:
+            handling = step.message * len(step.coded)
+            self.computed[shard] += step.local + step.known
+            self.other[shard] += handling
+            self.now[shard] += step.local + step.known + handling
 
-    def _arrivals(self, sent: list[_Sent]) -> dict[tuple[int, int], float]:
-        """When each part is there: what several peers send to one shares its downlink."""
-        found = {}
-        for arrival, transfer, shard, receiver in sorted(sent):
-            at = max(arrival, self.downlink_free[receiver] + transfer)
-            self.downlink_free[receiver] = found[shard, receiver] = at
-        return found
+    def _coded(self, steps: Sequence[tuple[int, _Step]]) -> None:
+        """A block of which codes are sent."""
+        # By receiver: when each part would be there, were its downlink free; how long that needs
+        # it; and the sender.
+        coming: dict[int, list[tuple[float, float, int]]] = {shard: [] for shard, _ in steps}
+        for shard, step in steps:
+            if step.sends:
+                self._send(shard, step, coming)
+        for shard, step in steps:
+            self._compute(shard, step, coming[shard])
 
-    def _send(self, block: int, shard: int) -> list[_Sent]:
-        """What leaves a shard, and when it would be there."""
-        receivers = self.layout.receivers(shard, block)
-        if not receivers:
-            return []
-        encode = self.costs[shard][0].encode
-        self.now[shard] += encode
-        self.encoded[shard] += encode
-        depart = max(self.now[shard], self.uplink_free[shard])
-        found = []
-        for receiver in receivers:
-            transfer, delay = self.hops[shard, receiver]
+    def _send(
+        self, shard: int, step: _Step, coming: Mapping[int, list[tuple[float, float, int]]]
+    ) -> None:
+        now = self.now[shard] + step.encode
+        self.encoded[shard] += step.encode
+        depart = max(now, self.uplink_free[shard])
+        for receiver, transfer, delay in step.sends:
             depart += transfer
-            found.append(_Sent(depart + delay, transfer, shard, receiver))
+            coming[receiver].append((depart + delay, transfer, shard))
         self.uplink_free[shard] = depart
-        handling = self.costs[shard][0].message * len(receivers)
-        self.now[shard] += handling
+        handling = step.message * len(step.sends)
         self.other[shard] += handling
-        return found
+        self.now[shard] = now + handling
 
-    def _compute(self, block: int, shard: int, arrivals: Mapping[tuple[int, int], float]) -> None:
-        costs = self.costs[shard][block == self.layout.blocks - 1]
-        known = block < self.layout.first_block
-        rate = costs.known if known else costs.coded
-        now = self.now[shard] + costs.local
-        sources = self.layout.sources(shard, block)
-        for arrival, source in sorted((arrivals.get((i, shard), 0.0), i) for i in sources):
-            if arrival > now:
-                self.waited[shard] += arrival - now
-                now = arrival
-            work = rate * self.sent[source]
-            (self.computed if known else self.decoded)[shard] += work
-            now += work + costs.message
-            self.other[shard] += costs.message
-        self.now[shard] = now
-        self.computed[shard] += costs.local
-
-
-class _Sent(NamedTuple):
-    """The codes of one shard for another."""
-
-    arrival_s: float  # if the receiver's downlink is free
-    transfer_s: float
-    shard: int
-    receiver: int
+    def _compute(self, shard: int, step: _Step, coming: list[tuple[float, float, int]]) -> None:
+        """All of a block but encoding; what several peers send to one shares its downlink."""
+        now, free, waited = self.now[shard] + step.local, self.downlink_free[shard], 0.0
+        coming.sort()
+        for arrival, transfer, source in coming:
+            free += transfer
+            if arrival > free:
+                free = arrival
+            if free > now:
+                waited += free - now
+                now = free
+            now += step.coded[source] + step.message
+        self.now[shard], self.downlink_free[shard] = now, free
+        self.waited[shard] += waited
+        self.computed[shard] += step.local
+        self.decoded[shard] += step.remote
+        self.other[shard] += step.message * len(coming)
 
 
-class _Costs(NamedTuple):
-    """Seconds of one shard in one block."""
+@dataclass
+class _Step:
+    """Seconds of one shard in one block, and where its codes go."""
 
     encode: float  # own tokens
     local: float  # own tokens, the rest
-    known: float  # per remote token whose block input every peer knows
-    coded: float  # per remote token that comes as codes
+    known: float  # all remote tokens, where every peer knows the block's input
+    coded: dict[int, float]  # remote tokens that come as codes, by shard
     message: float  # handling the codes for or from one peer
+    sends: list[tuple[int, float, float]]  # receiver, seconds on the uplink, and then on the way
+
+    def __post_init__(self) -> None:
+        self.remote = sum(self.coded.values())

@@ -13,6 +13,7 @@ from typing import Final
 from astra_mesh.plan.alternatives import choose_among
 from astra_mesh.plan.cost import Candidate, Link
 from astra_mesh.plan.experience import Pace
+from astra_mesh.plan.memory import Memory
 from astra_mesh.plan.planner import Choice, Job
 from astra_mesh.wire.messages import PeerId
 
@@ -37,6 +38,7 @@ def better_placed(
     others: Sequence[Candidate],
     links: Mapping[tuple[PeerId, PeerId], Link],
     new_tokens: int,
+    memory: Memory | None = None,
 ) -> Referral | None:
     """The peer that would have ``new_tokens`` much sooner than ``me`` with its plan ``own``."""
     own_s = own.prediction.total_s + new_tokens * _step_s(me)
@@ -48,7 +50,7 @@ def better_placed(
         rest = [me, *(other for other in others if other is not one)]
         holding = [job for job in jobs if one.holds(job.codebook)]
         if holding:
-            prefill_s = choose_among(holding, one, rest, links).prediction.total_s
+            prefill_s = choose_among(holding, one, rest, links, memory).prediction.total_s
             found.append(Referral(one, own_s, prefill_s + new_tokens * _step_s(one)))
     best = min(found, key=lambda one: one.its_s, default=None)
     if best is None or best.its_s > min(GAIN * own_s, own_s - LEAST_S):

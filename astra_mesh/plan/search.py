@@ -134,8 +134,12 @@ class Search:
 
     def balanced(self, group: Sequence[Candidate]) -> Trial:
         """Sizes that keep all peers busy equally long, from those in proportion to speed."""
-        best = last = self.trial(group, proportional(self.job.tokens, group))
-        for _ in range(BALANCE_ROUNDS):
+        return self.evened(self.trial(group, proportional(self.job.tokens, group)), BALANCE_ROUNDS)
+
+    def evened(self, start: Trial, rounds: int) -> Trial:
+        """The best of a trial and others whose peers are more equally long busy."""
+        best, last, group = start, start, start.group
+        for _ in range(rounds):
             times = zip(last.prediction.finished_s, last.prediction.waited_s, strict=True)
             busy = [max(finished - waited, 1e-9) for finished, waited in times]
             weights = [size / one for size, one in zip(last.sizes, busy, strict=True)]
