@@ -21,7 +21,7 @@ from astra_mesh.errors import (
 from astra_mesh.mesh.link import Link
 from astra_mesh.peer.exchange import MeshExchange
 from astra_mesh.peer.sending import send_if_open
-from astra_mesh.wire.codec import sanitise
+from astra_mesh.wire.codec import encode, sanitise
 from astra_mesh.wire.messages import (
     Accept,
     Cancel,
@@ -89,9 +89,11 @@ class Participants:
 
     def propose(self, propose: Propose) -> None:
         """Send the proposal to all; LostDuringPrefillError if one cannot get it."""
+        frame: bytes | None = None
         for peer, one in self._all.items():
             try:
-                one.link.send(propose)
+                frame = frame or encode(propose)
+                one.link.send(propose, frame)
             except MeshError as error:
                 raise LostDuringPrefillError(peer, error) from error
         self._later(limits.ACCEPT_TIMEOUT_S, self._overdue)

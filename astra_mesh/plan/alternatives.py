@@ -39,7 +39,7 @@ def choose_among(
 
     Of equally fast ones the first is taken. One job is searched in full, the others are predicted
     for the group and sizes that it found, and the fastest of them is then searched, too: a search
-    takes as long as a hundred predictions. What ``memory`` has of a search that would find the same
+    takes as long as dozens of predictions. What ``memory`` has of a search that would find the same
     is taken instead.
     """
     rooms = _comparable([Room.of(job, me, others, links) for job in jobs])

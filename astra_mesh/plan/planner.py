@@ -80,7 +80,7 @@ class Room:
             return None
         ranked, limit = self.search.ranked(self.others), _limit(self.job, self.others)
         if self.job.use is Use.ALL:
-            return self.search.sized([*ranked[: limit - 1], self.search.me])
+            return self.search.balanced([*ranked[: limit - 1], self.search.me])
         return self.search.best(ranked, limit)
 
     def same(self, found: Trial) -> Trial | None:

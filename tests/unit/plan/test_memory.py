@@ -10,20 +10,18 @@ from typing import Any
 
 import pytest
 
+from astra_mesh.plan import alternatives
 from astra_mesh.plan.alternatives import choose_among
 from astra_mesh.plan.cost import Candidate, Link
 from astra_mesh.plan.experience import Pace
 from astra_mesh.plan.memory import Memory
 from astra_mesh.plan.planner import Choice, Job
-from astra_mesh.plan.search import Search
 from astra_mesh.wire.messages import CodebookId, Use
 from tests.unit.plan.making import FAST, device, job, links
 
-FEW = 12  # predictions; a search takes more
-
 
 class Counter:
-    """Predictions since the last look."""
+    """Searches since the last look."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -34,22 +32,22 @@ class Counter:
 
 
 @pytest.fixture
-def trials(monkeypatch: pytest.MonkeyPatch) -> Counter:
-    counter, trial = Counter(), Search.trial
+def searches(monkeypatch: pytest.MonkeyPatch) -> Counter:
+    counter, searched = Counter(), alternatives._searched
 
-    def counted(self: Search, *args: Any) -> Any:
+    def counted(*args: Any) -> Any:
         counter.count += 1
-        return trial(self, *args)
+        return searched(*args)
 
-    monkeypatch.setattr(Search, "trial", counted)
+    monkeypatch.setattr(alternatives, "_searched", counted)
     return counter
 
 
 class Asked:
     """Some peers, the first of which plans, with one memory."""
 
-    def __init__(self, trials: Counter, count: int = 4) -> None:
-        self.memory, self._trials = Memory(), trials
+    def __init__(self, searches: Counter, count: int = 4) -> None:
+        self.memory, self._searches = Memory(), searches
         self.peers = [device(f"p{i}", token_s=1e-4 * (1 + i / 4)) for i in range(count)]
 
     def __call__(
@@ -57,14 +55,14 @@ class Asked:
     ) -> tuple[Choice, bool]:
         """The choice, and whether it was searched for."""
         me, *others = peers or self.peers
-        self._trials()
+        self._searches()
         choice = choose_among(jobs, me, others, links([me, *others], link), self.memory)
-        return choice, self._trials() > FEW
+        return choice, bool(self._searches())
 
 
 @pytest.fixture
-def asked(trials: Counter) -> Asked:
-    return Asked(trials)
+def asked(searches: Counter) -> Asked:
+    return Asked(searches)
 
 
 @pytest.mark.parametrize("use", [Use.AUTO, Use.ALL])
@@ -143,8 +141,8 @@ def test_one_device_alone_is_remembered_too(asked: Asked) -> None:
     assert again.reason == first.reason
 
 
-def test_memory_is_bounded(trials: Counter) -> None:
-    asked = Asked(trials, 2)
+def test_memory_is_bounded(searches: Counter) -> None:
+    asked = Asked(searches, 2)
     asked.memory = Memory(limit=3)
     for tokens in (64, 128, 256, 512):
         assert asked([job(tokens)])[1]
@@ -152,10 +150,10 @@ def test_memory_is_bounded(trials: Counter) -> None:
     assert asked([job(64)])[1]
 
 
-def test_what_is_recalled_is_nearly_as_good_as_what_a_search_finds(trials: Counter) -> None:
+def test_what_is_recalled_is_nearly_as_good_as_what_a_search_finds(searches: Counter) -> None:
     drawn = random.Random(3)
     for _ in range(20):
-        asked = Asked(trials, drawn.choice([2, 4, 6]))
+        asked = Asked(searches, drawn.choice([2, 4, 6]))
         causal, use = drawn.random() < 0.5, drawn.choice([Use.AUTO, Use.ALL])
         asked([job(512, causal, use)])
         paces = [Pace(*(drawn.uniform(0.96, 1.04) for _ in range(4))) for _ in asked.peers]
