@@ -25,6 +25,7 @@ from tools.bench.speed_stats import (
     foreseen,
     grouped,
     latencies,
+    planning,
     predictions,
     sent_bytes,
     shares,
@@ -353,6 +354,13 @@ def remarks(results: Results) -> Iterator[str]:
         yield (
             f"one device as answers foretold it: {within(alone):.0%} of {len(alone)} within 20 % "
             f"({min(errors):+.0%} to {max(errors):+.0%})"
+        )
+    around = planning(results.rows)
+    if around:
+        times = [1000 * one for one in around.values()]
+        yield (
+            "planning, and the others' reports, before and after an answer: "
+            f"{min(times):.0f} to {max(times):.0f} ms"
         )
     chosen = {key: one for key, one in results.speedup.items() if key.variant == "mesh-auto"}
     if chosen:

@@ -109,6 +109,16 @@ def foreseen(rows: Iterable[Row]) -> list[Predicted]:
     return found
 
 
+def planning(rows: Iterable[Row]) -> dict[Key, float]:
+    """Seconds of a request before and after its answer, by cell: planning, and the others' reports.
+    Medians; nothing for rows that do not tell."""
+    return {
+        key: statistics.median(row["asked_s"] - row["seconds"] for row in told)
+        for key, some in grouped(rows).items()
+        if (told := [row for row in some if row.get("asked_s")])
+    }
+
+
 def within(found: Sequence[Predicted], share: float = 0.2) -> float:
     """The part of the predictions whose relative error is at most ``share``; 0 of none."""
     return sum(abs(one.error) <= share for one in found) / max(len(found), 1)

@@ -9,6 +9,7 @@ from tools.bench.speed_stats import (
     Predicted,
     foreseen,
     latencies,
+    planning,
     predictions,
     sent_bytes,
     shares,
@@ -84,6 +85,12 @@ def test_what_answers_foretold_of_one_device() -> None:
     (found,) = foreseen(rows)
     assert found.error == pytest.approx(0.3)
     assert foreseen(rows[1:]) == []  # nobody measured one device
+
+
+def test_what_is_waited_for_besides_the_answer() -> None:
+    rows = [row("mesh-16", i, 0.5, asked_s=0.5 + late) for i, late in enumerate((0.1, 0.2, 0.9))]
+    (found,) = planning([row("single", 0, 1.0), *rows, row("mesh-128", 0, 0.5)]).values()
+    assert found == pytest.approx(0.2)
 
 
 def test_shares_and_bytes() -> None:
