@@ -40,7 +40,8 @@ class ComputeThread:
         self._pool.submit(partial(_without_gradients, function, *args, **kwargs))
 
     def close(self) -> None:
-        """Let the running function end and stop the thread; queued ones are dropped."""
+        """Let the running function end and stop the thread; queued ones are dropped, so that
+        pipelines end first."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 

@@ -79,7 +79,7 @@ class Pipeline:
         self._last: asyncio.Future[None] | None = None
         self._before: asyncio.Future[None] | None = None
         self._over = False  # nothing more is computed
-        self._error: Exception | None = None  # of the compute thread
+        self._error: BaseException | None = None  # of the compute thread
 
     async def prefill(self) -> None:
         """All blocks of the own shard; errors of the exchange are raised here."""
@@ -179,9 +179,15 @@ class Pipeline:
         """Work that nobody awaits: what fails ends the wait for codes."""
         try:
             self._work(steps)
-        except Exception as error:
+        except BaseException as error:
             with suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(self.exchange.fail, error)
+                loop.call_soon_threadsafe(self._fail, error)
+
+    def _fail(self, error: BaseException) -> None:
+        if not self._over:
+            if not isinstance(error, Exception):
+                error = RuntimeError(f"computing ended: {error!r}")
+            self.exchange.fail(error)
 
     def _work(self, steps: Sequence[Step]) -> None:
         try:
@@ -199,7 +205,7 @@ class Pipeline:
         self.spent.wait_s += max(0.0, step.came - self._free)
         try:
             step.run()
-        except Exception as error:
+        except BaseException as error:
             self._error = error
             raise
         self._free = time.perf_counter()

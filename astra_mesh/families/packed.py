@@ -37,7 +37,12 @@ for _name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
 
 
 class PackedLinear(Linear):
-    """``x @ weight.T + bias`` with a packed weight; no plain copy of it is kept."""
+    """``x @ weight.T + bias`` with a packed weight; no plain copy of it is kept.
+
+    ``fuses`` says whether activations are applied within the product.
+    """
+
+    fuses = True
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         torch.nn.Module.__init__(self)
@@ -68,7 +73,7 @@ class PackedLinear(Linear):
 
     def activated(self, x: Tensor, act: Activation) -> Tensor:
         """See :meth:`Linear.activated`."""
-        if act not in _FUSED:
+        if act not in _FUSED or not self.fuses:
             return act(self(x))
         return self._pointwise(x, *_FUSED[act])
 
@@ -96,14 +101,16 @@ def can_pack(dtype: torch.dtype) -> bool:
     return dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def packed(layer: Linear) -> Linear:
+def packed(layer: Linear, *, fuses: bool = True) -> Linear:
     """The layer, packed if it can be; itself where it cannot, or where it is packed already."""
     if type(layer) is not Linear or not can_pack(layer.dtype):
         return layer
-    return PackedLinear(layer.weight, layer.bias)
+    found = PackedLinear(layer.weight, layer.bias)
+    found.fuses = fuses
+    return found
 
 
-def pack(model: torch.nn.Module) -> None:
+def pack(model: torch.nn.Module, *, fuses: bool = True) -> None:
     """Pack the layers of a model, or of a block, in place.
 
     A head that shares its weights with the embedding stays: packing would double them.
@@ -119,7 +126,7 @@ def pack(model: torch.nn.Module) -> None:
     set_linears(
         model,
         {
-            name: packed(layer)
+            name: packed(layer, fuses=fuses)
             for name, layer in layers.items()
             if type(layer) is Linear and id(layer.weight) not in shared
         },

@@ -397,6 +397,12 @@ class MeshExchange:
             peer, queued = link.peer.peer, link.session.queued_bytes - before
             self.sent_bytes[peer] = self.sent_bytes.get(peer, 0) + queued
 
+    def close(self) -> None:
+        """The request is over: hold nothing of it, nor of an error that holds what it computed."""
+        self._parts.clear()
+        self._ready.clear()
+        self._error = None
+
     def abandon(self) -> None:
         """The request ends early: drop what is queued for it, and what still comes."""
         for link in self.links.values():

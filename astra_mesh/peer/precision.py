@@ -15,7 +15,7 @@ from torch import Tensor
 from astra_mesh.engine.reference import hidden_rows, pooled, run_solo
 from astra_mesh.families.block import Linear
 from astra_mesh.families.model import Model, ModelInput
-from astra_mesh.families.packed import pack, packed
+from astra_mesh.families.packed import PackedLinear, pack, packed
 from astra_mesh.families.precision import PRECISIONS, Precision, convert, set_linears
 from astra_mesh.peer.config import Wanted
 from astra_mesh.peer.measure import best_s
@@ -76,17 +76,20 @@ def pack_if_faster(model: Model) -> bool:
     """
     ffn = model.block(0).ffn
     layer, other = ffn.up, packed(ffn.up)
-    if other is layer:
+    if not isinstance(other, PackedLinear) or other is layer:
         return False
-
-    def wide(up: Linear) -> Tensor:
-        return up(x) if ffn.gated else up.activated(x, ffn.act)
-
     rows = min(_TOKENS, model.spec.max_tokens)
     x = torch.randn(rows, model.spec.hidden_size).to(layer.dtype)
-    if best_s(lambda: wide(other)) > PACKING_GAIN * best_s(lambda: wide(layer)):
+
+    def took_s(up: Linear) -> float:
+        return best_s(lambda: up(x) if ffn.gated else up.activated(x, ffn.act))
+
+    fused_s = took_s(other)
+    other.fuses = False  # not every processor's kernels have the activation
+    apart_s = took_s(other)
+    if min(fused_s, apart_s) > PACKING_GAIN * took_s(layer):
         return False
-    pack(model)
+    pack(model, fuses=fused_s <= apart_s)
     return True
 
 

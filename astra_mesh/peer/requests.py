@@ -195,8 +195,10 @@ class Requests:
     def _close_exchange(self, request: RequestId) -> None:
         """Deliver no more codes of a request."""
         exchange = self._exchanges.pop(request, None)
-        if exchange is not None and self._recorder is not None:
-            self._start("a record", self._recorder.write, request, exchange)
+        if exchange is not None:
+            exchange.close()
+            if self._recorder is not None:
+                self._start("a record", self._recorder.write, request, exchange)
         self._running.pop(request, None)
         self._early.drop(request)
         self._note_end()

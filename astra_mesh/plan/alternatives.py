@@ -39,8 +39,8 @@ def choose_among(
 
     Of equally fast ones the first is taken. One job is searched in full, the others are predicted
     for the group and sizes that it found, and the fastest of them is then searched, too: a search
-    takes as long as dozens of predictions. What ``memory`` has of a search that would find the same
-    is taken instead.
+    takes as long as dozens of predictions. What ``memory`` has of such a search is taken instead,
+    with its codes, while others are less than :data:`NOISE` faster.
     """
     rooms = _comparable([Room.of(job, me, others, links) for job in jobs])
     memory = memory if memory is not None else Memory()
@@ -48,7 +48,8 @@ def choose_among(
     if fastest is None:
         return settle(rooms[0], None)
     choice = settle(fastest.room, fastest.trial)
-    rivals = sorted((one for one in tried if one is not fastest), key=lambda one: one.total_s)
+    others_tried = (one for one in tried if one is not fastest)
+    rivals = sorted((one for one in others_tried if one.total_s >= fastest.total_s), key=_total)
     if len(choice.plan.shards) > 1 and rivals:
         choice = replace(choice, reason=f"{choice.reason}; {_compared(choice, fastest, rivals)}")
     return choice

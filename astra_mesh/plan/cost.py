@@ -224,7 +224,8 @@ class _Play:
         known = (0.3 * timing.per_token_s + pair) * factor * pace.compute
         coded = (timing.decode_token_s + pair) * factor * pace.decode
         sources = layout.sources(shard, block)
-        receivers = layout.receivers(shard, max(block, layout.first_block))
+        codes = layout.first_block < layout.blocks  # of some block are sent
+        receivers = layout.receivers(shard, max(block, layout.first_block)) if codes else ()
         return _Step(
             encode=timing.encode_token_s * self.sent[shard] * factor * pace.encode,
             local=local * factor * pace.compute if outputs else 0.0,

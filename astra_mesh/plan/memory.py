@@ -44,6 +44,7 @@ class _Found:
     tokens: int
     figures: list[_Figures]  # of all jobs
     codes: Codes  # of the fastest
+    total_s: float  # predicted
     group: list[PeerId]
     sizes: list[int]  # better ones with each time
 
@@ -58,30 +59,49 @@ class Memory:
         """The search over ``rooms`` ended with a trial of one of them."""
         tokens = room.job.tokens
         figures = [_figures(one, tokens) for one in rooms]
-        group = [one.peer for one in trial.group]
-        found = _Found(_situation(rooms), tokens, figures, room.job.codes, group, trial.sizes)
+        found = _Found(
+            _situation(rooms),
+            tokens,
+            figures,
+            room.job.codes,
+            trial.total_s,
+            [one.peer for one in trial.group],
+            trial.sizes,
+        )
+        for one in [one for one in self._found if one.situation == found.situation]:
+            if _near_length(one.tokens, tokens):
+                self._found.remove(one)
         self._found.append(found)
 
     def recall(self, rooms: Sequence[Room]) -> tuple[Room, Trial] | None:
-        """The last that was found for the same jobs, if little changed since then."""
+        """What was found for the same jobs, if little changed since then."""
         situation, tokens = _situation(rooms), rooms[0].job.tokens
         for found in reversed(self._found):
-            near = found.tokens <= LENGTHS * tokens and tokens <= LENGTHS * found.tokens
-            if not near or found.situation != situation:
-                continue
-            pairs = zip(rooms, found.figures, strict=True)
-            if all(_alike(before, _figures(one, found.tokens)) for one, before in pairs):
-                return _again(found, rooms)
+            near = _near_length(found.tokens, tokens)
+            if near and found.situation == situation and (again := _again(found, rooms)):
+                return again
         return None
 
 
-def _again(found: _Found, rooms: Sequence[Room]) -> tuple[Room, Trial]:
+def _near_length(one: int, other: int) -> bool:
+    return one <= LENGTHS * other and other <= LENGTHS * one
+
+
+def _again(found: _Found, rooms: Sequence[Room]) -> tuple[Room, Trial] | None:
+    """The plan with today's figures; None where a search might find a better one."""
+    for room, before in zip(rooms, found.figures, strict=True):
+        if not _alike(before, _figures(room, found.tokens), found.group):
+            return None
     room = next(one for one in rooms if one.job.codes == found.codes)
     known = {one.peer: one for one in _everybody(room)}
     tokens = room.job.tokens
+    if len(found.group) > room.job.most_shards:
+        return None
     sizes = found.sizes if tokens == found.tokens else shares(tokens, found.sizes)
     same = room.search.trial([known[peer] for peer in found.group], sizes)
     trial = room.search.evened(same, ROUNDS)
+    if trial.total_s > ALIKE * found.total_s * max(1.0, tokens / found.tokens):
+        return None
     if tokens == found.tokens:
         found.sizes = trial.sizes
     return room, trial
@@ -139,9 +159,10 @@ def _figures(room: Room, tokens: int) -> _Figures:
     )
 
 
-def _alike(before: _Figures, now: _Figures) -> bool:
-    """Whether a search would find much the same: links matter beside what devices take."""
-    slack_s = SLACK * sum(before.shares_s.values()) / len(before.shares_s)
+def _alike(before: _Figures, now: _Figures, group: Sequence[PeerId]) -> bool:
+    """Whether a search would find much the same: links matter beside what the fastest of the group
+    takes."""
+    slack_s = SLACK * min(before.shares_s[peer] for peer in group)
 
     def steady(then: Mapping[_Pair, float], now: Mapping[_Pair, float]) -> bool:
         return all(abs(one - now[pair]) <= slack_s for pair, one in then.items())

@@ -16,7 +16,7 @@ from astra_mesh.wire.messages import CodebookId, ModelId, PeerId, Use
 # 120 trials more, made plans 0.5 % faster (200 random rooms of 2 to 8 peers).
 BALANCE_ROUNDS = 3
 NOISE = 0.05  # shorter by less is no gain: what devices and links measured is no better
-HOPELESS = 1.3  # times one device alone: moving tokens does not make up for so much
+HOPELESS = 1.3  # times one device alone: evening out once more does not make up for so much
 PATIENCE = 2  # so many more peers without a shorter time, and the search ends
 
 

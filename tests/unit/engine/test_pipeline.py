@@ -338,6 +338,64 @@ async def test_what_fails_while_codes_are_waited_for_is_told_at_once() -> None:
     thread.close()
 
 
+async def test_only_time_without_other_work_counts_as_patience() -> None:
+    (first, run), thread = runs_of((0, 8), (8, 16)), ComputeThread()
+    going, idle, attend = threading.Event(), list[float](), run.attend_local
+
+    def slowly(block: int) -> None:
+        if block == 1:
+            assert going.wait(10)
+        attend(block)
+
+    class Asking(LocalExchange):
+        async def receive_codes(
+            self, block: int, idle_s: Idle | None = None
+        ) -> tuple[int, Sequence[CodeArray]]:
+            if block == 1:
+                assert idle_s is not None
+                await asyncio.sleep(0.1)
+                idle.append(idle_s())
+                going.set()
+                await thread(lambda: None)
+                await asyncio.sleep(0.1)
+                idle.append(idle_s())
+            return await super().receive_codes(block)
+
+    run.attend_local = slowly  # type: ignore[method-assign]
+    exchanges, other = Asking.connect(run.layout), ComputeThread()
+    async with asyncio.timeout(20):
+        await asyncio.gather(
+            Pipeline(first, exchanges[0], other).prefill(),
+            Pipeline(run, exchanges[1], thread).prefill(),
+        )
+    busy_s, idle_s = idle
+    assert busy_s == 0.0
+    assert 0.1 <= idle_s < 5
+    for one in (thread, other):
+        one.close()
+
+
+async def test_what_ends_the_compute_thread_itself_is_told_too() -> None:
+    """As the panics of a library do, which are no exceptions of the usual kind."""
+    (first, run), thread = runs_of((0, 8), (8, 16)), ComputeThread()
+    attend = run.attend_remote
+
+    def fail(block: int, source: int, codes: Sequence[CodeArray]) -> None:
+        if block == 1:
+            raise KeyboardInterrupt("panic")
+        attend(block, source, codes)
+
+    run.attend_remote = fail  # type: ignore[method-assign]
+    exchanges, other = LocalExchange.connect(run.layout), ComputeThread()
+    async with asyncio.timeout(20):
+        sending = asyncio.ensure_future(Pipeline(first, exchanges[0], other).prefill())
+        with pytest.raises(RuntimeError, match="panic"):
+            await Pipeline(run, exchanges[1], thread).prefill()
+        await sending
+    for one in (thread, other):
+        one.close()
+
+
 async def test_a_cancelled_request_computes_nothing_more() -> None:
     (run,), thread = runs_of((0, 16)), ComputeThread()
     going, began, done = threading.Event(), threading.Event(), list[int]()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from astra_mesh.engine.reference import hidden_rows, run_solo
 from astra_mesh.families.block import Linear, activation
@@ -78,9 +80,28 @@ def test_what_is_applied_with_the_product_is_the_activation(name: str, dtype: to
     weight, bias = torch.randn(48, 33, generator=drawn), torch.randn(48, generator=drawn)
     plain = Linear(weight.to(dtype), bias.to(dtype)).requires_grad_(False)
     x, act = torch.randn(2, 40, 33, generator=drawn), activation(name)
-    found = packed(plain).activated(x, act)
-    assert close(found, act(plain(x)))
-    assert not torch.allclose(found, plain(x), 0.1, 0.1)
+    within, apart = packed(plain), packed(plain, fuses=False)
+    assert close(within.activated(x, act), act(plain(x)))
+    assert torch.equal(apart.activated(x, act), act(apart(x)))
+    assert not torch.allclose(within.activated(x, act), plain(x), 0.1, 0.1)
+
+
+@pytest.mark.parametrize("name", ["gelu", "gelu_new", "relu"])
+def test_an_activation_within_the_product_makes_no_pass_of_its_own(name: str) -> None:
+    layer, act = packed(Linear(torch.randn(8, 4)).requires_grad_(False)), activation(name)
+    seen = list[str]()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            seen.append(func.name())
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        layer.activated(torch.randn(3, 4), act)
+    assert not any(f"aten::{kind}" in one for one in seen for kind in ("gelu", "relu"))
+    assert any("_linear_pointwise" in one for one in seen)
 
 
 def test_other_formats_stay_as_they_are() -> None:

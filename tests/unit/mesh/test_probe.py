@@ -6,6 +6,7 @@ import random
 import pytest
 
 from astra_mesh import limits
+from astra_mesh.mesh.pings import Pings
 from astra_mesh.mesh.probe import Meter, train_bps
 
 
@@ -154,13 +155,15 @@ def test_a_run_of_a_few_bytes_says_nothing() -> None:
     assert wire.meter.bps is None
 
 
-def test_a_first_run_of_a_link_whose_delay_is_not_known_yet() -> None:
-    """Here a pong came back late so far: what the run took in all bounds the rate all the same."""
-    meter, size, took_s = Meter(), 98_352, 0.02
-    meter.wrote(size, 0.0)
-    assert meter.idle(0.0)
-    meter.mark(0.0)
-    assert meter.pong(took_s, round_trip_s=0.05, least_trip_s=None)
+def test_a_first_run_of_a_link_whose_first_pongs_came_late() -> None:
+    """Devices that meet others at the same time: what the run took in all bounds the rate."""
+    meter, pings, size, took_s = Meter(), Pings(1.0), 98_352, 0.02
+    pings.start(0.0)
+    pings.pong(pings.heartbeat(0.0).number, 0.05)
+    meter.wrote(size, 0.1)
+    assert meter.idle(0.1)
+    meter.mark(0.1)
+    assert meter.pong(0.1 + took_s, pings.round_trip_s, pings.least_trip_s)
     assert meter.bps == pytest.approx(8 * size / took_s)
 
 

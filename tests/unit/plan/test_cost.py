@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from astra_mesh.families.spec import Pooling
 from astra_mesh.plan.cost import (
     MESSAGE_S,
     Candidate,
@@ -89,6 +91,20 @@ def test_what_several_send_to_one_shares_its_downlink() -> None:
     10 exchanges, and more where parts for one receiver leave at the same time."""
     found = told(layout(False), PEERS, Link(0.0, 1e5))
     assert found.total_s > 10 * 0.768 + 1
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_models_of_one_block(causal: bool, blocks: int) -> None:
+    """The first block's input is known to all, and nothing is sent of it."""
+    spec = replace(GPT if causal else BERT, num_hidden_layers=blocks)
+    pooling: Pooling = "last" if causal else "class"
+    found = told(make_layout(spec, cut(400, [100, 200, 300]), pooling=pooling), PEERS, Link())
+    thin = told(
+        make_layout(spec, cut(400, [100, 200, 300]), pooling=pooling), PEERS, Link(0.004, 1e4)
+    )
+    assert found.total_s > 0
+    assert (thin.total_s > found.total_s) == (blocks > 1)
 
 
 def test_one_device_is_its_own_sum() -> None:
