@@ -341,10 +341,10 @@ async def test_a_large_picture_is_sent_no_larger_than_the_model_looks_at_it(
 ) -> None:
     large, shared, send = picture(edge=600), list[bytes](), Link.send
 
-    def watched(link: Link, message: AnyMessage) -> None:
+    def watched(link: Link, message: AnyMessage, frame: bytes | None = None) -> None:
         if isinstance(message, Propose):
             shared.append(message.inputs.image)
-        send(link, message)
+        send(link, message, frame)
 
     monkeypatch.setattr(Link, "send", watched)
     async with mesh_of(["a", "b"], models) as peers, client_of(peers[0]) as client:
