@@ -317,6 +317,8 @@ class VectorCodec:
     def unpack(self, stage: int, data: bytes, tokens: int) -> CodeArray:
         """See :class:`Codec`."""
         codes = unpack(data, tokens, self.codebook.groups[stage], self.codebook.code_bits)
+        if self.codebook.size >= 2**self.codebook.code_bits:
+            return codes
         if codes.size and int(codes.max()) >= self.codebook.size:
             raise ProtocolError(f"a code beyond the {self.codebook.size} codewords of its group")
         return codes

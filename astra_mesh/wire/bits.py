@@ -33,7 +33,7 @@ def pack(codes: Codes, bits: int) -> bytes:
     _check_bits(bits)
     if codes.ndim != 2 or codes.dtype not in (np.uint8, np.uint16):
         raise ValueError(f"codes must be (T, G) uint8 or uint16, not {codes.shape} {codes.dtype}")
-    if codes.size and int(codes.max()) >> bits:
+    if codes.size and bits < 8 * codes.itemsize and int(codes.max()) >> bits:
         raise ValueError(f"a code does not fit into {bits} bits")
     if bits == 8:
         return codes.astype(np.uint8, copy=False).tobytes()

@@ -333,8 +333,8 @@ async def test_a_coordinator_that_is_gone_is_no_error(
     if when == "codes":
         original = FakeLink.send
 
-        def send(self: FakeLink, message: Any) -> None:
-            original(self, message)
+        def send(self: FakeLink, message: Any, frame: bytes | None = None) -> None:
+            original(self, message, frame)
             if isinstance(message, Codes):
                 gone()
 
