@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import torch
@@ -97,28 +97,35 @@ def all_rows(hidden: Tensor, held: Shares) -> Tensor:
     return torch.cat([first, hidden[held.copies :]]).transpose(0, 1)
 
 
-def assert_equals_the_engine(
+def beside_the_engine(
     model: Model, codec: Codec, token: ClassToken, rebuild: Callable[[Tensor], Rebuild]
-) -> None:
+) -> Iterator[tuple[Pooling, Tensor, Tensor]]:
+    """What a batch gives and what the engine does, for each pooling."""
     inputs, held = inputs_of(model), share_out(token)
     embedded = embedded_of(model, inputs)
     with torch.no_grad():
         maker = rebuild(arrange(embedded, held))
         hidden = mixed_forward(model, embedded, held, codec.first_block, maker)
-    assert close(all_rows(hidden, held), references(model, codec, inputs, "all", token))
+    found: dict[Pooling, Tensor] = {"all": all_rows(hidden, held)}
     if model.spec.causal:
-        assert close(hidden[-1], references(model, codec, inputs, "last", token))
+        found["last"] = hidden[-1]
     else:
-        wanted = references(model, codec, inputs, "class", token)
-        assert close(pooled_class(hidden, held), wanted)
-        wanted = references(model, codec, inputs, "mean", token)
-        assert close(pooled_mean(hidden, held), wanted)
+        found["class"] = pooled_class(hidden, held)
+        found["mean"] = pooled_mean(hidden, held)
+    for pooling, rows in found.items():
+        yield pooling, rows, references(model, codec, inputs, pooling, token)
 
 
 @pytest.mark.parametrize(("kind", "class_token"), CASES)
 def test_batches_equal_the_engine_with_plain_numbers(kind: str, class_token: ClassToken) -> None:
+    """But for numbers near a tie, which each of the two rounds its own way."""
     model = make_model(kind)
-    assert_equals_the_engine(model, PlainCodec("fp16", model), class_token, lambda x: half)
+    codec, exact = PlainCodec("fp16", model), PlainCodec("fp32", model)
+    for pooling, found, wanted in beside_the_engine(model, codec, class_token, lambda x: half):
+        unrounded = references(model, exact, inputs_of(model), pooling, class_token)
+        rounding = (unrounded - wanted).abs().mean()
+        assert (found - wanted).abs().mean() < 0.1 * rounding
+        assert not close(unrounded, wanted)
 
 
 @pytest.mark.parametrize(("kind", "class_token"), CASES)
@@ -128,7 +135,9 @@ def test_batches_equal_the_engine_with_codes(
 ) -> None:
     model = deep_model(kind)
     codec = random_codec(model, history=history)
-    assert_equals_the_engine(model, codec, class_token, lambda x: Held(codec, x))
+    pairs = beside_the_engine(model, codec, class_token, lambda x: Held(codec, x))
+    for _, found, wanted in pairs:
+        assert close(found, wanted)
 
 
 @pytest.mark.parametrize(("kind", "class_token"), CASES)
