@@ -124,7 +124,7 @@ def test_batches_equal_the_engine_with_plain_numbers(kind: str, class_token: Cla
     for pooling, found, wanted in beside_the_engine(model, codec, class_token, lambda x: half):
         unrounded = references(model, exact, inputs_of(model), pooling, class_token)
         rounding = (unrounded - wanted).abs().mean()
-        assert (found - wanted).abs().mean() < 0.1 * rounding
+        assert (found - wanted).abs().mean() < 0.25 * rounding
         assert not close(unrounded, wanted)
 
 
