@@ -79,7 +79,7 @@ class Pipeline:
         self._last: asyncio.Future[None] | None = None
         self._before: asyncio.Future[None] | None = None
         self._over = False  # nothing more is computed
-        self._error: BaseException | None = None  # of the compute thread
+        self._error: Exception | None = None  # of the compute thread
 
     async def prefill(self) -> None:
         """All blocks of the own shard; errors of the exchange are raised here."""
@@ -179,14 +179,12 @@ class Pipeline:
         """Work that nobody awaits: what fails ends the wait for codes."""
         try:
             self._work(steps)
-        except BaseException as error:
+        except Exception as error:
             with suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(self._fail, error)
 
-    def _fail(self, error: BaseException) -> None:
+    def _fail(self, error: Exception) -> None:
         if not self._over:
-            if not isinstance(error, Exception):
-                error = RuntimeError(f"computing ended: {error!r}")
             self.exchange.fail(error)
 
     def _work(self, steps: Sequence[Step]) -> None:
@@ -205,9 +203,13 @@ class Pipeline:
         self.spent.wait_s += max(0.0, step.came - self._free)
         try:
             step.run()
-        except BaseException as error:
-            self._error = error
-            raise
+        except BaseException as error:  # also what is no Exception must not reach the event loop
+            known = isinstance(error, Exception)
+            told = error if known else RuntimeError(f"computing ended: {error!r}")
+            assert isinstance(told, Exception)
+            if not self._over:
+                self._error = told
+            raise told from (None if known else error)
         self._free = time.perf_counter()
         took = self._free - began
         setattr(self.spent, step.kind, getattr(self.spent, step.kind) + took)

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, Literal
 
 import torch
 from torch import Tensor
 
 from astra_mesh.families.block import Activation, Linear, activation
 from astra_mesh.families.precision import linears, set_linears
+
+Packing = Literal["none", "apart", "fused"]  # weights, and activations within the product or not
 
 _TOKENS: Final = 256  # that the order is chosen for; it serves other counts as well
 
@@ -73,7 +75,7 @@ class PackedLinear(Linear):
 
     def activated(self, x: Tensor, act: Activation) -> Tensor:
         """See :meth:`Linear.activated`."""
-        if act not in _FUSED or not self.fuses:
+        if not self.fuses or not fuses(act):
             return act(self(x))
         return self._pointwise(x, *_FUSED[act])
 
@@ -88,6 +90,11 @@ class PackedLinear(Linear):
             bias = None if self._bias is None else self._bias[start:]
             self._parts[start] = PackedLinear(self.weight[start:], bias)
         return self._parts[start](x)  # type: ignore[no-any-return]
+
+
+def fuses(act: Activation) -> bool:
+    """Whether there is a kernel that applies it within a product."""
+    return act in _FUSED
 
 
 def can_pack(dtype: torch.dtype) -> bool:

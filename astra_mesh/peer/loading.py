@@ -17,7 +17,7 @@ from astra_mesh.bundle.text import NAME as TOKENIZER_FILE
 from astra_mesh.bundle.text import TextTokenizer, eos_ids
 from astra_mesh.errors import AstraMeshError, BadBundleError, CodebookError
 from astra_mesh.families import Model, build_model
-from astra_mesh.families.packed import pack
+from astra_mesh.families.packed import Packing, pack
 from astra_mesh.families.precision import Precision, convert
 from astra_mesh.peer.choice import choose_codes
 from astra_mesh.peer.code_times import measure_codebook
@@ -63,7 +63,7 @@ def loading(
     """
     model = build_model(bundle.config, load_weights(bundle))
     yield
-    chosen, packed = yield from _formatted(bundle, model, precision, known)
+    chosen, packing = yield from _formatted(bundle, model, precision, known)
     books, problems = read_codebooks(bundle)
     tokenizer, stop_ids, words = _words_of(bundle, words or bundle)
     loaded = Loaded(
@@ -89,7 +89,7 @@ def loading(
     timing = known.timing if known else (yield from measuring(model, PlainCodec("fp16", model), 1))
     divergence = min(chosen.divergence, MOST_DIVERGENCE)
     codes = {str(key): times for key, times in loaded.times.items()}
-    return loaded, Figures(chosen.precision, chosen.speedup, divergence, packed, timing, codes)
+    return loaded, Figures(chosen.precision, chosen.speedup, divergence, packing, timing, codes)
 
 
 def measuring_again(loaded: Loaded, known: Figures) -> Parts[Figures]:
@@ -105,7 +105,7 @@ def measuring_again(loaded: Loaded, known: Figures) -> Parts[Figures]:
         known.precision,
         known.speedup,
         known.divergence,
-        known.packed,
+        known.packing,
         timing,
         {str(key): times for key, times in codes.items()},
     )
@@ -152,27 +152,27 @@ def quality_of(bundle: Bundle) -> Quality | None:
 
 def _formatted(
     bundle: Bundle, model: Model, wanted: Wanted, known: Figures | None
-) -> Parts[tuple[Chosen, bool]]:
+) -> Parts[tuple[Chosen, Packing]]:
     """Convert a float32 model in place to the best format, and pack it if that is faster."""
     if known is not None:
         chosen = Chosen(cast(Precision, known.precision), known.speedup, known.divergence)
         convert(model, chosen.precision)
-        if known.packed:
-            pack(model)
+        if known.packing != "none":
+            pack(model, fuses=known.packing == "fused")
         yield
-        return chosen, known.packed
+        return chosen, known.packing
     chosen = choose_precision(model, wanted)
     yield
-    packed = pack_if_faster(model)
+    packing = pack_if_faster(model)
     log.info(
         "%s runs in %s%s: %.1f times as fast as fp32, divergence %.2g",
         bundle.name,
         chosen.precision,
-        ", weights packed" if packed else "",
+        ", weights packed" if packing != "none" else "",
         chosen.speedup,
         chosen.divergence,
     )
-    return chosen, packed
+    return chosen, packing
 
 
 def _measuring_codebooks(loaded: Loaded, known: Figures | None) -> Parts[None]:

@@ -25,6 +25,7 @@ import torch
 
 from astra_mesh import limits
 from astra_mesh._version import __version__
+from astra_mesh.families.packed import Packing
 from astra_mesh.families.precision import PRECISIONS
 from astra_mesh.mesh.files import make_folder, replace_file
 from astra_mesh.peer.code_times import CodeTimes
@@ -59,7 +60,7 @@ class Conditions(msgspec.Struct, frozen=True):
     tables: bool = True  # whether codes may be decoded by them
     torch: str = str(torch.__version__)
     software: str = __version__
-    method: int = 2  # of measuring: another one than before for each change of what figures mean
+    method: int = 3  # of measuring: another one than before for each change of what figures mean
 
     @property
     def key(self) -> str:
@@ -73,7 +74,7 @@ class Figures(msgspec.Struct, frozen=True):
     precision: str
     speedup: float
     divergence: float
-    packed: bool
+    packing: Packing
     timing: Timing  # without the turns of the compute thread
     codes: dict[str, CodeTimes] = {}  # by the id of the codebook
 

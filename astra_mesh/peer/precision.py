@@ -15,7 +15,7 @@ from torch import Tensor
 from astra_mesh.engine.reference import hidden_rows, pooled, run_solo
 from astra_mesh.families.block import Linear
 from astra_mesh.families.model import Model, ModelInput
-from astra_mesh.families.packed import PackedLinear, pack, packed
+from astra_mesh.families.packed import PackedLinear, Packing, fuses, pack, packed
 from astra_mesh.families.precision import PRECISIONS, Precision, convert, set_linears
 from astra_mesh.peer.config import Wanted
 from astra_mesh.peer.measure import best_s
@@ -70,27 +70,30 @@ def choose_precision(model: Model, wanted: Wanted = "auto") -> Chosen:
 
 
 @torch.inference_mode()
-def pack_if_faster(model: Model) -> bool:
+def pack_if_faster(model: Model) -> Packing:
     """Pack the weights of a model (:mod:`astra_mesh.families.packed`) where that makes its largest
-    product faster on this device; whether it did. Runs in the compute thread.
+    product faster on this device, with the activation after it; how. Runs in the compute thread.
     """
     ffn = model.block(0).ffn
     layer, other = ffn.up, packed(ffn.up)
     if not isinstance(other, PackedLinear) or other is layer:
-        return False
+        return "none"
     rows = min(_TOKENS, model.spec.max_tokens)
     x = torch.randn(rows, model.spec.hidden_size).to(layer.dtype)
 
     def took_s(up: Linear) -> float:
         return best_s(lambda: up(x) if ffn.gated else up.activated(x, ffn.act))
 
-    fused_s = took_s(other)
-    other.fuses = False  # not every processor's kernels have the activation
-    apart_s = took_s(other)
-    if min(fused_s, apart_s) > PACKING_GAIN * took_s(layer):
-        return False
-    pack(model, fuses=fused_s <= apart_s)
-    return True
+    found: Packing = "fused"
+    best = took_s(other)
+    if not ffn.gated and fuses(ffn.act):
+        other.fuses = False
+        if (apart_s := took_s(other)) < best:
+            found, best = "apart", apart_s
+    if best > PACKING_GAIN * took_s(layer):
+        return "none"
+    pack(model, fuses=found == "fused")
+    return found
 
 
 def _block_s(model: Model, precision: Precision, known_s: float = math.inf) -> float:

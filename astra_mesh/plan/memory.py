@@ -95,8 +95,6 @@ def _again(found: _Found, rooms: Sequence[Room]) -> tuple[Room, Trial] | None:
     room = next(one for one in rooms if one.job.codes == found.codes)
     known = {one.peer: one for one in _everybody(room)}
     tokens = room.job.tokens
-    if len(found.group) > room.job.most_shards:
-        return None
     sizes = found.sizes if tokens == found.tokens else shares(tokens, found.sizes)
     same = room.search.trial([known[peer] for peer in found.group], sizes)
     trial = room.search.evened(same, ROUNDS)
@@ -113,7 +111,12 @@ def _everybody(room: Room) -> list[Candidate]:
 
 def _situation(rooms: Sequence[Room]) -> object:
     return [
-        (_job(room.job), room.search.me.peer, {one.peer: one.device for one in _everybody(room)})
+        (
+            _job(room.job),
+            room.limit,
+            room.search.me.peer,
+            {one.peer: one.device for one in _everybody(room)},
+        )
         for room in rooms
     ]
 

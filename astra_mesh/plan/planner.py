@@ -70,6 +70,11 @@ class Room:
         """What is planned."""
         return self.search.job
 
+    @property
+    def limit(self) -> int:
+        """The largest number of peers."""
+        return _limit(self.job, self.others)
+
     def solo(self) -> Trial:
         """One device alone."""
         return self.search.trial([self.search.me], [self.job.tokens])
@@ -78,10 +83,10 @@ class Room:
         """The best of several peers; None where only one comes into question."""
         if self.alone:
             return None
-        ranked, limit = self.search.ranked(self.others), _limit(self.job, self.others)
+        ranked = self.search.ranked(self.others)
         if self.job.use is Use.ALL:
-            return self.search.balanced([*ranked[: limit - 1], self.search.me])
-        return self.search.best(ranked, limit)
+            return self.search.balanced([*ranked[: self.limit - 1], self.search.me])
+        return self.search.best(ranked, self.limit)
 
     def same(self, found: Trial) -> Trial | None:
         """The group and sizes of another job's trial; None where one of them cannot run this."""

@@ -18,8 +18,13 @@ from astra_mesh.plan.search import Search, Trial, shares
 
 def work_evenly() -> None:
     """In this process: shares where a request is for all peers, and the layers of all models."""
-    setattr(Search, "sized", _evenly)  # noqa: B010 (types)
-    setattr(loading, "pack_if_faster", lambda model: False)  # noqa: B010 (types)
+    for owner, name, instead in (
+        (Search, "balanced", _evenly),
+        (Search, "evened", lambda search, start, rounds: start),
+        (loading, "pack_if_faster", lambda model: "none"),
+    ):
+        assert hasattr(owner, name), name
+        setattr(owner, name, instead)
 
 
 def _evenly(search: Search, group: Sequence[Candidate]) -> Trial:

@@ -264,7 +264,7 @@ def told(answer: dict[str, Any]) -> dict[str, Any]:
     spent = ("tokens", "compute_s", "encode_s", "decode_s", "wait_s", "finished_s")
     return {
         "seconds": report["actual_s"],
-        # Since it was asked, planning and the others' reports included.
+        # From the client's question until it has the result.
         "asked_s": report["took_s"] - report["loading_s"],
         "predicted_s": report["predicted_s"],
         "solo_predicted_s": None if planned is None else planned["solo_s"],

@@ -359,7 +359,7 @@ def remarks(results: Results) -> Iterator[str]:
     if around:
         times = [1000 * one for one in around.values()]
         yield (
-            "planning, and the others' reports, before and after an answer: "
+            "beyond an answer (the client, planning, the others' reports): "
             f"{min(times):.0f} to {max(times):.0f} ms"
         )
     chosen = {key: one for key, one in results.speedup.items() if key.variant == "mesh-auto"}

@@ -110,8 +110,8 @@ def foreseen(rows: Iterable[Row]) -> list[Predicted]:
 
 
 def planning(rows: Iterable[Row]) -> dict[Key, float]:
-    """Seconds of a request for one token or class before and after its answer, by cell: planning,
-    and the others' reports. Medians; nothing for rows that do not tell."""
+    """Seconds of a request for one token or class beyond its answer, by cell: the client's process
+    and link, planning, the others' reports. Medians; nothing for rows that do not tell."""
     return {
         key: statistics.median(row["asked_s"] - row["seconds"] for row in told)
         for key, some in grouped(rows).items()

@@ -375,8 +375,8 @@ async def test_only_time_without_other_work_counts_as_patience() -> None:
         one.close()
 
 
-async def test_what_ends_the_compute_thread_itself_is_told_too() -> None:
-    """As the panics of a library do, which are no exceptions of the usual kind."""
+async def test_what_is_no_usual_exception_is_told_too() -> None:
+    """Panics of a library, which would end the event loop."""
     (first, run), thread = runs_of((0, 8), (8, 16)), ComputeThread()
     attend = run.attend_remote
 

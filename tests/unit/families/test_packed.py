@@ -119,12 +119,30 @@ def test_a_head_that_is_the_embedding_stays() -> None:
     assert type(model.head) is Linear
 
 
-@pytest.mark.parametrize("gain", [0.0, 1e9])
-def test_packed_only_where_it_is_faster(gain: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choosing, "PACKING_GAIN", gain)
-    model = make_model("gpt2")
-    assert pack_if_faster(model) == (gain > 0)
-    assert isinstance(model.block(0).ffn.up, PackedLinear) == (gain > 0)
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize(
+    ("fused_s", "apart_s", "plain_s", "wanted"),
+    [(1.0, 2.0, 3.0, "fused"), (2.0, 1.0, 3.0, "apart"), (2.0, 3.0, 1.0, "none")],
+)
+def test_packed_only_where_it_is_faster(
+    kind: str,
+    fused_s: float,
+    apart_s: float,
+    plain_s: float,
+    wanted: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A gated activation is never within the product: it has nothing apart to measure."""
+    model, gated = make_model(kind), kind == "llama"
+    times = iter([fused_s, plain_s] if gated else [fused_s, apart_s, plain_s])
+    monkeypatch.setattr(choosing, "best_s", lambda work: next(times))
+    if gated and wanted == "apart":
+        wanted = "fused"
+    assert pack_if_faster(model) == wanted
+    up = model.block(0).ffn.up
+    assert isinstance(up, PackedLinear) == (wanted != "none")
+    assert not isinstance(up, PackedLinear) or up.fuses == (wanted == "fused")
+    assert next(times, None) is None
 
 
 _MANY_LENGTHS = """

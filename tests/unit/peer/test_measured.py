@@ -23,7 +23,7 @@ ABOUT = Conditions(ModelId("a" * 64), "auto", 2, 2.0, "a processor")
 TIMING = Timing(fixed_s=1e-3, per_token_s=1e-5, per_pair_s=1e-8, head_s=1e-4, step_s=2e-3)
 SECONDS = {1: 1e-6, 2: 2e-6}
 TIMES = CodeTimes(SECONDS, SECONDS, SECONDS, {1: "table", 2: "project"})
-FIGURES = Figures("bf16", 1.5, 1e-4, True, TIMING, {"b" * 64: TIMES})
+FIGURES = Figures("bf16", 1.5, 1e-4, "fused", TIMING, {"b" * 64: TIMES})
 
 
 def the_file(folder: Path) -> Path:
@@ -82,7 +82,7 @@ def test_conditions_are_those_of_this_process() -> None:
         lambda data: data.replace(b'"bf16"', b'"bf17"'),
         lambda data: data.replace(b'"speedup":1.5', b'"speedup":0'),
         lambda data: data.replace(b'"speedup":1.5', b'"speedup":24.9'),
-        lambda data: data.replace(b'"packed":true', b'"packed":3'),
+        lambda data: data.replace(b'"packing":"fused"', b'"packing":"some"'),
         lambda data: data + b" " * limits.MEASURED_BYTES,
     ],
 )

@@ -178,7 +178,8 @@ def test_two_halves_of_a_batch_are_one_batch(bundle: Path, data: Path, tmp_path:
     assert distance(half, one) > 0.1 * way  # seen: 0.18; half of the data lead elsewhere
     for ours, theirs in zip(curve(tmp_path / "both"), curve(tmp_path / "one"), strict=True):
         for name in ("held_out_mesh", "held_out_alone"):
-            assert float(ours[name]) == pytest.approx(float(theirs[name]), abs=1e-4)
+            # Four decimals are written.
+            assert float(ours[name]) == pytest.approx(float(theirs[name]), abs=2e-4)
 
 
 def test_processes_need_no_folder_in_common(bundle: Path, data: Path, tmp_path: Path) -> None:

@@ -132,8 +132,8 @@ def cut(model: Model, index: int, members: int, rank: int) -> Slice:
         q_norm=whole.q_norm,
         k_norm=whole.k_norm,
     ).requires_grad_(False)
-    if isinstance(whole.qkv, PackedLinear):
-        pack(block)
+    if isinstance(whole.ffn.up, PackedLinear):
+        pack(block, fuses=whole.ffn.up.fuses)
     return Slice(block)
 
 
