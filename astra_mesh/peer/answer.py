@@ -75,7 +75,7 @@ class Answer:
         self._arrived, self._began = time.perf_counter(), 0.0
         self._lost_s = 0.0  # with plans that failed
         self._lost: list[PeerId] = []  # that they failed for
-        self._left_out = ""
+        self._planning: Planning | None = None
         self._beside = False  # whether other requests ran here at the same time
         self._names: dict[PeerId, str] = {}
         self._noted = around.noted(ask.request)
@@ -100,12 +100,12 @@ class Answer:
         if ask.sampling is not None:
             check_sampling(ask.sampling)
         planning = Planning(ask, loaded, self._around, self._compute, self._notes)
+        self._planning = planning
         inputs = await planning.look_around(read)
         self._loading_s += planning.loading_s
         while True:
             tried = time.perf_counter()
             choice = await planning.choose()
-            self._left_out = planning.left_out
             if refer := await planning.refer(choice):
                 await self._emit(refer)
                 return
@@ -225,8 +225,8 @@ class Answer:
         total = time.perf_counter() - self._began
         self._beside |= self._around.busy()
         await self._check(loaded, pipeline.run, participants.exchange)
-        if self._left_out:
-            self._notes.append(sanitise(self._left_out))
+        if self._planning is not None and (left_out := await self._planning.left_out()):
+            self._notes.append(sanitise(left_out))
         peers = await self._reports(choice, loaded, pipeline, participants, steps, actual)
         report = Report(
             plan=choice.plan,

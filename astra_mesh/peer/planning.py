@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, NamedTuple
 
 from msgspec.structs import replace
 
@@ -29,6 +29,15 @@ from astra_mesh.wire.messages import Ask, Inputs, PeerId, Refer, Task, Use
 _NO_WAIT_S: Final = 0.01  # who waits for nobody takes less
 
 
+class _Chosen(NamedTuple):
+    """A plan, and what it was chosen from."""
+
+    choice: Choice
+    me: Candidate
+    others: list[Candidate]
+    links: Mapping[tuple[PeerId, PeerId], Link]
+
+
 class Planning:
     """The plans of one request; ``notes`` gets a sentence for what its caller should know."""
 
@@ -46,7 +55,7 @@ class Planning:
         self._jobs: list[Job] = []
         self._alone = ""  # why nobody else could be planned with, where that is known
         self.loading_s = 0.0  # that others were waited for
-        self.left_out = ""  # who has no part of the last plan, and why
+        self._chosen: _Chosen | None = None  # last
         self._refers = ask.may_refer and ask.options.use is Use.AUTO and not ask.answered
 
     async def look_around(self, read: Read) -> Inputs:
@@ -82,24 +91,21 @@ class Planning:
         links = self._around.links()
         plans = self._around.lessons.plans
         choice = await self._compute(choose_among, self._jobs, me, others, links, plans)
-        self.left_out = ""
+        self._chosen = _Chosen(choice, me, others, links)
         if len(choice.plan.shards) > 1:
-            self.left_out = await self._without(choice, me, others, links)
             plan = replace(choice.plan, late=self._ask.options.late)
             choice = dataclasses.replace(choice, plan=plan)
         return choice
 
-    async def _without(
-        self,
-        choice: Choice,
-        me: Candidate,
-        others: list[Candidate],
-        links: Mapping[tuple[PeerId, PeerId], Link],
-    ) -> str:
-        """Who has no part of an automatic plan of several devices, and why; "" if nobody."""
-        if self._ask.options.use is not Use.AUTO:
+    async def left_out(self) -> str:
+        """Who has no part of the last plan, if it was an automatic one of several devices, and why;
+        "" if nobody. Some predictions, for which the answer need not wait."""
+        if self._chosen is None or self._ask.options.use is not Use.AUTO:
             return ""
-        found = await self._compute(left_out, self._jobs, choice, me, others, links)
+        choice = self._chosen.choice
+        if len(choice.plan.shards) < 2:
+            return ""
+        found = await self._compute(left_out, self._jobs, *self._chosen)
         if strangers := self._around.strangers(choice.plan.model):
             found.append(f"{listed(strangers)} (without the model)")
         return f"left out: {'; '.join(found)}" if found else ""
