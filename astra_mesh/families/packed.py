@@ -75,7 +75,7 @@ class PackedLinear(Linear):
 
     def activated(self, x: Tensor, act: Activation) -> Tensor:
         """See :meth:`Linear.activated`."""
-        if not self.fuses or not fuses(act):
+        if not self.fuses or not can_fuse(act):
             return act(self(x))
         return self._pointwise(x, *_FUSED[act])
 
@@ -92,7 +92,7 @@ class PackedLinear(Linear):
         return self._parts[start](x)  # type: ignore[no-any-return]
 
 
-def fuses(act: Activation) -> bool:
+def can_fuse(act: Activation) -> bool:
     """Whether there is a kernel that applies it within a product."""
     return act in _FUSED
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from astra_mesh.engine.reference import hidden_rows, pooled, run_solo
 from astra_mesh.families.block import Linear
 from astra_mesh.families.model import Model, ModelInput
-from astra_mesh.families.packed import PackedLinear, Packing, fuses, pack, packed
+from astra_mesh.families.packed import PackedLinear, Packing, can_fuse, pack, packed
 from astra_mesh.families.precision import PRECISIONS, Precision, convert, set_linears
 from astra_mesh.peer.config import Wanted
 from astra_mesh.peer.measure import best_s
@@ -86,7 +86,7 @@ def pack_if_faster(model: Model) -> Packing:
 
     found: Packing = "fused"
     best = took_s(other)
-    if not ffn.gated and fuses(ffn.act):
+    if not ffn.gated and can_fuse(ffn.act):
         other.fuses = False
         if (apart_s := took_s(other)) < best:
             found, best = "apart", apart_s

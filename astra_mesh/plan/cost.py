@@ -178,18 +178,14 @@ class _Play:
         return began, free
 
     def run(self) -> Prediction:
-        layout, last = self.layout, self.layout.blocks - 1
-        steps = [(i, self._step(i, 0)) for i in self.shards]
-        for block in range(last):
+        layout, steps = self.layout, list[tuple[int, _Step]]()
+        for block in range(layout.blocks):
+            if block in (0, layout.blocks - 1):  # those in between are like the first
+                steps = [(i, self._step(i, block)) for i in self.shards]
             if block < layout.first_block:
                 self._known(steps)
             else:
                 self._coded(steps)
-        steps = [(i, self._step(i, last)) for i in self.shards]
-        if last < layout.first_block:
-            self._known(steps)
-        else:
-            self._coded(steps)
         answering = layout.answering()
         owner = self.candidates[answering]
         arrivals = [

@@ -1,9 +1,9 @@
 """Plans that were found before.
 
-A search takes as long as up to fifty predictions, 50 ms for eight peers on one Xeon core and ten
-times as long on a small device, and who asked waits for it. What it found, a group and the sizes of
-its shards, holds while devices and links are about what they were, and inputs about as long; what
-it is predicted to take is predicted anew.
+A search takes 40 predictions for eight peers, 0.25 to 1 ms each on one Xeon core (by what else its
+host did), and who asked waits for it. What it found, a group and the sizes of its shards, holds
+while devices and links are about what they were, and inputs about as long; what it is predicted to
+take is predicted anew.
 """
 
 from __future__ import annotations
