@@ -126,26 +126,28 @@ class Rope(nn.Module):
         super().__init__()
         self.max_tokens = max_tokens
         self.inverse_frequency = inverse_frequency  # no buffer: stays float32 in a bfloat16 model
-        self._cos = torch.empty(0)
-        self._sin = torch.empty(0)
+        self._cached = torch.empty(0), torch.empty(0)
 
-    def _grow(self, stop: int, like: Tensor) -> None:
-        had = self._cos
-        if len(had) >= stop and (had.dtype, had.device) == (like.dtype, like.device):
-            return
-        length = min(self.max_tokens, max(stop, 2 * self._cos.shape[0], 128))
+    def _turns(self, stop: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and signed sines (at least ``stop``, E). Threads may share them: what is cached
+        is whole and never written again."""
+        cos, sin = self._cached
+        if len(cos) >= stop and (cos.dtype, cos.device) == (like.dtype, like.device):
+            return cos, sin
+        length = min(self.max_tokens, max(stop, 2 * len(cos), 128))
         with torch.inference_mode(False):  # training uses what inference has cached
             angles = torch.arange(length, dtype=torch.float32)[:, None] * self.inverse_frequency
             angles = torch.cat([angles, angles], dim=-1)  # (length, E)
-            self._cos, self._sin = angles.cos().to(like), angles.sin().to(like)
-            self._sin[:, : angles.shape[-1] // 2].neg_()  # of the half that is turned
+            cos, sin = angles.cos().to(like), angles.sin().to(like)
+            sin[:, : angles.shape[-1] // 2].neg_()  # of the half that is turned
+        self._cached = cos, sin
+        return cos, sin
 
     def forward(self, x: Tensor, start: int) -> Tensor:
         """Rotate ``x`` (T, ..., E), whose first row has position ``start``."""
         stop = start + x.shape[0]
-        self._grow(stop, x)
         shape = (x.shape[0],) + (1,) * (x.dim() - 2) + (x.shape[-1],)
-        cos, sin = self._cos[start:stop].view(shape), self._sin[start:stop].view(shape)
+        cos, sin = (one[start:stop].view(shape) for one in self._turns(stop, x))
         half = x.shape[-1] // 2
         turned = torch.cat([x[..., half:], x[..., :half]], dim=-1)
         return turned.mul_(sin).addcmul_(x, cos)
