@@ -49,8 +49,9 @@ demo: $(RUN_STAMP) ## three peers on this machine find each other and answer
 test: lint $(RUNTIME_IF_ABLE) ## style, types and all tests (PYTEST_ARGS="-k session" for some)
 	@failed=0; \
 	run() { $(PYTEST) "$$@" $(PYTEST_ARGS) $(OR_NONE) || failed=1; }; \
-	run --kind beside -n $(WORKERS) --dist worksteal; run --kind faults -n $$(($(WORKERS) + 1)); \
-	run --kind browsers -n 2; run --kind alone; \
+	run --kind beside -n $(WORKERS) --dist worksteal; \
+	run --kind faults -n $$(($(WORKERS) + 1)) --dist loadgroup; \
+	run --kind browsers -n $(WORKERS); run --kind alone; \
 	exit $$failed
 
 no-npm:

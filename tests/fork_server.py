@@ -7,6 +7,7 @@ server ends with its standard input.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import importlib
 import json
@@ -15,11 +16,15 @@ import runpy
 import select
 import signal
 import socket
+import struct
 import sys
 from contextlib import closing, suppress
+from pathlib import Path
 
 HEAVY = ("torch", "astra_mesh.cli.app", "astra_mesh.peer.peer", "astra_mesh.web.server")
 HEAVY_IF_THERE = ("pydantic", "uvloop")
+PEER = struct.Struct("3i")  # of SO_PEERCRED: process, user, group
+CLONE_NEWNET = 0x40000000
 
 
 def asked_for(listener: socket.socket) -> list[str]:
@@ -42,13 +47,16 @@ def _program(asking: socket.socket) -> list[str]:
     head, descriptors, _, _ = socket.recv_fds(asking, 8, 3)
     with asking.makefile("rb") as stream:
         arguments, environment, folder = json.loads(stream.read(int.from_bytes(head)))
+    client, _, _ = PEER.unpack(asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, PEER.size))
     if (pid := os.fork()) == 0:
         for number, descriptor in enumerate(descriptors):
             os.dup2(descriptor, number)
             os.close(descriptor)
         os.chdir(folder)
+        _enter_network(client)
         os.environ.clear()
         os.environ.update(environment)
+        importlib.import_module("astra_mesh.families.packed").keep_few_kernels()
         return list(arguments)
     for descriptor in (0, 1, 2, *descriptors):
         os.close(descriptor)
@@ -63,6 +71,15 @@ def _program(asking: socket.socket) -> list[str]:
     with suppress(ProcessLookupError):  # it ended
         signal.pidfd_send_signal(ended, signal.SIGKILL)
     os._exit(0)
+
+
+def _enter_network(client: int) -> None:
+    """Into the network namespace of who asks, if that is another one: a laboratory's device."""
+    theirs = Path(f"/proc/{client}/ns/net")
+    if not theirs.samefile("/proc/self/ns/net"):
+        with theirs.open() as namespace:
+            if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), CLONE_NEWNET) != 0:
+                raise OSError(ctypes.get_errno(), "setns")
 
 
 def run(form: str, *rest: str) -> None:

@@ -386,7 +386,15 @@ def _introduce(peer: Peer, api: str | None, config: ApiConfig | None, as_json: b
     if as_json:
         about = {"name": peer.name, "id": peer.id, "port": peer.port, "addresses": addresses}
         print_json(
-            {"type": "started", **about, "models": models, "api": api, "apis": apis, "pages": pages}
+            {
+                "type": "started",
+                "pid": os.getpid(),
+                **about,
+                "models": models,
+                "api": api,
+                "apis": apis,
+                "pages": pages,
+            }
         )
         return
     title = Text(clean(peer.name), style="bold").append(f"  {peer.id[:SHORT_ID]}", style="dim")

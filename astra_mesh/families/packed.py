@@ -34,8 +34,15 @@ _FUSED: Final[Mapping[Activation, tuple[str, str]]] = {
 # layer and number of tokens, up to 1,024 times. Prompts of 250 lengths cost 420 MiB so; making the
 # code of a layer again takes below 1 ms. Both look at this before their first product only.
 KEPT_KERNELS: Final = 64
-for _name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
-    os.environ.setdefault(_name, str(KEPT_KERNELS))
+
+
+def keep_few_kernels() -> None:
+    """Unless the environment says how many, :data:`KEPT_KERNELS`."""
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(name, str(KEPT_KERNELS))
+
+
+keep_few_kernels()
 
 
 class PackedLinear(Linear):

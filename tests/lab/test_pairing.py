@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from tests.forks import python
 from tests.timings import patient
 from tools.lab.house import House
 from tools.lab.scenario import Device, Scenario
 
-pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [
+    pytest.mark.lab,
+    pytest.mark.slow,
+    pytest.mark.timeout(180),
+    pytest.mark.usefixtures("forks"),
+]
 
 DEVICES = ["attic", "cellar", "kitchen"]
 WAIT_S = 40.0
@@ -31,7 +36,7 @@ def house() -> Iterator[House]:
 def begin(house: House, device: str, *arguments: str) -> subprocess.Popen[Any]:
     """A command on a device that trusts only whom it was paired with."""
     own = f"ASTRA_MESH_TRUST={house.device_folder(device)}/own-trust"
-    command = [sys.executable, "-m", "astra_mesh", *arguments, "--json"]
+    command = [*python(), "-m", "astra_mesh", *arguments, "--json"]
     return house.popen(device, ["env", own, *command], stdout=subprocess.PIPE)
 
 

@@ -73,6 +73,7 @@ def result() -> dict[str, Any]:
     return json.loads(json.dumps(runner.run(scenario)))
 
 
+@pytest.mark.xdist_group("result")  # made once
 class TestResult:
     def test_it_says_where_and_with_what_it_was_made(self, result: dict[str, Any]) -> None:
         assert {"astra_mesh", "python", "torch", "kernel"} <= result["versions"].keys()

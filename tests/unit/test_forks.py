@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from astra_mesh.families.packed import KEPT_KERNELS
 from tests.forks import python
 from tests.timings import patient
 
@@ -32,6 +33,14 @@ def test_folder_and_environment(tmp_path: Path) -> None:
     code = "import os; print(os.getcwd(), os.environ['ONLY'], 'HOME' in os.environ)"
     done = ran(code, cwd=tmp_path, env={"ONLY": "1"})
     assert done.stdout == f"{tmp_path} 1 False\n"
+
+
+def test_what_imports_add_to_the_environment_stays() -> None:
+    """How many kernels oneDNN keeps, which it looks at before its first product."""
+    given = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "3"}
+    names = ("LRU_CACHE_CAPACITY", *given)
+    done = ran(f"import os; print(*(os.environ[name] for name in {names}))", env=given)
+    assert done.stdout == f"{KEPT_KERNELS} 3\n"
 
 
 def test_a_program_whose_asker_is_killed_ends(tmp_path: Path) -> None:

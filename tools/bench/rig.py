@@ -185,7 +185,7 @@ class Rig:
 
     def pids(self) -> tuple[list[int], list[int]]:
         """Of the peers, and of the workers, that run."""
-        peers = [self._house.peers[device].process.pid for device in self._members]
+        peers = [self._house.peers[device].pid for device in self._members]
         return peers, [one.pid for one in self._processes]
 
     def set_rate(self, mbps: float) -> None:

@@ -200,7 +200,7 @@ def crowd(say: Say) -> str:
         names = ("attic", "cellar", "kitchen")
         for name in names:
             one.ask(ask(name))
-        before = {name: held(one.peers[name].process.pid) for name in names}
+        before = {name: held(one.peers[name].pid) for name in names}
         requests = [ask(names[i % 3], max_new_tokens=16, codec="") for i in range(64)]
         times, errors = [], 0
         with ThreadPoolExecutor(64) as pool:
@@ -211,8 +211,7 @@ def crowd(say: Say) -> str:
                     errors += 1
         time.sleep(1.0)
         more = max(
-            held(one.peers[name].process.pid).memory_bytes - before[name].memory_bytes
-            for name in names
+            held(one.peers[name].pid).memory_bytes - before[name].memory_bytes for name in names
         )
     times.sort()
     return (

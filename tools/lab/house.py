@@ -20,6 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -66,6 +67,7 @@ class House:
         scenario: its requests and events are not run here, see :mod:`tools.lab.runner`.
         say: told what is going on.
         timelines: whether peers write down the times of their blocks.
+        python: what stands for ``python`` in commands of this project's programs.
 
     Raises:
         LabUnavailableError: on entering, where this machine cannot do what the scenario needs.
@@ -73,9 +75,15 @@ class House:
     """
 
     def __init__(
-        self, scenario: Scenario, say: Say = lambda text: None, *, timelines: bool = True
+        self,
+        scenario: Scenario,
+        say: Say = lambda text: None,
+        *,
+        timelines: bool = True,
+        python: Sequence[str] = (sys.executable,),
     ) -> None:
         self.scenario, self._say, self.timelines = scenario, say, timelines
+        self.python = tuple(python)
         self.lan = Lan(
             list(scenario.devices),
             delayed=scenario.delayed(),
@@ -280,7 +288,7 @@ class House:
     def _start_asker(self, device: str) -> subprocess.Popen[str]:
         return self.lan.popen(
             device,
-            [sys.executable, "-m", "tools.lab.asker"],
+            [*self.python, "-m", "tools.lab.asker"],
             env=environment_of(self, device),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -297,7 +305,7 @@ class House:
         """
         done = self.lan.run(
             device,
-            [sys.executable, "-m", "astra_mesh", *argv, "--json"],
+            [*self.python, "-m", "astra_mesh", *argv, "--json"],
             env=environment_of(self, device),
             capture_output=True,
             text=True,
@@ -332,7 +340,7 @@ class House:
 
     def start_namesake(self, device: str) -> None:
         """Start a second peer on a device, with the name of the first."""
-        argv = [sys.executable, "-m", "astra_mesh", "peer", "--name", device, "--no-api"]
+        argv = [*self.python, "-m", "astra_mesh", "peer", "--name", device, "--no-api"]
         argv += [
             "--stop-with-stdin",
             "--no-preload",
@@ -359,7 +367,8 @@ class House:
         peer = self.peers.get(event.device)
         if peer is None or not peer.runs:
             raise LabError(f"no peer runs on {event.device}")
-        peer.process.send_signal((signals | halts)[type(event)])
+        with suppress(ProcessLookupError):  # it is ending by itself
+            os.kill(peer.pid, (signals | halts)[type(event)])
         if type(event) in signals:
             peer.wait(LEAVE_S)
 

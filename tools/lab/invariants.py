@@ -18,6 +18,7 @@ REPLANNED: Final = "planned again without"  # in the notes of a report
 MORE_DESCRIPTORS: Final = 4
 MORE_THREADS: Final = 3
 MORE_MEMORY_BYTES: Final = 64 << 20
+TRACEBACK_CHARS: Final = 3000  # that are shown
 
 Departs = Callable[[dict[str, Any], list[int]], str]  # how an answer is wrong; "": it is not
 
@@ -236,5 +237,6 @@ def resources(history: History) -> Iterator[str]:
 
 def _logs(history: History) -> Iterator[str]:
     for device, log in history.logs.items():
-        if "Traceback" in log:
-            yield f"the log of {device} has a traceback"
+        _, found, rest = log.partition("Traceback")
+        if found:
+            yield f"the log of {device} has a traceback{rest[:TRACEBACK_CHARS]}"

@@ -7,6 +7,7 @@ python -m tools.lab nemesis --seeds 7 -o seed-7.json
 from __future__ import annotations
 
 import random
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -60,12 +61,14 @@ class Settings:
         deadline_s: In which each request has to end: two silent peers, one after the other, and
             planning anew each time.
         slack_s: For the laboratory's own delays when times are checked.
+        python: As for :class:`House`.
     """
 
     devices: int = 3
     seconds: float = 12.0
     deadline_s: float = 40.0
     slack_s: float = 1.5
+    python: Sequence[str] = (sys.executable,)
 
     @property
     def names(self) -> list[str]:
@@ -97,11 +100,11 @@ def torment(seed: int, settings: Settings, say: Say) -> History:
     scenario = Scenario(
         devices=dict.fromkeys(names, device), offer=(MODEL,), seed=seed, meet_s=READY_S
     )
-    with House(scenario, say, timelines=False) as house:
+    with House(scenario, say, timelines=False, python=settings.python) as house:
         for name in names:  # loads and measures the model everywhere, and fills caches
             house.ask(random_request(name, random.Random(0)))
         time.sleep(1.0 + limits.GIVE_BACK_S)
-        history.before = {name: held(house.peers[name].process.pid) for name in names}
+        history.before = {name: held(house.peers[name].pid) for name in names}
         _Run(house, history, settings, say).run()
     return history
 
@@ -136,7 +139,7 @@ class _Run:
         """Note what peers hold then: work between requests takes longer on a busy machine."""
         rests_by_s = self._now() + REST_S
         while True:
-            held_now = {name: held(one.process.pid) for name, one in stayed.items()}
+            held_now = {name: held(one.pid) for name, one in stayed.items()}
             self.history.after = held_now
             if self._now() > rests_by_s or not list(resources(self.history)):
                 return

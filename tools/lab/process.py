@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +39,7 @@ class DevicePeer:
         settings = scenario.devices[device]
         folder = house.device_folder(device)
         (folder / "output").unlink(missing_ok=True)
-        argv = [sys.executable, "-m", "astra_mesh", "peer", "--name", device]
+        argv = [*house.python, "-m", "astra_mesh", "peer", "--name", device]
         argv += ["--threads", str(settings.threads), "--json", "--stop-with-stdin", "--no-api"]
         argv += ["--no-preload"]  # what is loaded when is the scenario's
         argv += ["--record", str(folder / "record")] if house.timelines else []
@@ -58,12 +57,22 @@ class DevicePeer:
     @property
     def port(self) -> int | None:
         """Where it listens, from its first line of output; None before that, or if it failed."""
+        port: int | None = self._first_line().get("port")
+        return port
+
+    @property
+    def pid(self) -> int:
+        """Of the process that is the peer; before it has said so, of the one that was started."""
+        return int(self._first_line().get("pid", self.process.pid))
+
+    def _first_line(self) -> dict[str, Any]:
+        """What it says once it serves, or why it cannot; empty before that."""
         try:
             line, end, _ = (self.folder / "output").read_text().partition("\n")
         except FileNotFoundError:  # another thread is starting the peer again
-            return None
-        port: int | None = json.loads(line).get("port") if end else None
-        return port
+            return {}
+        found: dict[str, Any] = json.loads(line) if end else {}
+        return found
 
     def log(self) -> str:
         """The end of its log."""

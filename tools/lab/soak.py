@@ -51,7 +51,7 @@ class Soaked:
         """What the peers of ``names`` hold now."""
         kept = self.calm if calm else self.samples
         for name in names:
-            kept.setdefault(name, []).append((now, held(house.peers[name].process.pid)))
+            kept.setdefault(name, []).append((now, held(house.peers[name].pid)))
 
     def as_document(self) -> dict[str, Any]:
         """For a file: memory in MiB at seconds from the start."""
