@@ -5,8 +5,9 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -25,6 +26,9 @@ from astra_mesh.cli.options import (
     part_of,
 )
 from astra_mesh.errors import InputError
+
+if TYPE_CHECKING:
+    from astra_mesh.quant.options import FitOptions
 
 FIT_EXAMPLE: Final = "Example:  astra-mesh fit my-model --data texts/ --rates 16,64 --history all"
 
@@ -69,32 +73,42 @@ def fit(
     history: Annotated[
         str,
         typer.Option(
-            help="Blocks that a code is predicted from: all, or a number; 0: none. Default: all; "
-            "not for astra."
+            help="Blocks that a code is predicted from: all, or a number; 0: none, for more bits "
+            "and less time. Default: all; 0 where the hidden size is 384 or more, and for astra."
         ),
     ] = "",
     code_first: Annotated[
-        bool,
+        bool | None,
         typer.Option(
-            "--code-first",
+            "--code-first/--exact-first",
             help="Code the first block, too, which all devices otherwise compute of all tokens: "
-            "quicker for pictures, slower for texts; a little less exact. With --history 0 only.",
+            "quicker for pictures, slower for texts; a little less exact. With --history 0 only. "
+            "Default: for pictures where the hidden size is 384 or more.",
         ),
-    ] = False,
+    ] = None,
     rates: Annotated[
-        str, typer.Option(help="Bits per token and block. Default: 16,32,64,128; not for astra.")
+        str,
+        typer.Option(
+            help="Bits per token and block. Default: 16,32,64,128; without history 128,256; none "
+            "for astra."
+        ),
     ] = "",
     default_rate: Annotated[
         int | None,
         typer.Option(
             min=1,
             help="Used unless another is asked for or was measured better. Default: the nearest "
-            "to 64.",
+            "to 64; without history to 128.",
         ),
     ] = None,
     groups: Annotated[
-        int, typer.Option(min=1, help="Codes of the first stage; of the only one for astra.")
-    ] = 1,
+        int | None,
+        typer.Option(
+            min=1,
+            help="Codes of the first stage; of the only one for astra. Default: 1; without history "
+            "and --rates 16.",
+        ),
+    ] = None,
     codewords: Annotated[
         int | None, typer.Option(min=2, help="Of one group. Default: 256; astra: 1024.")
     ] = None,
@@ -200,7 +214,6 @@ def fit(
     """
     with reporting(as_json):
         with err.status("starting", spinner="dots"):
-            from astra_mesh import quality
             from astra_mesh.tune.options import TuneOptions
         if not finetune:
             _refuse_training(ctx)
@@ -210,16 +223,17 @@ def fit(
                 "astra has one rate (--groups, --codewords) and no history: leave out --history, "
                 "--rates and --default-rate"
             )
-        options = quality.FitOptions(
+        usual = _suited(model, history, astra=astra)
+        options = replace(
+            usual,
             codec=codec.value,
-            history=0 if astra else _parse_history(history or "all"),
-            rates=() if astra else parse_numbers("--rates", rates or "16,32,64,128"),
-            default_rate=default_rate or 64,
-            groups=groups,
+            rates=parse_numbers("--rates", rates) if rates else usual.rates,
+            default_rate=default_rate or usual.default_rate,
+            groups=groups or (1 if rates else usual.groups),
             codewords=codewords or (1024 if astra else 256),
             max_tokens=tokens,
             sensitivity=sensitivity,
-            code_first=code_first,
+            code_first=usual.code_first if code_first is None else code_first,
             distributed=class_token is not ClassTokenName.SINGLE,
             seed=seed,
         )
@@ -276,6 +290,31 @@ def _going_on() -> Iterator[None]:
     except KeyboardInterrupt:
         hint("interrupted; the same command goes on from the last block or checkpoint")
         raise
+
+
+def _suited(model: str, history: str, *, astra: bool) -> FitOptions:
+    """What a model gets where nothing else is asked for; says so if that is not what most get.
+
+    Raises:
+        InputError: no history.
+        ModelError: no model.
+    """
+    from astra_mesh.bundle import find_bundle
+    from astra_mesh.families import read_spec
+    from astra_mesh.quant.options import FitOptions
+
+    asked = _parse_history(history) if history else None
+    spec = read_spec(find_bundle(model).config)
+    if astra:
+        return FitOptions(history=0, rates=())
+    pictures = spec.vocab_size == 0
+    found = FitOptions.suited(spec.hidden_size, pictures=pictures, history=asked)
+    if asked is None and not found.history:
+        hint(
+            f"hidden size {spec.hidden_size}: codes without history, which take more bits and less "
+            "time; for networks of 1 Mbit/s or so --history all"
+        )
+    return found
 
 
 def _parse_history(text: str) -> int:

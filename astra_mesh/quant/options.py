@@ -10,6 +10,7 @@ from astra_mesh.limits import STAGES
 from astra_mesh.quant.codebook import UNLIMITED, stage_groups
 
 TOKENS_PER_CODEWORD = 10  # fewer leave k-means with codewords of single tokens
+WIDE = 384  # hidden size from which remembering takes longer than the bits it saves are worth
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,21 @@ class FitOptions:
     peers: tuple[int, ...] = (4, 2, 8, 4)  # even shards, one number for each batch in turn
     distributed: bool = True  # a class token on every peer, where there is one
     seed: int = 0
+
+    @classmethod
+    def suited(cls, hidden_size: int, *, pictures: bool, history: int | None = None) -> FitOptions:
+        """What a model gets where nothing else is asked for.
+
+        Codes that remember need the fewest bits; from a hidden size of :data:`WIDE` on, codes that
+        do not, many in one stage, are answered with sooner at any usual rate of a network
+        (docs/benchmarks.md). ``history``: None as suits the model, or what was asked for.
+        """
+        if history is None:
+            history = UNLIMITED if hidden_size < WIDE else 0
+        if history:
+            return cls(history=history)
+        code_first = pictures and hidden_size >= WIDE
+        return cls(history=0, rates=(128, 256), default_rate=128, groups=16, code_first=code_first)
 
     @property
     def code_bits(self) -> int:

@@ -253,6 +253,13 @@ def predictive(spec: ModelSpec, model: ModelId) -> Codebook:
     return _codebook(spec, model, UNLIMITED, PREDICTIVE[max(PREDICTIVE)], PREDICTIVE)
 
 
+def remembering(spec: ModelSpec, model: ModelId) -> Codebook:
+    """``vq`` with unlimited history at 64 bits, as `fit` makes it: nearly all coordinates coded."""
+    groups = (1, 1, 2, 4)
+    whole = Form(rank=0.995)
+    return _codebook(spec, model, UNLIMITED, groups, {len(groups): groups}, form=whole)
+
+
 def staged(spec: ModelSpec, model: ModelId, groups: tuple[int, ...], size: int) -> Codebook:
     """``vq`` without history, with so many groups of ``size`` codewords in each stage."""
     return _codebook(spec, model, 0, groups, {len(groups): groups}, size)

@@ -7,7 +7,7 @@ from types import ModuleType
 
 import pytest
 
-from tools.bench import arithmetic, flood, machine, memory, prefill, tls, wire
+from tools.bench import arithmetic, coding, flood, machine, memory, prefill, tls, wire
 from tools.lab.system import LabUnavailableError
 
 BUSY_SHARE = 0.5
@@ -26,7 +26,7 @@ def _busy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "require_lab", lambda: None)
 
 
-@pytest.mark.parametrize("module", [arithmetic, memory, prefill, wire])
+@pytest.mark.parametrize("module", [arithmetic, coding, memory, prefill, wire])
 def test_a_busy_machine(module: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     assert module.main([]) == 1
     assert "other programs use 50% of the cores" in capsys.readouterr().err

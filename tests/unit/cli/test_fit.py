@@ -18,7 +18,9 @@ from astra_mesh.cli import fitting, learn
 from astra_mesh.cli.app import app
 from astra_mesh.quality import finetuning
 from astra_mesh.quant import block_fit as fit_module
+from astra_mesh.quant import options as fit_options
 from astra_mesh.quant.codebook import load_codebook
+from astra_mesh.quant.options import FitOptions
 from astra_mesh.tune.options import TuneOptions
 from astra_mesh.tune.trainer import Trainer
 from tests.unit.quality.making import picture, toy_bundle, words, write
@@ -209,6 +211,43 @@ def test_kinds_of_codebooks(
     given = ("--codewords", "16") if "astra" in options else QUICK
     assert call(model, "--data", data, *given, *options).exit_code == 0
     assert load_codebook(model / f"{name}.safetensors").history == history
+
+
+@pytest.mark.parametrize(
+    ("kind", "wide", "options", "wanted"),
+    [
+        ("gpt2", False, (), (-1, (16, 32, 64, 128), 64, 1, False)),
+        ("gpt2", True, (), (0, (128, 256), 128, 16, False)),
+        ("vit", False, (), (-1, (16, 32, 64, 128), 64, 1, False)),
+        ("vit", True, (), (0, (128, 256), 128, 16, True)),
+        ("vit", True, ("--exact-first",), (0, (128, 256), 128, 16, False)),
+        ("vit", True, ("--history", "all"), (-1, (16, 32, 64, 128), 64, 1, False)),
+        ("vit", False, ("--history", "0"), (0, (128, 256), 128, 16, False)),
+        ("gpt2", True, ("--rates", "32,64"), (0, (32, 64), 128, 1, False)),
+        ("gpt2", True, ("--groups", "8"), (0, (128, 256), 128, 8, False)),
+        ("gpt2", True, ("--default-rate", "256"), (0, (128, 256), 256, 16, False)),
+        ("gpt2", True, ("--codec", "astra"), (0, (), 64, 1, False)),
+    ],
+)
+def test_codes_that_suit_the_model(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    wide: bool,
+    options: tuple[str, ...],
+    wanted: tuple[object, ...],
+) -> None:
+    """Wide ones get codes without history, and are told so unless they asked for some."""
+    seen: list[FitOptions] = []
+    monkeypatch.setattr(learn, "fit_codebook", lambda asked, options: seen.append(options))
+    monkeypatch.setattr(fit_options, "WIDE", 0 if wide else 1 << 20)
+    shown = call(toy_bundle(tmp_path / "toy", kind).path, "--data", tmp_path, *options)
+    assert shown.exit_code == 0, shown.stderr
+    (got,) = seen
+    found = got.history, got.rates, got.default_rate, got.groups, got.code_first
+    assert found == wanted
+    told = "codes without history, which take more bits and less time" in shown.stderr
+    assert told == (wide and "--history" not in options and "--codec" not in options)
 
 
 def test_options_reach_the_fit(model: Path, data: Path, tmp_path: Path) -> None:
