@@ -36,6 +36,7 @@ from astra_mesh.quality import EvalSettings, FitOptions, evaluate, evaluation, f
 from astra_mesh.quality.pictures import interleaved
 from astra_mesh.quant.codebook import load_codebook
 from astra_mesh.quant.codecs import make_codec
+from astra_mesh.quant.coders import has_quick_scores
 from astra_mesh.wire.messages import Sampling
 from tools.lab import options
 from tools.models.common import REPO_ROOT, default_data_root
@@ -419,7 +420,8 @@ def trials(data: Path, work: Path) -> dict[str, Any]:
 
 
 def rough(data: Path, work: Path) -> dict[str, Any]:
-    """Codes without history as peers handle them, in 8 bits, beside exact ones."""
+    """Codes as peers handle them beside exact ones: codewords compared in bfloat16 where the
+    processor multiplies it, and those without history in 8 bits."""
     texts = work / "fit.txt", work / "held-out.txt"
     for path, text in zip(texts, plays(data), strict=True):
         path.write_text(text, encoding="utf-8")
@@ -430,12 +432,14 @@ def rough(data: Path, work: Path) -> dict[str, Any]:
         folder = copied(REPO_ROOT / "models" / name, work)
         few = {"max_tokens": 40_000, "distributed": True}
         books = [vq("one-stage", 0, 128, groups=16, **few), vq("stages", 0, 64, 128, 256, **few)]
+        books.append(vq("all", -1, 16, 64, **few))
         found[name] = {"books": books_of(folder, calibration, books)}
+        found[name]["quick"] = has_quick_scores()
         for kind in ("exact", "rough"):
             codec = partial(make_codec, rough=kind == "rough")
             with mock.patch.object(evaluation, "make_codec", codec):
                 found[name][kind] = measured(
-                    folder, held_out, codecs=("vq",), limit=limit, rates=(64, 128, 256)
+                    folder, held_out, codecs=("vq",), limit=limit, rates=(16, 64, 128, 256)
                 )
     return found
 
