@@ -16,14 +16,12 @@ import runpy
 import select
 import signal
 import socket
-import struct
 import sys
 from contextlib import closing, suppress
 from pathlib import Path
 
 HEAVY = ("torch", "astra_mesh.cli.app", "astra_mesh.peer.peer", "astra_mesh.web.server")
 HEAVY_IF_THERE = ("pydantic", "uvloop")
-PEER = struct.Struct("3i")  # of SO_PEERCRED: process, user, group
 CLONE_NEWNET = 0x40000000
 
 
@@ -44,21 +42,20 @@ def asked_for(listener: socket.socket) -> list[str]:
 def _program(asking: socket.socket) -> list[str]:
     """In a process of its own, which waits while another one runs what is asked for."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    head, descriptors, _, _ = socket.recv_fds(asking, 8, 3)
+    head, (*descriptors, network), _, _ = socket.recv_fds(asking, 8, 4)
     with asking.makefile("rb") as stream:
         arguments, environment, folder = json.loads(stream.read(int.from_bytes(head)))
-    client, _, _ = PEER.unpack(asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, PEER.size))
     if (pid := os.fork()) == 0:
         for number, descriptor in enumerate(descriptors):
             os.dup2(descriptor, number)
             os.close(descriptor)
         os.chdir(folder)
-        _enter_network(client)
+        _enter(network)
         os.environ.clear()
         os.environ.update(environment)
         importlib.import_module("astra_mesh.families.packed").keep_few_kernels()
         return list(arguments)
-    for descriptor in (0, 1, 2, *descriptors):
+    for descriptor in (0, 1, 2, *descriptors, network):
         os.close(descriptor)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the program and the client hear of Ctrl-C
     ended = os.pidfd_open(pid)
@@ -73,13 +70,12 @@ def _program(asking: socket.socket) -> list[str]:
     os._exit(0)
 
 
-def _enter_network(client: int) -> None:
-    """Into the network namespace of who asks, if that is another one: a laboratory's device."""
-    theirs = Path(f"/proc/{client}/ns/net")
-    if not theirs.samefile("/proc/self/ns/net"):
-        with theirs.open() as namespace:
-            if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), CLONE_NEWNET) != 0:
-                raise OSError(ctypes.get_errno(), "setns")
+def _enter(network: int) -> None:
+    """Into a network namespace, if it is another one: that of a device of a laboratory."""
+    same = os.path.samestat(os.fstat(network), Path("/proc/self/ns/net").stat())
+    if not same and ctypes.CDLL(None, use_errno=True).setns(network, CLONE_NEWNET) != 0:
+        raise OSError(ctypes.get_errno(), "setns")
+    os.close(network)
 
 
 def run(form: str, *rest: str) -> None:

@@ -2,10 +2,11 @@
 
 A process of ``astra_mesh`` computes for two seconds before it says its first word, nearly all of it
 imports. ``[*python(), "-m", "astra_mesh", ...]`` is such a process without them: another one
-with its own signals, descriptors, environment and status. What a program imports, how soon, and
-what imports print, only ``sys.executable`` tells; so do the seed of hashes, umask, limits and
-ignored signals, which all forks have of their server, and variables that Python or torch read
-once (PYTHONWARNINGS, OMP_NUM_THREADS). A module that uses this asks for the fixture ``forks``.
+with its own signals, descriptors, environment and status, in the network namespace of who asks. Of
+what a program imports, how soon, and what imports print, only ``sys.executable`` tells. All forks
+have of their server the seed of hashes, umask, limits, ignored signals, control group and other
+namespaces, and variables that Python or torch read once (PYTHONWARNINGS, OMP_NUM_THREADS). A module
+that uses this asks for the fixture ``forks``.
 """
 
 from __future__ import annotations

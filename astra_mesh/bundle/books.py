@@ -46,12 +46,12 @@ def read_book_header(path: Path, model: ModelId | None = None) -> BookHeader:
 
 def no_book(error: BadBundleError) -> CodebookError:
     """Of a file that cannot be read."""
-    return CodebookError(f"{error.message}; fit it again: astra-mesh fit MODEL")
+    return CodebookError(f"{error.message}; delete it, or fit it again: astra-mesh fit MODEL")
 
 
 def inconsistent(path: Path, error: Exception) -> CodebookError:
     """Of a file whose parts do not fit."""
-    return CodebookError(f"{path.name} is inconsistent ({error}); fit it again")
+    return CodebookError(f"{path.name} is inconsistent ({error}); delete it, or fit it again")
 
 
 def check_metadata(path: Path, meta: Mapping[str, str], model: ModelId | None) -> None:

@@ -73,6 +73,12 @@ def fit_codebook(asked: Asked, options: FitOptions) -> None:
             "one replaced, and no longer counts; measure anew: astra-mesh eval "
             f"{shlex.quote(clean(asked.model))} --data ... --save"
         )
+    if found.passed_over:
+        hint(
+            "another codebook of this model was measured and this one was not, so that requests go "
+            f"on with that: astra-mesh eval {shlex.quote(clean(asked.model))} --data ... --save "
+            "measures both"
+        )
     _advise(asked, found, times)
 
 
@@ -177,6 +183,7 @@ def _fitted(found: Fitted, times: Times) -> dict[str, object]:
         "fits": sum(map(len, found.codebook.levels.values())),
         "resumed_fits": found.resumed,
         "outdated_tasks": list(found.outdated),
+        "passed_over": found.passed_over,
         "blocks": [asdict(one) for one in found.report.blocks],
         "costs": [
             asdict(one)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -74,7 +75,8 @@ def fit(
         str,
         typer.Option(
             help="Blocks that a code is predicted from: all, or a number; 0: none, for more bits "
-            "and less time. Default: all; 0 where the hidden size is 384 or more, and for astra."
+            "and less time. Default: all; 0 for astra, and where the hidden size is 384 or more "
+            "and no rate below 128 bits."
         ),
     ] = "",
     code_first: Annotated[
@@ -106,7 +108,7 @@ def fit(
         typer.Option(
             min=1,
             help="Codes of the first stage; of the only one for astra. Default: 1; without history "
-            "and --rates 16.",
+            "those of the smallest rate, 16 at most.",
         ),
     ] = None,
     codewords: Annotated[
@@ -223,13 +225,15 @@ def fit(
                 "astra has one rate (--groups, --codewords) and no history: leave out --history, "
                 "--rates and --default-rate"
             )
-        usual = _suited(model, history, astra=astra)
+        if astra and code_first is False:
+            raise InputError("astra codes the first block anyway: leave out --exact-first")
+        wanted = parse_numbers("--rates", rates) if rates else None
+        usual = _suited(model, history, wanted, codewords or 256, astra=astra)
         options = replace(
             usual,
             codec=codec.value,
-            rates=parse_numbers("--rates", rates) if rates else usual.rates,
             default_rate=default_rate or usual.default_rate,
-            groups=groups or (1 if rates else usual.groups),
+            groups=groups or usual.groups,
             codewords=codewords or (1024 if astra else 256),
             max_tokens=tokens,
             sensitivity=sensitivity,
@@ -239,7 +243,7 @@ def fit(
         )
         if default_rate and default_rate not in options.rates:
             have = ", ".join(map(str, options.rates))
-            raise InputError(f"--default-rate {default_rate} is none of the --rates {have}")
+            raise InputError(f"--default-rate {default_rate} is none of the rates {have} (--rates)")
         asked = Asked(model, data, class_token, window, part_of(split), task, output, as_json)
         if not finetune:
             with _going_on():
@@ -292,7 +296,9 @@ def _going_on() -> Iterator[None]:
         raise
 
 
-def _suited(model: str, history: str, *, astra: bool) -> FitOptions:
+def _suited(
+    model: str, history: str, rates: tuple[int, ...] | None, codewords: int, *, astra: bool
+) -> FitOptions:
     """What a model gets where nothing else is asked for; says so if that is not what most get.
 
     Raises:
@@ -307,9 +313,14 @@ def _suited(model: str, history: str, *, astra: bool) -> FitOptions:
     spec = read_spec(find_bundle(model).config)
     if astra:
         return FitOptions(history=0, rates=())
-    pictures = spec.vocab_size == 0
-    found = FitOptions.suited(spec.hidden_size, pictures=pictures, history=asked)
-    if asked is None and not found.history:
+    found = FitOptions.suited(
+        spec.hidden_size,
+        pictures=spec.vocab_size == 0,
+        history=asked,
+        rates=rates,
+        codewords=codewords,
+    )
+    if asked is None and not found.history and os.environ.get("RANK", "0") == "0":
         hint(
             f"hidden size {spec.hidden_size}: codes without history, which take more bits and less "
             "time; for networks of 1 Mbit/s or so --history all"

@@ -45,6 +45,7 @@ class Fitted:
     costs: list[DecodeCost]  # of each rate
     outdated: tuple[str, ...]  # tasks with measured figures of the codebook that was replaced
     besides: tuple[int, ...]  # rates in bits that nobody asked for: parts of codes without history
+    passed_over: bool  # requests go on with another codebook, which was measured
 
 
 def codebook_name(options: FitOptions) -> str:
@@ -116,7 +117,8 @@ def fit(
         costs = decode_costs(codebook, model.spec)
         asked = options.stages
         besides = tuple(bits for bits in codebook.rates.values() if bits not in asked)
-        return Fitted(path, codebook, report, resumed, costs, outdated, besides)
+        passed_over = output is None and not outdated and _passed_over(bundle, codebook)
+        return Fitted(path, codebook, report, resumed, costs, outdated, besides, passed_over)
 
 
 def _check_history(history: int, blocks: int) -> None:
@@ -126,6 +128,13 @@ def _check_history(history: int, blocks: int) -> None:
             f"a history of {history} looks back no further than all does in a model of {blocks} "
             "blocks, and costs more: use --history all"
         )
+
+
+def _passed_over(bundle: Bundle, new: Codebook) -> bool:
+    """Whether another codebook of the bundle was measured and this one was not."""
+    rows = [row for found in stored_tasks(bundle).values() for row in found.measured]
+    known = {row.codebook for row in rows if row.codebook}
+    return bool(known) and new.id not in known
 
 
 def _outdated(bundle: Bundle, path: Path, new: Codebook) -> tuple[str, ...]:

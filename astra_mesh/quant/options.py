@@ -40,19 +40,35 @@ class FitOptions:
     seed: int = 0
 
     @classmethod
-    def suited(cls, hidden_size: int, *, pictures: bool, history: int | None = None) -> FitOptions:
-        """What a model gets where nothing else is asked for.
+    def suited(
+        cls,
+        hidden_size: int,
+        *,
+        pictures: bool,
+        history: int | None = None,
+        rates: tuple[int, ...] | None = None,
+        codewords: int = 256,
+    ) -> FitOptions:
+        """What a model gets where nothing else is asked for; None: not asked for.
 
-        Codes that remember need the fewest bits; from a hidden size of :data:`WIDE` on, codes that
-        do not, many in one stage, are answered with sooner at any usual rate of a network
-        (docs/benchmarks.md). ``history``: None as suits the model, or what was asked for.
+        Codes that remember need the fewest bits. From a hidden size of :data:`WIDE` on, codes that
+        do not, with many in their first stage, are answered with sooner at any usual rate of a
+        network (docs/fidelity.md); below 128 bits they lose too much.
         """
         if history is None:
-            history = UNLIMITED if hidden_size < WIDE else 0
+            many = min(rates or (128,)) >= 128
+            history = 0 if hidden_size >= WIDE and many else UNLIMITED
         if history:
-            return cls(history=history)
-        code_first = pictures and hidden_size >= WIDE
-        return cls(history=0, rates=(128, 256), default_rate=128, groups=16, code_first=code_first)
+            return cls(history=history, rates=cls.rates if rates is None else rates)
+        rates = (128, 256) if rates is None else rates
+        codes = min(rates, default=0) // (codewords - 1).bit_length()
+        return cls(
+            history=0,
+            rates=rates,
+            default_rate=128,
+            groups=max(1, min(codes, 16)),
+            code_first=pictures and hidden_size >= WIDE,
+        )
 
     @property
     def code_bits(self) -> int:

@@ -254,10 +254,11 @@ def predictive(spec: ModelSpec, model: ModelId) -> Codebook:
 
 
 def remembering(spec: ModelSpec, model: ModelId) -> Codebook:
-    """``vq`` with unlimited history at 64 bits, as `fit` makes it: nearly all coordinates coded."""
-    groups = (1, 1, 2, 4)
-    whole = Form(rank=0.995)
-    return _codebook(spec, model, UNLIMITED, groups, {len(groups): groups}, form=whole)
+    """``vq`` with unlimited history as `fit --history all` makes it, nearly all coordinates coded:
+    16 to 128 bits."""
+    groups = (1, 1, 2, 4, 8)
+    levels = {stages: groups[:stages] for stages in (2, 3, 4, 5)}
+    return _codebook(spec, model, UNLIMITED, groups, levels, form=Form(rank=0.995))
 
 
 def staged(spec: ModelSpec, model: ModelId, groups: tuple[int, ...], size: int) -> Codebook:

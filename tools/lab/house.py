@@ -67,7 +67,8 @@ class House:
         scenario: its requests and events are not run here, see :mod:`tools.lab.runner`.
         say: told what is going on.
         timelines: whether peers write down the times of their blocks.
-        python: what stands for ``python`` in commands of this project's programs.
+        python: what stands for ``python`` in commands of this project's programs; where that makes
+            forks (tests/forks.py), no device has a quota.
 
     Raises:
         LabUnavailableError: on entering, where this machine cannot do what the scenario needs.
@@ -84,6 +85,8 @@ class House:
     ) -> None:
         self.scenario, self._say, self.timelines = scenario, say, timelines
         self.python = tuple(python)
+        if self.python != (sys.executable,) and any(x.cpu for x in scenario.devices.values()):
+            raise ValueError("only processes of their own have a device's quota")
         self.lan = Lan(
             list(scenario.devices),
             delayed=scenario.delayed(),
@@ -362,14 +365,16 @@ class House:
         shutil.rmtree(self.device_folder(device) / "home", ignore_errors=True)
 
     def _signal(self, event: Kill | Leave | Pause | Go) -> None:
-        signals = {Kill: signal.SIGKILL, Leave: signal.SIGTERM}
-        halts = {Pause: signal.SIGSTOP, Go: signal.SIGCONT}
         peer = self.peers.get(event.device)
         if peer is None or not peer.runs:
             raise LabError(f"no peer runs on {event.device}")
         with suppress(ProcessLookupError):  # it is ending by itself
-            os.kill(peer.pid, (signals | halts)[type(event)])
-        if type(event) in signals:
+            if isinstance(event, Pause):
+                peer.halt()
+            elif isinstance(event, Go):
+                peer.go_on()
+        if isinstance(event, Kill | Leave):
+            peer.process.send_signal(signal.SIGKILL if isinstance(event, Kill) else signal.SIGTERM)
             peer.wait(LEAVE_S)
 
     # --- looking ----------------------------------------------------------------------------------

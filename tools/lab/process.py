@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
+import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
 LOG_CHARS = 20_000  # the end of a log that is kept
+START_S = 10.0  # that a peer which is to hang gets to start
 
 # Each replaces itself by what follows, so the process that was started is the peer.
 _IN_GROUP = 'echo $$ > "$0" && exec "$@"'
@@ -64,6 +67,18 @@ class DevicePeer:
     def pid(self) -> int:
         """Of the process that is the peer; before it has said so, of the one that was started."""
         return int(self._first_line().get("pid", self.process.pid))
+
+    def halt(self) -> None:
+        """Stop it, as a device that hangs, once it serves; if it does not, at once."""
+        until = time.monotonic() + START_S
+        while self.runs and self.port is None and time.monotonic() < until:
+            time.sleep(0.05)
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """End that."""
+        for pid in {self.pid, self.process.pid}:
+            os.kill(pid, signal.SIGCONT)
 
     def _first_line(self) -> dict[str, Any]:
         """What it says once it serves, or why it cannot; empty before that."""

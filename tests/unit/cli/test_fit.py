@@ -164,7 +164,11 @@ def test_figures_of_a_replaced_codebook_no_longer_count(model: Path, data: Path)
     measure = ("eval", str(model), "--data", str(data), "--limit", "2", "--codec", "vq", "--save")
     assert CliRunner().invoke(app, measure).exit_code == 0
     for other in ((), ("--history", "0"), ("-o", model.parent / "other.safetensors")):
-        assert json.loads(call(model, *given, *other, "--json").stdout)["outdated_tasks"] == []
+        told = json.loads(call(model, *given, *other, "--json").stdout)
+        assert told["outdated_tasks"] == []
+        assert told["passed_over"] == ("--history" in other)
+    passed_over = "so that requests go on with that: astra-mesh eval"
+    assert passed_over in call(model, *given, "--history", "0").stderr
     shown = call(model, *given, "--seed", "1")
     assert "what was measured before (generate) is of the codebook that this one" in shown.stderr
     assert f"astra-mesh eval {model} --data ... --save" in shown.stderr
@@ -178,7 +182,8 @@ def test_figures_of_a_replaced_codebook_no_longer_count(model: Path, data: Path)
 @pytest.mark.parametrize(
     ("options", "rates", "besides"),
     [
-        (("--history", "0", "--rates", "8,16"), [4, 8, 16], [4]),
+        (("--history", "0", "--rates", "8,16", "--groups", "1"), [4, 8, 16], [4]),
+        (("--history", "0", "--rates", "8,16"), [8, 16], []),
         (("--history", "0", "--rates", "4,8"), [4, 8], []),
         (("--history", "1", "--rates", "8,16"), [8, 16], []),
         (("--codec", "astra", "--groups", "4"), [16], []),
@@ -223,7 +228,10 @@ def test_kinds_of_codebooks(
         ("vit", True, ("--exact-first",), (0, (128, 256), 128, 16, False)),
         ("vit", True, ("--history", "all"), (-1, (16, 32, 64, 128), 64, 1, False)),
         ("vit", False, ("--history", "0"), (0, (128, 256), 128, 16, False)),
-        ("gpt2", True, ("--rates", "32,64"), (0, (32, 64), 128, 1, False)),
+        ("gpt2", True, ("--rates", "64,128"), (-1, (64, 128), 64, 1, False)),
+        ("gpt2", True, ("--rates", "128,512"), (0, (128, 512), 128, 16, False)),
+        ("gpt2", True, ("--history", "0", "--rates", "32,64"), (0, (32, 64), 128, 4, False)),
+        ("gpt2", True, ("--codewords", "65536"), (0, (128, 256), 128, 8, False)),
         ("gpt2", True, ("--groups", "8"), (0, (128, 256), 128, 8, False)),
         ("gpt2", True, ("--default-rate", "256"), (0, (128, 256), 256, 16, False)),
         ("gpt2", True, ("--codec", "astra"), (0, (), 64, 1, False)),
@@ -247,7 +255,14 @@ def test_codes_that_suit_the_model(
     found = got.history, got.rates, got.default_rate, got.groups, got.code_first
     assert found == wanted
     told = "codes without history, which take more bits and less time" in shown.stderr
-    assert told == (wide and "--history" not in options and "--codec" not in options)
+    assert told == (not {"--history", "--codec"} & {*options} and wanted[0] == 0)
+
+
+@pytest.mark.parametrize(("hidden_size", "history"), [(383, -1), (384, 0)])
+def test_where_models_are_wide(hidden_size: int, history: int) -> None:
+    found = FitOptions.suited(hidden_size, pictures=True)
+    assert (found.history, found.code_first) == (history, history == 0)
+    found.check(hidden_size)
 
 
 def test_options_reach_the_fit(model: Path, data: Path, tmp_path: Path) -> None:
@@ -436,7 +451,11 @@ WRONG: dict[str, tuple[tuple[str, ...], int, str]] = {
     "no output": (("--finetune",), 2, "--finetune makes a new model: name its folder with"),
     "peers": (("--finetune", "-o", "new", "--peers", "2,x"), 2, "--peers is a list of whole"),
     "no peers": (("--finetune", "-o", "new", "--peers", "0"), 2, "peers must lie in 1..64"),
-    "default rate": (("--default-rate", "16"), 2, "--default-rate 16 is none of the --rates 4, 8"),
+    "default rate": (
+        ("--default-rate", "16"),
+        2,
+        "--default-rate 16 is none of the rates 4, 8",
+    ),
     "rates of astra": (("--codec", "astra"), 2, "astra has one rate (--groups, --codewords)"),
     "sensitivity": (
         ("--sensitivity", "inf"),
