@@ -5,8 +5,8 @@
 Times are those that a peer measures for its planner (:mod:`astra_mesh.peer.code_times`), of GPT-2s
 of twelve blocks with random weights in fp32, one thread. A device of N with equal shards encodes
 each of its tokens once and decodes N - 1 others for each: ``encode + (N - 1) decode`` in a block,
-in units of what the block itself takes for a token. Codes that remember have nearly all coordinates,
-the others 0.7 of the hidden size. Results go to docs/data/coding.json.
+in units of what the block itself takes for a token. Codes that remember have nearly all
+coordinates, the others 0.7 of the hidden size. Results go to docs/data/coding.json.
 """
 
 from __future__ import annotations
