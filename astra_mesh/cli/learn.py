@@ -75,7 +75,7 @@ def fit(
         str,
         typer.Option(
             help="Blocks that a code is predicted from: all, or a number; 0: none, for more bits "
-            "and less time. Default: all; 0 for astra, and where the hidden size is 384 or more "
+            "and less time. Default: all; 0 for astra, and where the hidden size is 512 or more "
             "and no rate below 128 bits."
         ),
     ] = "",
@@ -85,14 +85,14 @@ def fit(
             "--code-first/--exact-first",
             help="Code the first block, too, which all devices otherwise compute of all tokens: "
             "quicker for pictures, slower for texts; a little less exact. With --history 0 only. "
-            "Default: for pictures where the hidden size is 384 or more.",
+            "Default: for pictures where the hidden size is 512 or more.",
         ),
     ] = None,
     rates: Annotated[
         str,
         typer.Option(
-            help="Bits per token and block. Default: 16,32,64,128; without history 128,256; none "
-            "for astra."
+            help="Bits per token and block. Default: 16,32,64,128; without history 128,256,512; "
+            "none for astra."
         ),
     ] = "",
     default_rate: Annotated[
@@ -100,7 +100,7 @@ def fit(
         typer.Option(
             min=1,
             help="Used unless another is asked for or was measured better. Default: the nearest "
-            "to 64; without history to 128.",
+            "to 64; without history to 256.",
         ),
     ] = None,
     groups: Annotated[

@@ -10,7 +10,7 @@ from astra_mesh.limits import STAGES
 from astra_mesh.quant.codebook import UNLIMITED, stage_groups
 
 TOKENS_PER_CODEWORD = 10  # fewer leave k-means with codewords of single tokens
-WIDE = 384  # hidden size from which remembering takes longer than the bits it saves are worth
+WIDE = 512  # hidden size from which remembering takes longer than the bits it saves are worth
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,12 @@ class FitOptions:
             history = 0 if hidden_size >= WIDE and many else UNLIMITED
         if history:
             return cls(history=history, rates=cls.rates if rates is None else rates)
-        rates = (128, 256) if rates is None else rates
+        rates = (128, 256, 512) if rates is None else rates
         codes = min(rates, default=0) // (codewords - 1).bit_length()
         return cls(
             history=0,
             rates=rates,
-            default_rate=128,
+            default_rate=256,
             groups=max(1, min(codes, 16)),
             code_first=pictures and hidden_size >= WIDE,
         )

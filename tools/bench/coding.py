@@ -62,23 +62,23 @@ def config(hidden_size: int) -> dict[str, Any]:
 
 
 def measured(hidden_size: int) -> list[Row]:
-    """Codebooks shaped as `fit` makes them: predictive, and without history in stages or in one."""
+    """Codebooks shaped as `fit` makes them, at some of their rates."""
     made = config(hidden_size)
     spec, model = read_spec(made), build_model(made, sizes.random_weights(made))
     block_s = token_s(measure(model, None, 0), model)
     no_id = ModelId("0" * 64)
-    books: dict[str, tuple[Codebook, int]] = {
-        "remembering": (sizes.remembering(spec, no_id), 64),
-        "staged": (sizes.staged(spec, no_id, (1, 1, 2, 4, 8), sizes.CODEWORDS), 128),
-        "one stage": (sizes.memoryless(spec, no_id), 128),
+    books: dict[str, tuple[Codebook, tuple[int, ...]]] = {
+        "remembering": (sizes.remembering(spec, no_id), (64, 128)),
+        "memoryless": (sizes.staged(spec, no_id, (16, 16, 32), sizes.CODEWORDS), (128, 256, 512)),
     }
     rows = []
-    for name, (book, bits) in books.items():
+    for name, (book, rates) in books.items():
         times = measure_codebook(model, book)
-        stages = next(count for count, rate in book.rates.items() if rate == bits)
-        encode, decode = times.encode_s[stages] / block_s, times.decode_s[stages] / block_s
-        devices = {count: encode + (count - 1) * decode for count in DEVICES}
-        rows.append(Row(hidden_size, 1e6 * block_s, name, bits, encode, decode, devices))
+        for stages, bits in book.rates.items():
+            encode, decode = times.encode_s[stages] / block_s, times.decode_s[stages] / block_s
+            devices = {count: encode + (count - 1) * decode for count in DEVICES}
+            if bits in rates:
+                rows.append(Row(hidden_size, 1e6 * block_s, name, bits, encode, decode, devices))
     return rows
 
 

@@ -22,8 +22,10 @@ def test_shares_of_a_block_are_kept(tmp_path: Path, capsys: pytest.CaptureFixtur
     rows = document["rows"]
     assert [(row["codes"], row["bits"]) for row in rows] == [
         ("remembering", 64),
-        ("staged", 128),
-        ("one stage", 128),
+        ("remembering", 128),
+        ("memoryless", 128),
+        ("memoryless", 256),
+        ("memoryless", 512),
     ]
     for row in rows:
         assert row["hidden_size"] == 64

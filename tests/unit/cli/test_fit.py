@@ -222,18 +222,18 @@ def test_kinds_of_codebooks(
     ("kind", "wide", "options", "wanted"),
     [
         ("gpt2", False, (), (-1, (16, 32, 64, 128), 64, 1, False)),
-        ("gpt2", True, (), (0, (128, 256), 128, 16, False)),
+        ("gpt2", True, (), (0, (128, 256, 512), 256, 16, False)),
         ("vit", False, (), (-1, (16, 32, 64, 128), 64, 1, False)),
-        ("vit", True, (), (0, (128, 256), 128, 16, True)),
-        ("vit", True, ("--exact-first",), (0, (128, 256), 128, 16, False)),
+        ("vit", True, (), (0, (128, 256, 512), 256, 16, True)),
+        ("vit", True, ("--exact-first",), (0, (128, 256, 512), 256, 16, False)),
         ("vit", True, ("--history", "all"), (-1, (16, 32, 64, 128), 64, 1, False)),
-        ("vit", False, ("--history", "0"), (0, (128, 256), 128, 16, False)),
+        ("vit", False, ("--history", "0"), (0, (128, 256, 512), 256, 16, False)),
         ("gpt2", True, ("--rates", "64,128"), (-1, (64, 128), 64, 1, False)),
-        ("gpt2", True, ("--rates", "128,512"), (0, (128, 512), 128, 16, False)),
-        ("gpt2", True, ("--history", "0", "--rates", "32,64"), (0, (32, 64), 128, 4, False)),
-        ("gpt2", True, ("--codewords", "65536"), (0, (128, 256), 128, 8, False)),
-        ("gpt2", True, ("--groups", "8"), (0, (128, 256), 128, 8, False)),
-        ("gpt2", True, ("--default-rate", "256"), (0, (128, 256), 256, 16, False)),
+        ("gpt2", True, ("--rates", "128,512"), (0, (128, 512), 256, 16, False)),
+        ("gpt2", True, ("--history", "0", "--rates", "32,64"), (0, (32, 64), 256, 4, False)),
+        ("gpt2", True, ("--codewords", "65536"), (0, (128, 256, 512), 256, 8, False)),
+        ("gpt2", True, ("--groups", "8"), (0, (128, 256, 512), 256, 8, False)),
+        ("gpt2", True, ("--default-rate", "512"), (0, (128, 256, 512), 512, 16, False)),
         ("gpt2", True, ("--codec", "astra"), (0, (), 64, 1, False)),
     ],
 )
@@ -258,7 +258,7 @@ def test_codes_that_suit_the_model(
     assert told == (not {"--history", "--codec"} & {*options} and wanted[0] == 0)
 
 
-@pytest.mark.parametrize(("hidden_size", "history"), [(383, -1), (384, 0)])
+@pytest.mark.parametrize(("hidden_size", "history"), [(511, -1), (512, 0)])
 def test_where_models_are_wide(hidden_size: int, history: int) -> None:
     found = FitOptions.suited(hidden_size, pictures=True)
     assert (found.history, found.code_first) == (history, history == 0)
