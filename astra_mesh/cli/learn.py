@@ -228,27 +228,7 @@ def fit(
         if astra and code_first is False:
             raise InputError("astra codes the first block anyway: leave out --exact-first")
         wanted = parse_numbers("--rates", rates) if rates else None
-        usual = _suited(model, history, wanted, codewords or 256, astra=astra)
-        options = replace(
-            usual,
-            codec=codec.value,
-            default_rate=default_rate or usual.default_rate,
-            groups=groups or usual.groups,
-            codewords=codewords or (1024 if astra else 256),
-            max_tokens=tokens,
-            sensitivity=sensitivity,
-            code_first=usual.code_first if code_first is None else code_first,
-            distributed=class_token is not ClassTokenName.SINGLE,
-            seed=seed,
-        )
-        if default_rate and default_rate not in options.rates:
-            have = ", ".join(map(str, options.rates))
-            raise InputError(f"--default-rate {default_rate} is none of the rates {have} (--rates)")
-        asked = Asked(model, data, class_token, window, part_of(split), task, output, as_json)
-        if not finetune:
-            with _going_on():
-                fit_codebook(asked, options)
-            return
+        distributed = class_token is not ClassTokenName.SINGLE
         tuning = TuneOptions(
             steps=steps,
             batch=batch,
@@ -262,14 +242,36 @@ def fit(
             distill=distill,
             peers=parse_numbers("--peers", peers),
             uneven=not even,
-            distributed=options.distributed,
+            distributed=distributed,
             precision=precision.value,
             patience=patience,
             check=check,
             held_out=held_out,
             seed=seed,
         )
-        tuning.check_values()
+        if finetune:
+            tuning.check_values()
+        usual = _suited(model, history, wanted, codewords or 256, astra=astra)
+        options = replace(
+            usual,
+            codec=codec.value,
+            default_rate=default_rate or usual.default_rate,
+            groups=groups or usual.groups,
+            codewords=codewords or (1024 if astra else 256),
+            max_tokens=tokens,
+            sensitivity=sensitivity,
+            code_first=usual.code_first if code_first is None else code_first,
+            distributed=distributed,
+            seed=seed,
+        )
+        if default_rate and default_rate not in options.rates:
+            have = ", ".join(map(str, options.rates))
+            raise InputError(f"--default-rate {default_rate} is none of the rates {have} (--rates)")
+        asked = Asked(model, data, class_token, window, part_of(split), task, output, as_json)
+        if not finetune:
+            with _going_on():
+                fit_codebook(asked, options)
+            return
         with _going_on():
             tune_model(asked, options, tuning, work, held_out_data)
 

@@ -15,8 +15,10 @@ from astra_mesh.quant.codebook import BlockBook
 from astra_mesh.quant.coders import BlockCoder, Cut, Memory, StageCoder
 from astra_mesh.quant.frame import balanced_order, kv_metric, make_frame, mixed_metric
 from astra_mesh.quant.kmeans import kmeans
-from astra_mesh.quant.mixed import Shares
+from astra_mesh.quant.mixed import Shares, attention_from_others
 from astra_mesh.quant.options import FitOptions
+
+UNSEEN = 0.1  # what a row counts that nobody else attends, where rows count 1 on average
 
 
 @dataclass
@@ -30,8 +32,13 @@ class Batch:
     memory: Memory | None = None
 
     def coded(self, n: Tensor) -> Tensor:
-        """The rows that are sent: (N, D) of (T', B, D)."""
+        """The rows that are sent: (N, ...) of (T', B, ...)."""
         return n[self.held.copies :].flatten(0, 1)
+
+    @property
+    def coded_count(self) -> int:
+        """N of :meth:`coded`."""
+        return (len(self.x) - self.held.copies) * self.x.shape[1]
 
     def restore(self, n: Tensor, coded: Tensor) -> Tensor:
         """``n`` (T', B, D) with the rows of :meth:`coded` replaced."""
@@ -77,7 +84,8 @@ class BlockFit:
         if self.options.codec == "astra":
             x = sampled([batch.coded(batch.x) for batch in batches], self.options.sample, generator)
             check_varied([x], x.mean(0))
-            codewords, _, left = self._stages(x, groups, generator, plain=True)
+            alike = torch.ones(len(x))
+            codewords, _, left = self._stages(x, alike, groups, generator, plain=True)
             whole = float(x.var(0, correction=0).sum())
             return FoundBlock(BlockBook(codewords), 1.0, [one / whole for one in left])
         return self._predictive(batches, groups, generator)
@@ -86,7 +94,8 @@ class BlockFit:
         self, batches: list[Batch], groups: Sequence[int], generator: torch.Generator
     ) -> FoundBlock:
         rows = [batch.coded(self.block.normalize(batch.x)) for batch in batches]
-        center, predict, mean = self._regress(rows, batches)
+        weights = self._weights(batches)
+        center, predict, mean = self._regress(rows, batches, weights)
         book = BlockBook((), (), center, None, None, predict)
         residuals = [
             n - predicted_rows(batch, self.index, book, n)
@@ -95,24 +104,48 @@ class BlockFit:
         picked = picks([len(n) for n in rows], self.options.sample, generator)
         n = torch.cat([part[at] for part, at in zip(rows, picked, strict=True)])
         residual = torch.cat([part[at] for part, at in zip(residuals, picked, strict=True)])
-        metric = mixed_metric(
-            kv_metric(n - mean, self.block), self.sensitivity, self.options.sensitivity
-        )
-        frame = make_frame(residual, metric, self.options.dropped)
+        weight = torch.cat([part[at] for part, at in zip(weights, picked, strict=True)])
+        root = weight.sqrt()[:, None]
+        own = self.metric(root * (n - mean))
+        metric = mixed_metric(own, self.sensitivity, self.options.sensitivity)
+        frame = make_frame(root * residual, metric, self.options.dropped)
         y = residual @ frame.analysis.T
-        codewords, orders, left = self._stages(y, groups, generator, plain=False)
-        whole = float(((n - mean) @ frame.analysis.T).square().sum(1).mean())
-        before = float(y.square().sum(1).mean())
+        codewords, orders, left = self._stages(y, weight, groups, generator, plain=False)
+        whole = energy((n - mean) @ frame.analysis.T, weight)
+        before = energy(y, weight)
         book = BlockBook(codewords, orders, center, frame.analysis, frame.synthesis, predict)
         return FoundBlock(book, before / whole, [one / whole for one in left])
 
+    def metric(self, centered: Tensor) -> Tensor:
+        """(D, D) float64: which errors of keys and values count, see :func:`kv_metric`."""
+        return kv_metric(centered, self.block)
+
+    def _weights(self, batches: list[Batch]) -> list[Tensor]:
+        """By how much each batch's coded rows count: (N,), 1 on average.
+
+        What others attend to most, as the first token of a text in many models, has to be right,
+        however few such rows there are.
+        """
+        power = self.options.attention
+        if power is None:
+            return [torch.ones(batch.coded_count) for batch in batches]
+        paid = [
+            batch.coded(attention_from_others(self.block, batch.x, batch.mask)) for batch in batches
+        ]
+        paid = [one.pow(power) if power else (one > 0).float() for one in paid]
+        mean = float(torch.cat(paid).mean())
+        if not mean > 0:  # a single peer
+            return [torch.ones_like(one) for one in paid]
+        return [UNSEEN + (1 - UNSEEN) * one / mean for one in paid]
+
     def _regress(
-        self, rows: list[Tensor], batches: list[Batch]
+        self, rows: list[Tensor], batches: list[Batch], weights: list[Tensor]
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """Center (D,), predict (depth, D, D) or None, and the mean of n (D,)."""
         sums = Sums()
-        for n, batch in zip(rows, batches, strict=True):
-            sums.add(None if batch.memory is None else batch.memory.past(self.index), n)
+        for n, batch, weight in zip(rows, batches, weights, strict=True):
+            past = None if batch.memory is None else batch.memory.past(self.index)
+            sums.add(past, n, weight)
         mean = sums.mean()
         check_varied(rows, mean)
         center, predict = sums.solve(self.options.ridge)
@@ -120,41 +153,49 @@ class BlockFit:
         return center, None if predict is None else predict.view(-1, size, size), mean
 
     def _stages(
-        self, y: Tensor, groups: Sequence[int], generator: torch.Generator, plain: bool
+        self,
+        y: Tensor,
+        weight: Tensor,
+        groups: Sequence[int],
+        generator: torch.Generator,
+        plain: bool,
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], list[float]]:
         """Codewords and orders of each stage, and the mean squared length of what it leaves."""
+        options = self.options
         codewords, orders, left = [], [], []
         for count in groups:
-            order = None if plain else balanced_order(y.square().mean(0), count)
+            variances = (weight[:, None] * y.square()).mean(0)
+            order = None if plain else balanced_order(variances, count)
             cut = Cut(count, order, y.shape[1]).split(y).contiguous()
-            found = kmeans(cut, self.options.codewords, self.options.iterations, generator)
+            found = kmeans(cut, options.codewords, options.iterations, generator, weight)
             stage = StageCoder(found.half().float(), order, y.shape[1])
             y = y - stage.decode(stage.encode(y))
             codewords.append(found)
-            left.append(float(y.square().sum(1).mean()))
+            left.append(energy(y, weight))
             if order is not None:
                 orders.append(order)
         return tuple(codewords), tuple(orders), left
 
 
 class Sums:
-    """Moments of what is predicted from (N, F) and of n (N, D), added up in float64."""
+    """Weighed moments of what is predicted from (N, F) and of n (N, D), added up in float64."""
 
     def __init__(self) -> None:
-        self.count = 0
+        self.count = 0.0  # by weight
         self._n: Tensor | float = 0.0
         self._f: Tensor | None = None
         self._ff: Tensor | float = 0.0
         self._fn: Tensor | float = 0.0
 
-    def add(self, past: Tensor | None, n: Tensor) -> None:
-        """Count rows."""
-        self.count += len(n)
-        self._n = self._n + n.double().sum(0)
+    def add(self, past: Tensor | None, n: Tensor, weight: Tensor) -> None:
+        """Count rows by their ``weight`` (N,)."""
+        self.count += float(weight.double().sum())
+        self._n = self._n + weight.double() @ n.double()
         if past is not None:
-            self._f = past.double().sum(0) + (0.0 if self._f is None else self._f)
-            self._ff = self._ff + (past.T @ past).double()
-            self._fn = self._fn + (past.T @ n).double()
+            heavy = past * weight[:, None]
+            self._f = heavy.double().sum(0) + (0.0 if self._f is None else self._f)
+            self._ff = self._ff + (heavy.T @ past).double()
+            self._fn = self._fn + (heavy.T @ n).double()
 
     def mean(self) -> Tensor:
         """Of n, (D,) float32."""
@@ -175,6 +216,11 @@ class Sums:
         damped = spread + ridge * float(spread.trace()) / size * torch.eye(size).double()
         weights = torch.linalg.solve(damped, common).half().double()  # as it is stored
         return (mean - past @ weights).float(), weights.float()
+
+
+def energy(y: Tensor, weight: Tensor) -> float:
+    """The mean squared length of rows (N, F) that count by ``weight`` (N,)."""
+    return float((weight * y.square().sum(1)).mean())
 
 
 def check_varied(parts: Sequence[Tensor], mean: Tensor) -> None:

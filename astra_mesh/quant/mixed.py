@@ -11,6 +11,7 @@ copy of the class token for each shard.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -95,6 +96,22 @@ def mixed_block(block: Block, x: Tensor, mask: Tensor, rebuilt: Tensor | None) -
     wide = query.permute(1, 2, 3, 0, 4).flatten(1, 2)  # (B, H, T, E)
     out = F.scaled_dot_product_attention(wide, key, value, attn_mask=mask)
     return block.mix(x, out.permute(2, 0, 1, 3).flatten(2))
+
+
+def attention_from_others(block: Block, x: Tensor, mask: Tensor) -> Tensor:
+    """(T, B): the attention that rows of other shards pay to each row, over all heads.
+
+    ``x`` (T, B, D) is the block's input, ``mask`` (B, 1, T, 2T) as for :func:`mixed_block`. Takes
+    (H, T, T) float32, one sequence after the other.
+    """
+    query, rows = block.project(block.normalize(x), 0)
+    keys, found = rows.unbind(-3)[0], torch.zeros(x.shape[:2])
+    for at in range(x.shape[1]):
+        scores = torch.einsum("thge,she->hgts", query[:, at], keys[:, at])
+        own, others = mask[at, 0].chunk(2, dim=-1)
+        scores = (scores / math.sqrt(keys.shape[-1])).masked_fill(~(own | others), -math.inf)
+        found[:, at] = scores.softmax(-1).masked_fill(~others, 0.0).sum((0, 1, 2))
+    return found
 
 
 def mixed_forward(

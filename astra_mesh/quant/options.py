@@ -32,6 +32,7 @@ class FitOptions:
     sample: int = 50_000  # of them, rows that k-means sees
     sensitivity: float = 0.5  # weight of the sensitivity beside the K,V metric; 0: none
     sensitivity_tokens: int = 50_000
+    attention: float | None = 1.0  # rows count by others' attention to this power; None: alike
     ridge: float = 1e-3  # of the prediction, in mean variances
     dropped: float = 0.005  # share of the variance in coordinates that are not coded
     code_first: bool = False  # the first block, too, whose input all devices know; no history

@@ -7,8 +7,9 @@
 * Mean correction: what the rebuilt rows are off by on average over the calibration data is added
   to them (keys and values are linear in them, and corrected with them), or what the attention's
   output is off by, to all of it or in proportion to the share of the coded tokens in it.
-* Weights of rows: each calibration row counts by the attention that the others' tokens pay to it,
-  or by its root, in the regression, the coordinates and k-means; or only by whether there is any.
+* Weights of rows: each calibration row counts by the attention that the others' tokens pay to it
+  (which is what ``fit`` does), or by its root, in the regression, the coordinates and k-means; or
+  by whether there is any.
 * Shared errors: what the codes of one peer's tokens are off by on average goes with them in each
   block, exact or in a few bits for each coordinate. Codes would have to be fitted to nothing new.
 
@@ -37,16 +38,13 @@ from astra_mesh.quality.data import load_samples
 from astra_mesh.quant.block_fit import (
     Batch,
     BlockFit,
-    FoundBlock,
     added_rows,
-    picks,
     predicted_rows,
     seeded,
 )
 from astra_mesh.quant.codebook import BlockBook, as_stored
-from astra_mesh.quant.coders import BlockCoder, Cut, Memory, StageCoder
-from astra_mesh.quant.frame import balanced_order, kv_metric, make_frame, mixed_metric
-from astra_mesh.quant.kmeans import assign
+from astra_mesh.quant.coders import BlockCoder, Memory
+from astra_mesh.quant.frame import kv_metric
 from astra_mesh.quant.mixed import Shares, arrange, even_bounds, mixed_block, shares
 from astra_mesh.quant.sensitivity import sensitivities
 
@@ -71,7 +69,7 @@ class Trial:
 
 
 TRIALS: Final = {
-    "as kept": Trial(),
+    "rows alike": Trial(),
     "heads, unit energy": Trial(heads="energy"),
     "heads, by sensitivity": Trial(heads="sensitivity"),
     "mean of rows": Trial(correction="rows"),
@@ -184,15 +182,6 @@ def attention(block: Block, batch: Batch, rebuilt: Tensor | None) -> Attention:
     return Attention(share @ value, share[..., len(rows) :])
 
 
-def _paid(of: Subject, index: int, batch: Batch, power: float) -> Tensor:
-    """(N,): the attention that others' queries pay to each coded row, to a power; 0: if any."""
-    remote = attention(of.model.block(index), batch, None).remote.mean(1)  # (B, T, T)
-    if of.task == "classify" and index == of.model.spec.num_hidden_layers - 1:
-        remote = remote[:, :1]  # nobody reads the others' answers
-    paid = remote.sum(1).T.flatten()
-    return paid**power if power else (paid > 0).float()
-
-
 # --- fitting --------------------------------------------------------------------------------------
 
 
@@ -214,95 +203,13 @@ def by_heads(weights: Tensor | None) -> Metric:
 
 @dataclass
 class TrialFit(BlockFit):
-    """With another metric, and weights of the rows of each batch."""
+    """With another metric."""
 
-    metric: Metric = kv_metric
-    weights: list[Tensor] | None = None
+    chosen: Metric = kv_metric
 
-    def _predictive(
-        self, batches: list[Batch], groups: Sequence[int], generator: torch.Generator
-    ) -> FoundBlock:
-        rows = [batch.coded(self.block.normalize(batch.x)) for batch in batches]
-        weights = self.weights or [torch.ones(len(n)) for n in rows]
-        center, predict, mean = self._weighed(rows, batches, weights)
-        book = BlockBook((), (), center, None, None, predict)
-        picked = picks([len(n) for n in rows], self.options.sample, generator)
-        parts = zip(rows, batches, weights, picked, strict=True)
-        kept = [
-            (n[at], (n - predicted_rows(batch, self.index, book, n))[at], weight[at])
-            for n, batch, weight, at in parts
-        ]
-        n, residual, weight = (torch.cat(one) for one in zip(*kept, strict=True))
-        weight = weight / weight.mean()
-        root = weight.sqrt()[:, None]
-        own = self.metric(root * (n - mean), self.block)
-        metric = mixed_metric(own, self.sensitivity, self.options.sensitivity)
-        frame = make_frame(root * residual, metric, self.options.dropped)
-        y = residual @ frame.analysis.T
-        codewords, orders = self._weighed_stages(y, weight, groups, generator)
-        book = BlockBook(codewords, orders, center, frame.analysis, frame.synthesis, predict)
-        return FoundBlock(book, 0.0, [])
-
-    def _weighed(
-        self, rows: list[Tensor], batches: list[Batch], weights: list[Tensor]
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """As :meth:`_regress`, in weighed moments."""
-        pasts = [batch.memory.past(self.index) for batch in batches if batch.memory is not None]
-        if not pasts:
-            mean, _ = moments(rows, weights)
-            return mean.float(), None, mean.float()
-        size = rows[0].shape[1]
-        both = [torch.cat(pair, dim=1) for pair in zip(pasts, rows, strict=True)]
-        means, second = moments(both, weights)
-        spread = second - torch.outer(means, means)
-        past, common = spread[:-size, :-size], spread[:-size, -size:]
-        eye = torch.eye(len(past)).double()
-        damped = past + self.options.ridge * past.trace() / len(past) * eye
-        solved = torch.linalg.solve(damped, common).half().double()
-        center = means[-size:] - means[:-size] @ solved
-        return center.float(), solved.float().view(-1, size, size), means[-size:].float()
-
-    def _weighed_stages(
-        self, y: Tensor, weight: Tensor, groups: Sequence[int], generator: torch.Generator
-    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        codewords, orders = [], []
-        for count in groups:
-            order = balanced_order((weight[:, None] * y.square()).mean(0), count)
-            cut = Cut(count, order, y.shape[1]).split(y).contiguous()
-            found = weighed_kmeans(cut, weight, self.options, generator)
-            stage = StageCoder(found.half().float(), order, y.shape[1])
-            y = y - stage.decode(stage.encode(y))
-            codewords.append(found)
-            orders.append(order)
-        return tuple(codewords), tuple(orders)
-
-
-def moments(rows: list[Tensor], weights: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Weighed mean (F,) and second moments (F, F) float64, not centered."""
-    whole = sum(one.double().sum() for one in weights)
-    parts = [(n.double(), w.double()[:, None]) for n, w in zip(rows, weights, strict=True)]
-    mean = sum(((w * n).sum(0) for n, w in parts), torch.zeros(())) / whole
-    second = sum(((w * n).T @ n for n, w in parts), torch.zeros(())) / whole
-    return mean, second
-
-
-def weighed_kmeans(
-    y: Tensor, weight: Tensor, options: FitOptions, generator: torch.Generator
-) -> Tensor:
-    """As :func:`astra_mesh.quant.kmeans.kmeans`, where each row counts by its weight (N,)."""
-    groups, count, width = y.shape
-    start = torch.randperm(count, generator=generator)[: options.codewords]
-    centers = y[:, start].clone()
-    for _ in range(options.iterations):
-        index = assign(y, centers)
-        sums = torch.zeros_like(centers)
-        sums.scatter_add_(1, index.unsqueeze(-1).expand(-1, -1, width), y * weight[:, None])
-        sizes = torch.zeros(groups, options.codewords)
-        sizes.scatter_add_(1, index, weight.expand(groups, -1))
-        spare = y[:, torch.randint(count, (options.codewords,), generator=generator)]
-        kept = sizes.unsqueeze(-1) > 1e-6
-        centers = torch.where(kept, sums / sizes.clamp_min(1e-6).unsqueeze(-1), spare)
-    return centers
+    def metric(self, centered: Tensor) -> Tensor:
+        """See :class:`BlockFit`."""
+        return self.chosen(centered, self.block)
 
 
 # --- running --------------------------------------------------------------------------------------
@@ -341,10 +248,8 @@ class Run:
         metric: Metric = kv_metric
         if trial.heads:
             metric = by_heads(self.of.by_head[index] if trial.heads == "sensitivity" else None)
-        weights = None
-        if trial.weights is not None:
-            weights = [_paid(self.of, index, batch, trial.weights) for batch in batches]
-        fitted = TrialFit(self.options, block, index, self.of.fisher[index], metric, weights)
+        options = replace(self.options, attention=trial.weights)
+        fitted = TrialFit(options, block, index, self.of.fisher[index], metric)
         book = as_stored(fitted.run(batches, self.options.stage_groups).book)
         self.books.append(book)
         coded = Coded(BlockCoder(book))

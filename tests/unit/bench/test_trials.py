@@ -13,15 +13,13 @@ import torch
 from astra_mesh.bundle import Bundle
 from astra_mesh.quality import EvalSettings, FitOptions, evaluate, evaluation
 from astra_mesh.quality.data import load_samples
-from astra_mesh.quant.block_fit import BlockFit, seeded
 from astra_mesh.quant.codebook import Codebook
 from astra_mesh.quant.codecs import make_codec
 from astra_mesh.quant.coders import BlockCoder
 from astra_mesh.quant.frame import kv_metric
-from astra_mesh.quant.kmeans import kmeans
 from tests.unit.quality.making import picture, toy_bundle, words, write
 from tools.bench import trials
-from tools.bench.trials import Run, Subject, Trial, TrialFit
+from tools.bench.trials import Run, Subject, Trial
 
 OPTIONS = FitOptions(
     history=-1, rates=(8,), groups=2, codewords=16, iterations=2, peers=(4,), distributed=False
@@ -62,37 +60,6 @@ def test_what_is_measured_is_what_eval_measures(
     assert kl == pytest.approx(wanted["kl"], rel=1e-3, abs=1e-9)
     assert agreement == pytest.approx(wanted["agreement"])
     assert len(load_samples(bundle, data, limit=9)) == 9
-
-
-def test_without_weights_a_block_is_fitted_as_fit_does(of: tuple[Subject, Bundle, Path]) -> None:
-    subject = of[0]
-    batches = trials.batches_of(subject, subject.calibration)
-    groups = OPTIONS.stage_groups
-    options = replace(OPTIONS, history=0)
-    block = subject.model.block(1)
-    found = TrialFit(options, block, 1, None).run(batches, groups).book
-    wanted = BlockFit(options, block, 1, None).run(batches, groups).book
-    assert found.center is not None
-    assert wanted.center is not None
-    torch.testing.assert_close(found.center, wanted.center)
-    for one, other in zip(found.codewords, wanted.codewords, strict=True):
-        torch.testing.assert_close(
-            one.abs().sort(1)[0], other.abs().sort(1)[0], atol=1e-3, rtol=1e-2
-        )
-
-
-def test_rows_of_weight_two_are_rows_that_are_there_twice() -> None:
-    y = torch.randn(2, 60, 3, generator=torch.Generator().manual_seed(1))
-    options = replace(OPTIONS, iterations=5)
-    weight = torch.ones(60)
-    plain = kmeans(y, 16, 5, seeded(0, "x"))
-    torch.testing.assert_close(trials.weighed_kmeans(y, weight, options, seeded(0, "x")), plain)
-    weight[:20] = 2
-    rows, doubled = [y[0]], [torch.cat([y[0], y[0, :20]])]
-    found, wanted = (
-        trials.moments(one, [w]) for one, w in ((rows, weight), (doubled, torch.ones(80)))
-    )
-    torch.testing.assert_close(found, wanted)
 
 
 def test_heads_of_equal_weight_are_all_keys_and_values(of: tuple[Subject, Bundle, Path]) -> None:
@@ -163,12 +130,3 @@ def test_the_shared_error_that_is_sent_leaves_none_but_its_rounding(
     assert found[0] > found[1] > found[2] > found[3]
     assert found[2] < 0.05
     assert found[3] < 1e-3
-
-
-def test_rows_that_nobody_attends_have_no_weight(of: tuple[Subject, Bundle, Path]) -> None:
-    """The last peer's in a causal model."""
-    subject = of[0]
-    batch = trials.batches_of(subject, subject.calibration)[0]
-    paid = trials._paid(subject, 1, batch, 0.0).view(batch.x.shape[:2])
-    sent = batch.held.owner.T < trials.PEERS - 1
-    assert torch.equal(paid, sent.float() if subject.model.spec.causal else torch.ones_like(paid))

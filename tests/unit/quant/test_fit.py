@@ -311,8 +311,11 @@ def test_the_report_says_what_running_gives(kind: str, history: int, distributed
             analysis = book.book(index, book.stages).analysis
             assert analysis is not None
             error, whole = n[sent].flatten(0, 1) - rows, n[sent].flatten(0, 1)
-            parts = (one @ analysis.T for one in (error, whole - whole.mean(0)))
-            left, all_ = (float(one.square().sum()) for one in parts)
+            batch = block_fit.Batch(embedded, held, mask, x)
+            (weight,) = block_fit.BlockFit(options, block, index, None)._weights([batch])
+            mean = weight @ whole / weight.sum()
+            parts = (one @ analysis.T for one in (error, whole - mean))
+            left, all_ = (block_fit.energy(one, weight) for one in parts)
             assert report.blocks[index - 1].left == pytest.approx(left / all_, rel=0.02)
         x = mixed_block(block, x, mask, rebuilt)
 

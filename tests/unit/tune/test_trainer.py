@@ -31,7 +31,10 @@ from tests.unit.families.making import VOCAB, make_model
 from tests.unit.quality.full_disk import files_of_at_most
 from tests.unit.tune.making import TOKENS, batch_of, inputs_of
 
-FIT = FitOptions(codewords=16, rates=(4, 16), default_rate=16, iterations=2, sensitivity=0)
+# Rows count alike, as they do in the loss that brings codes nearer.
+FIT = FitOptions(
+    codewords=16, rates=(4, 16), default_rate=16, iterations=2, sensitivity=0, attention=None
+)
 SHORT = TuneOptions(
     steps=11, batch=4, check=3, patience=0, learning_rate=1e-3, lora_rank=2, covariance="full"
 )
