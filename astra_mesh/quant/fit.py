@@ -4,9 +4,10 @@ Block after block, on inputs that already carry what quantizing the blocks befor
 the calibration sequences run under a plan of several peers (:mod:`astra_mesh.quant.mixed`). For
 each block
 
-1. the prediction from what is held of the blocks before (ridge regression),
-2. the coordinates of what is left (:mod:`astra_mesh.quant.frame`),
-3. the codewords, stage by stage (k-means on what the stages before left),
+1. what each row counts: by the attention that other peers' tokens pay to it,
+2. the prediction from what is held of the blocks before (ridge regression),
+3. the coordinates of what is left (:mod:`astra_mesh.quant.frame`),
+4. the codewords, stage by stage (k-means on what the stages before left),
 
 then all tokens are coded with them, and the block runs on what the others hold. ``astra`` has only
 the last step (arXiv 2505.19342, section 3.2).
@@ -85,7 +86,8 @@ def fit_codebook(
 ) -> tuple[Codebook, FitReport]:
     """A codebook for all blocks and rates. Deterministic for a seed and one number of threads.
 
-    Memory: ``(3 + max(1, history)) * max_tokens * D`` float32, the sample twice, and one batch.
+    Memory: ``(3 + max(1, history)) * max_tokens * D`` float32, the sample three times, one batch,
+    and (heads, T, T) float32 of one sequence.
 
     Args:
         model: in full precision.
