@@ -251,7 +251,7 @@ def _show_costs(found: Fitted, times: Times) -> None:
         "codes",
         "rows to add",
         "tables, MiB",
-        "or products",
+        "or 1,000\nproducts",
         "encode, us",
         "decode, us",
         "by",
@@ -261,7 +261,7 @@ def _show_costs(found: Fitted, times: Times) -> None:
     for one in found.costs:
         mib = f"{one.table_bytes / 2**20:.1f}" if one.table_rows else "-"
         rows = f"{one.table_rows}" if one.table_rows else "-"
-        products = f"{one.project_products:,}"
+        products = f"{one.project_products / 1e3:,.0f}"
         encode = f"{1e6 * times.codes.encode_s[one.stages]:.1f}"
         decode = f"{1e6 * times.codes.decode_s[one.stages]:.1f}"
         how = times.codes.decoder[one.stages]
