@@ -35,11 +35,6 @@ class Batch:
         """The rows that are sent: (N, ...) of (T', B, ...)."""
         return n[self.held.copies :].flatten(0, 1)
 
-    @property
-    def coded_count(self) -> int:
-        """N of :meth:`coded`."""
-        return (len(self.x) - self.held.copies) * self.x.shape[1]
-
     def restore(self, n: Tensor, coded: Tensor) -> Tensor:
         """``n`` (T', B, D) with the rows of :meth:`coded` replaced."""
         rows = coded.view(-1, *n.shape[1:])
@@ -128,7 +123,7 @@ class BlockFit:
         """
         power = self.options.attention
         if power is None:
-            return [torch.ones(batch.coded_count) for batch in batches]
+            return [torch.ones(len(batch.coded(batch.x))) for batch in batches]
         paid = [
             batch.coded(attention_from_others(self.block, batch.x, batch.mask)) for batch in batches
         ]

@@ -1,4 +1,4 @@
-"""Three ideas for fitting codes without training, one by one: a study of tools.bench.fidelity.
+"""Four ideas for fitting codes without training, one by one: a study of tools.bench.fidelity.
 
     python -m tools.bench.fidelity --only trials --threads 1
 
