@@ -212,9 +212,11 @@ def peer(
         import logging
 
         from astra_mesh.client.addresses import parse_address
-        from astra_mesh.memory import share_one_heap
+        from astra_mesh.memory import share_one_heap, take_little
 
         share_one_heap()
+        if low_memory:
+            take_little()
         logging.basicConfig(
             level=log_level.value.upper(),
             format="%(asctime)s %(levelname)s %(name)s: %(message)s",

@@ -7,7 +7,6 @@ fewer tokens a device has. Measured on two EPYC cores, one thread, 3072 x 768: 4
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Final, Literal
 
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from astra_mesh.families.block import Activation, Linear, activation
 from astra_mesh.families.precision import linears, set_linears
+from astra_mesh.memory import keep_few_kernels
 
 Packing = Literal["none", "apart", "fused"]  # weights, and activations within the product or not
 
@@ -29,18 +29,6 @@ _FUSED: Final[Mapping[Activation, tuple[str, str]]] = {
     activation("gelu_new"): ("gelu", "tanh"),
     activation("relu"): ("relu", ""),
 }
-
-# oneDNN, and its binding in torch, keep the code that they make for a shape: 0.2 MiB each for any
-# layer and number of tokens, up to 1,024 times. Prompts of 250 lengths cost 420 MiB so; making the
-# code of a layer again takes below 1 ms. Both look at this before their first product only.
-KEPT_KERNELS: Final = 64
-
-
-def keep_few_kernels() -> None:
-    """Unless the environment says how many, :data:`KEPT_KERNELS`."""
-    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
-        os.environ.setdefault(name, str(KEPT_KERNELS))
-
 
 keep_few_kernels()
 
@@ -124,10 +112,12 @@ def packed(layer: Linear, *, fuses: bool = True) -> Linear:
     return found
 
 
-def pack(model: torch.nn.Module, *, fuses: bool = True) -> None:
+def pack(model: torch.nn.Module, *, fuses: bool = True, doubles: bool = True) -> None:
     """Pack the layers of a model, or of a block, in place.
 
-    A head that shares its weights with the embedding stays: packing would double them.
+    A head that shares its weights with the embedding stays: packing would double them. Without
+    ``doubles`` projections to queries, keys and values stay, too: their parts for keys and values
+    are packed once more in each block where codes are decoded without tables.
     """
     layers = linears(model)
     own = set(map(id, layers.values()))
@@ -143,5 +133,6 @@ def pack(model: torch.nn.Module, *, fuses: bool = True) -> None:
             name: packed(layer, fuses=fuses)
             for name, layer in layers.items()
             if type(layer) is Linear and id(layer.weight) not in shared
+            if doubles or not f".{name}".endswith(".qkv")
         },
     )

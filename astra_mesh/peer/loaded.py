@@ -13,6 +13,7 @@ from astra_mesh.bundle.quality import Quality, TaskQuality
 from astra_mesh.bundle.text import TextTokenizer
 from astra_mesh.errors import CodebookError, CodecError, RateError
 from astra_mesh.families import Model, ModelSpec
+from astra_mesh.memory import drop_pages
 from astra_mesh.peer.code_times import CodeTimes
 from astra_mesh.peer.precision import Chosen
 from astra_mesh.peer.steps import StepQueue
@@ -92,6 +93,11 @@ class Loaded:
                 return partial(codec.table, blocks[0], stages)
             del self._wanted[0]
         return None
+
+    def drop_pages(self) -> None:
+        """The files of codebooks leave memory. What coders and tables have of them stays."""
+        books = [book for held in self.codebooks.values() for book in held.levels.values()]
+        drop_pages(one.codewords[0] for level in books for one in level)
 
     def _codec(self, name: str, codebook: CodebookId) -> AnyCodec:
         key = (name, codebook, "")

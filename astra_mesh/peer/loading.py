@@ -63,7 +63,7 @@ def loading(
     """
     model = build_model(bundle.config, load_weights(bundle))
     yield
-    chosen, packing = yield from _formatted(bundle, model, precision, known)
+    chosen, packing = yield from _formatted(bundle, model, precision, known, tables)
     books, problems = read_codebooks(bundle)
     tokenizer, stop_ids, words = _words_of(bundle, words or bundle)
     loaded = Loaded(
@@ -151,19 +151,20 @@ def quality_of(bundle: Bundle) -> Quality | None:
 
 
 def _formatted(
-    bundle: Bundle, model: Model, wanted: Wanted, known: Figures | None
+    bundle: Bundle, model: Model, wanted: Wanted, known: Figures | None, tables: bool
 ) -> Parts[tuple[Chosen, Packing]]:
-    """Convert a float32 model in place to the best format, and pack it if that is faster."""
+    """Convert a float32 model in place to the best format, and pack it if that is faster; what
+    projects keys and values only with ``tables``, without which all blocks need a part of it."""
     if known is not None:
         chosen = Chosen(cast(Precision, known.precision), known.speedup, known.divergence)
         convert(model, chosen.precision)
         if known.packing != "none":
-            pack(model, fuses=known.packing == "fused")
+            pack(model, fuses=known.packing == "fused", doubles=tables)
         yield
         return chosen, known.packing
     chosen = choose_precision(model, wanted)
     yield
-    packing = pack_if_faster(model)
+    packing = pack_if_faster(model, doubles=tables)
     log.info(
         "%s runs in %s%s: %.1f times as fast as fp32, divergence %.2g",
         bundle.name,

@@ -60,7 +60,7 @@ class Conditions(msgspec.Struct, frozen=True):
     tables: bool = True  # whether codes may be decoded by them
     torch: str = str(torch.__version__)
     software: str = __version__
-    method: int = 3  # of measuring: another one than before for each change of what figures mean
+    method: int = 4  # of measuring: another one than before for each change of what figures mean
 
     @property
     def key(self) -> str:

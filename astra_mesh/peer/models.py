@@ -210,6 +210,7 @@ class ModelHost(Offers):
             entry.about, entry.figures, entry.loaded = about, figures, loaded
             entry.doubtful = known is not None
             self._tell(entry, loaded)
+            await self._compute(loaded.drop_pages)
             await self._compute(give_back)
             return loaded
 
@@ -385,6 +386,13 @@ class ModelHost(Offers):
         for entry in list(self._entries.values()):
             while entry.loaded is not None and idle() and (make := entry.loaded.next_table()):
                 await self._compute(make)
+
+    def give_back(self) -> None:
+        """Memory that is not needed now goes back to the system. In the compute thread."""
+        for entry in list(self._entries.values()):
+            if entry.loaded is not None:
+                entry.loaded.drop_pages()
+        give_back()
 
     async def _turn_s(self) -> float:
         """Seconds for one turn of the compute thread, from the event loop and back: the median."""

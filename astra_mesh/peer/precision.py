@@ -70,9 +70,10 @@ def choose_precision(model: Model, wanted: Wanted = "auto") -> Chosen:
 
 
 @torch.inference_mode()
-def pack_if_faster(model: Model) -> Packing:
-    """Pack the weights of a model (:mod:`astra_mesh.families.packed`) where that makes its largest
-    product faster on this device, with the activation after it; how. Runs in the compute thread.
+def pack_if_faster(model: Model, *, doubles: bool = True) -> Packing:
+    """Pack the weights of a model (:func:`astra_mesh.families.packed.pack`) where that makes its
+    largest product faster on this device, with the activation after it; how. Runs in the compute
+    thread.
     """
     ffn = model.block(0).ffn
     layer, other = ffn.up, packed(ffn.up)
@@ -92,7 +93,7 @@ def pack_if_faster(model: Model) -> Packing:
             found, best = "apart", apart_s
     if best > PACKING_GAIN * took_s(layer):
         return "none"
-    pack(model, fuses=found == "fused")
+    pack(model, fuses=found == "fused", doubles=doubles)
     return found
 
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from astra_mesh import limits
 from astra_mesh.engine.timeline import Timeline
 from astra_mesh.errors import AstraMeshError, BusyError, InternalError, MeshError, ProtocolError
-from astra_mesh.memory import give_back
 from astra_mesh.mesh.link import Link
 from astra_mesh.peer import tasks
 from astra_mesh.peer.answer import Answer, new_request
@@ -131,7 +130,7 @@ class Requests:
 
     def _give_back(self) -> None:
         self._gave_back = asyncio.get_running_loop().time()
-        self._start("giving memory back", self._peer.compute, give_back)
+        self._start("giving memory back", self._peer.compute, self._peer.models.give_back)
 
     def _start(self, name: str, work: tasks.Work[...], *args: object) -> asyncio.Task[None]:
         task = tasks.start(self._group, name, work, *args)

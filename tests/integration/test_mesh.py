@@ -23,7 +23,6 @@ from astra_mesh.families import ModelInput
 from astra_mesh.mesh.link import Link
 from astra_mesh.mesh.probe import Backlog
 from astra_mesh.peer import Peer, PeerConfig
-from astra_mesh.peer import requests as requests_module
 from astra_mesh.peer.exchange import MeshExchange
 from astra_mesh.peer.inputs import read_inputs
 from astra_mesh.peer.loading import load
@@ -180,7 +179,7 @@ async def test_memory_goes_back_once_nothing_runs_for_a_while(
 ) -> None:
     given_back: list[float] = []
     monkeypatch.setattr(limits, "GIVE_BACK_S", 0.3)
-    monkeypatch.setattr(requests_module, "give_back", lambda: given_back.append(1))
+    monkeypatch.setattr(ModelHost, "give_back", lambda self: given_back.append(1))
     monkeypatch.setattr(ModelHost, "doubt", lambda self, model: None)
     async with mesh_of(["a"], models) as (peer,), client_of(peer) as client:
         for _ in range(3):
@@ -200,7 +199,7 @@ async def test_memory_of_work_between_requests_goes_back(
     """It may last until long after the last request."""
     given_back: list[float] = []
     monkeypatch.setattr(limits, "GIVE_BACK_S", 60.0)
-    monkeypatch.setattr(requests_module, "give_back", lambda: given_back.append(1))
+    monkeypatch.setattr(ModelHost, "give_back", lambda self: given_back.append(1))
     monkeypatch.setattr(ModelHost, "has_doubts", property(lambda self: True))
     async with mesh_of(["a"], models) as (peer,), client_of(peer) as client:
         sampling = Sampling(max_new_tokens=2)
@@ -213,7 +212,7 @@ async def test_memory_goes_back_now_and_then_if_something_always_runs(
     models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given_back: list[float] = []
-    monkeypatch.setattr(requests_module, "give_back", lambda: given_back.append(1))
+    monkeypatch.setattr(ModelHost, "give_back", lambda self: given_back.append(1))
     monkeypatch.setattr(limits, "GIVE_BACK_S", 60.0)
     sampling = Sampling(max_new_tokens=2)
     async with mesh_of(["a"], models) as (peer,), client_of(peer) as client:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from astra_mesh.families.packed import KEPT_KERNELS
+from astra_mesh.memory import KEPT_KERNELS
 from tests.forks import python
 from tests.timings import patient
 

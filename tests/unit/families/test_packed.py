@@ -48,6 +48,20 @@ def test_answers_stay(kind: str, precision: Precision) -> None:
     assert (type(model.block(0).qkv) is PackedLinear) == able
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_doubles_what_is_used_in_part_stays(kind: str) -> None:
+    model = make_model(kind)
+    before = rows(model)
+    pack(model, doubles=False)
+    kinds = {
+        name.rpartition(".")[2]: type(one)
+        for name, one in model.block(0).named_modules()
+        if isinstance(one, Linear)
+    }
+    assert kinds == {"qkv": Linear, "out": PackedLinear, "up": PackedLinear, "down": PackedLinear}
+    assert float((rows(model) - before).norm() / before.norm()) <= 1e-5
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("count", [1, 3, 40])

@@ -29,6 +29,7 @@ from astra_mesh.quant.codecs import VectorCodec
 from astra_mesh.wire.messages import ModelId
 from tests.bundles import GPT2, VIT, gpt2_tensors, vit_tensors, write_bundle
 from tests.integration.mesh_fixtures import fit_small
+from tests.mapped import mapped, needs_smaps
 
 
 @pytest.fixture
@@ -130,6 +131,22 @@ async def test_with_little_memory_there_are_no_tables_and_figures_of_their_own(
         assert lean.next_table() is None
     again = await (await host_of(folder, compute)).load(model)
     assert again.times == whole.times
+
+
+@needs_smaps
+async def test_the_files_of_codebooks_are_not_held_in_memory(
+    folder: Path, compute: ComputeThread
+) -> None:
+    host = await host_of(folder, compute)
+    loaded = await host.load(host.find("words"))
+    (key, book), *_ = loaded.codebooks.items()
+    assert mapped(folder / "models/words/codebook") == 0
+    first = loaded.codec(book.codec, key)
+    assert isinstance(first, VectorCodec)
+    first.coder(book.first_block, book.stages)
+    assert mapped(folder / "models/words/codebook") > 0
+    await compute(host.give_back)
+    assert mapped(folder / "models/words/codebook") == 0
 
 
 async def test_two_peers_of_one_device_measure_a_model_once(
