@@ -72,7 +72,13 @@ settings.load_profile("shared")
 # --- which tests run ------------------------------------------------------------------------------
 
 KINDS = ("beside", "faults", "browsers", "alone")
-_HOUSES = ("test_nemesis.py", "test_pairing.py", "test_peers.py", "test_scenarios.py")
+_HOUSES = (
+    "test_nemesis.py",
+    "test_pairing.py",
+    "test_peers.py",
+    "test_scenarios.py",
+    "test_speed.py",
+)
 
 
 def kind_of(path: Path) -> str:

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,11 +14,11 @@ from typing import Any
 
 import pytest
 
+from tests.lab.made import made_by
 from tests.timings import patient
 from tools.lab import cpu, runner
 from tools.lab.client import AskError
 from tools.lab.house import House, sweep
-from tools.lab.network import NAMESPACES
 from tools.lab.scenario import (
     Device,
     Kill,
@@ -42,14 +41,6 @@ PROMPT = "To be, or not to be, that is the question: whether it is nobler in the
 
 def ask(device: str, options: Options = ALL, **more: Any) -> Request:
     return Request(device=device, model="tiny-gpt2", text=PROMPT, options=options, **more)
-
-
-def made_by(pid: int) -> list[str]:
-    """Names of all that laboratories of a process made and that is there now."""
-    folders = [NAMESPACES, Path(tempfile.gettempdir())]
-    if cpu.unavailable_reason() is None:
-        folders.append(cpu._parent()[0])
-    return [path.name for folder in folders for path in folder.glob(f"astra-lab-{pid}-*")]
 
 
 @pytest.fixture(scope="module")

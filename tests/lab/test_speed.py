@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
 
+from tests.lab.made import made_by
 from tests.unit.bench.test_sizes import SMALL
 from tools.bench import sizes
 from tools.bench.shifts import VARIANTS
 from tools.bench.speed import main
-from tools.lab.house import sweep
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -57,4 +58,4 @@ def test_every_variant_is_measured(
     # The same cells again: nothing to do.
     assert main([*argv, "--resume"]) == 0
     assert json.loads((tmp_path / "speed-t.json").read_text()) == document
-    assert not sweep()
+    assert made_by(os.getpid()) == []
