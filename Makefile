@@ -90,7 +90,7 @@ codebooks: $(DEV_STAMP) ## fit and measure the shipped models' codebooks again (
 
 .PHONY: bench
 bench: $(DEV_STAMP) ## a short speed benchmark on an idle machine: docs/benchmarks.md (root, 15 minutes)
-	$(BIN)/python -m tools.bench.speed --preset reduced
+	$(BIN)/python -m tools.bench.speed --preset reduced --replace
 	$(BIN)/python -m tools.bench.speed_plots docs/data/speed-reduced.json
 
 .PHONY: fidelity

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -28,6 +29,20 @@ def test_not_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(LabUnavailableError, match="need root"):
         Lan(["a"]).__enter__()
+
+
+@pytest.mark.parametrize(
+    ("bits", "said"), [(0x1000, "need CAP_SYS_ADMIN"), (0x200000, "need CAP_NET_ADMIN"), (0, "and")]
+)
+def test_root_without_the_rights(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bits: int, said: str
+) -> None:
+    (tmp_path / "status").write_text(f"Name:\tpython\nCapEff:\t{bits:016x}\n")
+    monkeypatch.setattr(network, "_STATUS", tmp_path / "status")
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(shutil, "which", lambda name: f"/sbin/{name}")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert said in str(network.unavailable_reason())
 
 
 def test_no_ip_command(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -162,19 +162,26 @@ at_s = 600
         quota = "cpu = 0.9" if cpu.unavailable_reason() is None else ""
         path = tmp_path / "waiting.toml"
         path.write_text(self.SCENARIO.format(cpu=quota))
-        argv = [sys.executable, "-m", "tools.lab", "run", str(path)]
+        result = str(tmp_path / "result.json")
+        argv = [sys.executable, "-m", "tools.lab", "run", str(path), "-o", result]
         with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, cwd=REPO_ROOT) as process:
             assert process.stderr is not None
             assert any(" met after" in line for line in process.stderr)
             yield process
             process.kill()
 
-    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-    def test_a_signal_cleans_up(self, laboratory: subprocess.Popen[str], number: int) -> None:
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+    def test_a_signal_cleans_up_and_what_happened_is_kept(
+        self, laboratory: subprocess.Popen[str], number: int, tmp_path: Path
+    ) -> None:
         assert made_by(laboratory.pid)
         laboratory.send_signal(number)
         assert laboratory.wait(patient(15)) == 130
         assert made_by(laboratory.pid) == []
+        document = json.loads((tmp_path / "result.json").read_text())
+        assert document["interrupted"]
+        assert document["requests"] == []
+        assert document["scenario"]["name"] == "waiting"
 
     def test_after_a_kill_the_next_sweep_does(self, laboratory: subprocess.Popen[str]) -> None:
         made = made_by(laboratory.pid)

@@ -19,6 +19,8 @@ from tools.models.common import REPO_ROOT
 
 IDLE_LOOK_S: Final = 2.0
 UNAVAILABLE: Final = 3  # exit status where there can be no laboratory, as that of tools.lab
+# Processors of different generations may have one name; the second kind is of ARM's.
+_MAKE: Final = ("cpu family", "model", "CPU implementer", "CPU part")
 BUSY: Final = 0.1  # of all cores: more than a kernel's and a login's own work
 
 
@@ -26,6 +28,7 @@ def facts() -> dict[str, Any]:
     """The machine, for the results."""
     return {
         "processor": _field("/proc/cpuinfo", "model name") or platform.processor(),
+        "make": ", ".join(filter(None, (_field("/proc/cpuinfo", name) for name in _MAKE))),
         "instructions": torch.backends.cpu.get_cpu_capability(),  # "AVX2" and so on
         "cores": os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
@@ -78,14 +81,15 @@ def busy_share(look_s: float = IDLE_LOOK_S) -> float:
     return 1.0 - (after[0] - before[0]) / (after[1] - before[1])
 
 
-def hindrance(*, busy: bool = False, lab: bool = False) -> int:
+def hindrance(*, busy: bool = False, lab: bool = False, share: float | None = None) -> int:
     """Exit status of a benchmark that cannot begin here, once it was said why; 0: it can.
 
     Args:
         busy: it measures although other programs run.
         lab: it needs the laboratory.
+        share: what :func:`busy_share` said, where that is known.
     """
-    if not busy and (share := busy_share()) > BUSY:
+    if not busy and (share := busy_share() if share is None else share) > BUSY:
         print(f"other programs use {share:.0%} of the cores: wait, or --busy", file=sys.stderr)
         return 1
     try:

@@ -17,11 +17,12 @@ class Codes(NamedTuple):
     use: UseName = "all"  # of the devices; auto: as many as the planner likes, one perhaps
 
 
+CHOSEN: Final = "mesh-auto"  # the planner decides how many devices
 MESH: Final[dict[str, Codes]] = {
     "mesh-16": Codes("vq", 16),
     "mesh-32": Codes("vq", 32),
     "mesh-128": Codes("vq", 128),
-    "mesh-auto": Codes("vq", 128, "auto"),
+    CHOSEN: Codes("vq", 128, "auto"),
     "mesh-int8": Codes("int8"),
     "mesh-fp16": Codes("fp16"),
 }

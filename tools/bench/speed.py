@@ -29,11 +29,11 @@ from typing import Any, Final, NamedTuple
 from astra_mesh.families import read_spec
 from astra_mesh.families.precision import PRECISIONS
 from tools.bench.baselines.variants import DTYPES, SINGLE
-from tools.bench.machine import UNAVAILABLE, facts, free_gib, hindrance
+from tools.bench.machine import UNAVAILABLE, busy_share, facts, free_gib, hindrance
 from tools.bench.rig import Rig, RigError
-from tools.bench.shifts import MESH, VARIANTS, Shift, shifts
+from tools.bench.shifts import CHOSEN, MESH, VARIANTS, Shift, shifts
 from tools.bench.sizes import CONFIGS, FORMS, PLAIN, default_cache, ensure, text_limit
-from tools.bench.speed_results import ResultsError, difference, other_machine, read, with_commits
+from tools.bench.speed_results import ResultsError, difference, going_on, other_machine, read
 from tools.lab import options
 from tools.lab.network import DEVICES, require_lab
 from tools.lab.scenario import Cores, Delay, Mbps, Seconds
@@ -58,7 +58,7 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
         "rounds": 3,
         "slow_s": 8.0,
         "only": [SINGLE, "tensor", "voltage-fp32", "voltage-int4", "block-4", "astra-16",
-                 "mesh-16", "mesh-128"],
+                 "mesh-16", "mesh-128", CHOSEN],
     },
     "bandwidth": {
         "models": ["vit-base-1024", "gpt2-124m", "llama-125m"],
@@ -129,10 +129,12 @@ class Sweep:
                 yield Cell(model, tokens, mbps, members)
 
     def variants(self, members: int) -> list[str]:
-        """Those that can be measured with so many devices."""
-        if members == 1:
-            return [name for name in self.only if name == SINGLE or name in list(MESH)[:1]]
-        return list(self.only)
+        """Those that can be measured with so many devices. One device has one plan, whatever its
+        codes: of the mesh's variants the one that chooses is measured there, or the first."""
+        if members > 1:
+            return list(self.only)
+        mesh = sorted((name for name in self.only if name in MESH), key=lambda one: one != CHOSEN)
+        return [name for name in self.only if name in (SINGLE, *mesh[:1])]
 
 
 class Bench:
@@ -143,6 +145,7 @@ class Bench:
         path: the file.
         rows: that it has already.
         machine: that those were measured on.
+        others: what share of all cores other programs took before it began.
     """
 
     def __init__(
@@ -151,11 +154,12 @@ class Bench:
         path: Path,
         rows: list[dict[str, Any]],
         machine: Mapping[str, Any] | None = None,
+        others: float = 0.0,
     ) -> None:
         self._sweep, self._path, self._rows = sweep, path, rows
         self._done = {(*(row[key] for key in Cell._fields), row["variant"]) for row in rows}
         self._warm: set[tuple[str, int]] = set()  # variant, tokens: of the running processes
-        self._machine = with_commits(machine or {}, facts())
+        self._machine = going_on(machine or {}, facts() | {"others": round(others, 2)})
 
     def run(self, cache: Path) -> None:
         """All cells that are not in the file yet."""
@@ -307,7 +311,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--label", type=options.name_part, help=label)
     parser.add_argument("--out", type=options.folder, default=OUT)
     parser.add_argument("--cache", type=options.folder, default=default_cache())
-    parser.add_argument("--resume", action="store_true", help="keep the cells that are there")
+    known = parser.add_mutually_exclusive_group()
+    known.add_argument("--resume", action="store_true", help="keep the cells that are there")
+    known.add_argument("--replace", action="store_true", help="begin results of this label anew")
     parser.add_argument("--busy", action="store_true", help="also on a busy machine (no results!)")
     return parser
 
@@ -364,8 +370,8 @@ def sweep_of(args: argparse.Namespace) -> Sweep:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; 1 where the machine is busy, the file to resume has other settings or is
-    another machine's, or the laboratory fails; 2 for bad options and files, 3 where there can be
-    no laboratory."""
+    another machine's, or the laboratory fails; 2 for bad options and files, and where results of
+    that label are there; 3 where there can be no laboratory."""
     args = _parsed(argv)
     sweep, path = sweep_of(args), args.out / f"speed-{args.label}.json"
     try:
@@ -380,12 +386,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if other:
         say(other)
         return 1
-    if status := hindrance(busy=args.busy):
+    if path.exists() and not (args.resume or args.replace):
+        say(f"{path} is there: --resume goes on with it, --replace begins it anew, or --label")
+        return BAD
+    others = busy_share()
+    if status := hindrance(busy=args.busy, share=others):
         return status
     args.out.mkdir(parents=True, exist_ok=True)
     try:
         rows, machine = (before.rows, before.machine) if before else ([], None)
-        Bench(sweep, path, rows, machine).run(args.cache)
+        Bench(sweep, path, rows, machine, others).run(args.cache)
     except LabError as error:
         say(f"error: {error}")
         return UNAVAILABLE if isinstance(error, LabUnavailableError) else 1

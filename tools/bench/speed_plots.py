@@ -14,9 +14,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from tools.bench.shifts import VARIANTS
+from tools.bench.shifts import CHOSEN, VARIANTS
 from tools.bench.speed import OUT
-from tools.bench.speed_results import ResultsError, read
+from tools.bench.speed_results import ResultsError, is_busy, read
 from tools.bench.speed_stats import (
     PARTS,
     Key,
@@ -77,8 +77,9 @@ FORMATS: Final = ("svg", "png")
 class Results:
     """The rows of one model in one file."""
 
-    def __init__(self, model: str, rows: Sequence[Row]) -> None:
+    def __init__(self, model: str, rows: Sequence[Row], *, busy: bool = False) -> None:
         self.model, self.rows = model, rows
+        self.busy = busy  # other programs ran
         self.latency, self.speedup = latencies(rows), speedups(rows)
         keys = self.latency.keys()
         self.variants = [name for name in VARIANTS if any(k.variant == name for k in keys)]
@@ -99,9 +100,12 @@ class Results:
 
 def load(path: Path) -> list[Results]:
     """One for each model of a results file; ResultsError where it is missing or damaged."""
-    rows = read(path).rows
+    machine, _, rows = read(path)
     models = list(dict.fromkeys(row["model"] for row in rows))
-    return [Results(model, [row for row in rows if row["model"] == model]) for model in models]
+    return [
+        Results(model, [row for row in rows if row["model"] == model], busy=is_busy(machine))
+        for model in models
+    ]
 
 
 # --- figures --------------------------------------------------------------------------------------
@@ -161,7 +165,7 @@ def lengths(results: Results) -> Figure | None:
 
 
 def parts(results: Results) -> Figure | None:
-    """What the answering device spends its time on, at the lowest and the highest bandwidth."""
+    """What devices spend their time on, at the lowest and the highest bandwidth."""
     count, tokens = max(results.members), max(results.tokens)
     rates = sorted({min(results.rates), max(results.rates)})
     if count < 2:
@@ -173,8 +177,8 @@ def parts(results: Results) -> Figure | None:
         keys = [key for key in keys if key in rounds and key.variant != "single"]
         _stack(axis, keys, rounds)
         axis.set_title(f"{mbps:g} Mbit/s")
-        axis.set_xlabel("share of the latency")
-    title = f"{results.model}, {tokens} tokens, {count} devices: where the time goes"
+        axis.set_xlabel("share of the latency, mean of all devices")
+    title = f"{results.model}, {tokens} tokens, {count} devices: where their time goes"
     return _finished(figure, axes, title)
 
 
@@ -345,6 +349,8 @@ def table(results: Results) -> Iterator[str]:
 
 def remarks(results: Results) -> Iterator[str]:
     """How well answers were predicted, and what the planner's choice was worth."""
+    if results.busy:
+        yield "\nother programs ran when this was measured: the figures say nothing"
     told = predictions(results.rows)
     if told:
         yield f"\n{within(told):.0%} of {len(told)} predictions within 20 %"
@@ -362,7 +368,7 @@ def remarks(results: Results) -> Iterator[str]:
             "beyond an answer (the client, planning, the others' reports): "
             f"{min(times):.0f} to {max(times):.0f} ms"
         )
-    chosen = {key: one for key, one in results.speedup.items() if key.variant == "mesh-auto"}
+    chosen = {key: one for key, one in results.speedup.items() if key.variant == CHOSEN}
     if chosen:
         key, least = min(chosen.items(), key=lambda one: one[1].median)
         yield (

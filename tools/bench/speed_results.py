@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from tools.bench.baselines.variants import DTYPES
+from tools.bench.machine import BUSY
 from tools.bench.shifts import VARIANTS
 from tools.bench.sizes import PLAIN
 
@@ -24,7 +25,7 @@ COMPARED: Final[dict[str, Any]] = {
     "codes": PLAIN,
 }
 # Of the machine that they were measured on.
-MACHINE: Final = ("processor", "instructions", "cores", "torch")
+MACHINE: Final = ("processor", "make", "instructions", "cores", "torch")
 
 
 class ResultsError(Exception):
@@ -97,11 +98,18 @@ def other_machine(path: Path, machine: Mapping[str, Any], here: Mapping[str, Any
     return None
 
 
-def with_commits(machine: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, Any]:
-    """The facts of this machine, with the commits of a file's rows besides this one's."""
+def going_on(machine: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts of this machine, with the commits of a file's rows besides this one's, and the
+    largest share of its cores that other programs had."""
     found = [*str(machine.get("commit", "")).split(", "), str(here.get("commit", ""))]
     commits = ", ".join(dict.fromkeys(filter(None, found)))
-    return {**here, **({"commit": commits} if commits else {})}
+    others = max(machine.get("others", 0.0), here.get("others", 0.0))
+    return {**here, **({"commit": commits} if commits else {}), "others": others}
+
+
+def is_busy(machine: Mapping[str, Any]) -> bool:
+    """Whether results are of a machine on which other programs ran, so that they say nothing."""
+    return bool(machine.get("others", 0.0) > BUSY)
 
 
 def difference(path: Path, settings: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:

@@ -128,17 +128,17 @@ PARTS = ("compute_s", "encode_s", "decode_s", "wait_s")
 
 
 def shares(rows: Sequence[Row]) -> dict[str, float]:
-    """Median over rounds of what the answering device spent, as shares of the latency.
+    """Median over rounds of what devices spent, their mean, as shares of the latency.
 
-    It works from the start to the end of an answer; the devices to its left are done earlier where
-    the model is causal. ``other`` is the rest: hand-over between threads, and messages.
+    ``other`` is the rest: hand-over between threads, messages, and the time before a device begins
+    and after it is done, which those to the left are sooner where the model is causal.
     """
     found = {part: statistics.median(_share(row, part) for row in rows) for part in PARTS}
     return found | {"other": max(0.0, 1.0 - sum(found.values()))}
 
 
 def _share(row: Row, part: str) -> float:
-    return float(row["peers"][-1][part] / row["seconds"])
+    return statistics.fmean(float(one[part]) for one in row["peers"]) / float(row["seconds"])
 
 
 def sent_bytes(rows: Sequence[Row]) -> float:

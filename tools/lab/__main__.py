@@ -80,6 +80,8 @@ def _run(path: Path, output: Path | None) -> int:
     if output is not None:
         record.write(document, output)
         _say(f"written to {output}")
+    if document["interrupted"]:
+        raise KeyboardInterrupt
     if document["failed"]:
         for device, log in document["logs"].items():
             _say(f"--- log of {device}\n{log}".rstrip())
@@ -136,7 +138,7 @@ def _measure() -> int:
 
 
 def _sweep() -> int:
-    for name in sweep():
+    for name in dict.fromkeys(sweep()):  # groups and folders have the names of namespaces
         print(f"removed {name}")
     return 0
 

@@ -46,6 +46,8 @@ NAMESPACES = Path("/run/netns")  # where `ip netns` keeps them
 MEDIUM = "medium"  # the name of the block that a shared medium's frames pass
 QUEUE_MS = 100.0
 RUN_TIMEOUT_S = 60.0
+_STATUS = Path("/proc/self/status")
+_CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21}  # of linux/capability.h
 
 
 class Lan:
@@ -348,6 +350,20 @@ def require_lab() -> None:
             )
     if os.geteuid() != 0:
         raise LabUnavailableError("network namespaces need root")
+    if missing := [name for name, bit in _CAPABILITIES.items() if not _capabilities() >> bit & 1]:
+        raise LabUnavailableError(
+            f"network namespaces need {' and '.join(missing)}, and this root does not have that: "
+            "a container may be given it"
+        )
+
+
+def _capabilities() -> int:
+    """Those of this process, as bits."""
+    for line in _STATUS.read_text(encoding="ascii", errors="replace").splitlines():
+        name, _, value = line.partition(":")
+        if name == "CapEff":
+            return int(value, 16)
+    return -1  # all
 
 
 def _remove(namespace: str) -> None:

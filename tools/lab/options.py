@@ -6,6 +6,7 @@ import math
 from argparse import ArgumentTypeError
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, Final, TypeVar, get_args
 
 Number = TypeVar("Number", int, float)
@@ -74,6 +75,7 @@ def folder(text: str) -> Path:
     nearest = next(one for one in (path, *path.parents) if one.exists())
     if not nearest.is_dir():
         raise ArgumentTypeError(f"{nearest} is no folder")
+    _check_writable(nearest)
     return Path(text)
 
 
@@ -91,4 +93,14 @@ def file(text: str) -> Path:
         raise ArgumentTypeError(f"{path} is a folder")
     if not path.absolute().parent.is_dir():
         raise ArgumentTypeError(f"there is no folder {path.parent}")
+    _check_writable(path.absolute().parent)
     return path
+
+
+def _check_writable(place: Path) -> None:
+    """Permissions do not say it of every file system."""
+    try:
+        with TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise ArgumentTypeError(f"{place} cannot be written to ({error.strerror})") from None

@@ -14,6 +14,7 @@ import msgspec
 from tools.lab import record
 from tools.lab.client import AskError
 from tools.lab.house import House, Say
+from tools.lab.offered import check_requests
 from tools.lab.scenario import Event, Request, Scenario
 from tools.lab.system import LabError
 
@@ -23,9 +24,12 @@ Lane = list[tuple[int, Request]]  # requests with their numbers, one after the o
 def run(scenario: Scenario, say: Say = lambda text: None) -> dict[str, Any]:
     """Run a scenario to its end: the document of docs/lab.md, whose ``failed`` says how it went.
 
+    An interrupt while it runs ends it, too: the document, without timelines, has ``interrupted``.
+
     Raises:
         LabError: it could not be set up.
     """
+    check_requests(scenario)
     began = datetime.datetime.now(datetime.UTC)
     busy = record.machine()
     made = time.monotonic()
@@ -33,9 +37,12 @@ def run(scenario: Scenario, say: Say = lambda text: None) -> dict[str, Any]:
         met_s = time.monotonic() - made
         count = len(house.running())
         say(f"{count} {'peers have' if count != 1 else 'peer has'} met after {met_s:.1f} s")
-        running = _Run(house, say)
-        running.run()
-        record.attach_timelines(house, running.requests, running.zero)
+        running, interrupted = _Run(house, say), False
+        try:
+            running.run()
+            record.attach_timelines(house, running.requests, running.zero)
+        except KeyboardInterrupt:
+            interrupted = True
         document = {
             "format": record.FORMAT,
             "began": began.isoformat(timespec="seconds"),
@@ -45,6 +52,7 @@ def run(scenario: Scenario, say: Say = lambda text: None) -> dict[str, Any]:
             "met_s": round(met_s, 3),
             "took_s": round(time.monotonic() - running.zero, 3),
             "failed": running.failed,
+            "interrupted": interrupted,
             "events": sorted(running.events, key=lambda event: float(event["began_s"])),
             "requests": running.requests,
             "devices": record.devices(house),
@@ -68,19 +76,21 @@ class _Run:
         lanes = lanes_of(self.house.scenario.requests)
         work: list[Callable[[], None]] = [self._run_schedule]
         work += [lambda lane=lane: self._run_lane(lane) for lane in lanes]  # type: ignore[misc]
-        with ThreadPoolExecutor(len(work), thread_name_prefix="lab-run") as pool:
-            started: list[Future[None]] = [pool.submit(one) for one in work]
-            try:
-                wait(started, return_when=FIRST_EXCEPTION)
-            except BaseException:
-                self._over.set()
-                self.house.hush()  # whoever waits for an answer gets none
-                raise
-            finally:
-                self._over.set()
+        try:
+            with ThreadPoolExecutor(len(work), thread_name_prefix="lab-run") as pool:
+                started: list[Future[None]] = [pool.submit(one) for one in work]
+                try:
+                    wait(started, return_when=FIRST_EXCEPTION)
+                except BaseException:
+                    self._over.set()
+                    self.house.hush()  # whoever waits for an answer gets none
+                    raise
+                finally:
+                    self._over.set()
+        finally:
+            self.requests.sort(key=lambda one: (one["number"], one["turn"]))
         for future in started:
             future.result()
-        self.requests.sort(key=lambda one: (one["number"], one["turn"]))
 
     def _now(self) -> float:
         return time.monotonic() - self.zero

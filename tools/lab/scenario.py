@@ -303,7 +303,7 @@ def parse_scenario(text: str, path: Path) -> Scenario:
         named = structs.replace(scenario, name=scenario.name or path.stem)
         return _with_paths(named, path.parent)
     except tomllib.TOMLDecodeError as error:
-        raise ScenarioError(f"{path}: no TOML: {error}") from error
+        raise ScenarioError(f"{path}: no TOML, which scenarios are written in: {error}") from error
     except ScenarioError as error:
         raise ScenarioError(f"{path}: {error}") from error
 

@@ -113,9 +113,12 @@ def kill_all(pids: Iterable[int]) -> None:
 
 
 def end_in_order() -> None:
-    """Let SIGTERM end this program as Ctrl-C does, so that what it made is cleared away; SIGINT
-    too, where whoever started it in the background left that ignored."""
+    """Let SIGTERM, and the end of its terminal unless that is ignored (nohup), end this program as
+    Ctrl-C does, so that what it made is cleared away; SIGINT too, where whoever started it in the
+    background left that ignored."""
     signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, _interrupt)
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

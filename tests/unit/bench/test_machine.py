@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tools.bench import machine
+from tools.bench.speed_results import other_machine
 
 
 def git(folder: Path, *argv: str) -> str:
@@ -37,3 +38,14 @@ def test_the_commit_is_told_and_whether_files_changed_since(
     assert machine.facts()["commit"] == f"{commit}+"
     monkeypatch.setenv("PATH", str(tmp_path))  # no git
     assert "commit" not in machine.facts()
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="only Linux tells it")
+def test_processors_of_one_name_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = machine.facts()
+    assert here["make"]
+    before = here | {"make": "6, 85"}
+    assert "was measured with make 6, 85" in str(other_machine(Path("x"), before, here))
+    assert other_machine(Path("x"), here, here) is None
+    del before["make"]  # files of before do not say
+    assert other_machine(Path("x"), before, here) is None

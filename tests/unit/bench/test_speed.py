@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from tools.bench.machine import facts
-from tools.bench.shifts import MESH, VARIANTS
+from tools.bench.shifts import CHOSEN, MESH, VARIANTS
 from tools.bench.speed import PRESETS, Bench, Cell, _parsed, main, sweep_of
-from tools.bench.speed_plots import COLOURS, LABELS, draw, load, table
+from tools.bench.speed_plots import COLOURS, LABELS, draw, load, remarks, table
 from tools.bench.speed_plots import main as plots
 from tools.bench.speed_results import read
 from tools.lab.system import LabUnavailableError
@@ -59,6 +59,21 @@ def test_presets_are_grids(preset: str) -> None:
     assert {cell.members for cell in cells} == set(sweep.peers)
     assert all(cell.mbps == sweep.rates[0] for cell in cells if cell.members == 1)
     assert 0 < sweep.cores * max(sweep.peers) <= max(sweep.peers)
+
+
+@pytest.mark.parametrize(
+    ("only", "alone"),
+    [
+        (VARIANTS, ["single", CHOSEN]),
+        (("mesh-16", "tensor", "single"), ["mesh-16", "single"]),
+        (("mesh-128", CHOSEN), [CHOSEN]),
+        (("single", "tensor"), ["single"]),
+    ],
+)
+def test_one_device_has_one_plan(only: tuple[str, ...], alone: list[str]) -> None:
+    sweep = sweep_of(_parsed(["--only", *only]))
+    assert sweep.variants(1) == alone
+    assert sweep.variants(2) == list(only)
 
 
 def test_options_change_a_preset_and_pictures_have_their_own_tokens() -> None:
@@ -153,6 +168,28 @@ def test_results_of_another_commit_are_resumed_and_have_both(
         assert not path.exists() or main(argv) == 3  # not 1: it began
         Bench(sweep_of(_parsed(RESUME)), path, [], before).save()
         assert read(path).machine["commit"] == both
+
+
+@pytest.mark.usefixtures("_no_lab")
+def test_results_that_are_there_are_replaced_only_if_that_is_wanted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, argv = tmp_path / "speed-x.json", [*RESUME, "--out", str(tmp_path)]
+    argv.remove("--resume")
+    assert main(argv) == 3  # nothing is there: it began
+    Bench(sweep_of(_parsed(RESUME)), path, []).save()
+    assert main(argv) == 2
+    assert "--resume goes on with it, --replace begins it anew" in capsys.readouterr().err
+    assert main([*argv, "--replace"]) == 3
+
+
+def test_results_of_a_busy_machine_say_so(tmp_path: Path) -> None:
+    path, sweep = tmp_path / "speed-x.json", sweep_of(_parsed(RESUME))
+    for others, before, busy in ((0.05, {}, False), (0.5, {}, True), (0.0, {"others": 0.5}, True)):
+        Bench(sweep, path, made_up_rows(), before, others).save()
+        (found,) = load(path)
+        assert found.busy == busy
+        assert any("other programs ran" in line for line in remarks(found)) == busy
 
 
 @pytest.mark.usefixtures("_no_lab")

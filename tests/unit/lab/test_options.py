@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 from argparse import ArgumentTypeError
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -101,3 +102,12 @@ def test_files_and_folders(tmp_path: Path) -> None:
     for wrong in (there, tmp_path / "new"):
         with pytest.raises(ArgumentTypeError, match="no folder"):
             options.existing_folder(str(wrong))
+
+
+@pytest.mark.skipif(not Path("/proc/version").exists(), reason="a folder that root cannot write to")
+@pytest.mark.parametrize(("parsed", "text"), [(options.file, "x"), (options.folder, "x/y")])
+def test_where_nothing_can_be_written_is_told_at_once(
+    parsed: Callable[[str], Path], text: str
+) -> None:
+    with pytest.raises(ArgumentTypeError, match=r"^/proc cannot be written to"):
+        parsed(f"/proc/{text}")

@@ -97,8 +97,9 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("result", "status"),
         [
-            ({"failed": False}, 0),
-            ({"failed": True, "logs": {"a": "it broke"}}, command.FAILED),
+            ({"failed": False, "interrupted": False}, 0),
+            ({"failed": True, "interrupted": False, "logs": {"a": "it broke"}}, command.FAILED),
+            ({"failed": True, "interrupted": True, "logs": {}}, command.INTERRUPTED),
             (LabError("no"), command.FAILED),
             (LabUnavailableError("need root"), command.UNAVAILABLE),
             (KeyboardInterrupt(), command.INTERRUPTED),
