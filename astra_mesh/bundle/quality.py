@@ -19,6 +19,7 @@ exp(KL) - 1.
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,10 +30,14 @@ import msgspec
 from astra_mesh import limits
 from astra_mesh.bundle.configs import bad_file, load_json, save_json
 from astra_mesh.bundle.manifest import write_manifest
-from astra_mesh.bundle.store import Bundle
+from astra_mesh.bundle.store import Bundle, open_bundle
+from astra_mesh.bundle.writable import waiting
 from astra_mesh.errors import BadBundleError
 
+_log = logging.getLogger(__name__)
+
 NAME: Final = "quality.json"
+_LOCK: Final = ".quality.lock"
 FORMAT: Final = "astra-mesh-quality/1"
 LIMITS: Final[Mapping[str, float]] = {
     "perplexity": 0.02,
@@ -220,17 +225,24 @@ def save_quality(bundle: Bundle, task: str, found: TaskQuality) -> Quality:
     """Store one task's figures beside those of other tasks, and renew the manifest.
 
     Rows that were measured before on the same inputs stay, unless they were measured again; all
-    others of the task go.
+    others of the task go. What counts as stored is what the folder has now, not what it had when
+    ``bundle`` was opened: another run may have ended meanwhile, and one that ends now waits.
 
     Raises:
         ModelError: it cannot be written.
     """
-    before = stored_tasks(bundle)
-    tasks = before | {task: _joined(before.get(task), found)}
-    whole = Quality(FORMAT, bundle.model_id, dict(sorted(tasks.items())))
-    _check(whole)
-    save_json(bundle.path / NAME, msgspec.to_builtins(whole))
-    write_manifest(bundle.path)
+    with waiting(bundle.path / _LOCK):
+        before = dict[str, TaskQuality]()
+        try:
+            stored = read_quality(open_bundle(bundle.path))
+            before = {} if stored is None else dict(stored.tasks)
+        except BadBundleError as error:
+            _log.warning("what was stored before is replaced: %s", error.message)
+        tasks = before | {task: _joined(before.get(task), found)}
+        whole = Quality(FORMAT, bundle.model_id, dict(sorted(tasks.items())))
+        _check(whole)
+        save_json(bundle.path / NAME, msgspec.to_builtins(whole))
+        write_manifest(bundle.path)
     return whole
 
 

@@ -97,14 +97,48 @@ def only_run(lock: Path, used: Path) -> Iterator[None]:
                     lock.unlink()
 
 
+@contextmanager
+def waiting(lock: Path) -> Iterator[None]:
+    """One program at a time, for a moment: others wait. On Windows, and on file systems without
+    locks, nobody does.
+
+    Raises:
+        ModelError: The lock, a file that is gone afterwards, cannot be made.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    with _waited(lock):
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                lock.unlink()
+
+
+def _waited(lock: Path) -> IO[str]:
+    while True:
+        file = _opened(lock)
+        if sys.platform != "win32":
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+        if _is_at(file, lock):
+            return file
+        file.close()  # whoever had it has ended meanwhile and taken it away
+
+
+def _opened(lock: Path) -> IO[str]:
+    try:
+        return lock.open("a+", encoding="ascii", errors="replace")
+    except OSError as error:
+        if no_room(error):
+            raise full_disk(lock) from error
+        raise ModelError(f"{lock} cannot be written ({error.strerror})") from error
+
+
 def _taken(lock: Path, used: Path) -> IO[str]:
     while True:
-        try:
-            file = lock.open("a+", encoding="ascii", errors="replace")
-        except OSError as error:
-            if no_room(error):
-                raise full_disk(lock) from error
-            raise ModelError(f"{lock} cannot be written ({error.strerror})") from error
+        file = _opened(lock)
         if not _locked(file):
             file.seek(0)
             number = file.read(_NUMBER_CHARS)

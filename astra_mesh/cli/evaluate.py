@@ -15,7 +15,16 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from astra_mesh.cli.console import clean, err, hint, out, print_json, reporting
+from astra_mesh.cli.console import (
+    FAILED_STATUS,
+    clean,
+    err,
+    hint,
+    out,
+    print_json,
+    reporting,
+    show_error,
+)
 from astra_mesh.cli.options import (
     Bundle,
     ClassTokenName,
@@ -31,7 +40,7 @@ from astra_mesh.cli.options import (
     part_of,
 )
 from astra_mesh.cli.progress import counting
-from astra_mesh.errors import InputError
+from astra_mesh.errors import AstraMeshError, InputError
 
 if TYPE_CHECKING:
     from astra_mesh.bundle.quality import TaskQuality
@@ -105,6 +114,7 @@ def evaluate(
             from astra_mesh import quality
             from astra_mesh.bundle import find_bundle
             from astra_mesh.bundle.quality import save_quality, stored_tasks
+            from astra_mesh.quality.metrics import INPUTS
             from astra_mesh.quality.plot import check_plot, save_plot
         if plot is not None:
             check_plot(plot)
@@ -112,6 +122,8 @@ def evaluate(
             raise InputError(f"--output takes a .json or .csv file, not {output.name}")
         for path in filter(None, (plot, output)):
             check_output(path)
+        if save and limit < INPUTS:
+            raise InputError(f"--save takes {INPUTS} inputs or more, and --limit is {limit}")
         settings = quality.EvalSettings(
             peers=numbers,
             codecs=tuple(codec or ()),
@@ -130,26 +142,36 @@ def evaluate(
         check_class_token(bundle, class_token)
         with counting(quiet=as_json) as progress:
             found = quality.evaluate(bundle, data, settings, progress)
-        if save:
-            found.check_known()
-        before = stored_tasks(bundle).get(found.task) if save else None
-        if save:
-            save_quality(bundle, found.task, found.stored())
         document = to_document(found)
-        if output is not None:
-            _write(output, to_csv(found) if output.suffix == ".csv" else _json_text(document))
-        if plot is not None:
-            save_plot(found, plot)
-        if as_json:
-            print_json(document)
-        else:
-            show(found)
+
+        def keep() -> None:
+            if output is not None:
+                _write(output, to_csv(found) if output.suffix == ".csv" else _json_text(document))
+            if plot is not None:
+                save_plot(found, plot)
             if save:
-                out.print(_stored(found.stored(), before), markup=False, soft_wrap=True)
-            for line in _doubts(found):
-                hint(line)
-            if bound and not found.bounds:
-                hint("no bound is told: it is of a codebook's codes, and none was measured")
+                found.check_known()
+                before = stored_tasks(find_bundle(model)).get(found.task)
+                save_quality(bundle, found.task, found.stored())
+                if not as_json:
+                    out.print(_stored(found.stored(), before), markup=False, soft_wrap=True)
+
+        # What was measured is shown whatever becomes of the files.
+        if as_json:
+            try:
+                keep()
+            except AstraMeshError as error:
+                print_json(document | {"error": {"code": error.code, "message": error.message}})
+                show_error(error, as_json=False)
+                raise typer.Exit(FAILED_STATUS) from None
+            print_json(document)
+            return
+        show(found)
+        keep()
+        for line in _doubts(found):
+            hint(line)
+        if bound and not found.bounds:
+            hint("no bound is told: it is of a codebook's codes, and none was measured")
 
 
 def _write(path: Path, text: str) -> None:
@@ -228,7 +250,7 @@ def _doubts(found: Evaluation) -> list[str]:
     error = _in_unit(found.measure, row.metrics["loss_error"])
     text = (
         f"the loss of the recommended rate is uncertain by {error} (one standard error), too much "
-        "for the limit: measure more inputs (--limit)"
+        "for the limit: measure more inputs (--limit, more --data)"
     )
     return [text]
 

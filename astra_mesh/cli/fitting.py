@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from astra_mesh.tune.trainer import Tuned
 
 
+FEW = 100  # calibration tokens for each codeword: with fewer a hint says so
 DEAR = 0.25  # of a block's own time: coding that takes more is worth a word
 
 
@@ -78,6 +79,11 @@ def fit_codebook(asked: Asked, options: FitOptions) -> None:
             "another codebook of this model was measured and this one was not, so that requests go "
             f"on with that: astra-mesh eval {shlex.quote(clean(asked.model))} --data ... --save "
             "measures both"
+        )
+    if found.report.tokens < FEW * options.codewords:
+        hint(
+            f"{found.report.tokens} tokens are few for {options.codewords} codewords, which hold "
+            "better on them than on others; eval tells how well. More --data helps most"
         )
     _advise(asked, found, times)
 
@@ -202,8 +208,8 @@ def _show_report(found: Fitted, times: Times) -> None:
     """What is left of each block's variance: after the prediction, and after the codes."""
     report = found.report
     out.print(
-        f"{report.sequences} sequences, {report.tokens} tokens; share of the K,V input's variance "
-        "that is left",
+        f"{report.sequences} sequences, {report.tokens} tokens; share of their K,V input's "
+        "variance that is left",
         markup=False,
     )
     rates = sorted({one.bits for one in report.blocks})

@@ -121,6 +121,10 @@ def fit(
     tokens: Annotated[
         int, typer.Option(min=1, help="Calibration tokens; they bound the memory.")
     ] = 65_536,
+    sample: Annotated[
+        int, typer.Option(min=1, help="Of them, tokens that codewords are learned from.")
+    ] = 50_000,
+    iterations: Annotated[int, typer.Option(min=1, help="Of k-means.")] = 12,
     sensitivity: Annotated[
         float, typer.Option(min=0, help="Weight of the answers' gradients in the metric; 0: none.")
     ] = 0.5,
@@ -259,6 +263,8 @@ def fit(
             groups=groups or usual.groups,
             codewords=codewords or (1024 if astra else 256),
             max_tokens=tokens,
+            sample=sample,
+            iterations=iterations,
             sensitivity=sensitivity,
             code_first=usual.code_first if code_first is None else code_first,
             distributed=distributed,

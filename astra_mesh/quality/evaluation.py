@@ -294,7 +294,7 @@ def _made_for(rated: Sequence[tuple[_Coded, int]]) -> Literal["single", "distrib
 
 def _coded(bundle: Bundle, model: Model, wanted: Sequence[str]) -> list[_Coded]:
     """Plain codecs from many bits to few, then the codebooks; all, or those that were asked for."""
-    books = _usable_books(bundle)
+    books = _usable_books(bundle, needed=not set(wanted) <= set(PLAIN))
     names = {path.name: suffix for suffix, path in bundle.codebook_paths.items()}
     called = {
         file: {book.codec, codebook_name(book.codec, names[file])} for file, book in books.items()
@@ -309,22 +309,23 @@ def _coded(bundle: Bundle, model: Model, wanted: Sequence[str]) -> list[_Coded]:
     return found
 
 
-def _usable_books(bundle: Bundle) -> dict[str, Codebook]:
-    """Codebooks by file; those that cannot be used are named in the log, unless all are such.
+def _usable_books(bundle: Bundle, *, needed: bool) -> dict[str, Codebook]:
+    """Codebooks by file; those that cannot be used are named in the log.
 
     Raises:
-        CodebookError: there are some, and none of them can be used.
+        CodebookError: one is needed, and of those that there are none can be used.
     """
     found: dict[str, Codebook] = {}
-    problem: CodebookError | None = None
+    problems: list[CodebookError] = []
     for path in bundle.codebook_paths.values():
         try:
             found[path.name] = load_codebook(path, bundle.model_id)
         except CodebookError as error:
-            problem = error
-            _log.warning("a codebook is left out: %s", error.message)
-    if problem is not None and not found:
-        raise problem
+            problems.append(error)
+    if problems and needed and not found:
+        raise problems[0]
+    for problem in problems:
+        _log.warning("a codebook is left out: %s", problem.message)
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ from astra_mesh.quant.fit import (
 )
 from astra_mesh.quant.options import FitOptions
 from astra_mesh.wire.messages import ModelId
+
+_log = logging.getLogger(__name__)
 
 PICTURE_VIEWS: Final = 4  # of calibration pictures, where there are too few
 _SHARES: Final = "shares"  # in a partial file: what is left of a block's variance
@@ -170,6 +173,11 @@ class Partial:
             return {}
         try:
             if read_metadata(self._path).get("key") != self._key:
+                _log.warning(
+                    "%s: an interrupted run of another model, other options or data, or of another "
+                    "version of this program left blocks there, which this one does not go on with",
+                    self._path,
+                )
                 return {}
             tensors = open_tensors(self._path)
             places = {tuple(map(int, name.split(".")[:2])) for name in tensors}

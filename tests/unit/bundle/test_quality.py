@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,28 @@ def test_tasks_lie_side_by_side_and_a_new_run_replaces_its_own(bundle: Bundle) -
     }
 
 
+def test_what_another_run_stored_meanwhile_stays(bundle: Bundle) -> None:
+    """Both opened the folder before either had measured anything."""
+    save_quality(bundle, "embed", task(ROWS[:1]))
+    other = reopened(bundle)
+    save_quality(reopened(bundle), "embed", task(ROWS[1:2]))
+    save_quality(reopened(bundle), "classify", task())
+    found = save_quality(other, "embed", task(ROWS[2:3]))
+    assert set(found.tasks) == {"classify", "embed"}
+    assert len(found.tasks["embed"].measured) == 3
+    assert read_quality(reopened(bundle)) == found
+
+
+def test_runs_that_store_at_once_wait_for_each_other(bundle: Bundle) -> None:
+    save_quality(bundle, "embed", task(ROWS[:1]))
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda row: save_quality(bundle, "embed", task([row])), ROWS * 5))
+    found = read_quality(reopened(bundle))
+    assert found is not None
+    assert len(found.tasks["embed"].measured) == len(ROWS)
+    assert not list(bundle.path.glob(".*.lock"))
+
+
 def test_figures_of_other_weights_are_ignored_and_replaced(bundle: Bundle, tmp_path: Path) -> None:
     save_quality(bundle, "embed", task())
     other = open_bundle(write_bundle(tmp_path / "other", GPT2, gpt2_tensors(GPT2, seed=1)))
@@ -177,9 +200,10 @@ def test_figures_of_other_weights_are_ignored_and_replaced(bundle: Bundle, tmp_p
     assert set(save_quality(other, "classify", task()).tasks) == {"classify"}
 
 
-def test_a_broken_file_is_replaced_too(bundle: Bundle) -> None:
+def test_a_broken_file_is_replaced_too(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
     (bundle.path / NAME).write_text("{")
     save_quality(bundle, "embed", task())
+    assert "what was stored before is replaced: " in caplog.text
     assert read_quality(reopened(bundle)) is not None
 
 

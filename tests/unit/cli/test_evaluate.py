@@ -23,6 +23,7 @@ from astra_mesh.cli import progress
 from astra_mesh.cli.app import app
 from astra_mesh.cli.evaluate import _doubts
 from astra_mesh.cli.report import cost_line, precision_line, report_block
+from astra_mesh.errors import ModelError
 from astra_mesh.naming import Names
 from astra_mesh.quality import FitOptions, fit
 from astra_mesh.wire.messages import ExpectedCost
@@ -118,11 +119,32 @@ def test_the_error_of_one_input_is_unknown(model: Path) -> None:
     assert "recommended: none yet, that takes at least 2 windows of text" in found.stdout
     assert "uncertain the losses are takes at least 2 windows of text (--limit" in found.stderr
     refused = call(model, "--limit", "1", "--save", status=2)
-    assert "--save takes at least 2 windows of text" in refused.stderr
+    assert "--save takes 2 inputs or more, and --limit is 1" in refused.stderr
     assert (model / "quality.json").read_bytes() == before
     document = json.loads(call(model, "--limit", "1", "--loss", "1", "--json").stdout)
     assert document["recommended"] is None
     assert all("loss_error" not in row["metrics"] for row in document["rows"])
+
+
+def test_what_was_measured_is_shown_although_it_cannot_be_kept(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk may have become full meanwhile."""
+
+    def full(*_: object) -> None:
+        raise ModelError("no space left")
+
+    monkeypatch.setattr("astra_mesh.bundle.quality.save_quality", full)
+    found = call(model, "--save", "--loss", "1", status=1)
+    assert "recommended: 16 bits" in found.stdout
+    assert "stored in" not in found.stdout
+    assert "no space left" in found.stderr
+    found = call(model, "--save", "--json", "--output", str(tmp_path / "x.csv"), status=1)
+    document = json.loads(found.stdout)
+    assert document["rows"]
+    assert document["error"]["message"] == "no space left"
+    assert "no space left" in found.stderr
+    assert (tmp_path / "x.csv").exists()
 
 
 def test_json_and_csv_hold_the_same(model: Path, tmp_path: Path) -> None:

@@ -97,6 +97,15 @@ def test_token_ids_that_cannot_be_used(
         assert "Traceback" not in result.output
 
 
+def test_few_tokens_are_told(model: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = call(model, "--data", data, *QUICK)
+    assert "1440 tokens are few for 16 codewords" in " ".join(result.stderr.split())
+    monkeypatch.setattr(fitting, "FEW", 90)
+    again = call(model, "--data", data, *QUICK, "--sample", "1000", "--iterations", "3")
+    assert "tokens are few" not in again.stderr
+    assert again.exit_code == 0
+
+
 def test_a_codebook_is_fitted_and_the_report_printed(model: Path, data: Path) -> None:
     result = call(model, "--data", data, *QUICK)
     assert result.exit_code == 0

@@ -221,12 +221,18 @@ def test_settings_that_cannot_be(
         evaluate(bundle, data, settings)
 
 
-def test_a_codebook_of_other_weights_is_not_measured(tmp_path: Path) -> None:
+def test_a_codebook_of_other_weights_is_not_measured(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     bundle, data = toy(tmp_path, "gpt2")
     other = toy_bundle(tmp_path / "other", "llama")
     shutil.copy(bundle.path / FILE, other.path)
     with pytest.raises(CodebookError, match="other weights"):
-        evaluate(open_bundle(other.path), data, EvalSettings(limit=1))
+        evaluate(open_bundle(other.path), data, EvalSettings(limit=1, codecs=("vq", "fp16")))
+    assert not caplog.records  # once is enough
+    found = evaluate(open_bundle(other.path), data, EvalSettings(limit=1))
+    assert {row.codec for row in found.rows} == {"fp32", "fp16", "int8", "int4"}
+    assert "a codebook is left out" in caplog.text
 
 
 def test_a_real_story_model(data_dir: Path, tmp_path: Path) -> None:

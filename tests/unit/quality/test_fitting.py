@@ -270,7 +270,10 @@ def test_a_full_disk_leaves_the_old_codebook(bundle: Bundle, data: Path) -> None
 
 
 def test_a_full_disk_loses_nothing_that_was_fitted(
-    bundle: Bundle, data: Path, monkeypatch: pytest.MonkeyPatch
+    bundle: Bundle,
+    data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The library tells of it in words only."""
     plain = safetensors.torch.save_file
@@ -290,8 +293,13 @@ def test_a_full_disk_loses_nothing_that_was_fitted(
     assert len(full) == 2
     assert list(bundle.path.glob(".*")) == [part]
     monkeypatch.setattr(safetensors.torch, "save_file", plain)
+    kept = part.read_bytes()
     assert fit(bundle, data, QUICK).resumed == 2
     assert not list(bundle.path.glob(".*"))
+    assert not caplog.records
+    part.write_bytes(kept)
+    assert fit(bundle, data, replace(QUICK, seed=3)).resumed == 0
+    assert f"{part}: an interrupted run of another model, other options" in caplog.text
 
 
 @pytest.mark.parametrize("place", ["in the model's folder", "elsewhere"])
