@@ -3,11 +3,13 @@
     python -m tools.bench.fidelity                    # all studies, hours on two cores
     python -m tools.bench.fidelity --only llama bert  # some
     python -m tools.bench.fidelity --only bounds --threads 1  # half a minute
+    python -m tools.bench.fidelity --only vit --work FOLDER   # goes on from the codebooks there
 
 Each study fits codebooks with ``astra_mesh.quality.fit`` and measures them with
 ``astra_mesh.quality.evaluate``, as the commands ``fit`` and ``eval`` do, on copies of the models in
-a temporary folder. Results go to docs/data/fidelity-STUDY.json, one file each; a study that was
-measured is replaced.
+a temporary folder, or in that of --work, where codebooks stay: a study that was cut off goes on
+from them. Results go to docs/data/fidelity-STUDY.json, one file each; a study that was measured is
+replaced.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ import shutil
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -63,7 +66,7 @@ def say(text: str) -> None:
 def copied(model: Path, work: Path) -> Path:
     """The model without codebooks, in a folder that may be written to."""
     folder = work / model.name
-    folder.mkdir()
+    folder.mkdir(parents=True, exist_ok=True)
     for name in WEIGHTS:
         if (model / name).exists():
             shutil.copyfile(model / name, folder / name)
@@ -73,11 +76,14 @@ def copied(model: Path, work: Path) -> Path:
 def books_of(
     folder: Path, data: Path, books: Sequence[Book], **options: Any
 ) -> list[dict[str, Any]]:
-    """Fit the codebooks into the model's folder; what each took."""
+    """Fit the codebooks into the model's folder, unless they are there; what each took."""
     found = []
     for name, wanted in books:
         began = time.perf_counter()
-        path = folder / f"codebook-{name}.safetensors"
+        path, told = folder / f"codebook-{name}.safetensors", folder / f"{name}.json"
+        if told.exists():
+            found.append(json.loads(told.read_text(encoding="utf-8")))
+            continue
         made = fit(open_bundle(folder), data, wanted, output=path, **options)
         seconds = time.perf_counter() - began
         say(f"{folder.name}: fitted {name} in {seconds:.0f} s")
@@ -90,6 +96,7 @@ def books_of(
                 "sequences": made.report.sequences,
             }
         )
+        told.write_text(json.dumps(found[-1]), encoding="utf-8")
     return found
 
 
@@ -339,14 +346,13 @@ def zeroshot(data: Path, work: Path) -> dict[str, Any]:
         (work / f"{name}.txt").write_text(text, encoding="utf-8")
     found = {}
     for fitted in ("play", "wiki"):
-        folder = copied(REPO_ROOT / "models/tiny-gpt2", work)
+        folder = copied(REPO_ROOT / "models/tiny-gpt2", work / fitted)
         books = [vq("all", -1, 16, 64), astra(1), astra(16)]
         books_of(folder, work / f"{fitted}-fit.txt", books)
         for other in ("play", "wiki"):
             found[f"fitted on {fitted}, measured on {other}"] = measured(
                 folder, work / f"{other}-eval.txt", codecs=("vq", "astra"), limit=48
             )
-        shutil.rmtree(folder)
     return found
 
 
@@ -459,6 +465,17 @@ STUDIES: dict[str, Callable[[Path, Path], dict[str, Any]]] = {
 ARGS = argparse.Namespace(finetuned=None)
 
 
+@contextmanager
+def _folder(study: str) -> Iterator[Path]:
+    """For a study's copies and codebooks."""
+    if ARGS.work is not None:
+        (ARGS.work / study).mkdir(parents=True, exist_ok=True)
+        yield ARGS.work / study
+        return
+    with tempfile.TemporaryDirectory(prefix="astra-mesh-fidelity-") as work:
+        yield Path(work)
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -471,13 +488,14 @@ def main() -> None:
     parser.add_argument(
         "--finetuned", type=options.existing_folder, help="folder of fine-tuned bundles"
     )
+    parser.add_argument("--work", type=options.folder, help="default: a temporary folder")
     parser.parse_args(namespace=ARGS)
     if ARGS.threads:
         torch.set_num_threads(ARGS.threads)
     ARGS.out.mkdir(parents=True, exist_ok=True)
     for name in ARGS.only:
-        with tempfile.TemporaryDirectory(prefix="astra-mesh-fidelity-") as work:
-            found = STUDIES[name](ARGS.data, Path(work))
+        with _folder(name) as work:
+            found = STUDIES[name](ARGS.data, work)
         if found:
             path = ARGS.out / f"fidelity-{name}.json"
             path.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
