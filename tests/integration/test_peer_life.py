@@ -52,7 +52,7 @@ def config(**more: Any) -> PeerConfig:
 
 def ended(peer: Peer) -> bool:
     """Whether it holds nothing that needs closing."""
-    return peer._main is None and peer._links is None and bool(peer._compute._pool._shutdown)
+    return peer._main is None and peer._links is None and peer._compute.closed
 
 
 def free_port() -> int:
