@@ -85,9 +85,12 @@ class Pipeline:
         """All blocks of the own shard; errors of the exchange are raised here."""
         last = self.run.layout.blocks - 1
         try:
-            for block in range(last + 1):
-                await self._block(block)
-            await self._submit([self._finish(last)])
+            if self._needs_nobody():
+                await self._go_through()
+            else:
+                for block in range(last + 1):
+                    await self._block(block)
+                await self._submit([self._finish(last)])
         finally:
             self._over = True
             left = [one for one in (self._before, self._last) if one is not None]
@@ -95,6 +98,36 @@ class Pipeline:
                 one.cancel()  # nothing once it is done
             await asyncio.gather(*left, return_exceptions=True)
             self._error = None  # it holds all that the run holds
+
+    def _needs_nobody(self) -> bool:
+        """Whether no codes come or go."""
+        layout, shard = self.run.layout, self.run.shard
+        coded = range(layout.first_block, layout.blocks)
+        return not any(layout.sources(shard, b) or layout.receivers(shard, b) for b in coded)
+
+    async def _go_through(self) -> None:
+        """All blocks without the network. Each has the next one queued when it is done, so that
+        other requests have their turns, and the event loop is woken once."""
+        self._last = asyncio.get_running_loop().create_future()
+        self.compute.post(self._one, 0, self._last)
+        await self._last
+
+    def _one(self, block: int, done: asyncio.Future[None]) -> None:
+        run = self.run
+        local = Step("compute_s", lambda: run.attend_local(block), Mark.LOCAL, block)
+        error: Exception | None = None
+        try:
+            self._queued += 1
+            self._work([local, self._finish(block)])
+            if self._over:
+                return
+            if block + 1 < run.layout.blocks:
+                self.compute.post(self._one, block + 1, done)
+                return
+        except Exception as failed:
+            error = failed
+        with suppress(RuntimeError):  # the loop is closed
+            done.get_loop().call_soon_threadsafe(_settle, done, error)
 
     async def _block(self, block: int) -> None:
         """Queue one block up to its last attention part; it is finished with the next one. Returns
@@ -230,6 +263,15 @@ class Pipeline:
         shares = await self.exchange.receive_pooled(others) if others else []
         self.spent.wait_s += time.perf_counter() - began
         return mean_of([*shares, (vector, weight)])
+
+
+def _settle(future: asyncio.Future[None], error: Exception | None) -> None:
+    if future.done():
+        return
+    if error is None:
+        future.set_result(None)
+    else:
+        future.set_exception(error)
 
 
 def mean_of(shares: list[tuple[Tensor, float]]) -> Tensor:

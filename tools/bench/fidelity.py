@@ -377,7 +377,7 @@ def finetuned(data: Path, work: Path) -> dict[str, Any]:
         book = load_codebook(next(folder.glob("codebook*.safetensors")))
         given: dict[str, Any] = {"codecs": (book.codec,), "class_token": book.class_token}
         found[folder.name] = measured(folder, tests[kind], limit=limits[kind], **given)
-        if folder.name.endswith("-ours"):
+        if folder.name.endswith(("-ours", "-long")):
             found[f"{folder.name}, any peers"] = measured(
                 folder, tests[kind], peers=range(1, 9), **many[kind], **given
             )

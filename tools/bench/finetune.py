@@ -59,6 +59,7 @@ def variants() -> dict[str, Variant]:
         found[f"{kind}-nonoise"] = Variant(model, OURS, replace(tune, noise=0.0))
         for groups in (1, 16, 32):
             found[f"{kind}-astra{groups}"] = Variant(model, published(groups), faster)
+    found["vit-long"] = Variant("vit-tiny", OURS, replace(VIT, steps=2000, check=250))
     found["vit-single"] = Variant("vit-tiny", OURS, replace(VIT, distributed=False))
     quiet = replace(found["vit-astra1"].tune, noise=0.0)
     found["vit-astra1nonoise"] = Variant("vit-tiny", published(1), quiet)

@@ -16,7 +16,7 @@ from torch import Tensor
 from astra_mesh.engine.compute import ComputeThread
 from astra_mesh.engine.exchange import Idle, LocalExchange
 from astra_mesh.engine.pipeline import Pipeline
-from astra_mesh.engine.reference import decode, pooled, run_plan
+from astra_mesh.engine.reference import decode, pooled, run_plan, run_shards
 from astra_mesh.engine.shard import ShardRun
 from astra_mesh.families import Model, ModelInput
 from astra_mesh.plan.layout import Layout, make_layout
@@ -260,7 +260,12 @@ def runs_of(*bounds: tuple[int, int]) -> list[ShardRun]:
 
 async def test_the_thread_has_work_while_the_loop_is_busy_but_not_all_of_it() -> None:
     """It need not wait for the loop between two blocks; other requests wait for two at most."""
-    (run,), thread = runs_of((0, 16)), ComputeThread()
+    halves, thread = ((0, 8), (8, 16)), ComputeThread()
+    sent = run_shards(runs_of(*halves))
+    run = runs_of(*halves)[1]
+    exchange = LocalExchange.connect(run.layout)[1]
+    for block in range(run.layout.first_block, run.layout.blocks):
+        exchange.put(block, 0, sent[block, 0][1])
     going, ended, queued = threading.Semaphore(0), threading.Event(), list[object]()
     finish, submit, post, blocks = run.finish, thread.submit, thread.post, list[int]()
 
@@ -282,9 +287,7 @@ async def test_the_thread_has_work_while_the_loop_is_busy_but_not_all_of_it() ->
     run.finish = slowly  # type: ignore[method-assign]
     thread.submit = counted  # type: ignore[method-assign,assignment]
     thread.post = posted  # type: ignore[method-assign,assignment]
-    prefill = asyncio.ensure_future(
-        Pipeline(run, LocalExchange.connect(run.layout)[0], thread).prefill()
-    )
+    prefill = asyncio.ensure_future(Pipeline(run, exchange, thread).prefill())
     async with asyncio.timeout(10):
         while len(queued) < 3:  # the first block, its end with the second, its end with the third
             await asyncio.sleep(0.001)
@@ -295,6 +298,86 @@ async def test_the_thread_has_work_while_the_loop_is_busy_but_not_all_of_it() ->
     assert len(blocks) == run.layout.blocks
     assert len(await beside) <= 2
     thread.close()
+
+
+async def test_a_device_alone_wakes_the_loop_once_and_lets_others_have_their_turns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (run,), thread, woken = runs_of((0, 16)), ComputeThread(), list[str]()
+    order: list[str] = []
+    local, finish = ShardRun.attend_local, ShardRun.finish
+
+    def attend(self: ShardRun, block: int) -> None:
+        local(self, block)
+        order.append(f"local {block}")
+        if block == 1:
+            thread.post(lambda: order.append("other"))
+
+    def end(self: ShardRun, block: int) -> None:
+        finish(self, block)
+        order.append(f"done {block}")
+
+    monkeypatch.setattr(ShardRun, "attend_local", attend)
+    monkeypatch.setattr(ShardRun, "finish", end)
+
+    def settle(done: asyncio.Future[None], error: Exception | None) -> None:
+        woken.append("the end")
+        done.set_result(None)
+
+    def tell(*_: object) -> None:
+        woken.append("a step")
+
+    monkeypatch.setattr("astra_mesh.engine.pipeline._settle", settle)
+    monkeypatch.setattr("astra_mesh.engine.compute._tell", tell)
+    pipeline = Pipeline(run, LocalExchange.connect(run.layout)[0], thread)
+    try:
+        await pipeline.prefill()
+    finally:
+        thread.close()
+    blocks = [f"{what} {block}" for block in range(run.layout.blocks) for what in ("local", "done")]
+    assert [one for one in order if one != "other"] == blocks
+    assert order.index("other") == order.index("done 1") + 1
+    assert woken == ["the end"]
+    monkeypatch.undo()
+    (wanted,) = run_plan(run.model, run.layout, run.codec, run.inputs)
+    assert torch.equal(run.x, wanted.x)
+
+
+async def test_a_device_alone_that_fails_or_is_cancelled_stops_at_that_block(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    thread, begun = ComputeThread(), list[int]()
+    local, go = ShardRun.attend_local, threading.Event()
+
+    def attend(self: ShardRun, block: int) -> None:
+        begun.append(block)
+        if block == 2 and not go.is_set():
+            raise ValueError("no")
+        if block == 2:
+            loop.call_soon_threadsafe(task.cancel)
+            time.sleep(0.05)
+        local(self, block)
+
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(ShardRun, "attend_local", attend)
+    try:
+        (run,) = runs_of((0, 16))
+        pipeline = Pipeline(run, LocalExchange.connect(run.layout)[0], thread)
+        with pytest.raises(ValueError, match="no"):
+            await pipeline.prefill()
+        assert begun == [0, 1, 2]
+        begun.clear()
+        go.set()
+        (run,) = runs_of((0, 16))
+        pipeline = Pipeline(run, LocalExchange.connect(run.layout)[0], thread)
+        task = loop.create_task(pipeline.prefill())
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await thread(int)
+        await thread(int)
+        assert begun == [0, 1, 2]
+    finally:
+        thread.close()
 
 
 async def test_a_step_that_fails_is_told_and_nothing_is_computed_after_it() -> None:
