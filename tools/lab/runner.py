@@ -36,9 +36,9 @@ def run(scenario: Scenario, say: Say = lambda text: None) -> dict[str, Any]:
     with House(scenario, say) as house:
         met_s = time.monotonic() - made
         count = len(house.running())
-        say(f"{count} {'peers have' if count != 1 else 'peer has'} met after {met_s:.1f} s")
         running, interrupted = _Run(house, say), False
         try:
+            say(f"{count} {'peers have' if count != 1 else 'peer has'} met after {met_s:.1f} s")
             running.run()
             record.attach_timelines(house, running.requests, running.zero)
         except KeyboardInterrupt:
