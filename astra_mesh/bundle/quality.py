@@ -229,12 +229,13 @@ def save_quality(bundle: Bundle, task: str, found: TaskQuality) -> Quality:
     ``bundle`` was opened: another run may have ended meanwhile, and one that ends now waits.
 
     Raises:
-        ModelError: it cannot be written.
+        ModelError: it cannot be written, or another file of the folder is damaged, perhaps because
+            it is being written: nothing is stored then, and nothing is lost.
     """
     with waiting(bundle.path / _LOCK):
-        before = dict[str, TaskQuality]()
+        now, before = open_bundle(bundle.path), dict[str, TaskQuality]()
         try:
-            stored = read_quality(open_bundle(bundle.path))
+            stored = read_quality(now)
             before = {} if stored is None else dict(stored.tasks)
         except BadBundleError as error:
             _log.warning("what was stored before is replaced: %s", error.message)

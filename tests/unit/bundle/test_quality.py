@@ -192,6 +192,19 @@ def test_runs_that_store_at_once_wait_for_each_other(bundle: Bundle) -> None:
     assert not list(bundle.path.glob(".*.lock"))
 
 
+def test_while_another_file_is_being_written_nothing_is_lost(bundle: Bundle) -> None:
+    """``fit`` puts its codebook in place before it renews the manifest."""
+    book = bundle.path / "codebook.safetensors"
+    book.write_bytes(b"codes")
+    save_quality(bundle, "embed", task(ROWS[:1]))
+    before = (bundle.path / NAME).read_bytes()
+    book.write_bytes(b"other codes")
+    with pytest.raises(BadBundleError):
+        save_quality(bundle, "classify", task())
+    assert (bundle.path / NAME).read_bytes() == before
+    assert not list(bundle.path.glob(".*.lock"))
+
+
 def test_figures_of_other_weights_are_ignored_and_replaced(bundle: Bundle, tmp_path: Path) -> None:
     save_quality(bundle, "embed", task())
     other = open_bundle(write_bundle(tmp_path / "other", GPT2, gpt2_tensors(GPT2, seed=1)))
