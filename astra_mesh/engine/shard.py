@@ -1,12 +1,15 @@
 """One peer's part of one prefill: synchronous steps that the pipeline and the reference drive.
 
 Attention parts are merged in token order, whatever order they arrived in, so that the same plan
-gives the same bits: a code that flips at a near tie would change later blocks visibly.
+gives the same bits: a code that flips at a near tie would change later blocks visibly. Where a
+model is not causal and tokens are few, all of them are attended in one go, when all are there: that
+is less work than what waiting for the last part could hide.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -15,6 +18,10 @@ from astra_mesh.engine.attention import Part, attend, merge
 from astra_mesh.families.model import Model, ModelInput
 from astra_mesh.plan.layout import Layout
 from astra_mesh.quant.codes import CodeArray, Codec, Receiver, Sender
+
+# Up to so many tokens they are attended in one go. One thread, two Xeon cores: 49 of 196 tokens
+# 0.50 instead of 0.82 ms with their merge, 32 of 256 0.71 instead of 1.22, 256 of 1,024 no less.
+TOGETHER: Final = 512
 
 Coded = Mapping[int, Sequence[CodeArray]]  # by receiver: one array per stage
 Stages = Mapping[int, int]  # by receiver
@@ -49,6 +56,8 @@ class ShardRun:
         self._n = self._query = self.x
         self._keys: Tensor | None = None
         self._parts: dict[int, Part] = {}
+        self._together = not layout.causal and layout.tokens <= TOGETHER
+        self._held: dict[int, Tensor] = {}  # by shard: keys and values that wait for the others'
         self._known: dict[int, Tensor] = {}  # by shard: n of the first block, if it is known
         # By receiver; who got the same codes so far has the same one.
         self._senders: dict[int, Sender] = {}
@@ -103,7 +112,7 @@ class ShardRun:
     def attend_local(self, block: int) -> None:
         """Exact Q, K, V of the own tokens, and attention among them."""
         at, wanted = self.model.block(block), self._wanted(block)
-        self._parts, self._n = {}, at.normalize(self.x)
+        self._parts, self._held, self._n = {}, {}, at.normalize(self.x)
         if block < self.layout.first_block:
             self._known[self.shard] = self._n[self._unsent() :]
         if not wanted:
@@ -112,7 +121,7 @@ class ShardRun:
         self._store(block, self.start, rows)
         self._query = query[:, :, wanted.start : wanted.stop]
         whole = len(wanted) == len(rows)
-        self._parts[self.shard] = attend(self._query, rows, self.layout.causal and whole)
+        self._take(block, self.shard, rows, self.layout.causal and whole)
         if block < self.layout.first_block:
             self._attend_known(block)
 
@@ -137,7 +146,19 @@ class ShardRun:
 
     def _attend(self, block: int, source: int, rows: Tensor) -> None:
         self._store(block, self.layout.sent(source).start, rows)
-        self._parts[source] = attend(self._query, rows)
+        self._take(block, source, rows)
+
+    def _take(self, block: int, shard: int, rows: Tensor, causal: bool = False) -> None:
+        """Attend the rows of one shard, or of all once they are there."""
+        if not self._together:
+            self._parts[shard] = attend(self._query, rows, causal)
+            return
+        self._held[shard] = rows
+        if len(self._held) > len(self.layout.sources(self.shard, block)):
+            held = [self._held[i] for i in sorted(self._held)]
+            self._held = {}
+            joined = torch.cat(held) if len(held) > 1 else held[0]
+            self._parts[self.shard] = attend(self._query, joined)
 
     def finish(self, block: int) -> None:
         """Merge the parts and compute the block's output, the next block's input."""

@@ -57,10 +57,23 @@ class Backlog(NamedTuple):
     measured_bps: float | None  # as estimated
 
 
+class _Mark(NamedTuple):
+    """A run, or as much of it as was written before a ping that waits for its pong."""
+
+    since: float  # when its first bytes were offered to the socket
+    size: int  # bytes
+    goes_on: bool  # the next run follows without a pause
+
+
 class _Run(NamedTuple):
     size: int  # bytes
     floor: float  # bits per second, at least
     ceiling: float  # at most; inf: it took too short a time to tell
+
+
+def _bps(size: int, took_s: float) -> float:
+    """Bits per second; inf where it took no time that can be told."""
+    return 8 * size / took_s if took_s > 0 else math.inf
 
 
 def _tells(run: _Run, bps: float) -> bool:
@@ -78,8 +91,10 @@ class Meter:
 
     A *run* is what was written without a pause. The end of a run is marked by a ping; its pong
     tells when all of it was at the other end. What the run took beyond the shortest round trip
-    bounds the throughput from below; beyond the usual one and what busy devices may have added to
-    it, from above. The estimate moves only when it lies outside: up at once a good part of the way,
+    bounds the throughput from below, from when it was offered to the socket and no later: a pong
+    that a network held up says nothing of when what came before was there. From above, what it took
+    beyond the usual round trip and what busy devices may have added to it, and after the last pong.
+    The estimate moves only when it lies outside: up at once a good part of the way,
     down when several runs agree that no other one of their size contradicts, so that one late pong
     is no slow link.
     """
@@ -89,7 +104,9 @@ class Meter:
         self.measured = -math.inf  # when a probe or a run last said how fast it is
         self._since = 0.0
         self._bytes = 0
-        self._mark: tuple[float, int] | None = None  # the run that waits for its pong
+        self._goes_on = False  # what is marked next has more behind it
+        self._mark: _Mark | None = None  # the run that waits for its pong
+        self._last: _Mark | None = None  # the one before, if this one followed without a pause
         self._next = -math.inf  # no mark before
         self._pong = -math.inf  # when the last one came
         self._runs: deque[_Run] = deque(maxlen=_REMEMBERED)
@@ -104,7 +121,8 @@ class Meter:
         if not self._bytes:
             self._since = began
         self._bytes += size
-        return self._bytes >= _MOST_BYTES and self._may_mark(began)
+        self._goes_on = self._bytes >= _MOST_BYTES and self._may_mark(began)
+        return self._goes_on
 
     def idle(self, now: float) -> bool:
         """Nothing is left to write: the run is over; whether to mark its end."""
@@ -114,14 +132,15 @@ class Meter:
         return False
 
     def _may_mark(self, now: float) -> bool:
-        lost = self._mark is not None and now - self._mark[0] > _PONG_S
+        lost = self._mark is not None and now - self._mark.since > _PONG_S
         return (self._mark is None or lost) and now >= self._next
 
     def mark(self, now: float) -> None:
         """A ping follows what was written so far."""
         calm = self._agreed and now - self._asked > _WATCHED_S
         self._next = now + (_CALM_S if calm else _EVERY_S)
-        self._mark, self._bytes = (self._since, self._bytes), 0
+        self._mark, self._bytes = _Mark(self._since, self._bytes, self._goes_on), 0
+        self._goes_on = False
 
     def pong(self, now: float, round_trip_s: float | None, least_trip_s: float | None) -> bool:
         """The pong of the last mark came; whether the estimate changed.
@@ -133,13 +152,16 @@ class Meter:
         """
         if self._mark is None:
             return False
-        (since, size), self._mark = self._mark, None
-        trip_s = round_trip_s or 0.0
+        marked, self._mark = self._mark, None
+        size, trip_s, end = marked.size, round_trip_s or 0.0, now - (least_trip_s or 0.0)
+        floor = _bps(size, max(end - marked.since, _RESOLUTION_S))
+        if self._last is not None:  # both together: less of that time was the queue's before them
+            both, since = self._last.size + size, self._last.since
+            floor = max(floor, _bps(both, max(end - since, _RESOLUTION_S)))
         # Where writing went on, what was written before had to get through first.
-        since, self._pong = max(since, self._pong - trip_s), now
-        longest_s = max(now - since - (least_trip_s or 0.0), _RESOLUTION_S)
-        least_s = now - since - trip_s - _SLACK_S
-        run = _Run(size, 8 * size / longest_s, 8 * size / least_s if least_s > 0 else math.inf)
+        least_s = now - max(marked.since, self._pong - trip_s) - trip_s - _SLACK_S
+        run = _Run(size, floor, max(floor, _bps(size, least_s)))
+        self._last, self._pong = marked if marked.goes_on else None, now
         self._runs.append(run)
         self._agreed = self.bps is not None and run.floor / _NEAR <= self.bps <= run.ceiling * _NEAR
         before = self.bps
@@ -171,7 +193,7 @@ class Meter:
     def backlog(self, now: float, queued: int, round_trip_s: float | None) -> Backlog:
         """What is under way; ``queued`` bytes more wait to be written."""
         self._asked = now
-        since, size = self._mark or (self._since, 0)
+        since, size = (self._mark.since, self._mark.size) if self._mark else (self._since, 0)
         size += self._bytes
         took_s = now - since - (round_trip_s or 0.0) - _SLACK_S
         bps = 8 * size / took_s if size and took_s > 0 else math.inf

@@ -181,6 +181,24 @@ def test_a_long_run_is_measured_while_it_goes_on() -> None:
     assert meter.bps == pytest.approx(rate, rel=0.15)
 
 
+def test_a_pong_that_the_network_held_up_makes_no_fast_link() -> None:
+    """A lost packet holds up the first mark's pong, while what was written behind it gets through:
+    that the next mark's pong comes right after it does not mean that this took no time."""
+    meter, trip_s = Meter(), 0.001
+    meter.probed(5e6, 0.0)
+    meter.wrote(3_000, 1.0)
+    assert meter.idle(1.0)
+    meter.mark(1.0)
+    meter.wrote(98_352, 2.0)  # and on: the writer waits for the socket
+    meter.pong(2.1, trip_s, trip_s)
+    meter.wrote(16_384, 2.1)
+    assert meter.idle(2.1)
+    meter.mark(2.1)
+    meter.pong(2.102, trip_s, trip_s)
+    assert meter.bps is not None
+    assert 5e6 < meter.bps <= 8 * (98_352 + 16_384) / (0.102 - trip_s)
+
+
 def test_a_mark_whose_pong_is_lost_does_not_stop_measuring() -> None:
     wire = Wire(10e6)
     wire.meter.wrote(8192, 0.0)
