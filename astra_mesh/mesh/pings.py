@@ -19,6 +19,12 @@ _SLACK_S = 0.02  # that busy devices add
 _GAIN = 0.125  # of a longer sample in the smoothed round trip (RFC 6298, section 2)
 
 
+def held_up(trip_s: float, usual_s: float | None) -> bool:
+    """Whether a round trip took so much longer than usual that something was in its way; not where
+    nothing is known."""
+    return usual_s is not None and trip_s > _HELD_UP * usual_s + _SLACK_S
+
+
 class Pings:
     """Numbers, due times and round trips.
 
@@ -75,7 +81,7 @@ class Pings:
 
     def _took(self, sent: float, now: float) -> None:
         sample, old = max(0.0, now - sent), self.round_trip_s
-        if old is not None and sample > _HELD_UP * old + _SLACK_S:
+        if old is not None and held_up(sample, old):
             self._beats = min(self._beats, 1)  # ask again soon: was it this once?
             waited, self._back = sent < self._back, now
             if waited and sample > self._heartbeat_s:

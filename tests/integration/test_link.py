@@ -227,6 +227,29 @@ async def test_probes_and_what_the_other_end_learns() -> None:
         assert far.link.receive_bps == measured[0]
 
 
+async def test_a_probe_whose_pongs_came_in_a_bunch_is_made_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first pong is held up, as by a lost packet, and all others come with it."""
+    async with serving(Timings()) as server, linked(server, timings=Timings()) as (near, far):
+        await until(lambda: near.link.round_trip_s is not None)
+        send, train, late, sizes = far.link._socket.send_bytes, near.link._train, [0.5], []
+
+        async def held(data: bytes) -> None:
+            await asyncio.sleep(late.pop() if late else 0.0)
+            await send(data)
+
+        async def counted(size: int, count: int) -> tuple[float, float]:
+            sizes.append(size)
+            return await train(size, count)
+
+        monkeypatch.setattr(far.link._socket, "send_bytes", held)
+        monkeypatch.setattr(near.link, "_train", counted)
+        await near.link.probe()
+        assert sizes[:2] == [limits.PROBE_BYTES // 6] * 2
+        assert len(sizes) <= 6
+
+
 async def test_a_slow_consumer_holds_the_sender() -> None:
     async with held() as (near, far):
         for number in range(4, 20):

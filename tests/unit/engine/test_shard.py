@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from astra_mesh.engine import shard as shards
-from astra_mesh.engine.attention import Part
+from astra_mesh.engine.attention import Part, attend
 from astra_mesh.engine.shard import ShardRun
 from astra_mesh.families.model import Model
 from astra_mesh.plan.layout import Layout, make_layout
@@ -58,13 +58,12 @@ def test_few_tokens_together_are_the_same_softmax(
     model = make_model(kind)
     layout = make_layout(model.spec, cut(TOKENS, EDGES), pooling="all")
     calls: list[int] = []
-    attend = shards.attend
 
     def counted(query: Tensor, rows: Tensor, causal: bool = False) -> Part:
         calls.append(len(rows))
         return attend(query, rows, causal)
 
-    monkeypatch.setattr(shards, "attend", counted)
+    monkeypatch.setattr("astra_mesh.engine.shard.attend", counted)
     together = outputs(model, layout, ORDERS[0])
     assert set(calls) == {TOKENS}
     monkeypatch.setattr(shards, "TOGETHER", 0)
