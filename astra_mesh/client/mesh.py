@@ -10,7 +10,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
-import numpy as np
 from msgspec.structs import replace
 
 from astra_mesh import limits
@@ -264,6 +263,8 @@ class Mesh:
         """
         options = make_options(use, max_peers, codec, rate, class_token, max_loss, late)
         planned, result = await self._answer(Task.EMBED, model, check_prompt(text), options)
+        import numpy as np  # a tenth of what a command takes until its first token
+
         vector = np.frombuffer(result.vector, dtype="<f4").astype(np.float32)
         if normalize:
             vector /= max(float(np.linalg.norm(vector)), 1e-12)

@@ -11,6 +11,10 @@ of that the other way round.
 First token: two to four devices of the laboratory (needs root) and tiny-gpt2; what the devices send
 is delayed by 0 and by 25 ms in turns. What the delay adds, in round trips.
 
+Command line: from the start of `astra-mesh run` until its first character, two peers of this
+machine with tiny-gpt2 that know each other and have the model loaded; and what of it is the
+program's own start (`astra-mesh run --help`).
+
 Results go to docs/data/wire.json.
 """
 
@@ -23,7 +27,9 @@ import os
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -45,6 +51,7 @@ SMALL: Final = REPO_ROOT / "models" / "tiny-gpt2"
 DELAY_MS: Final = 25.0
 DEVICES: Final = (2, 3, 4)
 MEET_S: Final = 60.0
+PROMPT: Final = "Once upon a time there was a peer. " * 4
 QUIET_S: Final = 8.0  # until pings have told a link's round trip
 
 
@@ -53,17 +60,11 @@ async def codes(answers: int) -> tuple[float, list[float]]:
     block and answer but the first one."""
     folder = ensure(MODEL, default_cache()) / MODEL
     with tempfile.TemporaryDirectory(prefix="astra-mesh-wire-") as name:
-        home = Path(name)
-        os.environ["ASTRA_MESH_TRUST"] = str(home / "trust")  # a device of its own
-        records = [home / "one", home / "two"]
-        more = [("--record", str(record)) for record in records]
+        records = [Path(name) / "one", Path(name) / "two"]
         async with (
-            peer(folder, "bf16", 1, home, *more[0]) as first,
-            peer(folder, "bf16", 1, home, *more[1], "--peer", first) as second,
-            astra_mesh.connect(second) as mesh,
+            two_peers(folder, "bf16", Path(name), records) as address,
+            astra_mesh.connect(address) as mesh,
         ):
-            await meet(mesh)
-            await asyncio.sleep(QUIET_S)
             idle_s = max(one.round_trip_s or 0.0 for one in await mesh.peers())
             prompt = random_tokens(VOCABULARY, TOKENS)
             for number in range(answers + 1):
@@ -76,6 +77,54 @@ async def codes(answers: int) -> tuple[float, list[float]]:
         names = sorted(records[0].iterdir(), key=lambda path: path.stat().st_mtime_ns)
         pairs = [[json.loads((one / path.name).read_text()) for one in records] for path in names]
     return 1e3 * idle_s, [ms for pair in pairs[1:] for ms in waits(*pair)]
+
+
+@asynccontextmanager
+async def two_peers(
+    folder: Path, dtype: str, home: Path, records: Sequence[Path] = ()
+) -> AsyncIterator[str]:
+    """The address of one of two peers with a model that know each other."""
+    os.environ["ASTRA_MESH_TRUST"] = str(home / "trust")  # a device of its own
+    one, other = [["--record", str(record)] for record in records] or [[], []]
+    async with (
+        peer(folder, dtype, 1, home, *one) as first,
+        peer(folder, dtype, 1, home, *other, "--peer", first) as second,
+    ):
+        async with astra_mesh.connect(second) as mesh:
+            await meet(mesh)
+            await asyncio.sleep(QUIET_S)
+        yield second
+
+
+async def typed(rounds: int) -> dict[str, list[float]]:
+    """Seconds from the start of a command until its first character: a question, and help."""
+    with tempfile.TemporaryDirectory(prefix="astra-mesh-wire-") as name:
+        async with two_peers(SMALL, "fp32", Path(name)) as address:
+            run = ["run", SMALL.name, PROMPT, "--connect", address, "--use", "all", "-n", "1"]
+            commands = {"run": run, "help": ["run", "--help"]}
+            found = {of: list[float]() for of in commands}
+            for number in range(rounds + 2):
+                for of, argv in commands.items():
+                    took_s = await first_character(argv)
+                    if number > 1:
+                        found[of].append(took_s)
+    return found
+
+
+async def first_character(argv: Sequence[str]) -> float:
+    """Seconds until a command of the program writes something; RuntimeError where it fails."""
+    began = time.perf_counter()
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "astra_mesh", *argv, stdout=pipe, stderr=pipe
+    )
+    assert process.stdout is not None
+    character = await process.stdout.read(1)
+    took_s = time.perf_counter() - began
+    _, told = await process.communicate()
+    if process.returncode or not character:
+        raise RuntimeError(f"astra-mesh {argv[0]} failed: {told.decode(errors='replace')}")
+    return took_s
 
 
 async def meet(mesh: astra_mesh.Mesh) -> None:
@@ -153,6 +202,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     middle, worst = quantile(milliseconds, 0.5), quantile(milliseconds, 0.99)
     say(f"a ping while nothing runs: {idle:.2f} ms there and back")
     say(f"codes of a block: {middle:.2f} ms, 99 % within {worst:.2f} ({len(milliseconds)})")
+    written = asyncio.run(typed(args.rounds))
+    run, start = (statistics.median(written[of]) for of in ("run", "help"))
+    say(f"astra-mesh run: {run:.3f} s until the first character; its start takes {start:.3f}")
     first = {}
     for count in DEVICES:
         times = first_tokens(count, args.rounds)
@@ -167,6 +219,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "machine": facts(),
         "idle_round_trip_ms": idle,
         "codes_ms": milliseconds,
+        "command_s": written,
         "first": first,
     }
     args.out.write_text(json.dumps(document) + "\n", encoding="utf-8")

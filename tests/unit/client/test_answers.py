@@ -48,7 +48,7 @@ def test_the_package_names_what_it_has() -> None:
     ("module", "absent"),
     [
         ("astra_mesh", ["torch", "aiohttp", "numpy"]),
-        ("astra_mesh.client", ["torch", "PIL"]),
+        ("astra_mesh.client", ["torch", "PIL", "numpy"]),
         ("astra_mesh.cli.app", ["torch", "aiohttp", "numpy", "msgspec"]),
     ],
 )

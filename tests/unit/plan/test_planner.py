@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import msgspec
 import pytest
@@ -12,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from astra_mesh.plan.check import layout_of
-from astra_mesh.plan.cost import Candidate, Link
+from astra_mesh.plan.cost import Candidate, Link, Prediction, predict
 from astra_mesh.plan.planner import GAIN, Choice, choose
-from astra_mesh.plan.search import proportional, shares
+from astra_mesh.plan.search import BALANCE_ROUNDS, proportional, shares
 from astra_mesh.wire.messages import Task, Use
 from tests.unit.plan.making import FAST, device, job, links
 
@@ -254,3 +255,21 @@ def test_many_peers_are_planned_for_within_a_moment() -> None:
     choice = choose(job(1000), peers[0], peers[1:], links(peers, FAST))
     assert time.process_time() - began < 2.0
     assert len(choice.plan.shards) > 4
+
+
+def test_no_time_is_spent_on_evening_out_what_is_hopeless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over a thin link two devices take so much longer than one that better shares do not help."""
+    peers = [device("a"), device("b")]
+    counts = []
+    for link in (FAST, Link(0.01, 1e4)):
+        played: list[int] = []
+
+        def counted(*given: Any, played: list[int] = played) -> Prediction:
+            played.append(1)
+            return predict(*given)
+
+        monkeypatch.setattr("astra_mesh.plan.search.predict", counted)
+        choice = choose(job(1000), peers[0], peers[1:], links(peers, link))
+        counts.append((len(choice.plan.shards), len(played)))
+    assert [shards for shards, _ in counts] == [2, 1]
+    assert counts[0][1] - counts[1][1] == BALANCE_ROUNDS
