@@ -183,6 +183,17 @@ at_s = 600
         assert document["requests"] == []
         assert document["scenario"]["name"] == "waiting"
 
+    def test_a_second_signal_leaves_nothing_behind(
+        self, laboratory: subprocess.Popen[str], tmp_path: Path
+    ) -> None:
+        laboratory.send_signal(signal.SIGINT)
+        for _ in range(8):  # while it clears away
+            time.sleep(0.15)
+            laboratory.send_signal(signal.SIGINT)
+        assert laboratory.wait(patient(15)) == 130
+        assert made_by(laboratory.pid) == []
+        assert json.loads((tmp_path / "result.json").read_text())["interrupted"]
+
     def test_after_a_kill_the_next_sweep_does(self, laboratory: subprocess.Popen[str]) -> None:
         made = made_by(laboratory.pid)
         laboratory.kill()

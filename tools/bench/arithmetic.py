@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import os
 import statistics
 import sys
@@ -50,8 +49,8 @@ from astra_mesh.plan.layout import Layout, make_layout
 from astra_mesh.quant.codebook import load_codebook
 from astra_mesh.quant.codecs import VectorCodec, make_codec
 from astra_mesh.quant.codes import Receiver
+from tools.bench import command
 from tools.bench.baselines.variants import DTYPES
-from tools.bench.machine import facts, hindrance
 from tools.bench.sizes import (
     CONFIGS,
     FORMS,
@@ -61,7 +60,9 @@ from tools.bench.sizes import (
     ensure,
     random_picture,
     random_tokens,
+    text_limit,
 )
+from tools.bench.speed_stats import spread
 from tools.lab import options
 from tools.models.common import REPO_ROOT
 
@@ -230,14 +231,14 @@ def measure(request: Request, rounds: int) -> dict[str, Any]:
     whole = [[sum(one.values()) for one in parts] for parts in shards]
     ratios = [one / max(parts) for one, parts in zip(alone, whole, strict=True)]
     sums = [sum(parts) / one for one, parts in zip(alone, whole, strict=True)]
-    low, _, high = statistics.quantiles(ratios, n=4) if rounds > 1 else [*ratios * 3]
+    bound = spread(ratios)
     return {
         **request.case._asdict(),
         "edges": edges,
         "solo_s": statistics.median(alone),
         "solo": dict(medians(solo)),
-        "bound": statistics.median(ratios),
-        "bound_quartiles": [low, high],
+        "bound": bound.median,
+        "bound_quartiles": [bound.low, bound.high],
         "work": statistics.median(sums),
         "shards": [dict(medians(parts)) for parts in zip(*shards, strict=True)],
     }
@@ -249,40 +250,34 @@ def medians(rounds: Sequence[Spent]) -> Iterator[tuple[str, float]]:
         yield kind, statistics.median(one[kind] for one in rounds)
 
 
-def say(text: str) -> None:
-    """A line for whoever waits."""
-    print(text, file=sys.stderr, flush=True)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; 1 where the machine is busy."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    """Command line; exit statuses of :func:`tools.bench.command.measured`."""
+    parser = command.parser(__doc__, OUT)
     parser.add_argument("--models", nargs="+", choices=sorted(CONFIGS), default=sorted(CONFIGS))
-    parser.add_argument("--codes", nargs="+", choices=sorted(FORMS), default=[PLAIN])
+    both = "(default: plain, and for pictures first, too)"
+    parser.add_argument("--codes", nargs="+", choices=sorted(FORMS), help=both)
     parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0])
     parser.add_argument("--rounds", type=options.within(int, 1), default=5)
-    parser.add_argument("--busy", action="store_true", help="although other programs run")
-    parser.add_argument("--out", type=options.file, default=OUT)
     parser.add_argument("--cache", type=options.folder, default=default_cache())
     args = parser.parse_args(argv)
-    if status := hindrance(busy=args.busy):
-        return status
+    return command.measured(args, lambda save: _measure_all(args, save))
+
+
+def _measure_all(args: argparse.Namespace, save: command.Save) -> None:
     torch.set_num_threads(1)
     rows = []
-    wanted = [case for case in CASES if case.model in args.models]
-    for case, codes in itertools.product(wanted, args.codes):
-        folder = ensure(case.model, args.cache, form=codes) / case.model
-        row = measure(Request(case, folder, args.dtype), args.rounds)
-        rows.append(row | {"codes": codes})
-        say(
-            f"{case.model}, {case.tokens} tokens, {case.devices} devices, {codes}: "
-            f"{row['work']:.3f} times one device's {row['solo_s']:.2f} s in all, "
-            f"at most {row['bound']:.2f} times as fast"
-        )
-    document = {"machine": facts(), "dtype": args.dtype, "rounds": args.rounds, "rows": rows}
-    args.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    say(f"results: {args.out}")
-    return 0
+    for case in (case for case in CASES if case.model in args.models):
+        pictures = [] if args.codes or text_limit(case.model) is not None else ["first"]
+        for codes in args.codes or [PLAIN, *pictures]:
+            folder = ensure(case.model, args.cache, form=codes) / case.model
+            row = measure(Request(case, folder, args.dtype), args.rounds)
+            rows.append(row | {"codes": codes})
+            command.say(
+                f"{case.model}, {case.tokens} tokens, {case.devices} devices, {codes}: "
+                f"{row['work']:.3f} times one device's {row['solo_s']:.2f} s in all, "
+                f"at most {row['bound']:.2f} times as fast"
+            )
+            save({"dtype": args.dtype, "rounds": args.rounds, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -11,8 +11,6 @@ coordinates, the others 0.7 of the hidden size. Results go to docs/data/coding.j
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -25,8 +23,7 @@ from astra_mesh.peer.code_times import measure_codebook
 from astra_mesh.peer.measure import measure, token_s
 from astra_mesh.quant.codebook import Codebook
 from astra_mesh.wire.messages import ModelId
-from tools.bench import sizes
-from tools.bench.machine import facts, hindrance
+from tools.bench import command, sizes
 from tools.lab import options
 from tools.models.common import REPO_ROOT
 
@@ -83,19 +80,19 @@ def measured(hidden_size: int) -> list[Row]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; 1 where the machine is busy."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    """Command line; exit statuses of :func:`tools.bench.command.measured`."""
+    parser = command.parser(__doc__, OUT)
     parser.add_argument("--hidden", nargs="+", type=options.within(int, HEAD), default=HIDDEN)
-    parser.add_argument("--busy", action="store_true", help="although other programs run")
-    parser.add_argument("--out", type=options.file, default=OUT)
     given = parser.parse_args(argv)
-    if status := hindrance(busy=given.busy):
-        return status
+    return command.measured(given, lambda save: _measure_all(given.hidden, save))
+
+
+def _measure_all(hidden: Sequence[int], save: command.Save) -> None:
     torch.set_num_threads(1)
     heads = "".join(f"{f'{count} devices':>11}" for count in DEVICES)
     print(f"hidden  block, us  codes        bits  encode  decode{heads}")
     rows = []
-    for hidden_size in given.hidden:
+    for hidden_size in hidden:
         for row in measured(hidden_size):
             shares = "".join(f"{share:11.2f}" for share in row.devices.values())
             print(
@@ -104,9 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 flush=True,
             )
             rows.append(row._asdict())
-    document = {"machine": facts() | {"threads": 1}, "rows": rows}
-    given.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    return 0
+            save({"machine": {"threads": 1}, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -36,8 +36,9 @@ from astra_mesh.families import Model, ModelInput, build_model
 from astra_mesh.families.precision import Precision, convert
 from astra_mesh.peer.precision import pack_if_faster
 from astra_mesh.wire.messages import Sampling
-from tools.bench.machine import facts, hindrance
+from tools.bench import command
 from tools.bench.sizes import default_cache, ensure
+from tools.lab import options
 from tools.models.common import REPO_ROOT
 
 OUT: Final = REPO_ROOT / "docs" / "data" / "decode.json"
@@ -170,33 +171,35 @@ async def compare(
     return {"model": name, "dtype": dtype, "tokens_per_s": found}
 
 
-async def run(given: argparse.Namespace) -> list[dict[str, Any]]:
-    with tempfile.TemporaryDirectory(prefix="astra-mesh-decode-") as home:
+async def run(given: argparse.Namespace, save: command.Save) -> None:
+    """All models and formats, kept one by one."""
+    about = {"threads": given.threads, "prompt": PROMPT, "new": NEW}
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(
+        prefix="astra-mesh-decode-", ignore_cleanup_errors=True
+    ) as home:
         os.environ["ASTRA_MESH_TRUST"] = str(Path(home) / "trust")  # a device of its own
-        return [
-            await compare(name, dtype, given.threads, given.rounds, Path(home))
-            for name in given.models
-            for dtype in given.dtypes
-        ]
+        for name in given.models:
+            for dtype in given.dtypes:
+                rows.append(await compare(name, dtype, given.threads, given.rounds, Path(home)))
+                save({"machine": about, "rounds": given.rounds, "rows": rows})
 
 
-def main() -> int:
-    """Command line; 1 where the machine is busy."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; exit statuses of :func:`tools.bench.command.measured`."""
+    parser = command.parser(__doc__, OUT)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
     parser.add_argument("--dtypes", nargs="+", choices=("fp32", "bf16"), default=("fp32", "bf16"))
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--busy", action="store_true", help="although other programs run")
-    parser.add_argument("--out", type=Path, default=OUT)
-    given = parser.parse_args()
-    if status := hindrance(busy=given.busy):
-        return status
-    torch.set_num_threads(given.threads)
-    about = facts() | {"threads": given.threads, "prompt": PROMPT, "new": NEW}
-    rows = asyncio.run(run(given))
-    given.out.write_text(json.dumps({"machine": about, "rows": rows}, indent=1) + "\n")
-    return 0
+    threads = options.within(int, 1, 1024)
+    parser.add_argument("--threads", type=threads, default=os.cpu_count() or 1)
+    parser.add_argument("--rounds", type=options.within(int, 1), default=5)
+    given = parser.parse_args(argv)
+
+    def measure(save: command.Save) -> None:
+        torch.set_num_threads(given.threads)
+        asyncio.run(run(given, save))
+
+    return command.measured(given, measure)
 
 
 if __name__ == "__main__":

@@ -41,9 +41,11 @@ def facts() -> dict[str, Any]:
 
 
 def _commit() -> str:
-    """Of the working tree, short, with "+" where it has changes; "" where there is no git."""
+    """Of the working tree, short, with "+" where it has changes, other results aside; "" where
+    there is no git."""
     commit = _git("rev-parse", "--short", "HEAD")
-    changed = commit and _git("status", "--porcelain", "--untracked-files=no")
+    apart = ("--", ".", ":!docs/data")
+    changed = commit and _git("status", "--porcelain", "--untracked-files=no", *apart)
     return f"{commit}+" if changed else commit
 
 

@@ -12,7 +12,6 @@ docs/data/memory.json.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import sys
@@ -21,14 +20,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from astra_mesh.families import read_spec
 from astra_mesh.limits import GIVE_BACK_S
+from tools.bench import command
 from tools.bench.baselines.variants import DTYPES, SINGLE
-from tools.bench.machine import facts, hindrance
 from tools.bench.rig import Rig
 from tools.bench.shifts import MESH
 from tools.bench.sizes import CONFIGS, default_cache, ensure, text_limit
 from tools.lab import options
-from tools.lab.system import end_in_order
 from tools.models.common import REPO_ROOT
 
 OUT: Final = REPO_ROOT / "docs" / "data" / "memory.json"
@@ -51,7 +50,7 @@ def measure(
 ) -> dict[str, Any]:
     """Peers and the worker after some answers; seconds are medians of the last ones."""
     cores = 0.45 * (os.cpu_count() or 1)
-    with Rig(model, folder, PEERS, cores=cores, dtype=dtype, options=more, say=say) as rig:
+    with Rig(model, folder, PEERS, cores=cores, dtype=dtype, options=more, say=command.say) as rig:
         rig.start(PEERS, 1, RATE)
         alone = [rig.ask_baseline(SINGLE, tokens, 1)["seconds"] for _ in range(ANSWERS)]
         shared = []
@@ -70,18 +69,11 @@ def measure(
     }
 
 
-def say(text: str) -> None:
-    """A line for whoever waits."""
-    print(text, file=sys.stderr, flush=True)
-
-
 def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command.parser(__doc__, OUT)
     parser.add_argument("--models", nargs="+", choices=sorted(CONFIGS), default=["gpt2-124m"])
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["bf16", "fp32"])
     parser.add_argument("--tokens", type=options.within(int, 1), default=1024)
-    parser.add_argument("--busy", action="store_true", help="although other programs run")
-    parser.add_argument("--out", type=options.file, default=OUT)
     parser.add_argument("--cache", type=options.folder, default=default_cache())
     args = parser.parse_args(argv)
     for model in args.models:
@@ -92,27 +84,28 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; 1 where the machine is busy, 3 where there can be no laboratory."""
+    """Command line; exit statuses of :func:`tools.bench.command.measured`."""
     args = _parsed(argv)
-    if status := hindrance(busy=args.busy, lab=True):
-        return status
+    return command.measured(args, lambda save: _measure_all(args, save), lab=True)
+
+
+def _measure_all(args: argparse.Namespace, save: command.Save) -> None:
     rows: list[dict[str, Any]] = []
     for model in args.models:
         folder = ensure(model, args.cache)
+        tokens = (
+            args.tokens if text_limit(model) is not None else read_spec(CONFIGS[model]).max_tokens
+        )
         for dtype in args.dtypes:
             for way, more in WAYS.items():
-                found = measure(model, folder, dtype, args.tokens, more)
-                rows.append({"model": model, "dtype": dtype, "way": way, **found})
-                say(
+                found = measure(model, folder, dtype, tokens, more)
+                rows.append({"model": model, "tokens": tokens, "dtype": dtype, "way": way, **found})
+                command.say(
                     f"{model} {dtype} {way}: {found['peer_mib']:.0f} MiB, one device "
                     f"{found['single_mib']:.0f}: {found['times']:.2f} times"
                 )
-    document = {"machine": facts(), "tokens": args.tokens, "rows": rows}
-    args.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    say(f"results: {args.out}")
-    return 0
+                save({"rows": rows})
 
 
 if __name__ == "__main__":
-    end_in_order()
     sys.exit(main())

@@ -13,7 +13,6 @@ Results go to docs/data/prefill.json.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import sys
@@ -29,9 +28,9 @@ from astra_mesh.engine.reference import run_solo
 from astra_mesh.families import Model, ModelInput
 from astra_mesh.families.packed import can_pack
 from astra_mesh.families.precision import Precision
+from tools.bench import command
 from tools.bench.baselines.variants import DTYPES
 from tools.bench.decode import MODELS, loaded, reference
-from tools.bench.machine import facts, hindrance
 from tools.bench.sizes import CONFIGS, default_cache, ensure, random_tokens
 from tools.lab import options
 from tools.models.common import REPO_ROOT
@@ -99,18 +98,18 @@ def able() -> tuple[str, ...]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; 1 where the machine is busy."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    """Command line; exit statuses of :func:`tools.bench.command.measured`."""
+    parser = command.parser(__doc__, OUT)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
     default = "(default: those that the processor has)"
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=able(), help=default)
     parser.add_argument("--rounds", type=options.within(int, 1), default=7)
-    parser.add_argument("--busy", action="store_true", help="although other programs run")
-    parser.add_argument("--out", type=options.file, default=OUT)
     parser.add_argument("--cache", type=options.folder, default=default_cache())
     given = parser.parse_args(argv)
-    if status := hindrance(busy=given.busy):
-        return status
+    return command.measured(given, lambda save: _measure_all(given, save))
+
+
+def _measure_all(given: argparse.Namespace, save: command.Save) -> None:
     torch.set_num_threads(1)
     print(f"{'model':12} {'tokens':>6} {'dtype':5} {'engine':>9} {'transformers':>12} {'ratio':>6}")
     rows = []
@@ -123,9 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"{row.transformers_s:10.3f} s {row.ratio:6.2f}",
                 flush=True,
             )
-    document = {"machine": facts() | {"threads": 1}, "rounds": given.rounds, "rows": rows}
-    given.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    return 0
+            save({"machine": {"threads": 1}, "rounds": given.rounds, "rows": rows})
 
 
 if __name__ == "__main__":

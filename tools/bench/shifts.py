@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final, NamedTuple
 
 from astra_mesh.client.inputs import UseName
@@ -48,6 +48,10 @@ class Shift(NamedTuple):
     def own(self) -> tuple[str, ...]:
         """Without the base of the ratios, which other shifts have too; or that, if it is alone."""
         return tuple(name for name in self.names if name != SINGLE) or self.names
+
+    def only(self, names: Collection[str]) -> Shift:
+        """The same processes, with fewer variants and the base of the ratios."""
+        return self._replace(names=tuple(one for one in self.names if one in {SINGLE, *names}))
 
     @property
     def kind(self) -> str:

@@ -167,12 +167,7 @@ class Bench:
         if self._has_fewer_rounds():
             say(f"cells that are there keep their rounds: none are added to make {sweep.rounds}")
         for model in sweep.models:
-            todo = [
-                (shift, cells)
-                for members in sweep.peers
-                for shift in shifts(sweep.variants(members), members, sweep.memory_gib)
-                if (cells := [c for c in sweep.cells(model, members) if not self._has(c, shift)])
-            ]
+            todo = self._todo(model)
             if not todo:
                 continue
             require_lab()
@@ -198,9 +193,18 @@ class Bench:
             say=say,
         )
 
-    def _has(self, cell: Cell, shift: Shift) -> bool:
-        """Whether a shift's variants were measured; the base of the ratios may be another's."""
-        return all((*cell, name) in self._done for name in shift.own)
+    def _todo(self, model: str) -> list[tuple[Shift, list[Cell]]]:
+        """What is not in the file yet; the base of the ratios is measured with it again."""
+        sweep, found = self._sweep, list[tuple[Shift, list[Cell]]]()
+        for members in sweep.peers:
+            for shift in shifts(sweep.variants(members), members, sweep.memory_gib):
+                cells: dict[Shift, list[Cell]] = {}
+                for cell in sweep.cells(model, members):
+                    missing = [one for one in shift.own if (*cell, one) not in self._done]
+                    if missing:
+                        cells.setdefault(shift.only(missing), []).append(cell)
+                found += cells.items()
+        return found
 
     def _has_fewer_rounds(self) -> bool:
         """Whether a cell of the file has fewer than are wanted, and not for being slow."""
@@ -244,8 +248,8 @@ class Bench:
                 at = {"variant": name, "shift": kind, "round": turn, "order": place}
                 self._rows.append(cell._asdict() | at | found)
                 say(f"  {cell.members} x {cell.tokens} tokens, {name}: {found['seconds']:.3f} s")
-                if found["seconds"] > self._sweep.slow_s:
-                    slow.add(name)
+                if found["seconds"] > self._sweep.slow_s and name != SINGLE:
+                    slow.add(name)  # the base of all ratios has every round
 
     def _warm_up(self, rig: Rig, cell: Cell, name: str) -> None:
         """An answer that does not count, once for a variant and number of tokens."""
@@ -295,7 +299,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--peers", nargs="+", type=devices, help="numbers of devices")
     parser.add_argument("--only", nargs="+", choices=VARIANTS, metavar="VARIANT")
     parser.add_argument("--rounds", type=count)
-    parser.add_argument("--slow-s", type=slow, help="a variant above it has one round only")
+    parser.add_argument(
+        "--slow-s", type=slow, help="others than one device have one round only above it"
+    )
     cores = options.as_annotated(Cores)
     parser.add_argument("--cores", type=cores, help="of each device; default: an equal share")
     parser.add_argument("--threads", type=count, default=1, help="of torch in each process")
@@ -338,6 +344,8 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(
             f"argument --tokens: {max(args.tokens)}, and models take {max(limits)} at most"
         )
+    if max(args.peers) == 1 and not {SINGLE, *MESH} & set(args.only):
+        parser.error("argument --only: nothing of that can be measured with one device")
     have, devices = os.cpu_count() or 1, max(args.peers)
     if args.cores and args.cores * devices > have and not args.busy:
         parser.error(
@@ -351,11 +359,11 @@ def sweep_of(args: argparse.Namespace) -> Sweep:
     """The sweep that the command line asks for."""
     share = HEADROOM * (os.cpu_count() or 1) / max(args.peers)
     return Sweep(
-        models=args.models,
-        tokens=args.tokens,
-        rates=args.rates,
-        peers=sorted(args.peers),
-        only=args.only,
+        models=list(dict.fromkeys(args.models)),
+        tokens=list(dict.fromkeys(args.tokens)),
+        rates=list(dict.fromkeys(args.rates)),
+        peers=sorted(set(args.peers)),
+        only=list(dict.fromkeys(args.only)),
         rounds=args.rounds,
         slow_s=args.slow_s,
         cores=args.cores or min(1.0, share),
@@ -400,7 +408,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"error: {error}")
         return UNAVAILABLE if isinstance(error, LabUnavailableError) else 1
     except KeyboardInterrupt:
-        say(f"interrupted; nothing is left running, --resume goes on with the cells in {path}")
+        kept = f", --resume goes on with the cells in {path}" if path.exists() else ""
+        say(f"interrupted; nothing is left running{kept}")
         return INTERRUPTED
     say(f"results: {path}")
     return 0

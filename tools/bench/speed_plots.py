@@ -87,6 +87,10 @@ class Results:
         self.rates = sorted({key.mbps for key in keys})
         self.members = sorted({key.members for key in keys})
 
+    def titled(self, text: str) -> str:
+        """A figure's title."""
+        return f"{self.model}, {text}" + (" (other programs ran: it says nothing)" * self.busy)
+
     def line(
         self, values: dict[Key, Spread], over: str, **fixed: Any
     ) -> tuple[list[float], list[Spread]]:
@@ -126,7 +130,7 @@ def bandwidth(results: Results) -> Figure | None:
         axis.set_title(f"{count} devices")
     axes[0].set_ylabel("latency, s")
     figure.supxlabel("bandwidth of each device, Mbit/s", fontsize=10)
-    return _finished(figure, axes, f"{results.model}, {tokens} tokens: latency")
+    return _finished(figure, axes, results.titled(f"{tokens} tokens: latency"))
 
 
 def scaling(results: Results) -> Figure | None:
@@ -144,7 +148,7 @@ def scaling(results: Results) -> Figure | None:
         axis.set_title(f"{mbps:g} Mbit/s")
     axes[0].set_ylabel("times faster than one device")
     figure.supxlabel("devices", fontsize=10)
-    return _finished(figure, axes, f"{results.model}, {tokens} tokens: strong scaling")
+    return _finished(figure, axes, results.titled(f"{tokens} tokens: strong scaling"))
 
 
 def lengths(results: Results) -> Figure | None:
@@ -161,7 +165,7 @@ def lengths(results: Results) -> Figure | None:
     axes[0].set_ylabel("latency, s")
     axes[1].set_ylabel("times faster than one device")
     figure.supxlabel("tokens", fontsize=10)
-    return _finished(figure, axes, f"{results.model}, {count} devices, {mbps:g} Mbit/s")
+    return _finished(figure, axes, results.titled(f"{count} devices, {mbps:g} Mbit/s"))
 
 
 def parts(results: Results) -> Figure | None:
@@ -178,7 +182,7 @@ def parts(results: Results) -> Figure | None:
         _stack(axis, keys, rounds)
         axis.set_title(f"{mbps:g} Mbit/s")
         axis.set_xlabel("share of the latency, mean of all devices")
-    title = f"{results.model}, {tokens} tokens, {count} devices: where their time goes"
+    title = results.titled(f"{tokens} tokens, {count} devices: where their time goes")
     return _finished(figure, axes, title)
 
 
@@ -196,12 +200,12 @@ def _stack(axis: Axes, keys: Sequence[Key], rounds: dict[Key, list[Row]]) -> Non
 
 def wire(results: Results) -> Figure | None:
     """Bytes that all devices together send for one answer."""
-    count, tokens = max(results.members), max(results.tokens)
+    count, tokens, mbps = max(results.members), max(results.tokens), max(results.rates)
     rounds = grouped(results.rows)
     names, sizes = [], []
     for name in results.variants:
-        keys = [k for k in rounds if (k.tokens, k.members, k.variant) == (tokens, count, name)]
-        if keys and (size := sent_bytes(rounds[keys[0]])) > 0:
+        key = Key(results.model, tokens, mbps, count, name)
+        if key in rounds and (size := sent_bytes(rounds[key])) > 0:
             names.append(name)
             sizes.append(size)
     if not sizes:
@@ -215,8 +219,8 @@ def wire(results: Results) -> Figure | None:
     axis.set_xlim(min(sizes) / 2, max(sizes) * 6)
     axis.invert_yaxis()
     axis.set_xlabel("bytes sent by all devices")
-    title = f"{results.model}, {tokens} tokens, {count} devices: bytes on the wire"
-    return _finished(figure, [], title)
+    title = f"{tokens} tokens, {count} devices, {mbps:g} Mbit/s: bytes on the wire"
+    return _finished(figure, [], results.titled(title))
 
 
 def prediction(found: Sequence[Results]) -> Figure | None:
@@ -392,7 +396,9 @@ def draw(files: Sequence[Path], out: Path | None) -> None:
     import matplotlib as mpl
 
     mpl.rcParams["svg.hashsalt"] = "astra-mesh"
-    for path, found in [(path, load(path)) for path in files]:  # all are read before one is drawn
+    loaded = [(path, load(path)) for path in files]  # all are read before one is drawn
+    every = [results for _, found in loaded for results in found]
+    for path, found in loaded:
         target = out or path.parent
         target.mkdir(parents=True, exist_ok=True)
         for results in found:
@@ -403,6 +409,8 @@ def draw(files: Sequence[Path], out: Path | None) -> None:
                 name = f"{path.stem}-{results.model}-{figure.__name__}"
                 save(figure(results), target, name)
         save(prediction(found), target, f"{path.stem}-prediction")
+    if len(files) > 1:
+        save(prediction(every), out or OUT, "speed-prediction")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -20,7 +20,6 @@ Results go to docs/data/wire.json.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import os
@@ -34,17 +33,17 @@ from pathlib import Path
 from typing import Any, Final
 
 import astra_mesh
+from tools.bench import command
 from tools.bench.decode import peer
-from tools.bench.machine import facts, hindrance
 from tools.bench.sizes import default_cache, ensure, random_tokens
 from tools.lab import options
 from tools.lab.house import House
 from tools.lab.scenario import Device, Network, Options, Request, Scenario
-from tools.lab.system import end_in_order
 from tools.models.common import REPO_ROOT
 
 OUT: Final = REPO_ROOT / "docs" / "data" / "wire.json"
 MODEL: Final = "gpt2-124m"
+DTYPE: Final = "bf16"
 VOCABULARY: Final = 50_257
 TOKENS: Final = 1024
 SMALL: Final = REPO_ROOT / "models" / "tiny-gpt2"
@@ -59,10 +58,10 @@ async def codes(answers: int) -> tuple[float, list[float]]:
     """Milliseconds: a ping's round trip while nothing runs, and from encoded to arrived, of each
     block and answer but the first one."""
     folder = ensure(MODEL, default_cache()) / MODEL
-    with tempfile.TemporaryDirectory(prefix="astra-mesh-wire-") as name:
+    with tempfile.TemporaryDirectory(prefix="astra-mesh-wire-", ignore_cleanup_errors=True) as name:
         records = [Path(name) / "one", Path(name) / "two"]
         async with (
-            two_peers(folder, "bf16", Path(name), records) as address,
+            two_peers(folder, DTYPE, Path(name), records) as address,
             astra_mesh.connect(address) as mesh,
         ):
             idle_s = max(one.round_trip_s or 0.0 for one in await mesh.peers())
@@ -98,7 +97,7 @@ async def two_peers(
 
 async def typed(rounds: int) -> dict[str, list[float]]:
     """Seconds from the start of a command until its first character: a question, and help."""
-    with tempfile.TemporaryDirectory(prefix="astra-mesh-wire-") as name:
+    with tempfile.TemporaryDirectory(prefix="astra-mesh-wire-", ignore_cleanup_errors=True) as name:
         async with two_peers(SMALL, "fp32", Path(name)) as address:
             run = ["run", SMALL.name, PROMPT, "--connect", address, "--use", "all", "-n", "1"]
             commands = {"run": run, "help": ["run", "--help"]}
@@ -166,7 +165,7 @@ def first_tokens(count: int, rounds: int) -> dict[str, list[float]]:
         timeout_s=60.0,
     )
     found: dict[str, list[float]] = {"0": [], f"{DELAY_MS:g}": []}
-    with House(scenario, say, timelines=False) as house:
+    with House(scenario, command.say, timelines=False) as house:
         for number in range(rounds + 2):
             for delay, times in found.items():
                 for name in names:
@@ -183,49 +182,42 @@ def quantile(values: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, round(share * (len(ordered) - 1)))]
 
 
-def say(text: str) -> None:
-    """A line for whoever waits."""
-    print(text, file=sys.stderr, flush=True)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; 1 where the machine is busy, 3 where there can be no laboratory."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    """Command line; exit statuses of :func:`tools.bench.command.measured`."""
+    parser = command.parser(__doc__, OUT)
     parser.add_argument("--answers", type=options.within(int, 1), default=20)
     parser.add_argument("--rounds", type=options.within(int, 1), default=20)
-    parser.add_argument("--busy", action="store_true", help="although other programs run")
-    parser.add_argument("--out", type=options.file, default=OUT)
     args = parser.parse_args(argv)
-    if status := hindrance(busy=args.busy, lab=True):
-        return status
-    idle, milliseconds = asyncio.run(codes(args.answers))
+    return command.measured(
+        args, lambda save: _measure_all(args.answers, args.rounds, save), lab=True
+    )
+
+
+def _measure_all(answers: int, rounds: int, save: command.Save) -> None:
+    found: dict[str, Any] = {"model": MODEL, "dtype": DTYPE, "tokens": TOKENS}
+    idle, milliseconds = asyncio.run(codes(answers))
     middle, worst = quantile(milliseconds, 0.5), quantile(milliseconds, 0.99)
-    say(f"a ping while nothing runs: {idle:.2f} ms there and back")
-    say(f"codes of a block: {middle:.2f} ms, 99 % within {worst:.2f} ({len(milliseconds)})")
-    written = asyncio.run(typed(args.rounds))
-    run, start = (statistics.median(written[of]) for of in ("run", "help"))
-    say(f"astra-mesh run: {run:.3f} s until the first character; its start takes {start:.3f}")
-    first = {}
+    command.say(f"a ping while nothing runs: {idle:.2f} ms there and back")
+    command.say(f"codes of a block: {middle:.2f} ms, 99 % within {worst:.2f} ({len(milliseconds)})")
+    found |= {"idle_round_trip_ms": idle, "codes_ms": milliseconds}
+    save(found)
+    found["command_s"] = asyncio.run(typed(rounds))
+    run, start = (statistics.median(found["command_s"][of]) for of in ("run", "help"))
+    command.say(
+        f"astra-mesh run: {run:.3f} s until the first character; its start takes {start:.3f}"
+    )
+    found["first"] = {}
     for count in DEVICES:
-        times = first_tokens(count, args.rounds)
+        times = first_tokens(count, rounds)
         without, late = (statistics.median(one) for one in times.values())
         trips = (late - without) / (2e-3 * DELAY_MS)
-        first[str(count)] = {"seconds": times, "round_trips": trips}
-        say(
+        found["first"][str(count)] = {"seconds": times, "round_trips": trips}
+        command.say(
             f"{count} devices: {1e3 * without:.1f} ms until the first token, "
             f"{1e3 * late:.1f} with {DELAY_MS:g} ms each way: {trips:.2f} round trips"
         )
-    document = {
-        "machine": facts(),
-        "idle_round_trip_ms": idle,
-        "codes_ms": milliseconds,
-        "command_s": written,
-        "first": first,
-    }
-    args.out.write_text(json.dumps(document) + "\n", encoding="utf-8")
-    return 0
+        save(found)
 
 
 if __name__ == "__main__":
-    end_in_order()
     sys.exit(main())

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tools.lab import accuracy, options, record, runner
 from tools.lab.house import sweep
+from tools.lab.network import require_lab
 from tools.lab.scenario import ScenarioError, load_scenario
 from tools.lab.system import LabError, LabUnavailableError, end_in_order
 
@@ -44,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tools.lab", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="run a scenario with real peers (needs root)")
-    run.add_argument("scenario", type=Path, help="a TOML file; docs/lab.md explains it")
+    run.add_argument("scenario", type=Path, help="TOML or YAML; docs/lab.md explains it")
     run.add_argument(
         "-o", "--output", type=options.file, help="write what happened to this JSON file"
     )
@@ -75,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(path: Path, output: Path | None) -> int:
     scenario = load_scenario(path)
+    require_lab()
     _say(f"{scenario.name}: {', '.join(scenario.devices)}")
     document = runner.run(scenario, _say)
     if output is not None:
@@ -84,7 +86,8 @@ def _run(path: Path, output: Path | None) -> int:
         raise KeyboardInterrupt
     if document["failed"]:
         for device, log in document["logs"].items():
-            _say(f"--- log of {device}\n{log}".rstrip())
+            if log.strip():
+                _say(f"--- log of {device}\n{log}".rstrip())
         return FAILED
     return 0
 

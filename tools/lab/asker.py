@@ -38,6 +38,8 @@ async def answer(document: dict[str, Any]) -> dict[str, Any]:
         found = {"error": {"code": "deadline", "message": "no answer in the request's timeout_s"}}
     except AstraMeshError as error:
         found = {"error": {"code": error.code, "message": error.message}}
+    except Exception as error:  # of one question: the others go on
+        found = {"error": {"code": "asker", "message": f"{type(error).__name__}: {error}"}}
     ended = time.monotonic()
     return {"id": document["id"], "began": began, "wall_s": ended - began, **found}
 

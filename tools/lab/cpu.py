@@ -35,7 +35,7 @@ QUOTA_MIN_US = 1_000  # the kernel's own limit
 class Usage:
     """What a group used, in seconds."""
 
-    used_s: float  # by the processes that still run
+    used_s: float  # also by processes that have ended
     throttled_s: float  # time in which it wanted to run and had to wait for the next period
 
 
@@ -51,15 +51,20 @@ class CpuGroup:
         return self.folder / "cgroup.procs"
 
     def usage(self) -> Usage:
-        """What its living processes used so far, and how long the quota held them up."""
-        pids = (self.folder / "cgroup.procs").read_text().split()
+        """What its processes used so far, and how long the quota held them up."""
         lines = (self.folder / "cpu.stat").read_text().splitlines()
         stat = {name: int(value) for name, value in map(str.split, lines)}
         if self.version == 2:
-            throttled_s = stat.get("throttled_usec", 0) / 1e6
-        else:
-            throttled_s = stat.get("throttled_time", 0) / 1e9
-        return Usage(sum(cpu_seconds(int(pid)) for pid in pids), throttled_s)
+            return Usage(stat["usage_usec"] / 1e6, stat.get("throttled_usec", 0) / 1e6)
+        return Usage(self._used_s(), stat.get("throttled_time", 0) / 1e9)
+
+    def _used_s(self) -> float:
+        """Version 1 counts in another controller, which need not lie beside this one."""
+        try:
+            return int((self.folder / "cpuacct.usage").read_text()) / 1e9
+        except FileNotFoundError:
+            pids = (self.folder / "cgroup.procs").read_text().split()
+            return sum(cpu_seconds(int(pid)) for pid in pids)
 
     def close(self) -> None:
         """Remove the group and whatever still runs in it. May be called again."""

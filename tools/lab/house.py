@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -48,7 +48,7 @@ from tools.lab.scenario import (
     mbps_of,
     rates_of,
 )
-from tools.lab.system import LabError, orphans, stop
+from tools.lab.system import LabError, orphans, stop, undisturbed
 
 LOOK_S = 0.2  # between two looks at who has met
 LEAVE_S = 30.0  # for a goodbye, also with little CPU or on a busy machine
@@ -129,13 +129,14 @@ class House:
 
     def close(self) -> None:
         """Stop and remove everything. May be called again."""
-        self.hush()
-        self._askers.clear()
-        self.lan.close()
-        for group in self._groups.values():
-            group.close()
+        with undisturbed(), ExitStack() as steps:  # the last one first, also where one fails
+            steps.callback(shutil.rmtree, self.folder, ignore_errors=True)
+            for group in self._groups.values():
+                steps.callback(group.close)
+            steps.callback(self.lan.close)
+            steps.callback(self._askers.clear)
+            steps.callback(self.hush)
         self._groups.clear()
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     def hush(self) -> None:
         """End the clients on the devices: whoever waits for an answer gets an AskError."""
@@ -289,15 +290,16 @@ class House:
             return self._askers[device][1]
 
     def _start_asker(self, device: str) -> subprocess.Popen[str]:
-        return self.lan.popen(
-            device,
-            [*self.python, "-m", "tools.lab.asker"],
-            env=environment_of(self, device),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
+        with (self.device_folder(device) / "log").open("ab") as log:
+            return self.lan.popen(
+                device,
+                [*self.python, "-m", "tools.lab.asker"],
+                env=environment_of(self, device),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
 
     def cli(self, device: str, *argv: str, timeout_s: float = CLI_S) -> list[Any]:
         """Run `astra-mesh ARGV --json` on a device: the documents that it prints.

@@ -20,6 +20,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Collection, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -37,6 +38,7 @@ from tools.lab.system import (
     new_stem,
     orphans,
     stop,
+    undisturbed,
 )
 
 SWITCH = "switch"  # the bridge's namespace; no device can have this name
@@ -225,13 +227,14 @@ class Lan:
         """Stops every process of the LAN and removes it. May be called again."""
         if os.getpid() != self._owner.pid:
             return  # a forked child inherits the exit handler, not the LAN
-        atexit.unregister(self.close)
-        stop(self._processes)
-        if self._line is not None:
-            stop([self._line.process])
-        for namespace in reversed(self._namespaces):
-            _remove(namespace)
+        with undisturbed(), ExitStack() as steps:  # the last one first, also where one fails
+            for namespace in self._namespaces:
+                steps.callback(_remove, namespace)
+            if self._line is not None:
+                steps.callback(stop, [self._line.process])
+            steps.callback(stop, self._processes)
         self._namespaces.clear()
+        atexit.unregister(self.close)
 
     @property
     def _switch(self) -> str:

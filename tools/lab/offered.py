@@ -46,12 +46,15 @@ def _check(place: str, request: Request, bundle: Bundle) -> None:
     from astra_mesh.quant.codecs import PLAIN  # imports torch
 
     try:
-        tasks = spec_of(bundle).tasks
+        spec = spec_of(bundle)
     except AstraMeshError as error:
         raise ScenarioError(f"{place}.model: {error.message}") from error
-    if request.task not in tasks:
-        does = " and ".join(tasks)
+    if request.task not in spec.tasks:
+        does = " and ".join(spec.tasks)
         raise ScenarioError(f"{place}.task: {bundle.name} does not {request.task}, it does {does}")
+    if request.tokens is not None and max(request.tokens) >= spec.vocab_size:
+        text = f"{bundle.name} has no token {max(request.tokens)}, it has {spec.vocab_size}"
+        raise ScenarioError(f"{place}.tokens: {text}")
     kinds = [codebook_name(kind, one) for one in bundle.codebook_paths for kind in ("vq", "astra")]
     known = list(dict.fromkeys([*PLAIN, "vq", "astra", *kinds]))
     codec = request.arguments().get("codec", "")

@@ -68,8 +68,9 @@ def attach_timelines(house: House, requests: list[dict[str, Any]], zero: float) 
         zero: what these times are relative to, monotonic seconds.
     """
     deadline = time.monotonic() + SETTLE_S
+    files: dict[str, dict[str, Any]] = {}
     while True:
-        files = _read_files(house)
+        _read_files(house, files)
         for request in requests:
             found = [same for same in files.values() if _is_of(same, request, zero)]
             request["attempts"] = [_attempt(same, zero) for same in found]
@@ -81,13 +82,12 @@ def attach_timelines(house: House, requests: list[dict[str, Any]], zero: float) 
         time.sleep(LOOK_S)
 
 
-def _read_files(house: House) -> dict[str, dict[str, Any]]:
-    """By request id and device."""
-    found: dict[str, dict[str, Any]] = {}
+def _read_files(house: House, found: dict[str, dict[str, Any]]) -> None:
+    """What is new, by request id and device."""
     for device in house.scenario.devices:
         for path in sorted((house.folder / device / "record").glob("[0-9a-f]*.json")):
-            found.setdefault(path.stem, {})[device] = json.loads(path.read_text())
-    return found
+            if device not in found.setdefault(path.stem, {}):
+                found[path.stem][device] = json.loads(path.read_text())
 
 
 def _holders(same: dict[str, Any]) -> int:

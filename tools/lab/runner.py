@@ -33,31 +33,41 @@ def run(scenario: Scenario, say: Say = lambda text: None) -> dict[str, Any]:
     began = datetime.datetime.now(datetime.UTC)
     busy = record.machine()
     made = time.monotonic()
-    with House(scenario, say) as house:
-        met_s = time.monotonic() - made
-        count = len(house.running())
-        running, interrupted = _Run(house, say), False
-        try:
-            say(f"{count} {'peers have' if count != 1 else 'peer has'} met after {met_s:.1f} s")
-            running.run()
-            record.attach_timelines(house, running.requests, running.zero)
-        except KeyboardInterrupt:
-            interrupted = True
-        document = {
-            "format": record.FORMAT,
-            "began": began.isoformat(timespec="seconds"),
-            "versions": record.versions(),
-            "machine": busy,
-            "scenario": msgspec.to_builtins(scenario),
-            "met_s": round(met_s, 3),
-            "took_s": round(time.monotonic() - running.zero, 3),
-            "failed": running.failed,
-            "interrupted": interrupted,
-            "events": sorted(running.events, key=lambda event: float(event["began_s"])),
-            "requests": running.requests,
-            "devices": record.devices(house),
-        }
-        return document | ({"logs": house.logs()} if running.failed else {})
+    found: dict[str, Any] = {}
+    try:
+        with House(scenario, say) as house:
+            met_s = time.monotonic() - made
+            count = len(house.running())
+            running, interrupted = _Run(house, say), False
+            try:
+                if count:
+                    peers = "peers have" if count != 1 else "peer has"
+                    say(f"{count} {peers} met after {met_s:.1f} s")
+                running.run()
+                record.attach_timelines(house, running.requests, running.zero)
+            except KeyboardInterrupt:
+                interrupted = True
+            found = {
+                "format": record.FORMAT,
+                "began": began.isoformat(timespec="seconds"),
+                "versions": record.versions(),
+                "machine": busy,
+                "scenario": msgspec.to_builtins(scenario),
+                "met_s": round(met_s, 3),
+                "took_s": round(time.monotonic() - running.zero, 3),
+                "failed": running.failed,
+                "interrupted": interrupted,
+                "events": sorted(running.events, key=lambda event: float(event["began_s"])),
+                "requests": running.requests,
+                "devices": record.devices(house),
+            }
+            if running.failed:
+                found["logs"] = house.logs()
+    except KeyboardInterrupt:  # once more, while all was cleared away
+        if not found:
+            raise
+        found["interrupted"] = True
+    return found
 
 
 class _Run:
@@ -143,8 +153,11 @@ class _Run:
             found |= {"began_s": round(answer.pop("began") - self.zero, 6), **answer}
         except AskError as error:
             found |= {"began_s": round(asked, 6), "wall_s": round(self._now() - asked, 6)}
-            found["error"] = {"code": error.code, "message": str(error)}
-            self.failed = self.failed or not request.may_fail
+            code, text = error.code, str(error)
+            if self._over.is_set():
+                code, text = "interrupted", "the run ended before the answer"
+            found["error"] = {"code": code, "message": text}
+            self.failed = self.failed or not (request.may_fail or self._over.is_set())
         self.requests.append(found)
         self._tell(f"{request.device} {request.task} {request.model}: {outcome(found)}")
 

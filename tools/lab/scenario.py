@@ -1,4 +1,5 @@
-"""A scenario: what is built, asked and broken, read from TOML. docs/lab.md explains every key.
+"""A scenario: what is built, asked and broken, read from TOML or YAML. docs/lab.md explains every
+key.
 
 Reading is strict: an unknown key, a wrong type, a value outside its range or a name that stands for
 nothing is an error that says where.
@@ -6,10 +7,12 @@ nothing is an error that says where.
 
 from __future__ import annotations
 
+import difflib
 import random
+import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import msgspec
 from msgspec import Meta, Struct, structs
@@ -24,6 +27,8 @@ Percent = Annotated[float, Meta(ge=0, le=100)]
 Delay = Annotated[float, Meta(ge=0, le=5_000)]  # ms
 Cores = Annotated[float, Meta(ge=0.05, le=1024)]
 Count = Annotated[int, Meta(ge=1, le=10_000)]
+_NoneOrMore = Annotated[int, Meta(ge=0, le=1_000_000)]
+_OneOrMore = Annotated[int, Meta(ge=1, le=1_000_000)]
 
 UNLIMITED: Literal["unlimited"] = "unlimited"
 
@@ -77,18 +82,18 @@ class Network(_Strict, frozen=True, kw_only=True):
 class Options(_Strict, frozen=True, kw_only=True, omit_defaults=True):
     """Arguments of the client's methods; what a task does not know is an error."""
 
-    max_new_tokens: int | msgspec.UnsetType = msgspec.UNSET
-    temperature: float | msgspec.UnsetType = msgspec.UNSET
-    top_k: int | msgspec.UnsetType = msgspec.UNSET
-    top_p: float | msgspec.UnsetType = msgspec.UNSET
+    max_new_tokens: _OneOrMore | msgspec.UnsetType = msgspec.UNSET
+    temperature: Annotated[float, Meta(ge=0, le=100)] | msgspec.UnsetType = msgspec.UNSET
+    top_k: _NoneOrMore | msgspec.UnsetType = msgspec.UNSET
+    top_p: Annotated[float, Meta(gt=0, le=1)] | msgspec.UnsetType = msgspec.UNSET
     seed: int | msgspec.UnsetType = msgspec.UNSET
-    top: int | msgspec.UnsetType = msgspec.UNSET
+    top: _OneOrMore | msgspec.UnsetType = msgspec.UNSET
     normalize: bool | msgspec.UnsetType = msgspec.UNSET
     use: Literal["auto", "all", "solo"] | msgspec.UnsetType = msgspec.UNSET
-    max_peers: int | msgspec.UnsetType = msgspec.UNSET
+    max_peers: _NoneOrMore | msgspec.UnsetType = msgspec.UNSET
     codec: str | msgspec.UnsetType = msgspec.UNSET
-    rate: int | msgspec.UnsetType = msgspec.UNSET
-    max_loss: float | msgspec.UnsetType = msgspec.UNSET
+    rate: _NoneOrMore | msgspec.UnsetType = msgspec.UNSET
+    max_loss: Annotated[float, Meta(ge=0, le=100)] | msgspec.UnsetType = msgspec.UNSET
     class_token: str | msgspec.UnsetType = msgspec.UNSET
     late: Literal["wait", "adapt", "degrade"] | msgspec.UnsetType = msgspec.UNSET
     stay: bool | msgspec.UnsetType = msgspec.UNSET
@@ -108,9 +113,9 @@ class Request(_Strict, frozen=True, kw_only=True, rename={"device": "from"}):
     device: str
     model: str
     task: Literal["generate", "classify", "embed"] = "generate"
-    text: str | None = None
+    text: Annotated[str, Meta(min_length=1)] | None = None
     image: str | None = None  # a file, beside the scenario's
-    tokens: tuple[Annotated[int, Meta(ge=0)], ...] | None = None  # ids, instead of a text
+    tokens: Annotated[tuple[_NoneOrMore, ...], Meta(min_length=1)] | None = None  # ids: no text
     options: Options = Options()
     at_s: Seconds | None = None  # after the devices met; None: when the request before has ended
     repeat: Count = 1
@@ -190,6 +195,7 @@ class Plug(_OfDevice, frozen=True, kw_only=True, tag="plug"):
 Event = SetRate | SetMedium | SetLoss | SetDelay | Kill | Leave | Pause | Go | Start | Unplug | Plug
 
 
+_TABLES: tuple[type[Struct], ...] = (Device, Network, Options, Request, *get_args(Event))
 _KEYS = {"devices": "device", "requests": "request", "events": "event"}
 
 
@@ -296,16 +302,48 @@ def load_scenario(path: Path) -> Scenario:
 def parse_scenario(text: str, path: Path) -> Scenario:
     """Read a text; paths in it are relative to ``path``'s folder. Raises as the above."""
     try:
-        document = tomllib.loads(text)
+        document = _READERS.get(path.suffix.lower(), _read_toml)(text)
+        if not isinstance(document, dict):
+            raise ScenarioError("no table of keys")
         for name, device in _tables(document.get("device")):
             _convert(device, Device, f"device.{name}")
         scenario = _convert(document, Scenario)
         named = structs.replace(scenario, name=scenario.name or path.stem)
         return _with_paths(named, path.parent)
-    except tomllib.TOMLDecodeError as error:
-        raise ScenarioError(f"{path}: no TOML, which scenarios are written in: {error}") from error
     except ScenarioError as error:
         raise ScenarioError(f"{path}: {error}") from error
+
+
+def _read_toml(text: str) -> object:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        kinds = "scenarios are TOML, or YAML in files that end in .yaml or .yml"
+        raise ScenarioError(f"no TOML ({error}); {kinds}") from error
+
+
+def _read_yaml(text: str) -> object:
+    try:
+        import yaml
+    except ImportError:
+        raise ScenarioError("YAML needs the package pyyaml; or write it as TOML") from None
+
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]
+        """A key stands once."""
+
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            found: dict[Any, Any] = super().construct_mapping(node, deep)
+            if len(found) < len(node.value):
+                raise yaml.constructor.ConstructorError(None, None, "a key twice", node.start_mark)
+            return found
+
+    try:
+        return yaml.load(text, Loader)  # noqa: S506 (a safe one)
+    except yaml.YAMLError as error:
+        raise ScenarioError(f"no YAML: {' '.join(str(error).split())}") from error
+
+
+_READERS = {".yaml": _read_yaml, ".yml": _read_yaml}
 
 
 def _tables(found: object) -> list[tuple[str, object]]:
@@ -320,7 +358,25 @@ def _convert(document: object, kind: type[T], place: str = "") -> T:
         what, _, inner = str(error).partition(" - at `")
         where = place + inner.rstrip("`").removeprefix("$")
         hint = _HINTS.get(where.rpartition(".")[2], "") if "Invalid" in what else ""
+        if unknown := re.search("unknown field `(.+)`", what):
+            known = {key for one in _TABLES for key in one.__struct_encode_fields__}
+            near = difflib.get_close_matches(unknown[1], known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+        given = _found(document, inner.rstrip("`").removeprefix("$"))
+        if "Expected `" in what and " got " not in what and isinstance(given, int | float | str):
+            hint = f", not {given!r}{hint}"
         raise ScenarioError(f"{where.removeprefix('.')}: {what}{hint}".lstrip(": ")) from error
+
+
+def _found(document: object, place: str) -> object:
+    """What stands at a place of msgspec's, like ``.request[0].options``; None where that is not
+    clear."""
+    for name, index in re.findall(r"\.([^.\[]+)|\[(\d+)\]", place):
+        try:
+            document = document[name if name else int(index)]  # type: ignore[index]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return document
 
 
 def _with_paths(scenario: Scenario, folder: Path) -> Scenario:

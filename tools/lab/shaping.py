@@ -1,6 +1,6 @@
 """Rates and losses on one end of a cable, in the kernel, by `tc` alone.
 
-A rate is a token bucket (tbf) at an interface's exit. A loss is a filter of five instructions of
+A rate is a token bucket (tbf) at an interface's exit. A loss is a filter of four instructions of
 classic BPF that draws a random number for each frame; it needs no iptables. The shared medium is
 one token bucket on an intermediate functional block (ifb) that all ports' frames pass.
 """

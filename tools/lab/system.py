@@ -13,8 +13,9 @@ import re
 import secrets
 import signal
 import subprocess
+import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -124,6 +125,29 @@ def end_in_order() -> None:
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Signals that end this program wait until the block is done, so that what is removed there
+    does not stay behind in part. Nothing outside of the main thread, which alone hears of them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    handlers = {
+        one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    }
+    handlers = {one: known for one, known in handlers.items() if callable(known)}
+    for one in handlers:
+        signal.signal(one, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        for one, known in handlers.items():
+            signal.signal(one, known)
+        if came:
+            signal.raise_signal(came[0])
 
 
 def stop(processes: list[subprocess.Popen[Any]]) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from tools.bench import arithmetic, coding, flood, machine, memory, prefill, tls, wire
+from tools.bench import arithmetic, coding, decode, flood, machine, memory, prefill, tls, wire
 from tools.lab.system import LabUnavailableError
 
 BUSY_SHARE = 0.5
@@ -26,23 +27,37 @@ def _busy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "require_lab", lambda: None)
 
 
-@pytest.mark.parametrize("module", [arithmetic, coding, memory, prefill, wire])
-def test_a_busy_machine(module: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    assert module.main([]) == 1
+@pytest.fixture
+def out(tmp_path: Path) -> str:
+    """Results that are not there yet."""
+    return str(tmp_path / "found.json")
+
+
+@pytest.mark.parametrize("module", [arithmetic, coding, decode, memory, prefill, wire])
+def test_a_busy_machine(module: ModuleType, out: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert module.main(["--out", out]) == 1
     assert "other programs use 50% of the cores" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("module", [arithmetic, memory, prefill])
-def test_busy_measures_all_the_same(module: ModuleType) -> None:
+def test_busy_measures_all_the_same(module: ModuleType, out: str) -> None:
     with pytest.raises(AssertionError, match="it began"):
-        module.main(["--busy"])
+        module.main(["--busy", "--out", out])
+
+
+@pytest.mark.parametrize("module", [arithmetic, coding, decode, memory, prefill, wire])
+def test_committed_results_are_not_replaced_unasked(
+    module: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert module.main(["--busy"]) == 2
+    assert "docs/data/" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("main", "argv"),
     [
-        (memory.main, ["--busy"]),
-        (wire.main, ["--busy"]),
+        (memory.main, ["--busy", "--replace"]),
+        (wire.main, ["--busy", "--replace"]),
         (flood.main, []),
         (tls.main, []),
     ],
@@ -74,6 +89,9 @@ def test_without_a_laboratory(
         (arithmetic.main, ("--rounds", "0")),
         (arithmetic.main, ("--out", "no such folder/arithmetic.json")),
         (arithmetic.main, ("--models", "gpt-9")),
+        (decode.main, ("--rounds", "0")),
+        (decode.main, ("--threads", "-3")),
+        (decode.main, ("--out", "no such folder/decode.json")),
         (prefill.main, ("--rounds", "0")),
         (prefill.main, ("--dtypes", "fp8")),
     ],
@@ -90,5 +108,6 @@ def test_bad_options(
     assert f"error: argument {argv[0]}: " in capsys.readouterr().err
 
 
-def test_pictures_have_their_own_number_of_tokens() -> None:
-    assert memory.main(["--models", "vit-base", "--tokens", "9999"]) == 1  # busy, no bad option
+def test_pictures_have_their_own_number_of_tokens(out: str) -> None:
+    argv = ["--models", "vit-base", "--tokens", "9999", "--out", out]
+    assert memory.main(argv) == 1  # busy, no bad option

@@ -5,13 +5,15 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tools.bench.machine import facts
-from tools.bench.shifts import CHOSEN, MESH, VARIANTS
+from tools.bench.shifts import CHOSEN, MESH, VARIANTS, Shift
 from tools.bench.speed import PRESETS, Bench, Cell, _parsed, main, sweep_of
 from tools.bench.speed_plots import COLOURS, LABELS, draw, load, remarks, table
 from tools.bench.speed_plots import main as plots
@@ -134,6 +136,42 @@ def test_results_of_other_settings_are_not_resumed(
     assert main([*argv, "--rounds", "2"]) == 3  # which makes no row incomparable: it began
 
 
+def test_a_variant_more_is_measured_beside_the_base_alone(tmp_path: Path) -> None:
+    """The others keep their rounds, and its ratios are to answers of its own rounds."""
+    before, argv = ["single", "mesh-128"], ["--peers", "2", "--tokens", "256", "--rates", "10"]
+    cell = Cell("gpt2-124m", 256, 10.0, 2)
+    rows = [made_up_row(cell, 0, name) for name in before]
+    sweep = sweep_of(_parsed([*argv, "--only", *before, "astra-1"]))
+    ((shift, cells),) = Bench(sweep, tmp_path / "speed-x.json", rows)._todo("gpt2-124m")
+    assert (shift.names, cells) == (("single", "astra-1"), [cell])
+    ((whole, _),) = Bench(sweep, tmp_path / "speed-x.json", [])._todo("gpt2-124m")
+    assert set(whole.names) == {*before, "astra-1"}
+    assert whole.kind != shift.kind
+    rows.append(made_up_row(cell, 0, "astra-1"))
+    assert Bench(sweep, tmp_path / "speed-x.json", rows)._todo("gpt2-124m") == []
+
+
+def test_what_is_slow_has_one_round_but_not_the_base_of_all_ratios(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only = ["single", "tensor", "mesh-128"]
+    sweep = sweep_of(_parsed(["--only", *only, "--rounds", "3", "--slow-s", "2"]))
+    bench, cell = Bench(sweep, tmp_path / "speed-x.json", []), Cell("gpt2-124m", 256, 10.0, 2)
+    took = {"single": 3.0, "tensor": 3.0, "mesh-128": 1.0}
+    monkeypatch.setattr("tools.bench.speed.ask", lambda _, __, name: {"seconds": took[name]})
+    rig: Any = SimpleNamespace(settle=lambda: None)
+    bench._cell(rig, cell, Shift(tuple(only), 2, 2))
+    counts = Counter(row["variant"] for row in bench._rows)
+    assert counts == {"single": 3, "tensor": 1, "mesh-128": 3}
+
+
+def test_what_is_asked_for_twice_is_measured_once() -> None:
+    argv = ["--peers", "2", "1", "2", "--rates", "10", "10", "--only", "single", "single"]
+    sweep = sweep_of(_parsed([*argv, "--tokens", "64", "64", "--models", "vit-base", "vit-base"]))
+    assert (sweep.peers, sweep.rates, sweep.only) == ([1, 2], [10.0], ["single"])
+    assert (sweep.tokens, sweep.models) == ([64], ["vit-base"])
+
+
 @pytest.mark.usefixtures("_no_lab")
 @pytest.mark.parametrize(
     ("rounds", "slow_s", "said"),
@@ -247,6 +285,7 @@ def test_without_a_laboratory_its_own_sentence_is_said(
         ("--threads", "0"),
         ("--delay-ms", "-1"),
         ("--dtype", "int8"),  # tensor is among the variants
+        ("--only", "astra-1", "--peers", "1"),
         ("--label", "a/b"),
         ("--out", __file__),
         ("--out", f"{__file__}/results"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -56,6 +58,26 @@ def test_version_2_without_the_controller_says_what_to_do(machine: Machine) -> N
     (machine.groups / "cgroup.subtree_control").write_text("memory\n")
     with pytest.raises(LabUnavailableError, match=r"echo \+cpu >"):
         cpu.make_group("stem", "attic", 1.0)
+
+
+def test_processes_that_have_ended_count_too(machine: Machine) -> None:
+    machine.mount("cgroup2", "rw", "0::/\n")
+    (machine.groups / "cgroup.subtree_control").write_text("cpu\n")
+    group = cpu.make_group("stem", "attic", 1.0)
+    (group.folder / "cpu.stat").write_text("usage_usec 2500000\nthrottled_usec 500000\n")
+    assert group.usage() == cpu.Usage(2.5, 0.5)
+
+
+def test_version_1_counts_in_a_controller_that_may_lie_elsewhere(machine: Machine) -> None:
+    machine.mount("cgroup", "rw,cpu", "1:cpu:/\n")
+    group = cpu.make_group("stem", "attic", 1.0)
+    (group.folder / "cpu.stat").write_text("nr_periods 3\nthrottled_time 500000000\n")
+    (group.folder / "cgroup.procs").write_text(f"{os.getpid()}\n")
+    used = group.usage()
+    assert 0 < used.used_s <= time.process_time()
+    assert used.throttled_s == 0.5
+    (group.folder / "cpuacct.usage").write_text("7000000000\n")
+    assert group.usage().used_s == 7.0
 
 
 def test_no_control_groups(machine: Machine) -> None:

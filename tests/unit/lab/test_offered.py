@@ -38,6 +38,11 @@ def asked(model: str, **more: object) -> Request:
         (asked("words"), ("pictures",), r"no model 'words' is offered; there is pictures$"),
         (asked("pictures"), (), r"request\[0\].task: pictures does not generate, it does"),
         (asked("words", options=Options(codec="zip")), (), r"options.codec: no codes 'zip'"),
+        (
+            Request(device="a", model="words", tokens=(1, 99_999)),
+            (),
+            r"request\[0\].tokens: words has no token 99999, it has \d+",
+        ),
         (asked("words"), ("broken",), r"offer: .*broken.* holds no model"),
     ],
 )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 from msgspec import structs
 
 from tools.lab.scenario import (
@@ -117,9 +119,10 @@ def test_there_are_the_scenarios_that_the_document_names() -> None:
         ("[device.switch]", "'switch' is no name"),
         (A + 'cpu = "half"', r"device\.a\.cpu: Expected `float"),
         (A + "cpu = 0", r"device\.a\.cpu: Expected `float` >= 0.05"),
-        (A + "cpus = 1", r"device\.a: Object contains unknown field `cpus`"),
+        (A + "cpus = 1", r"device\.a: Object contains unknown field `cpus`; did you mean cpu\?"),
+        (A + "delay_mss = 1", r"unknown field `delay_mss`; did you mean delay_ms\?"),
         (A + 'rate_mbps = "fast"', r'device\.a\.rate_mbps: .*number of Mbit/s, or "unlimited"'),
-        (A + "rate_mbps = -1", r"device\.a\.rate_mbps: Expected `float` >= 0.01"),
+        (A + "rate_mbps = -1", r"device\.a\.rate_mbps: Expected `float` >= 0.01, not -1"),
         (A + "rate_mbps = nan", r"device\.a\.rate_mbps"),
         (A + "rate_mbps = inf", r"device\.a\.rate_mbps"),
         (A + "delay_ms = -1", r"device\.a\.delay_ms"),
@@ -139,6 +142,13 @@ def test_there_are_the_scenarios_that_the_document_names() -> None:
         (A + ASK + 'text = "t"\noptions.x = 3', r"request\[0\]\.options: .* unknown field `x`"),
         (A + ASK + 'text = "t"\noptions.use = "some"', r"options\.use: .*there are auto, all"),
         (A + ASK + 'text = "t"\nrepeat = 0', r"request\[0\]\.repeat: Expected `int` >= 1"),
+        (A + ASK + 'text = ""', r"request\[0\]\.text: Expected `str` of length >= 1"),
+        (A + ASK + "tokens = []", r"request\[0\]\.tokens: Expected `array` of length >= 1"),
+        (A + ASK + "tokens = [-1]", r"request\[0\]\.tokens\[0\]: Expected `int` >= 0, not -1"),
+        (A + ASK + 'text = "t"\noptions.max_new_tokens = -5', r"max_new_tokens: .* >= 1, not -5"),
+        (A + ASK + 'text = "t"\noptions.temperature = nan', r"options\.temperature"),
+        (A + ASK + 'text = "t"\noptions.max_peers = -1', r"options\.max_peers: .* not -1"),
+        (A + ASK + 'text = "t"\noptions.max_loss = -1', r"options\.max_loss: .* not -1"),
         (A + '[[request]]\nfrom = "b"\nmodel = "m"\ntext = "t"', "no device 'b'; there are a"),
         (A + '[[event]]\nat_s = 1\naction = "burn"', r"event\[0\]\.action: .*there are rate"),
         (A + "[[event]]\nat_s = 1", r"event\[0\]"),
@@ -158,6 +168,38 @@ def test_each_mistake_is_named(text: str, message: str) -> None:
     with pytest.raises(ScenarioError, match=message) as caught:
         parse(text)
     assert str(caught.value).startswith("folder/house.toml: ")
+
+
+def as_yaml(text: str, suffix: str = ".yaml") -> Scenario:
+    return parse_scenario(text, Path(f"folder/house{suffix}"))
+
+
+@pytest.mark.parametrize("suffix", [".yaml", ".yml", ".YAML"])
+def test_yaml_says_the_same(suffix: str) -> None:
+    assert as_yaml(yaml.safe_dump(tomllib.loads(WHOLE)), suffix) == parse(WHOLE)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "no table of keys"),
+        ("- a\n- b", "no table of keys"),
+        ("device: [", "no YAML: while parsing"),
+        ("device:\n  a: {cpu: 1, cpu: 2}", "a key twice.*line 2"),
+        ("device:\n  a: {cpus: 1}", r"device\.a: Object contains unknown field `cpus`"),
+        ("device:\n  a: {rate_mbps: -1}", r"device\.a\.rate_mbps: .* >= 0.01, not -1"),
+        ("!!python/object/apply:os.system [id]", "no YAML: could not determine a constructor"),
+    ],
+)
+def test_each_mistake_in_yaml_is_named(text: str, message: str) -> None:
+    with pytest.raises(ScenarioError, match=message) as caught:
+        as_yaml(text)
+    assert str(caught.value).startswith("folder/house.yaml: ")
+
+
+def test_what_is_no_toml_may_be_yaml_of_another_name() -> None:
+    with pytest.raises(ScenarioError, match=r"or YAML in files that end in \.yaml"):
+        parse("device: {a: {}}")
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
