@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from astra_mesh.families import Model
-from astra_mesh.quant import vector
+from astra_mesh.families.packed import can_pack
+from astra_mesh.quant import coders, vector
 from astra_mesh.quant.codebook import UNLIMITED, Codebook, load_codebook
 from astra_mesh.quant.codecs import CodeArray, VectorCodec, make_codec
 from astra_mesh.quant.coders import Memory, Nearest, has_quick_scores, is_precise, take
@@ -158,6 +159,23 @@ def test_peers_code_roughly_where_codes_have_no_history(history: int) -> None:
     assert rows.dtype == (torch.uint8 if history == 0 else torch.float32)
 
 
+@pytest.fixture(params=["8 bits", "bfloat16"])
+def _product(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both products that coordinates may come from, whichever is faster here."""
+    half = request.param == "bfloat16"
+    if half and not can_pack(torch.bfloat16):
+        pytest.skip("no products of bfloat16 numbers on this processor")
+    monkeypatch.setattr("astra_mesh.quant.coders.halves_are_quicker", lambda *_: half)
+
+
+def test_products_of_bfloat16_are_taken_only_where_the_processor_has_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(coders, "has_quick_scores", lambda: False)
+    assert not coders.halves_are_quicker.__wrapped__(64, 96)
+
+
+@pytest.mark.usefixtures("_product")
 @pytest.mark.parametrize("kind", KINDS)
 def test_rough_codes_are_about_as_near(kind: str) -> None:
     """Some fall to the second nearest codeword, where that is nearly as near."""
@@ -165,16 +183,17 @@ def test_rough_codes_are_about_as_near(kind: str) -> None:
     rough, exact = rough_pair(model)
     inputs = block_inputs(model, 200)
     for block, x in list(enumerate(inputs))[1:]:
-        coders = [one.coder(block, 3) for one in (rough, exact)]
-        center = coders[1].book.center
+        both = [one.coder(block, 3) for one in (rough, exact)]
+        center = both[1].book.center
         assert center is not None
         n = model.block(block).normalize(x) - center
-        near, y = (coder.coordinates(n) for coder in coders)
+        near, y = (coder.coordinates(n) for coder in both)
         assert 0 < float((near - y).norm()) < 0.02 * float(y.norm())
-        errors = [float((y - one.decode(one.encode(n))).square().sum()) for one in coders]
+        errors = [float((y - one.decode(one.encode(n))).square().sum()) for one in both]
         assert errors[0] == pytest.approx(errors[1], rel=0.01)
 
 
+@pytest.mark.usefixtures("_product")
 def test_rough_codes_do_not_depend_on_the_tokens_beside() -> None:
     model = deep_model("gpt2")
     rough, _ = rough_pair(model)
