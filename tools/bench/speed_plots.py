@@ -249,8 +249,8 @@ def prediction(found: Sequence[Results]) -> Figure | None:
     _plain_numbers(axis, "y")
     axis.set_xlabel("measured, s")
     axis.set_ylabel("predicted, s")
-    share = within(every)
-    return _finished(figure, [axis], f"{share:.0%} of {len(every)} predictions within 20 %")
+    near = round(within(every) * len(every))
+    return _finished(figure, [axis], f"{near} of {len(every)} predictions within 20 %")
 
 
 # --- drawing --------------------------------------------------------------------------------------
