@@ -190,7 +190,8 @@ at_s = 600
         for _ in range(8):  # while it clears away
             time.sleep(0.15)
             laboratory.send_signal(signal.SIGINT)
-        assert laboratory.wait(patient(15)) == 130
+        # The last ones may come when Python itself is ending.
+        assert laboratory.wait(patient(15)) in (130, -signal.SIGINT)
         assert made_by(laboratory.pid) == []
         assert json.loads((tmp_path / "result.json").read_text())["interrupted"]
 

@@ -12,7 +12,7 @@ from tools.lab import accuracy, options, record, runner
 from tools.lab.house import sweep
 from tools.lab.network import require_lab
 from tools.lab.scenario import ScenarioError, load_scenario
-from tools.lab.system import LabError, LabUnavailableError, end_in_order
+from tools.lab.system import LabError, LabUnavailableError, end_in_order, undisturbed
 
 FAILED, MENDABLE, UNAVAILABLE, INTERRUPTED = 1, 2, 3, 130  # exit statuses
 
@@ -80,7 +80,8 @@ def _run(path: Path, output: Path | None) -> int:
     _say(f"{scenario.name}: {', '.join(scenario.devices)}")
     document = runner.run(scenario, _say)
     if output is not None:
-        record.write(document, output)
+        with undisturbed():
+            record.write(document, output)
         _say(f"written to {output}")
     if document["interrupted"]:
         raise KeyboardInterrupt

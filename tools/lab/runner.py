@@ -16,7 +16,7 @@ from tools.lab.client import AskError
 from tools.lab.house import House, Say
 from tools.lab.offered import check_requests
 from tools.lab.scenario import Event, Request, Scenario
-from tools.lab.system import LabError
+from tools.lab.system import LabError, undisturbed
 
 Lane = list[tuple[int, Request]]  # requests with their numbers, one after the other
 
@@ -47,27 +47,31 @@ def run(scenario: Scenario, say: Say = lambda text: None) -> dict[str, Any]:
                 record.attach_timelines(house, running.requests, running.zero)
             except KeyboardInterrupt:
                 interrupted = True
-            found = {
-                "format": record.FORMAT,
-                "began": began.isoformat(timespec="seconds"),
-                "versions": record.versions(),
-                "machine": busy,
-                "scenario": msgspec.to_builtins(scenario),
-                "met_s": round(met_s, 3),
-                "took_s": round(time.monotonic() - running.zero, 3),
-                "failed": running.failed,
-                "interrupted": interrupted,
-                "events": sorted(running.events, key=lambda event: float(event["began_s"])),
-                "requests": running.requests,
-                "devices": record.devices(house),
-            }
-            if running.failed:
-                found["logs"] = house.logs()
+            with undisturbed():
+                found = _document(house, running, interrupted)
+                found |= {"began": began.isoformat(timespec="seconds"), "machine": busy}
+                found["met_s"] = round(met_s, 3)
     except KeyboardInterrupt:  # once more, while all was cleared away
         if not found:
             raise
         found["interrupted"] = True
     return found
+
+
+def _document(house: House, running: _Run, interrupted: bool) -> dict[str, Any]:
+    """What happened, and the peers' logs if it failed."""
+    found = {
+        "format": record.FORMAT,
+        "versions": record.versions(),
+        "scenario": msgspec.to_builtins(house.scenario),
+        "took_s": round(time.monotonic() - running.zero, 3),
+        "failed": running.failed,
+        "interrupted": interrupted,
+        "events": sorted(running.events, key=lambda event: float(event["began_s"])),
+        "requests": running.requests,
+        "devices": record.devices(house),
+    }
+    return found | ({"logs": house.logs()} if running.failed else {})
 
 
 class _Run:
