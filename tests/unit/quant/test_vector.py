@@ -168,11 +168,12 @@ def _product(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("astra_mesh.quant.coders.halves_are_quicker", lambda *_: half)
 
 
-def test_products_of_bfloat16_are_taken_only_where_the_processor_has_them(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(("tiles", "hidden_size"), [(False, 768), (True, 255)])
+def test_products_of_bfloat16_are_taken_only_where_they_are_known_to_be_quicker(
+    tiles: bool, hidden_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(coders, "has_quick_scores", lambda: False)
-    assert not coders.halves_are_quicker.__wrapped__(64, 96)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles, raising=False)
+    assert not coders.halves_are_quicker(hidden_size)
 
 
 @pytest.mark.usefixtures("_product")

@@ -36,7 +36,9 @@ export class Meter {
   measured = -Infinity; // when a probe or a run last said how fast it is
   #since = 0;
   #bytes = 0;
-  #mark = null; // { since, size } of the run that waits for its pong
+  #goesOn = false; // what is marked next has more behind it
+  #mark = null; // { since, size, goesOn } of the run that waits for its pong
+  #last = null; // the one before, if this one followed without a pause
   #next = -Infinity; // no mark before
   #pong = -Infinity; // when the last one came
   #runs = []; // { size, floor, ceiling }: bits per second, at least and at most
@@ -45,7 +47,8 @@ export class Meter {
   wrote(size, began) {
     if (!this.#bytes) this.#since = began;
     this.#bytes += size;
-    return this.#bytes >= MOST_BYTES && this.#mayMark(began);
+    this.#goesOn = this.#bytes >= MOST_BYTES && this.#mayMark(began);
+    return this.#goesOn;
   }
 
   /** Nothing is left to write: the run is over; whether to mark its end. */
@@ -62,8 +65,9 @@ export class Meter {
 
   /** A ping follows what was written so far. */
   mark(now) {
-    this.#mark = { since: this.#since, size: this.#bytes };
+    this.#mark = { since: this.#since, size: this.#bytes, goesOn: this.#goesOn };
     this.#bytes = 0;
+    this.#goesOn = false;
     this.#next = now + EVERY_S;
   }
 
@@ -73,15 +77,22 @@ export class Meter {
    */
   pong(now, roundTripS, leastTripS) {
     if (this.#mark === null) return false;
-    const { since: marked, size } = this.#mark;
+    const marked = this.#mark;
     this.#mark = null;
+    const { size } = marked;
     const tripS = roundTripS ?? 0;
-    const since = Math.max(marked, this.#pong - tripS); // where writing went on, what was before had to get through first
+    const end = now - (leastTripS ?? 0);
+    let floor = (8 * size) / Math.max(end - marked.since, RESOLUTION_S);
+    if (this.#last !== null) {
+      // Both together: less of that time was the queue's before them.
+      const both = (8 * (this.#last.size + size)) / Math.max(end - this.#last.since, RESOLUTION_S);
+      floor = Math.max(floor, both);
+    }
+    // Where writing went on, what was written before had to get through first.
+    const leastS = now - Math.max(marked.since, this.#pong - tripS) - tripS - SLACK_S;
+    const ceiling = Math.max(floor, leastS > 0 ? (8 * size) / leastS : Infinity);
+    this.#last = marked.goesOn ? marked : null;
     this.#pong = now;
-    const longestS = Math.max(now - since - (leastTripS ?? 0), RESOLUTION_S);
-    const leastS = now - since - tripS - SLACK_S;
-    const floor = (8 * size) / longestS;
-    const ceiling = leastS > 0 ? (8 * size) / leastS : Infinity;
     this.#runs = [...this.#runs, { size, floor, ceiling }].slice(-REMEMBERED);
     const before = this.bps;
     const most = this.#mostBps();
