@@ -29,6 +29,7 @@ from typing import Any, Final, NamedTuple
 from astra_mesh.families import read_spec
 from astra_mesh.families.precision import PRECISIONS
 from tools.bench.baselines.variants import DTYPES, SINGLE
+from tools.bench.command import BAD, INTERRUPTED, say
 from tools.bench.machine import UNAVAILABLE, busy_share, facts, free_gib, hindrance
 from tools.bench.rig import Rig, RigError
 from tools.bench.shifts import CHOSEN, MESH, VARIANTS, Shift, shifts
@@ -46,7 +47,6 @@ SPARE_GIB: Final = 1.5  # of the free memory, for the kernel, this program and w
 LEFT_GIB: Final = 0.7  # with less the sweep ends itself, before the kernel ends anything
 # Of the results' head.
 SETTINGS: Final = ("dtype", "cores", "threads", "rounds", "slow_s", "delay_ms", "codes")
-BAD, INTERRUPTED = 2, 130  # exit statuses, as those of tools.lab
 WARM_TRIES: Final = 6  # peers that still load a model when they are first asked are asked again
 
 PRESETS: Final[dict[str, dict[str, Any]]] = {
@@ -282,11 +282,6 @@ def ask(rig: Rig, cell: Cell, name: str) -> dict[str, Any]:
     return rig.ask_baseline(name, cell.tokens, cell.members)
 
 
-def say(text: str) -> None:
-    """A line for whoever waits."""
-    print(text, file=sys.stderr, flush=True)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", choices=sorted(PRESETS), help="options below change it")
@@ -299,9 +294,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--peers", nargs="+", type=devices, help="numbers of devices")
     parser.add_argument("--only", nargs="+", choices=VARIANTS, metavar="VARIANT")
     parser.add_argument("--rounds", type=count)
-    parser.add_argument(
-        "--slow-s", type=slow, help="others than one device have one round only above it"
-    )
+    above = "what takes longer has one round only, one device aside"
+    parser.add_argument("--slow-s", type=slow, help=above)
     cores = options.as_annotated(Cores)
     parser.add_argument("--cores", type=cores, help="of each device; default: an equal share")
     parser.add_argument("--threads", type=count, default=1, help="of torch in each process")
